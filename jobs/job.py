@@ -1,0 +1,290 @@
+"""The contract between a job (the science) and the orchestrator (the machine).
+
+A job says what its parameters are, which trials can share tensors, what they cost, how a pack of
+them trains, and how curves become observations and a phase. It knows nothing of Ray, MLflow or
+Optuna. This module imports numpy and the standard library only, so that the driver can validate
+and plan a sweep without loading torch; a job imports torch inside `train`.
+
+Shapes: M models in a pack, K metrics, N report steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scalar = int | float | bool | str
+"""What a parameter's value may be: plain data that YAML, JSON and MLflow all hold."""
+
+
+class ParamError(ValueError):
+    """A parameter breaks a rule: its name, the rule, the value given, the valid choices."""
+
+    def __init__(self, name: str, rule: str, value: object, choices: Sequence[object] = ()) -> None:
+        self.name, self.rule, self.value, self.choices = name, rule, value, tuple(choices)
+        text = f"{name}: {rule}; got {value!r}"
+        super().__init__(text + (f"; valid: {', '.join(map(str, choices))}" if choices else ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamSpec:
+    """What one parameter may be. `low`/`high` are inclusive, `above`/`below` exclusive."""
+
+    name: str
+    type: type
+    default: Any
+    """`dataclasses.MISSING` where the parameter has no default."""
+    meaning: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[Scalar, ...] = ()
+
+    @property
+    def required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+    def describe_range(self) -> str:
+        """The valid values in words, for messages and help."""
+        if self.choices:
+            return "one of " + ", ".join(map(str, self.choices))
+        if self.type is bool:
+            return "true or false"
+        if self.type is str:
+            return "text"
+        kind = "whole number" if self.type is int else "number"
+        left = f">= {self.low:g}" if self.low is not None else f"> {self.above:g}" if self.above is not None else ""
+        right = f"<= {self.high:g}" if self.high is not None else f"< {self.below:g}" if self.below is not None else ""
+        return " ".join(part for part in (kind, " and ".join(p for p in (left, right) if p)) if part)
+
+    def check(self, value: Any) -> Scalar:
+        """The value in the parameter's own type.
+
+        An int is accepted for a float, and a float without a fraction for an int.
+
+        Raises:
+            ParamError: the type is wrong, the value is not finite, or it is out of range.
+        """
+        value = self._typed(value)
+        if self.choices:
+            if value not in self.choices:
+                raise ParamError(self.name, "not a valid choice", value, self.choices)
+            return value
+        if isinstance(value, (bool, str)):
+            return value
+        if (
+            not math.isfinite(value)
+            or (self.low is not None and value < self.low)
+            or (self.high is not None and value > self.high)
+            or (self.above is not None and value <= self.above)
+            or (self.below is not None and value >= self.below)
+        ):
+            raise ParamError(self.name, f"must be a {self.describe_range()}", value)
+        return value
+
+    def _typed(self, value: Any) -> Scalar:
+        kind = self.type
+        if type(value) is kind:
+            return value  # type: ignore[no-any-return]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if kind is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        raise ParamError(self.name, f"must be a {self.describe_range()}", value)
+
+
+def param(
+    default: Any = dataclasses.MISSING,
+    *,
+    meaning: str,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[Scalar] = (),
+) -> Any:
+    """A field of a `Params` class: its meaning, unit and range, checked at construction."""
+    rules = {
+        "meaning": meaning, "unit": unit, "low": low, "high": high,
+        "above": above, "below": below, "choices": tuple(choices),
+    }  # fmt: skip
+    return field(default=default, metadata={"param": rules})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """Base of a job's parameters (and of its thresholds): a frozen, keyword-only dataclass.
+
+    Every field is made by `param` and is an int, a float, a bool or a str. Construction checks
+    each field; a subclass adds rules that join fields by extending `__post_init__`.
+
+    Raises:
+        ParamError: a field breaks its rule.
+    """
+
+    def __post_init__(self) -> None:
+        for name, spec in specs(type(self)).items():
+            given = getattr(self, name)
+            value = spec.check(given)
+            if value is not given:
+                object.__setattr__(self, name, value)
+
+
+P = TypeVar("P", bound=Params)
+
+
+@lru_cache(maxsize=None)
+def specs(params_type: type[Params]) -> Mapping[str, ParamSpec]:
+    """The parameters of a `Params` class, in the order they are declared."""
+    hints = get_type_hints(params_type)
+    return {
+        f.name: ParamSpec(name=f.name, type=hints[f.name], default=f.default, **f.metadata["param"])
+        for f in dataclasses.fields(params_type)
+    }
+
+
+def params_from(params_type: type[P], values: Mapping[str, Any]) -> P:
+    """Build a `Params` from plain data.
+
+    Raises:
+        ParamError: an unknown or a missing name, or a value that breaks its rule.
+    """
+    known = specs(params_type)
+    for name in values:
+        if name not in known:
+            raise ParamError(name, "is not a parameter of this job", values[name], tuple(known))
+    for name, spec in known.items():
+        if spec.required and name not in values:
+            raise ParamError(name, f"is required ({spec.meaning})", None)
+    return params_type(**values)
+
+
+def as_dict(params: Params) -> dict[str, Scalar]:
+    """A `Params` as plain data, in the order of its fields."""
+    return {name: getattr(params, name) for name in specs(type(params))}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member(Generic[P]):
+    """One model of a pack: a trial as the job sees it."""
+
+    params: P
+    seed: int
+    """64-bit key of every random number of this trial (batches, noise, initialisation)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a pack has measured at one step. Positions count from 0 in the pack as it was given."""
+
+    step: int
+    """Optimiser steps done so far; 0 is the initial model."""
+    members: NDArray[np.int64]
+    """(m,) positions of the models measured."""
+    values: Mapping[str, NDArray[np.float64]]
+    """metric -> (m,) values; NaN and infinity are allowed and mean what they say."""
+    finished: NDArray[np.int64]
+    """Positions of the models that have finished with this report (diverged ones too)."""
+    failed: Mapping[int, str] = field(default_factory=dict)
+    """Position -> traceback, of models whose own code raised; they have finished too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curves:
+    """The whole measured course of one trial."""
+
+    step: NDArray[np.int64]
+    """(N,) increasing steps."""
+    values: Mapping[str, NDArray[np.float64]]
+    """metric -> (N,) values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Censored:
+    """Not reached within the trial's horizon: a bound, never a number."""
+
+    at: float
+    """The step (or other quantity) up to which it was not reached."""
+
+
+Observations = Mapping[str, float | Censored]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What one pack costs, in machine-independent counts (whole training, evaluations included)."""
+
+    launches: float
+    """Tensor operations launched, whatever their size (Python and dispatch overhead)."""
+    matmul_flop: float
+    """Floating-point operations of matrix products (2 per multiply-add), padding included."""
+    element_visits: float
+    """Elements read or written by all other operations."""
+    memory_bytes: float
+    """Peak resident memory of the pack beyond the data set."""
+    seconds: float = 0.0
+    """Time that is none of these (a plain function's own estimate)."""
+
+
+class Job(ABC, Generic[P]):
+    """The science of one kind of trial. Instances hold no state; one serves a whole sweep."""
+
+    version: ClassVar[int] = 1
+    """Part of a trial's identity: raise it when the same parameters no longer mean the same curve."""
+    Params: ClassVar[type[Params]]
+    Thresholds: ClassVar[type[Params]]
+    """What the sweep file's `phases:` may set; never part of a trial's identity."""
+    metrics: ClassVar[tuple[str, ...]]
+    """Names of the curves, in the order they are recorded. Empty: whatever is reported."""
+    phases: ClassVar[tuple[str, ...]]
+    """Every label that `phase` can give, in the order a legend shows them."""
+
+    @abstractmethod
+    def pack_key(self, params: P) -> Hashable:
+        """Trials with equal keys can share tensors (widths and other paddable extents aside)."""
+
+    def extent(self, params: P) -> tuple[int, ...]:
+        """Sizes that zero padding may raise without changing the trial, e.g. (width,)."""
+        return ()
+
+    @abstractmethod
+    def cost(self, params: P, *, extent: tuple[int, ...], models: int) -> Cost:
+        """The cost of a pack of `models` trials like `params`, each padded to `extent`."""
+
+    @abstractmethod
+    def train(self, pack: Sequence[Member[P]], *, device: str) -> Iterator[Report]:
+        """Train all members; a member's curve is the same whatever its neighbours are.
+
+        `device` is a torch device name. Reports come in increasing step; each member is named
+        in `finished` exactly once.
+        """
+
+    @abstractmethod
+    def observe(self, params: P, curves: Curves, thresholds: Params) -> Observations:
+        """Reduce a trial's curves to scalars; what was not reached is `Censored`."""
+
+    @abstractmethod
+    def phase(self, params: P, observations: Observations, thresholds: Params) -> str:
+        """The trial's label, one of `phases`."""
+
+    def summarise(self, trials: Sequence[tuple[P, Observations]], thresholds: Params) -> dict[str, float]:
+        """Quantities of a whole sweep (e.g. the width at the test-error peak); none by default."""
+        return {}
+
+
+def log_spaced_steps(horizon: int, points: int) -> NDArray[np.int64]:
+    """At most `points` distinct steps from 1 to `horizon`, evenly spaced in log, both ends included."""
+    if points < 2 or horizon == 1:
+        return np.array([horizon], dtype=np.int64)
+    return np.unique(np.rint(np.geomspace(1, horizon, points)).astype(np.int64))

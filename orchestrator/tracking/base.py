@@ -1,0 +1,96 @@
+"""Where curves are kept: the contract that the runner, `map` and `status` use.
+
+Every method that writes is idempotent: what is already recorded is not recorded again. A row of a
+curve is (trial, metric, step), written once; its timestamp is the run's start plus its step in
+milliseconds, so that a repeated write is the same row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.job import Curves, Scalar
+from orchestrator.records import CurveRows, Recorded, TrialResult
+from orchestrator.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRecord:
+    """What the parent run says of a sweep."""
+
+    sweep_id: str
+    name: str
+    job: str
+    resolved_yaml: str
+    """Kept as the artifact `sweep.yaml`."""
+    thresholds: str
+    """Fingerprint of the thresholds in force: written with every phase (see `Recorded`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRow:
+    """One recorded trial as `map` reads it back: parameters are text-free plain data."""
+
+    trial_id: str
+    run_id: str
+    params: Mapping[str, Scalar]
+    replicate: int
+    recorded: Recorded
+
+
+class Tracker(ABC):
+    """One writer's connection to the record. Not for use from several threads at once."""
+
+    @abstractmethod
+    def open_sweep(self, sweep: SweepRecord) -> str:
+        """Create the sweep's parent run, or reopen it; its address for people to look at (a run id)."""
+
+    @abstractmethod
+    def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
+        """What is recorded of these trials, in any sweep of the experiment; absent ones are left out.
+
+        Set-based: the number of round trips does not grow with the number of trials one by one.
+        """
+
+    @abstractmethod
+    def begin(self, trials: Sequence[Trial]) -> None:
+        """The trials start: each has one RUNNING run with its parameters; an unfinished one is reopened."""
+
+    @abstractmethod
+    def record(self, rows: CurveRows) -> None:
+        """Append curve rows of begun trials; rows at or before a trial's recorded step are dropped."""
+
+    @abstractmethod
+    def end(self, results: Sequence[TrialResult]) -> None:
+        """The trials ended: status, observations (as run metrics), phase (as a tag), error (as a tag)."""
+
+    @abstractmethod
+    def reconcile(self, running: Iterable[str] = ()) -> int:
+        """End as KILLED the sweep's RUNNING trials not in `running` (orphans of a dead driver); how many."""
+
+    @abstractmethod
+    def relabel(self, results: Sequence[TrialResult]) -> None:
+        """Replace phase and observations of finished trials (the thresholds have changed)."""
+
+    @abstractmethod
+    def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
+        """The recorded trials among these, for the phase diagram."""
+
+    @abstractmethod
+    def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
+        """The recorded curves of these trials, a bounded number in memory at a time."""
+
+    @abstractmethod
+    def attach(self, files: Mapping[str, Path]) -> None:
+        """Keep files as artifacts of the parent run: artifact path -> local file."""
+
+    @abstractmethod
+    def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:
+        """The parent run ends as FINISHED, FAILED or KILLED, with the sweep's own metrics."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write what is pending and let go of connections. Further calls are errors; close is not."""

@@ -1,0 +1,53 @@
+"""A trial: one immutable setting of a job and a replicate. Its content is its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jobs.job import Params, Scalar, as_dict
+
+
+def _digest(*parts: object) -> bytes:
+    text = json.dumps(parts, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def replicate_seed(job: str, base_seed: int, replicate: int) -> int:
+    """The 64-bit key of a replicate's random numbers.
+
+    It depends on the replicate and not on the other parameters: trials that differ along an axis
+    share data split, noise and batches (common random numbers), and a longer horizon extends a curve.
+    """
+    return int.from_bytes(_digest("seed", job, base_seed, replicate)[:8], "little")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One point of a sweep and one replicate of it."""
+
+    job: str
+    """The job as the sweep file names it."""
+    job_version: int
+    params: Params
+    """All parameters, the job's defaults included."""
+    replicate: int
+    base_seed: int = 0
+    id: str = field(init=False)
+    """32 hexadecimal digits: the hash of everything above. Equal content, equal id, in any sweep."""
+
+    def __post_init__(self) -> None:
+        content = _digest(
+            "trial", self.job, self.job_version, as_dict(self.params), self.replicate, self.base_seed
+        )
+        object.__setattr__(self, "id", content.hex())
+
+    @property
+    def seed(self) -> int:
+        return replicate_seed(self.job, self.base_seed, self.replicate)
+
+    def settings(self) -> Mapping[str, Scalar]:
+        """The parameters as plain data."""
+        return as_dict(self.params)
