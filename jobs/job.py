@@ -208,6 +208,8 @@ class Curves:
     """(N,) increasing steps."""
     values: Mapping[str, NDArray[np.float64]]
     """metric -> (N,) values."""
+    present: Mapping[str, NDArray[np.bool_]] | None = None
+    """metric -> (N,) whether it was reported at the step; None: all were. What was not reads as NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,22 @@ class Job(ABC, Generic[P]):
     """Names of the curves, in the order they are recorded. Empty: whatever is reported."""
     phases: ClassVar[tuple[str, ...]]
     """Every label that `phase` can give, in the order a legend shows them."""
+    headline: ClassVar[tuple[str, ...]] = ()
+    """Observations worth a plot of their own, the most telling first."""
+    open_params: ClassVar[bool] = False
+    """Whether any parameter name is accepted (a plain function); `Params` is then made by `params_for`."""
+
+    def params_for(self, values: Mapping[str, Any]) -> P:
+        """The parameters that plain data stands for.
+
+        Raises:
+            ParamError: see `params_from`.
+        """
+        return params_from(self.Params, values)  # type: ignore[return-value]
+
+    def report_steps(self, params: P) -> int:
+        """How many steps of the trial's curves are recorded at most; 0 where it cannot be known."""
+        return 0
 
     @abstractmethod
     def pack_key(self, params: P) -> Hashable:

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Stop the head and the worker that head.sh and worker.sh started from the same PHASEFRONT_RAY_DIR, and nothing else.
+# (`ray stop` would end every Ray process of the machine, another person's too.)
+set -euo pipefail
+
+directory="${PHASEFRONT_RAY_DIR:-/tmp/phasefront-ray-$(id -u)}"
+
+# What a process started, and what that started: a worker has a session of its own, so a group's signal would miss it.
+descendants() {
+    local child
+    for child in $(ps -o pid= --ppid "$1"); do
+        echo "$child"
+        descendants "$child"
+    done
+}
+
+alive() {
+    local pid
+    for pid in "$@"; do
+        # A zombie has ended; it only waits to be reaped.
+        case "$(ps -o stat= -p "$pid")" in
+            "" | Z*) ;;
+            *) echo "$pid" ;;
+        esac
+    done
+}
+
+for role in worker head; do
+    pid_file="$directory/$role.pid"
+    [ -e "$pid_file" ] || continue
+    pid="$(cat "$pid_file")"
+    # A pid may have been given to another program since.
+    if ! ps -o args= -p "$pid" | grep -q "ray start --block --temp-dir=$directory "; then
+        echo "no $role runs any more"
+        rm -f "$pid_file"
+        continue
+    fi
+    all="$(descendants "$pid")"
+    kill -TERM "$pid"
+    for _ in $(seq 60); do
+        left="$(alive "$pid" $all)"
+        [ -z "$left" ] && break
+        sleep 0.25
+    done
+    [ -z "$left" ] || kill -KILL $left 2> /dev/null || true
+    rm -f "$pid_file"
+    echo "$role stopped"
+done

@@ -1,0 +1,422 @@
+"""A user's plain function as a job: `train(params, seed, device, report)`, which knows nothing of packs.
+
+    def train(params, seed, device, report):
+        rng = random.Random(seed)
+        for step in range(1, params["steps"] + 1):
+            ...
+            report(step, loss=loss)
+        return {"accuracy": accuracy}
+
+`params` is a dict of plain data, whatever the sweep file names; or, where the first argument is
+annotated with a subclass of `jobs.job.Params`, an instance of it: its names and ranges then check
+the sweep file. `report` takes an increasing step and any metrics. The dict that the function may
+return is recorded with its last report. A function whose meaning has changed says so by an
+attribute, `train.version = 2`, so that older trials are not taken for new ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import keyword
+import re
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from types import FunctionType, SimpleNamespace
+from typing import Any, ClassVar, get_type_hints
+
+import numpy as np
+
+from jobs.catalogue import JobNotFound
+from jobs.job import (
+    Censored,
+    Cost,
+    Curves,
+    Job,
+    Member,
+    Observations,
+    ParamError,
+    Report,
+    Scalar,
+    as_dict,
+    param,
+)
+from jobs.job import Params as ParamsBase
+
+QUEUE_ROWS = 4096
+"""Reports that may wait for the consumer; the function waits when there are as many."""
+POLL_S = 0.05
+"""How long a report may wait before the consumer looks, where the queue does not fill."""
+END_S = 1.0
+"""How long closing waits for the function to come to its next report."""
+
+_SIGNATURE = "train(params, seed, device, report)"
+_METRIC_NAME = re.compile(r"[\w./: -]{1,250}")
+
+
+class ReportError(ValueError):
+    """A function's report (or what it returned) breaks a rule: the rule and the value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenParams(ParamsBase):
+    """Parameters of a function that declares none: any names, each value of its own type."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_params, (as_dict(self),)
+
+
+@cache
+def _open_type(names: tuple[str, ...], types: tuple[type, ...]) -> type[OpenParams]:
+    fields = [(name, kind, param(meaning="parameter of the function")) for name, kind in zip(names, types, strict=True)]
+    # The types are kept as objects: `get_type_hints` has no names to look up.
+    return dataclasses.make_dataclass("OpenParams", fields, bases=(OpenParams,), frozen=True, kw_only=True)
+
+
+def open_params(values: Mapping[str, Any]) -> OpenParams:
+    """Parameters with exactly these names, each of its value's own type.
+
+    Raises:
+        ParamError: a name that is no Python name, or a value that is not a finite number, true/false or text.
+    """
+    names, types = tuple(values), tuple(map(type, values.values()))
+    for name, kind in zip(names, types, strict=True):
+        if kind not in (int, float, bool, str):
+            raise ParamError(name, "must be a number, true, false or text", values[name])
+        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("__"):
+            raise ParamError(name, "is not a name that Python accepts for a parameter", values[name])
+    return _open_type(names, types)(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionThresholds(ParamsBase):
+    """How a function's trials are labelled."""
+
+    metric: str = param("", meaning="metric whose final value gives the phase; empty: all trials are 'finished'")
+    level: float = param(0.0, meaning="final value from which on a trial is 'at or above'")
+
+
+class FunctionJob(Job[Any]):
+    """Wraps `train(params, seed, device, report)`; the members of a pack train one after another."""
+
+    Params: ClassVar[type[ParamsBase]] = OpenParams
+    Thresholds: ClassVar[type[ParamsBase]] = FunctionThresholds
+    metrics: ClassVar[tuple[str, ...]] = ()
+    phases: ClassVar[tuple[str, ...]] = ("below", "at or above", "finished", "not reported", "diverged")
+    needs_torch: ClassVar[bool] = False
+    """A worker need not import torch for it; the function's own module imports what it uses."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        """Raises:
+        JobNotFound: the function does not take these arguments, or its annotation cannot serve.
+        """
+        self.function = function
+        declared = _declared_params(function)
+        # One class serves every function, so what differs among them belongs to the instance.
+        self.__dict__.update(
+            open_params=declared is None,
+            Params=OpenParams if declared is None else declared,
+            version=_version(function),
+        )
+
+    def params_for(self, values: Mapping[str, Any]) -> ParamsBase:
+        return open_params(values) if self.open_params else super().params_for(values)
+
+    def pack_key(self, params: ParamsBase) -> Hashable:
+        return ()
+
+    def cost(self, params: ParamsBase, *, extent: tuple[int, ...], models: int) -> Cost:
+        return Cost(launches=0.0, matmul_flop=0.0, element_visits=0.0, memory_bytes=0.0)
+
+    def train(self, pack: Sequence[Member[Any]], *, device: str) -> Iterator[Report]:
+        """Reports of the members, one member after another; within each, in increasing step.
+
+        A member's last report is held until the function reports again or returns, because what
+        it returns is recorded at the same step.
+        """
+        course = _Course(self.function, pack, device, self.open_params)
+        thread = threading.Thread(target=course.run, name="phasefront function", daemon=True)
+        thread.start()
+        try:
+            while not course.over:
+                course.wait()
+                yield from course.drain()
+        finally:
+            course.stop()
+            thread.join(END_S)
+
+    def observe(self, params: ParamsBase, curves: Curves, thresholds: Any) -> Observations:
+        """`final_<metric>`: the value last reported, for each metric."""
+        last = {name: _last_reported(curves, name) for name in curves.values}
+        seen: dict[str, float | Censored] = {f"final_{name}": v for name, v in last.items() if v is not None}
+        return seen
+
+    def phase(self, params: ParamsBase, observations: Observations, thresholds: Any) -> str:
+        """By the watched metric's final value; "diverged" where it, or with none watched any, is not finite."""
+        finals = {name: value for name, value in observations.items() if isinstance(value, float)}
+        if not thresholds.metric:
+            return "finished" if all(map(np.isfinite, finals.values())) else "diverged"
+        value = finals.get(f"final_{thresholds.metric}")
+        if value is None:
+            return "not reported"
+        if not np.isfinite(value):
+            return "diverged"
+        return "at or above" if value >= thresholds.level else "below"
+
+
+def _last_reported(curves: Curves, name: str) -> float | None:
+    values = curves.values[name]
+    if curves.present is not None:
+        reported = curves.present[name]
+    else:
+        # What was not reported reads as NaN; but a row exists because something was.
+        nothing = np.logical_and.reduce([np.isnan(column) for column in curves.values.values()])
+        reported = ~np.isnan(values) | nothing
+    rows = np.flatnonzero(reported)
+    return float(values[rows[-1]]) if len(rows) else None
+
+
+def _declared_params(function: Callable[..., Any]) -> type[ParamsBase] | None:
+    """The `Params` subclass that the first argument is annotated with; None where it takes plain data.
+
+    Raises:
+        JobNotFound: see `FunctionJob`.
+    """
+    name = f"function {getattr(function, '__qualname__', function)!r}"
+    signature = inspect.signature(function)
+    try:
+        signature.bind(None, 0, "cpu", None)
+    except TypeError:
+        raise JobNotFound(f"{name} is no job: it must take {_SIGNATURE}; it takes {signature}") from None
+    first = next(iter(signature.parameters.values()))
+    hint = first.annotation
+    if isinstance(hint, str) and isinstance(function, FunctionType):
+        try:
+            hint = get_type_hints(SimpleNamespace(__annotations__={"it": hint}), function.__globals__)["it"]
+        except NameError as error:
+            raise JobNotFound(
+                f"{name}: the annotation {hint!r} of {first.name!r} names nothing that exists at run time ({error}); "
+                "import it outside TYPE_CHECKING, or leave the annotation out"
+            ) from error
+    if inspect.isclass(hint) and issubclass(hint, ParamsBase):
+        return hint if hint is not ParamsBase else None
+    if dataclasses.is_dataclass(hint):
+        raise JobNotFound(
+            f"{name}: {first.name!r} is annotated with {hint!r}; a class of parameters must be a subclass of "
+            "jobs.job.Params with fields made by jobs.job.param; or annotate it as dict"
+        )
+    return None
+
+
+def _version(function: Callable[..., Any]) -> int:
+    version = getattr(function, "version", 1)
+    if type(version) is not int:
+        raise JobNotFound(
+            f"function {function.__qualname__!r}: its attribute version must be a whole number; got {version!r}"
+        )
+    return version
+
+
+class _Stopped(BaseException):
+    """Ends the function at its next report; no `except Exception` of the user's catches it."""
+
+
+class _Course:
+    """The functions' thread on one side, the consumer of its reports on the other.
+
+    Appending to a deque and counting it need no lock; the events only wake who waits.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], pack: Sequence[Member[Any]], device: str, plain: bool
+    ) -> None:
+        self._function, self._pack, self._device, self._plain = function, pack, device, plain
+        self._rows: deque[_Row] = deque()
+        self._ends: deque[tuple[int, int, str | None]] = deque()
+        """(position, last step, traceback) of members that have ended, put after their rows."""
+        self._news, self._room = threading.Event(), threading.Event()
+        self._stopping = self._ended = False
+        self.over = False
+        """The function's thread has ended and everything is drained."""
+
+    # The function's side.
+
+    def run(self) -> None:
+        """Train the members, one after another."""
+        try:
+            for position, member in enumerate(self._pack):
+                if self._stopping:
+                    return
+                self._train(position, member)
+        except _Stopped:
+            pass
+        finally:
+            self._ended = True
+            self._news.set()
+
+    def _train(self, position: int, member: Member[Any]) -> None:
+        report = _Reporter(self, position)
+        error: str | None = None
+        params: ParamsBase | dict[str, Scalar] = as_dict(member.params) if self._plain else member.params
+        try:
+            report.returned(self._function(params, member.seed, self._device, report))
+        except _Stopped:
+            raise
+        except BaseException as raised:  # SystemExit too: the other members go on
+            error = users_traceback(raised)
+        report.release()
+        self._ends.append((position, max(report.step, 0), error))
+
+    def put(self, row: _Row) -> None:
+        """Queue a row; waits while the queue is full.
+
+        Raises:
+            _Stopped: nobody reads any more.
+        """
+        self._rows.append(row)
+        while len(self._rows) >= QUEUE_ROWS and not self._stopping:
+            self._room.clear()
+            self._news.set()
+            self._room.wait(POLL_S)
+        if self._stopping:
+            raise _Stopped
+
+    # The consumer's side.
+
+    def wait(self) -> None:
+        """Until the queue is full, the thread has ended, or `POLL_S` have passed."""
+        self._news.wait(POLL_S)
+        self._news.clear()
+
+    def drain(self) -> Iterator[Report]:
+        """What waits, rows of one step and the same metrics together."""
+        over = self._ended
+        # The ends first: a member's rows are put before its end, so they are among the rows counted next.
+        ends = [self._ends.popleft() for _ in range(len(self._ends))]
+        groups: dict[tuple[int, tuple[str, ...]], list[_Row]] = {}
+        for _ in range(len(self._rows)):
+            row = self._rows.popleft()
+            groups.setdefault(row[1:3], []).append(row)
+        self._room.set()
+        none = np.empty(0, dtype=np.int64)
+        for step, names in sorted(groups):
+            rows = groups[step, names]
+            table = np.array([row[3] for row in rows], dtype=np.float64)
+            yield Report(
+                step=step,
+                members=np.array([row[0] for row in rows], dtype=np.int64),
+                values={name: table[:, k] for k, name in enumerate(names)},
+                finished=none,
+            )
+        if ends:
+            yield Report(
+                step=max(step for _, step, _ in ends),
+                members=none,
+                values={},
+                finished=np.array([position for position, _, _ in ends], dtype=np.int64),
+                failed={position: error for position, _, error in ends if error is not None},
+            )
+        self.over = over
+
+    def stop(self) -> None:
+        """Nobody reads any more: end the function at its next report."""
+        self._stopping = True
+        self._room.set()
+
+
+_Row = tuple[int, int, tuple[str, ...], tuple[float, ...]]
+"""Position in the pack, step, names of the metrics, their values."""
+
+
+class _Reporter:
+    """The `report` that one member's function is given."""
+
+    def __init__(self, course: _Course, position: int) -> None:
+        self._course, self._position = course, position
+        self.step = -1
+        self._held: dict[str, float] = {}
+
+    def __call__(self, step: int, **metrics: float) -> None:
+        """Record metrics at a step.
+
+        Raises:
+            ReportError: the step is no whole number or does not increase, or a metric is no number.
+        """
+        if type(step) is not int:
+            step = _whole(step)
+        if step <= self.step:
+            rule = "must increase from report to report" if self.step >= 0 else "must be at least 0"
+            raise ReportError(f"report: the step {rule}; got {step}" + f" after {self.step}" * (self.step >= 0))
+        if not metrics:
+            raise ReportError(f"report: needs at least one metric, as in report({step}, loss=0.5); got none")
+        values = _numbers(metrics, "report")
+        self.release()
+        self.step, self._held = step, values
+
+    def returned(self, result: object) -> None:
+        """Join what the function returned to its last report (or to step 0)."""
+        if result is None:
+            return
+        if not isinstance(result, Mapping):
+            raise ReportError(f"a function must return a dict of final metrics, or nothing; got {result!r}")
+        self._held = {**self._held, **_numbers(result, "return")}
+        self.step = max(self.step, 0)
+
+    def release(self) -> None:
+        """Send the last report, which was held."""
+        if self._held:
+            held, self._held = self._held, {}
+            self._course.put((self._position, self.step, tuple(held), tuple(held.values())))
+
+
+def _whole(step: object) -> int:
+    if isinstance(step, bool) or not hasattr(step, "__index__"):
+        raise ReportError(f"report: the step must be a whole number; got {step!r}")
+    return int(step.__index__())
+
+
+def _numbers(metrics: Mapping[str, object], where: str) -> dict[str, float]:
+    values = {}
+    for name, value in metrics.items():
+        if not _is_metric_name(name):
+            raise ReportError(
+                f"{where}: a metric's name must be at most 250 letters, digits, _ - . / : or spaces; got {name!r}"
+            )
+        values[name] = value if type(value) is float else _number(name, value, where)
+    return values
+
+
+@lru_cache(maxsize=4096)
+def _is_metric_name(name: object) -> bool:
+    return isinstance(name, str) and _METRIC_NAME.fullmatch(name) is not None
+
+
+def _number(name: str, value: Any, where: str) -> float:
+    """A Python, numpy or torch number (of one element) as a float."""
+    try:
+        if hasattr(value, "item"):
+            value = value.item()
+        if isinstance(value, (int, float)):
+            return float(value)
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise ReportError(f"{where}: metric {name!r} must be one number; {error}") from error
+    raise ReportError(f"{where}: metric {name!r} must be one number; got {value!r} of type {type(value).__name__}")
+
+
+def users_traceback(error: BaseException) -> str:
+    """The traceback of what a user's function raised, without the frames of this module."""
+    described = traceback.TracebackException.from_exception(error)
+    seen: set[int] = set()
+    waiting: list[traceback.TracebackException | None] = [described]
+    while waiting:
+        part = waiting.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
+        waiting += [part.__cause__, part.__context__, *(part.exceptions or ())]
+    return "".join(described.format())

@@ -1,0 +1,151 @@
+"""Grokking networks whose gradient torch derives: embedding perceptron and transformer, many as one.
+
+Both look up tables over the elements: whatever depends on one element alone (embeddings, and the
+first layer applied to them) is computed once per element, not once per pair. Only the last
+position's output is read, so the last block computes that position alone.
+
+Shape suffixes: M models, B pairs, T positions, V tokens, D residual width, H heads, C width of a head.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jobs.packed.modular_block import ModularBlock, row_loss
+
+
+class AutogradBlock(ModularBlock):
+    """Networks given by their forward pass on the views of the flat parameters."""
+
+    @abstractmethod
+    def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
+        """(M, B, O) outputs."""
+
+    def _train_step(self, x_MB: Tensor, y_MB: Tensor, label_MB: Tensor) -> None:
+        flat = self.parameters.flat
+        flat.requires_grad_(True)
+        outputs = self.forward(self.parameters.views(), x_MB, y_MB)
+        loss = (row_loss(outputs, label_MB, self._loss) * self.batches.weights).sum()
+        (gradient,) = torch.autograd.grad(loss, flat)
+        flat.requires_grad_(False)
+        if self.optimiser.gradient_scale is not None:
+            gradient = gradient * self.optimiser.gradient_scale
+        if self.optimiser.accumulate:
+            self.optimiser.gradient.flat.mul_(self.optimiser.accumulate).add_(gradient)
+        else:
+            self.optimiser.gradient.flat.copy_(gradient)
+        with torch.no_grad():
+            self.optimiser.update()
+
+    def outputs(self, x_MB: Tensor, y_MB: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.forward(self.parameters.views(), x_MB, y_MB)
+
+
+def _look_up(table_MVD: Tensor, index_MB: Tensor) -> Tensor:
+    """(M, B, D) rows of each model's own table."""
+    models, tokens, width = table_MVD.shape
+    offset = torch.arange(models, device=index_MB.device)[:, None] * tokens
+    return table_MVD.reshape(-1, width).index_select(0, (index_MB + offset).reshape(-1)).view(models, -1, width)
+
+
+class EmbeddingMLPBlock(AutogradBlock):
+    """Embeddings of both elements, concatenated, then ReLU layers and a linear readout.
+
+    Parameters: embedding (E, D), first layer for x and for y (D, W) each and its bias, then (W, W)
+    and bias for each further layer, then (W, O) and bias.
+    """
+
+    def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
+        embedding, for_x, for_y, bias, *rest = layers
+        hidden = _look_up(torch.bmm(embedding, for_x), x_MB) + _look_up(torch.bmm(embedding, for_y), y_MB) + bias
+        for weight, offset in zip(rest[0::2], rest[1::2], strict=True):
+            hidden = torch.baddbmm(offset, hidden.relu(), weight)
+        return hidden[:, :, : self.pairs.elements]
+
+    def row_bytes(self) -> int:
+        return 4 * 4 * max(shape[-1] for shape in self.parameters.shapes)
+
+
+class TransformerBlock(AutogradBlock):
+    """A decoder on the tokens x, y and "=": learned positions, attention without bias, ReLU perceptron of 4D.
+
+    Parameters: tokens (E + 1, D), positions (3, D); per block the attention's query, key, value and
+    output (D, D) each, the perceptron's (D, 4D), bias, (4D, D), bias, and with layer norm two gains
+    and two offsets (1, D); then the readout (D, O).
+    """
+
+    def __init__(self, *, heads: int, blocks: int, layer_norm: bool, **rest: object) -> None:
+        self._heads, self._blocks, self._layer_norm = heads, blocks, layer_norm
+        super().__init__(**rest)  # type: ignore[arg-type]
+
+    def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
+        tokens, positions, *rest = layers
+        models, batch, width = x_MB.shape[0], x_MB.shape[1], tokens.shape[2]
+        per_block = 12 if self._layer_norm else 8
+        # Every input of the first block is one of these rows: x at 0, y at 1, "=" at 2.
+        elements = tokens.shape[1] - 1
+        first = tokens[:, :elements] + positions[:, 0:1]
+        second = tokens[:, :elements] + positions[:, 1:2]
+        equals = tokens[:, elements:] + positions[:, 2:3]
+        table = torch.cat([first, second, equals], 1)
+        place = torch.stack([x_MB, y_MB + elements, torch.full_like(x_MB, 2 * elements)], 2).flatten(1)
+        stream: Tensor | None = None
+        for block in range(self._blocks):
+            q, k, v, o, *mlp = rest[block * per_block : (block + 1) * per_block]
+            last = block == self._blocks - 1
+            if stream is None:
+                keys, values = (_look_up(torch.bmm(table, w), place).view(models, batch, 3, -1) for w in (k, v))
+                here = equals.expand(-1, batch, -1).unsqueeze(2) if last else _look_up(table, place).view(
+                    models, batch, 3, width
+                )
+                queries = (
+                    torch.bmm(equals, q).expand(-1, batch, -1).unsqueeze(2)
+                    if last
+                    else _look_up(torch.bmm(table, q), place).view(models, batch, 3, -1)
+                )
+            else:
+                keys, values = (_apply(stream, w) for w in (k, v))
+                here = stream[:, :, 2:] if last else stream
+                queries = _apply(here, q)
+            mixed = _apply(_attend(queries, keys, values, self._heads), o)
+            stream = self._feed_forward(here + mixed, mlp)
+        assert stream is not None  # there is at least one block
+        return torch.bmm(stream[:, :, -1], rest[-1])[:, :, : self.pairs.elements]
+
+    def _feed_forward(self, stream: Tensor, mlp: Sequence[Tensor]) -> Tensor:
+        w_in, b_in, w_out, b_out = mlp[:4]
+        if self._layer_norm:
+            stream = _norm(stream, mlp[4], mlp[5])
+        rows = stream.flatten(1, 2)
+        rows = torch.baddbmm(b_out, torch.baddbmm(b_in, rows, w_in).relu(), w_out)
+        stream = stream + rows.view_as(stream)
+        return _norm(stream, mlp[6], mlp[7]) if self._layer_norm else stream
+
+    def row_bytes(self) -> int:
+        return 4 * 12 * self.parameters.shapes[0][1]
+
+
+def _apply(stream_MBTD: Tensor, weight_MDE: Tensor) -> Tensor:
+    return torch.bmm(stream_MBTD.flatten(1, 2), weight_MDE).view(*stream_MBTD.shape[:3], -1)
+
+
+def _attend(q_MBSD: Tensor, k_MBTD: Tensor, v_MBTD: Tensor, heads: int) -> Tensor:
+    """Causal attention of S queries (all three positions, or the last) to three positions."""
+    q, k, v = (x.unflatten(3, (heads, -1)) for x in (q_MBSD, k_MBTD, v_MBTD))
+    # Three positions: a product of so small matrices costs more than the sums written out.
+    scores = (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1) * q.shape[-1] ** -0.5
+    if q.shape[2] > 1:
+        later = torch.ones(3, 3, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later[:, :, None], -torch.inf)
+    return (scores.softmax(3).unsqueeze(-1) * v.unsqueeze(2)).sum(3).flatten(3)
+
+
+def _norm(stream_MBTD: Tensor, gain_M1D: Tensor, offset_M1D: Tensor) -> Tensor:
+    normal = functional.layer_norm(stream_MBTD, stream_MBTD.shape[-1:])
+    return normal * gain_M1D.unsqueeze(1) + offset_M1D.unsqueeze(1)

@@ -1,0 +1,90 @@
+"""Which examples each model sees at each step, from its own key and nothing else.
+
+Shapes: M models, K steps, B the largest batch of the pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from jobs.packed import random
+
+ORDERS = ("shuffled", "with_replacement", "cyclic")
+"""How a batch is drawn: a new random order every epoch (epochs follow each other without a gap, so a
+batch may hold the end of one and the start of the next); independently; or in the order of the data."""
+
+_STEP = 1 << 32
+
+
+class Batches:
+    """Draws the batches of M models with `counts` examples each."""
+
+    def __init__(
+        self,
+        *,
+        seeds: Sequence[int],
+        counts: Sequence[int],
+        batch_sizes: Sequence[int],
+        order: str,
+        device: torch.device | str,
+    ) -> None:
+        """Args:
+        counts: (M,) training examples of each model, rows 0..count-1 of its data.
+        batch_sizes: (M,) examples a step; at least the count means the full batch, in the data's order.
+        """
+        self._keys = random.stream_keys(seeds, "batch", device)
+        self.counts = torch.tensor(counts, device=device)
+        self.sizes = torch.minimum(torch.tensor(batch_sizes, device=device), self.counts)
+        self._order = order
+        self.full = bool((self.sizes == self.counts).all())
+        self._mixed_full = bool((self.sizes == self.counts).any()) and not self.full
+        if self._mixed_full:
+            raise ValueError("full-batch and minibatch models cannot share a block")
+        self._measure()
+
+    def _measure(self) -> None:
+        self.width = int(self.sizes.max())
+        column = torch.arange(self.width, device=self.sizes.device)
+        held = column < self.sizes[:, None]
+        self.weights = held / self.sizes[:, None]
+        """(M, B) float32 weight of each example in the mean loss: 1 / batch size, 0 where there is none."""
+        self.uniform_weights = bool(held.all())
+        self._column = column
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with these models only."""
+        index = index.to(self.sizes.device)
+        self._keys, self.counts, self.sizes = self._keys[index], self.counts[index], self.sizes[index]
+        self._measure()
+
+    def draw(self, step: int, count: int) -> Tensor:
+        """(K, M, B) int64 rows for `count` steps from `step`; rows without weight are valid rows too."""
+        models = len(self.counts)
+        if self.full:
+            rows = torch.minimum(self._column, self.counts[:, None] - 1)
+            return rows.expand(count, models, self.width)
+        steps = torch.arange(step, step + count, device=self.counts.device)
+        if self._order == "with_replacement":
+            counter = (steps[:, None] * _STEP + self._column).unsqueeze(0)
+            rows = random.below(self._keys, counter, self.counts[:, None, None])
+        else:
+            column = torch.minimum(self._column, self.sizes[:, None] - 1)
+            position = steps[:, None] * self.sizes[:, None, None] + column[:, None, :]
+            rows = position % self.counts[:, None, None]
+            if self._order == "shuffled":
+                rows = self._shuffled(position // self.counts[:, None, None], rows)
+        return rows.transpose(0, 1).contiguous()
+
+    def _shuffled(self, epoch: Tensor, offset: Tensor) -> Tensor:
+        first = epoch.amin(dim=(1, 2))
+        span = int((epoch.amax(dim=(1, 2)) - first).max()) + 1
+        size = int(self.counts.max())
+        epochs = first[:, None, None] + torch.arange(span, device=first.device)[:, None]
+        keys = random.bits(self._keys, epochs * _STEP + torch.arange(size, device=first.device))
+        # Rows a model does not have are sorted behind those it has.
+        keys.masked_fill_(torch.arange(size, device=first.device) >= self.counts[:, None, None], (1 << 63) - 1)
+        order = keys.argsort(dim=2, stable=True).flatten(1)
+        return order.gather(1, ((epoch - first[:, None, None]) * size + offset).flatten(1)).reshape(offset.shape)

@@ -1,0 +1,157 @@
+"""Builds and trains the blocks of a grokking pack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from jobs.data.labels import noisy_labels
+from jobs.data.modular import operation_pairs
+from jobs.job import Member, Report, log_spaced_steps
+from jobs.packed import random
+from jobs.packed.autograd_block import EmbeddingMLPBlock, TransformerBlock
+from jobs.packed.batches import Batches
+from jobs.packed.loop import run_blocks
+from jobs.packed.mlp_cost import padded_width
+from jobs.packed.modular_block import ModularBlock, Pairs, normal_entries
+from jobs.packed.modular_cost import block_models
+from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
+from jobs.packed.quadratic import QuadraticBlock
+
+if TYPE_CHECKING:
+    from jobs.grokking import GrokkingParams
+
+
+def train(pack: Sequence[Member[GrokkingParams]], device: str) -> Iterator[Report]:
+    """Reports of all members; see `jobs.job.Job.train`."""
+    order = sorted(range(len(pack)), key=lambda i: (pack[i].params.width, pack[i].params.train_pairs))
+    first = pack[0].params
+    width = padded_width(max(m.params.width for m in pack))
+    rows = max(m.params.batch for m in pack)
+    size = block_models(first, width, rows, device)
+    blocks = []
+    for start in range(0, len(order), size):
+        positions = order[start : start + size]
+        blocks.append((_block([pack[i] for i in positions], device), positions))
+    schedules = [log_spaced_steps(m.params.steps, m.params.curve_points) for m in pack]
+    level = first.stop_accuracy
+    stop = {"train_accuracy": level, "test_accuracy": level} if level else None
+    yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop)
+
+
+def _block(members: Sequence[Member[GrokkingParams]], device: str) -> ModularBlock:
+    params, seeds = [m.params for m in members], [m.seed for m in members]
+    first = params[0]
+    batches = Batches(
+        seeds=seeds, counts=[p.train_pairs for p in params], batch_sizes=[p.batch for p in params],
+        order="shuffled", device=device,
+    )  # fmt: skip
+    parameters = _initial(params, seeds, device)
+    optimiser = make_optimiser(
+        OptimiserSettings(
+            kind=first.optimiser,
+            learning_rate=torch.tensor([p.learning_rate for p in params]),
+            weight_decay=torch.tensor([p.weight_decay for p in params]),
+            momentum=first.momentum, beta1=first.beta1, beta2=first.beta2,
+        ),
+        parameters,
+    )  # fmt: skip
+    common = {
+        "pairs": _pairs(params, seeds, device), "batches": batches, "parameters": parameters,
+        "optimiser": optimiser, "loss": first.loss, "warmup_steps": first.warmup_steps,
+    }  # fmt: skip
+    if first.model == "quadratic_mlp":
+        return QuadraticBlock(**common)  # type: ignore[arg-type]
+    if first.model == "embedding_mlp":
+        return EmbeddingMLPBlock(**common)  # type: ignore[arg-type]
+    return TransformerBlock(heads=first.heads, blocks=first.layers, layer_norm=first.layer_norm, **common)
+
+
+def _pairs(params: Sequence[GrokkingParams], seeds: Sequence[int], device: str) -> Pairs:
+    first = params[0]
+    x, y, result = (torch.from_numpy(a).to(device) for a in operation_pairs(first.operation, first.modulus))
+    order = random.permutation(random.stream_keys(seeds, "split", device), len(x))
+    labels = noisy_labels(
+        result.expand(len(params), -1), seeds=seeds, rates=[p.label_noise for p in params],
+        classes=first.elements, convention=first.noise_convention,
+    )  # fmt: skip
+    return Pairs(x_P=x, y_P=y, result_P=result, order_MP=order, labels_MP=labels, elements=first.elements)
+
+
+def _initial(params: Sequence[GrokkingParams], seeds: Sequence[int], device: str) -> FlatParameters:
+    """Initial weights: normal, standard deviation scale / sqrt(fan in), biases zero, layer-norm gains one.
+
+    The quadratic perceptron has scale * 0.5 / (2 width)^(1/3) for all weights (Doshi et al. 2024);
+    embeddings have scale / sqrt(embedding size).
+    """
+    first = params[0]
+    layout = _layout(first, padded_width(max(p.width for p in params)))
+    parameters = FlatParameters([shape for _, shape, _ in layout], len(params), device)
+    scale = torch.tensor([p.init_scale for p in params], device=device)
+    width = torch.tensor([p.width for p in params], device=device)
+    for (name, shape, kind), view in zip(layout, parameters.views(), strict=True):
+        if kind == "one":
+            view.fill_(1.0)
+        if kind in ("zero", "one"):
+            continue
+        rows, columns = (_true_size(length, axis, kind, width, first) for axis, length in enumerate(shape))
+        if first.model == "quadratic_mlp":
+            deviation = scale * 0.5 / (2 * width) ** (1 / 3)
+        else:
+            deviation = scale / (columns if kind == "embedding" else rows).float().sqrt()
+        view.copy_(normal_entries(seeds, name, (shape[0], shape[1]), (rows, columns), device))
+        view.mul_(deviation[:, None, None])
+    return parameters
+
+
+def _true_size(length: int, axis: int, kind: str, width: Tensor, first: GrokkingParams) -> Tensor:
+    """(M,) how many rows or columns of a layer are real: kinds name which axes are padded widths."""
+    if kind in (("rows", "both"), ("columns", "both"))[axis]:
+        return width
+    if axis == 1 and kind == "rows" and first.model != "transformer":
+        return torch.full_like(width, first.elements)
+    return torch.full_like(width, length)
+
+
+def _layout(first: GrokkingParams, width: int) -> list[tuple[str, tuple[int, int], str]]:
+    """Name, padded shape and kind of each layer.
+
+    Kind: which axes hold padded widths ("rows", "columns", "both", "none"), or "embedding" (scaled by
+    its columns), "zero" and "one" (constant).
+    """
+    elements = first.elements
+    outputs = padded_width(elements)
+    if first.model == "quadratic_mlp":
+        return [
+            ("u", (elements, width), "columns"),
+            ("v", (elements, width), "columns"),
+            ("w2", (width, outputs), "rows"),
+        ]
+    if first.model == "embedding_mlp":
+        size = first.embedding
+        layers = [
+            ("embedding", (elements, size), "embedding"),
+            ("for_x", (size, width), "columns"),
+            ("for_y", (size, width), "columns"),
+            ("bias/0", (1, width), "zero"),
+        ]
+        for layer in range(1, first.layers):
+            layers += [(f"hidden/{layer}", (width, width), "both"), (f"bias/{layer}", (1, width), "zero")]
+        return [*layers, ("readout", (width, outputs), "rows"), ("readout bias", (1, outputs), "zero")]
+    d = first.width
+    layers = [("tokens", (elements + 1, d), "embedding"), ("positions", (3, d), "embedding")]
+    for block in range(first.layers):
+        layers += [(f"{block}/{name}", (d, d), "none") for name in ("query", "key", "value", "output")]
+        layers += [
+            (f"{block}/in", (d, 4 * d), "none"), (f"{block}/in bias", (1, 4 * d), "zero"),
+            (f"{block}/out", (4 * d, d), "none"), (f"{block}/out bias", (1, d), "zero"),
+        ]  # fmt: skip
+        if first.layer_norm:
+            layers += [
+                (f"{block}/norm 1 gain", (1, d), "one"), (f"{block}/norm 1 offset", (1, d), "zero"),
+                (f"{block}/norm 2 gain", (1, d), "one"), (f"{block}/norm 2 offset", (1, d), "zero"),
+            ]  # fmt: skip
+    return [*layers, ("readout", (d, outputs), "readout")]

@@ -1,0 +1,103 @@
+"""The training loop of a pack: blocks of models advance from one report step to the next.
+
+A pack is cut into blocks whose working set fits the cache of a core (on a GPU, one block). Models
+leave when their horizon is reached or when they diverge; the rest of the block is compacted.
+
+Shapes: M live models of a block.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.job import Report
+
+
+class Block(ABC):
+    """Models that train as one: every parameter, batch and optimiser state has a leading model dimension."""
+
+    @abstractmethod
+    def advance(self, step: int, count: int) -> None:
+        """Train every model from optimiser step `step` (the number done so far) for `count` steps."""
+
+    @abstractmethod
+    def measure(self) -> Mapping[str, Tensor]:
+        """metric -> (M,) values of the models as they are."""
+
+    @abstractmethod
+    def keep(self, index: Tensor) -> None:
+        """Go on with these models only, in this order; (m,) int64 positions in the block."""
+
+
+def run_blocks(
+    blocks: Sequence[tuple[Block, Sequence[int]]],
+    schedules: Sequence[NDArray[np.int64]],
+    *,
+    watch: str,
+    stop: Mapping[str, float] | None = None,
+) -> Iterator[Report]:
+    """Train the blocks and report each model at the steps of its own schedule.
+
+    Args:
+        blocks: each block with the positions of its models in the pack.
+        schedules: per position, the increasing steps to report at; the last is the horizon.
+        watch: the metric that tells divergence: a model finishes where it is not finite.
+        stop: a scientific criterion to end early: metric -> level, all at or above. None: never.
+    """
+    states = [_BlockState(block, np.asarray(positions), schedules) for block, positions in blocks]
+    step = 0
+    while states:
+        goal = min(state.next_step for state in states)
+        for state in states:
+            state.block.advance(step, goal - step)
+        step = goal
+        for state in states:
+            if state.next_step == step:
+                yield state.report(step, watch, stop)
+        states = [state for state in states if len(state.positions)]
+
+
+class _BlockState:
+    """A block, the pack positions of its live models, and their next report steps."""
+
+    def __init__(
+        self, block: Block, positions: NDArray[np.int64], schedules: Sequence[NDArray[np.int64]]
+    ) -> None:
+        self.block, self.positions = block, positions
+        self._schedules = schedules
+        self._cursor = np.zeros(len(positions), dtype=np.int64)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._due = np.array(
+            [self._schedules[p][c] for p, c in zip(self.positions, self._cursor, strict=True)], dtype=np.int64
+        )
+        self.next_step = int(self._due.min()) if len(self._due) else -1
+
+    def report(self, step: int, watch: str, stop: Mapping[str, float] | None) -> Report:
+        measured = {name: value.detach().double().cpu().numpy() for name, value in self.block.measure().items()}
+        due = self._due == step
+        last = np.array([len(self._schedules[p]) - 1 for p in self.positions]) == self._cursor
+        done = due & (last | ~np.isfinite(measured[watch]))
+        if stop:
+            done |= due & np.logical_and.reduce([measured[name] >= level for name, level in stop.items()])
+        report = Report(
+            step=step,
+            members=self.positions[due],
+            values={name: value[due] for name, value in measured.items()},
+            finished=self.positions[done],
+        )
+        self._cursor[due] += 1
+        if done.any():
+            live = ~done
+            self.positions, self._cursor = self.positions[live], self._cursor[live]
+            if len(self.positions):
+                self.block.keep(torch.from_numpy(np.flatnonzero(live)))
+        self._refresh()
+        return report

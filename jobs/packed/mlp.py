@@ -1,0 +1,245 @@
+"""Multilayer perceptrons, many as one: forward and backward written out, no autograd.
+
+Layers of width h are padded with zeros to a common width. A padded unit has zero weights in and
+out, so its activation and every gradient that touches it are exactly zero under any optimiser
+here: padding changes no model.
+
+Shape suffixes: M models, B batch, N examples, D inputs, H padded width, O outputs, S data sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jobs.packed import random
+from jobs.packed.batches import Batches
+from jobs.packed.loop import Block
+from jobs.packed.mlp_cost import padded_width
+from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
+
+_CHUNK_STEPS = 64
+"""Steps whose batches are drawn at once: one draw costs dozens of small operations."""
+_EVALUATION_BYTES = 1 << 21
+"""Activations held at once while measuring: about a core's cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackData:
+    """The examples of M models: inputs from S data sets, targets of their own (noise differs)."""
+
+    x_SND: Tensor
+    y_MN: Tensor
+    """Training targets: int64 classes (M, N), or float (M, N) for regression."""
+    xt_STD: Tensor
+    yt_ST: Tensor
+    """Test targets, without label noise."""
+    source_M: Tensor
+    """Which data set each model has."""
+
+    def keep(self, index: Tensor) -> PackData:
+        """The data of these models only."""
+        index = index.to(self.y_MN.device)
+        return PackData(
+            x_SND=self.x_SND, y_MN=self.y_MN[index], xt_STD=self.xt_STD, yt_ST=self.yt_ST,
+            source_M=self.source_M[index],
+        )  # fmt: skip
+
+
+class MLPBlock(Block):
+    """M perceptrons with the same depth, trained by minibatches.
+
+    Loss "cross_entropy": mean of -log softmax at the label. Loss "squared": mean over examples of
+    half the squared distance to the one-hot label (or to the target, with one output).
+    """
+
+    def __init__(
+        self,
+        *,
+        data: PackData,
+        widths: Sequence[int],
+        depth: int,
+        outputs: int,
+        loss: str,
+        batches: Batches,
+        seeds: Sequence[int],
+        init_scale: Tensor,
+        optimiser: OptimiserSettings,
+    ) -> None:
+        self.data, self.batches = data, batches
+        self._loss = loss
+        self._regression = not data.y_MN.dtype == torch.int64
+        self._device = data.x_SND.device
+        inputs = data.x_SND.shape[-1]
+        hidden = padded_width(max(widths))
+        sizes = [inputs] + [hidden] * depth + [outputs]
+        shapes: list[tuple[int, ...]] = []
+        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+            shapes += [(fan_in, fan_out), (1, fan_out)]
+        self._parameters = FlatParameters(shapes, len(widths), self._device)
+        self._initialise(widths, inputs, depth, outputs, seeds, init_scale)
+        self._optimiser = make_optimiser(optimiser, self._parameters)
+        self._allocate()
+
+    def _initialise(
+        self, widths: Sequence[int], inputs: int, depth: int, outputs: int, seeds: Sequence[int], scale: Tensor
+    ) -> None:
+        """PyTorch's default for linear layers: uniform in +-1/sqrt(fan in), times the model's scale."""
+        width_M = torch.tensor(widths, device=self._device)
+        fixed = torch.full_like(width_M, inputs), torch.full_like(width_M, outputs)
+        for layer in range(depth + 1):
+            in_M = fixed[0] if layer == 0 else width_M
+            out_M = fixed[1] if layer == depth else width_M
+            bound_M11 = (scale.to(self._device) / in_M.float().sqrt())[:, None, None]
+            for kind, view in zip(("weight", "bias"), self._parameters.views()[2 * layer : 2 * layer + 2], strict=True):
+                rows = torch.arange(view.shape[1], device=self._device)
+                columns = torch.arange(view.shape[2], device=self._device)
+                keys = random.stream_keys(seeds, f"init/{kind}/{layer}", self._device)
+                # The counter names the entry by its true place, so padding does not move it.
+                u = random.uniform(keys, (rows[:, None] * (1 << 24) + columns).unsqueeze(0))
+                real = columns < out_M[:, None, None]
+                if kind == "weight":
+                    real = real & (rows[:, None] < in_M[:, None, None])
+                view.copy_(torch.where(real, (2 * u - 1) * bound_M11, 0.0))
+
+    def _allocate(self) -> None:
+        """Buffers and views for the current number of models."""
+        models, batch = len(self._parameters.flat), self.batches.width
+        views, grads = self._parameters.views(), self._optimiser.gradient.views()
+        self._weights, self._biases = views[0::2], views[1::2]
+        self._weight_grads, self._bias_grads = grads[0::2], grads[1::2]
+
+        def empty(columns: int) -> Tensor:
+            return torch.empty(models, batch, columns, device=self._device)
+
+        self._x_MBD = empty(self._weights[0].shape[1])
+        self._activations = [empty(w.shape[2]) for w in self._weights]
+        self._deltas = [empty(w.shape[2]) for w in self._weights]
+        self._ones_M1B = torch.ones(models, 1, batch, device=self._device)
+        self._minus_one = torch.full((models * batch, 1), -1.0, device=self._device)
+        weight = self.batches.weights[:, :, None]
+        if self.batches.uniform_weights:
+            weight = weight[:, :1]
+        scale = self._optimiser.gradient_scale
+        self._delta_scale = weight if scale is None else weight * scale[:, :, None]
+        examples = self.data.x_SND.shape[1]
+        self._row_offset = None
+        if len(self.data.x_SND) > 1:
+            self._row_offset = (self.data.source_M * examples)[:, None]
+        self._x_flat = self.data.x_SND.flatten(0, 1)
+
+    def keep(self, index: Tensor) -> None:
+        self.batches.keep(index)
+        self.data = self.data.keep(index)
+        self._parameters.keep(index)
+        self._optimiser.keep(index)
+        self._allocate()
+
+    @torch.no_grad()
+    def advance(self, step: int, count: int) -> None:
+        while count:
+            steps = min(count, _CHUNK_STEPS)
+            rows_KMB = self.batches.draw(step, steps)
+            models = rows_KMB.shape[1]
+            if steps == 1 or self.batches.full:
+                targets_KMB = self.data.y_MN.gather(1, rows_KMB[0]).expand(steps, -1, -1)
+            else:
+                flat = rows_KMB.transpose(0, 1).reshape(models, -1)
+                targets_KMB = self.data.y_MN.gather(1, flat).view(models, steps, -1).transpose(0, 1).contiguous()
+            if self._row_offset is not None:
+                rows_KMB = rows_KMB + self._row_offset
+            for k in range(steps):
+                if k == 0 or not self.batches.full:
+                    torch.index_select(
+                        self._x_flat, 0, rows_KMB[k].reshape(-1), out=self._x_MBD.view(-1, self._x_MBD.shape[2])
+                    )
+                self._train_step(targets_KMB[k])
+            step += steps
+            count -= steps
+
+    def _train_step(self, target_MB: Tensor) -> None:
+        activations, deltas = self._activations, self._deltas
+        value = self._x_MBD
+        last = len(self._weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
+            torch.baddbmm(bias, value, weight, out=activations[layer])
+            value = activations[layer]
+            if layer < last:
+                value.relu_()
+        self._loss_gradient(activations[last], target_MB, deltas[last])
+        beta = self._optimiser.accumulate
+        for layer in range(last, -1, -1):
+            below = activations[layer - 1] if layer else self._x_MBD
+            delta = deltas[layer]
+            if layer:
+                torch.bmm(delta, self._weights[layer].transpose(1, 2), out=deltas[layer - 1])
+                torch.ops.aten.threshold_backward.grad_input(deltas[layer - 1], below, 0, grad_input=deltas[layer - 1])
+            weight_grad, bias_grad = self._weight_grads[layer], self._bias_grads[layer]
+            torch.baddbmm(weight_grad, below.transpose(1, 2), delta, beta=beta, out=weight_grad)
+            torch.baddbmm(bias_grad, self._ones_M1B, delta, beta=beta, out=bias_grad)
+        self._optimiser.update()
+
+    def _loss_gradient(self, output_MBO: Tensor, target_MB: Tensor, out: Tensor) -> None:
+        """d(mean loss)/d(output), times the optimiser's gradient scale."""
+        if self._loss == "cross_entropy":
+            torch.softmax(output_MBO, 2, out=out)
+        else:
+            out.copy_(output_MBO)
+        if self._regression:
+            out.sub_(target_MB[:, :, None])
+        else:
+            out.view(-1, out.shape[2]).scatter_add_(1, target_MB.reshape(-1, 1), self._minus_one)
+        out.mul_(self._delta_scale)
+
+    @torch.no_grad()
+    def measure(self) -> Mapping[str, Tensor]:
+        """train_loss, train_error (on the noisy labels trained on), test_loss, test_error (clean labels).
+
+        An error is the share of wrong classes; for regression, the mean squared difference.
+        """
+        data = self.data
+        examples = int(self.batches.counts.max())
+        train = self._evaluate(data.x_SND[:, :examples], data.y_MN[:, :examples], self.batches.counts)
+        tests = torch.full_like(self.batches.counts, data.xt_STD.shape[1])
+        test = self._evaluate(data.xt_STD, data.yt_ST[data.source_M], tests)
+        return {"train_loss": train[0], "train_error": train[1], "test_loss": test[0], "test_error": test[1]}
+
+    def _evaluate(self, x_SND: Tensor, y_MN: Tensor, counts_M: Tensor) -> tuple[Tensor, Tensor]:
+        models, examples = len(y_MN), x_SND.shape[1]
+        widest = max(w.shape[2] for w in self._weights)
+        rows = max(64, min(examples, _EVALUATION_BYTES // (4 * widest * models)))
+        loss = torch.zeros(models, dtype=torch.float64, device=self._device)
+        error = torch.zeros_like(loss)
+        ragged = bool((counts_M != examples).any())
+        for start in range(0, examples, rows):
+            x = x_SND[:, start : start + rows]
+            x = x.expand(models, -1, -1) if len(x) == 1 else x[self.data.source_M]
+            y = y_MN[:, start : start + rows]
+            loss_MR, error_MR = self._row_losses(self._outputs(x), y)
+            if ragged:
+                held = torch.arange(start, start + y.shape[1], device=self._device) < counts_M[:, None]
+                loss_MR, error_MR = torch.where(held, loss_MR, 0.0), torch.where(held, error_MR, 0.0)
+            loss += loss_MR.sum(1, dtype=torch.float64)
+            error += error_MR.sum(1, dtype=torch.float64)
+        return loss / counts_M, error / counts_M
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        last = len(self._weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if layer < last:
+                x.relu_()
+        return x
+
+    def _row_losses(self, output_MRO: Tensor, y_MR: Tensor) -> tuple[Tensor, Tensor]:
+        if self._regression:
+            squared = (output_MRO[:, :, 0] - y_MR).square_()
+            return squared / 2, squared
+        wrong = (output_MRO.argmax(2) != y_MR).to(torch.float32)
+        at_label = output_MRO.gather(2, y_MR[:, :, None]).squeeze(2)
+        if self._loss == "cross_entropy":
+            return output_MRO.logsumexp(2) - at_label, wrong
+        return (output_MRO.square().sum(2) - 2 * at_label + 1) / 2, wrong

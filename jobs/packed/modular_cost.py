@@ -1,0 +1,75 @@
+"""What a pack of grokking networks costs, counted from the operations they do. No torch here."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from jobs.data.modular import pair_count
+from jobs.job import Cost
+from jobs.packed.mlp_cost import models_per_block, padded_width
+
+if TYPE_CHECKING:
+    from jobs.grokking import GrokkingParams
+
+
+def parameters(params: GrokkingParams, width: int) -> int:
+    """Number of parameters of one network of this (padded) width."""
+    p = params.elements
+    if params.model == "quadratic_mlp":
+        return 3 * p * width
+    if params.model == "embedding_mlp":
+        hidden = (params.layers - 1) * width * (width + 1)
+        return p * params.embedding + 2 * params.embedding * width + width + hidden + (width + 1) * p
+    return (p + 1 + 3) * width + params.layers * (12 * width * width + 9 * width) + width * p
+
+
+def row_macs(params: GrokkingParams, width: int) -> float:
+    """Multiply-adds of one pair's forward pass (tables over the elements left out: they are few)."""
+    p = padded_width(params.elements)
+    if params.model == "quadratic_mlp":
+        return width * p
+    if params.model == "embedding_mlp":
+        return (params.layers - 1) * width * width + width * p
+    full = (params.layers - 1) * 3 * (12 * width * width)
+    return full + 10 * width * width + width * p
+
+
+def row_elements(params: GrokkingParams, width: int) -> float:
+    """Elements one pair's forward and backward pass visits outside of matrix products."""
+    p = padded_width(params.elements)
+    if params.model == "quadratic_mlp":
+        return 14 * width + 6 * p
+    if params.model == "embedding_mlp":
+        return 16 * width * params.layers + 12 * p
+    return 90 * width * params.layers + 12 * p
+
+
+def step_bytes(params: GrokkingParams, width: int, rows: int) -> float:
+    """Bytes one model touches in a step."""
+    live = {"quadratic_mlp": 4 * width, "embedding_mlp": 6 * width * params.layers}.get(params.model, 40 * width)
+    return 4.0 * (5 * parameters(params, width) + rows * (live + 3 * padded_width(params.elements)))
+
+
+def block_models(params: GrokkingParams, width: int, rows: int, device: str) -> int:
+    """How many models train together as one block."""
+    return models_per_block(step_bytes(params, width, rows), device)
+
+
+def pack_cost(params: GrokkingParams, *, extent: tuple[int, ...], models: int, reports: int) -> Cost:
+    """The cost of `models` networks padded to `extent` = (width, training pairs), as far as they are paddable."""
+    paddable = params.model != "transformer"
+    width = padded_width(extent[0]) if paddable else params.width
+    full = params.batch == params.train_pairs
+    rows = extent[-1] if full else params.batch
+    size = parameters(params, width)
+    pairs = pair_count(params.operation, params.modulus)
+    macs, elements = row_macs(params, width), row_elements(params, width)
+    blocks = math.ceil(models / block_models(params, width, rows, "cpu"))
+    launches = {"quadratic_mlp": 25, "embedding_mlp": 60}.get(params.model, 150 * params.layers)
+    return Cost(
+        launches=blocks * (params.steps * launches + reports * 30),
+        matmul_flop=2.0 * models * (params.steps * rows * 3 * macs + reports * pairs * macs),
+        element_visits=models * (params.steps * (rows * elements + 14 * size) + reports * pairs * elements),
+        memory_bytes=models * (step_bytes(params, width, rows) + 40.0 * pairs),
+    )

@@ -1,0 +1,380 @@
+"""Packs run on warm Ray actors: one per CPU core or GPU, here or on a cluster.
+
+Ray is imported here alone, and only when a pool is made. An actor lives as long as the pool: it
+imports torch once and then trains pack after pack. Packs go to it as plain data; what it measures
+comes back as a stream of events (`orchestrator.dispatch.worker.execute`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackFailed, PackTask, Progress
+from orchestrator.dispatch.worker import execute, is_out_of_memory, prepare
+from orchestrator.errors import UserError
+
+AHEAD = 2
+"""Packs that a worker holds: the one that runs and the next, so that it never waits for the driver."""
+LOOK_S = 5.0
+"""How often the cluster is looked at for nodes that joined."""
+STILLBORN_LIMIT = 3
+"""So many workers in a row that die before they are ready: something is wrong with all of them."""
+OBJECT_STORE_BYTES = 300_000_000
+"""Shared memory of a local Ray. Only rows of curves pass through it, a few chunks at a time."""
+
+
+class WorkerActor:
+    """One warm worker process (made an actor by `RayDispatcher`)."""
+
+    def __init__(self, paths: Sequence[str], threads: int, device: str) -> None:
+        for path in paths:
+            if path not in sys.path:
+                sys.path.append(path)
+        self._threads, self._device = threads, device
+
+    def warm(self, job: str | None) -> int:
+        """Load what `job` needs; the process id."""
+        with contextlib.suppress(LookupError):  # a job that cannot be loaded is reported by its packs
+            prepare(threads=self._threads, job=job)
+        return os.getpid()
+
+    def run(self, task: PackTask) -> Iterator[Event]:
+        """Train one pack and stream what it measures."""
+        yield from execute(task, device=self._device)
+
+
+@dataclass(eq=False)
+class _Worker:
+    actor: Any
+    ready: Any
+    """The reference of `warm`'s answer; None once it has come."""
+    packs: deque[tuple[PackTask, Any]] = field(default_factory=deque)
+    """The packs it holds with their streams; the first one runs."""
+
+    @property
+    def waits_on(self) -> Any:
+        """What would be news of this worker; None where there cannot be any."""
+        return self.ready if self.ready is not None else self.packs[0][1] if self.packs else None
+
+
+def use_token_authentication() -> None:
+    """Turn on Ray's token authentication where nothing else is said.
+
+    A Ray that this program starts then only answers this user. Towards a cluster it is turned on
+    where there is a token to show: a cluster without authentication needs none.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    token_file = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+    has_token = "RAY_AUTH_TOKEN" in os.environ or Path(token_file).expanduser().is_file()
+    if has_token or "RAY_ADDRESS" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def connect(*, num_cpus: int | None = None) -> bool:
+    """Connect to Ray: to `RAY_ADDRESS` (set in a submitted job too), or to one started here.
+
+    Returns:
+        Whether this process owns the connection and so must let go of it.
+
+    Raises:
+        UserError: there is no cluster at the address, or it refuses this user.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    use_token_authentication()
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "phasefront"}
+    if not address or address == "local":
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
+        return True
+    try:
+        ray.init(address=address, **quiet)
+    except Exception as error:
+        text = str(error)
+        if "auth" in text.lower() or "token" in text.lower():
+            raise UserError(
+                "the Ray cluster refuses this user",
+                place="RAY_ADDRESS",
+                value=address,
+                next_step=(
+                    "use the cluster's token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN=... or the file "
+                    f"~/.ray/auth_token, on the head, the workers and here. Ray said: {_first_line(text)}"
+                ),
+            ) from error
+        raise UserError(
+            "no Ray cluster answers",
+            place="RAY_ADDRESS",
+            value=address,
+            next_step=f"start one (see cluster/), or unset RAY_ADDRESS for a local Ray. Ray said: {_first_line(text)}",
+        ) from error
+    return True
+
+
+def cluster_shape(*, cpus_per_worker: float, gpus_per_worker: float | None, device: str) -> tuple[int, str]:
+    """How many workers the connected cluster holds, and on which device they train."""
+    import ray
+
+    total = ray.cluster_resources()
+    gpus = total.get("GPU", 0.0)
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "cuda":
+        return int(gpus / (gpus_per_worker or 1.0)), device
+    return int(total.get("CPU", 0.0) / cpus_per_worker), device
+
+
+class RayDispatcher(Dispatcher):
+    """A pool of warm actors.
+
+    Args:
+        job: the job that workers load when they start; None for none yet.
+        workers: how many; None for as many as the cluster holds, following nodes that come and go.
+        device: "auto", "cpu" or "cuda".
+        cpus_per_worker: CPU cores, and so threads, of one worker.
+        gpus_per_worker: None for a whole one where the device is a GPU.
+
+    Raises:
+        UserError: no cluster, no access, or no device of the kind asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        job: str | None = None,
+        workers: int | None = None,
+        device: str = "auto",
+        cpus_per_worker: float = 1.0,
+        gpus_per_worker: float | None = None,
+    ) -> None:
+        # A local Ray has a slot for every worker asked for, even on fewer cores: the user decides.
+        cores = os.cpu_count() or 1
+        slots = max(cores, int(-(-(workers or 0) * cpus_per_worker // 1)))
+        self._job, self._wanted, self._asked_device = job, workers, device
+        self._cpus, self._gpus = cpus_per_worker, gpus_per_worker
+        self._owns_ray = connect(num_cpus=slots)
+        self._closed = False
+        self._queue: deque[PackTask] = deque()
+        self._pool: list[_Worker] = []
+        self._stillborn = 0
+        self._looked = time.monotonic()
+        try:
+            capacity, self._device = self._shape()
+            if capacity < 1:
+                raise UserError(
+                    f"no worker fits: one needs {cpus_per_worker:g} CPUs"
+                    + (f" and {gpus_per_worker or 1:g} GPUs" if self._device == "cuda" else ""),
+                    place="resources",
+                    value=device,
+                    next_step="lower resources.cpus_per_worker, or set resources.device to cpu",
+                )
+            for _ in range(capacity):
+                self._hire()
+        except BaseException:
+            self.close()
+            raise
+
+    def _shape(self) -> tuple[int, str]:
+        capacity, device = cluster_shape(
+            cpus_per_worker=self._cpus, gpus_per_worker=self._gpus, device=self._asked_device
+        )
+        return (capacity if self._wanted is None else min(capacity, self._wanted)), device
+
+    def _hire(self) -> None:
+        import ray
+
+        gpus = (self._gpus or 1.0) if self._device == "cuda" else 0
+        actor_class = ray.remote(num_cpus=self._cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(WorkerActor)
+        paths = [str(Path.cwd()), *(str(Path(p).resolve()) for p in sys.path if p and Path(p).is_dir())]
+        actor = actor_class.remote(paths, max(1, int(self._cpus)), self._device)
+        self._pool.append(_Worker(actor, actor.warm.remote(self._job)))
+
+    @property
+    def workers(self) -> int:
+        """Actors that run or start now."""
+        return max(1, len(self._pool))
+
+    @property
+    def device(self) -> str:
+        """The device type that was found or asked for."""
+        return self._device
+
+    @property
+    def process_ids(self) -> list[int]:
+        """The workers' processes, on whichever node; waits until they are ready."""
+        import ray
+
+        return [int(pid) for pid in ray.get([w.actor.warm.remote(self._job) for w in self._pool])]
+
+    def submit(self, tasks: Sequence[PackTask]) -> None:
+        """Queue packs; each worker holds one that runs and the next."""
+        self._queue.extend(tasks)
+        self._feed()
+
+    def _feed(self) -> None:
+        """Hand out queued packs, first one to each worker, then a second."""
+        for level in range(AHEAD):
+            for worker in self._pool:
+                if not self._queue:
+                    return
+                if worker.ready is None and len(worker.packs) == level:
+                    task = self._queue.popleft()
+                    worker.packs.append((task, worker.actor.run.options(num_returns="streaming").remote(task)))
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """At most one event of each worker; dead workers are replaced on the way.
+
+        Raises:
+            UserError: workers cannot start at all.
+        """
+        import ray
+
+        self._look()
+        news = {worker.waits_on: worker for worker in self._pool if worker.waits_on is not None}
+        if not news:
+            time.sleep(min(timeout_s, 0.05) if self._queue else 0.0)
+            return []
+        waits = list(news)
+        ready, _ = ray.wait(waits, num_returns=1, timeout=timeout_s)
+        if ready and len(waits) > 1:
+            ready, _ = ray.wait(waits, num_returns=len(waits), timeout=0)
+        events: list[Event] = []
+        for item in ready:
+            self._take(news[item], events)
+        self._feed()
+        return events
+
+    def _take(self, worker: _Worker, events: list[Event]) -> None:
+        """The news of one worker."""
+        import ray
+
+        if worker.ready is not None:
+            try:
+                ray.get(worker.ready)
+            except Exception as error:
+                self._bury(worker, str(error), events)
+            else:
+                worker.ready, self._stillborn = None, 0
+            return
+        task, stream = worker.packs[0]
+        try:
+            event: Event = ray.get(next(stream))
+        except StopIteration:
+            worker.packs.popleft()
+            events.append(PackFailed(pack_id=task.pack_id, cause=Cause.WORKER_LOST, error="the stream broke off"))
+        except Exception as error:
+            cause, text = explain(error)
+            if cause is Cause.WORKER_LOST or worker_died(error):
+                self._bury(worker, text, events, cause)
+            else:
+                worker.packs.popleft()
+                events.append(PackFailed(pack_id=task.pack_id, cause=cause, error=text))
+        else:
+            events.append(event)
+            if not isinstance(event, Progress):
+                worker.packs.popleft()
+
+    def _bury(
+        self, worker: _Worker, error: str, events: list[Event], cause: Cause = Cause.WORKER_LOST
+    ) -> None:
+        """Replace a dead worker: the pack that ran is lost, the one that waited goes back to the queue."""
+        self._pool.remove(worker)
+        self._kill(worker)
+        if worker.ready is not None:
+            self._stillborn += 1
+            if self._stillborn >= STILLBORN_LIMIT:
+                raise UserError(
+                    f"{STILLBORN_LIMIT} workers in a row died while starting",
+                    place="resources",
+                    next_step=(
+                        "on a cluster, every node needs phasefront in the Python environment of Ray, or the project in "
+                        f"the job's working directory (`ray job submit --working-dir .`). Ray said: {error.strip()}"
+                    ),
+                )
+        if worker.packs:
+            events.append(PackFailed(pack_id=worker.packs[0][0].pack_id, cause=cause, error=error))
+            self._queue.extendleft(task for task, _ in reversed(list(worker.packs)[1:]))
+        self._looked = 0.0
+        self._look()
+
+    def _look(self) -> None:
+        """Hire as many workers as the cluster now holds (nodes die and join)."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_S and self._pool:
+            return
+        self._looked = now
+        capacity, _ = self._shape()
+        for _ in range(capacity - len(self._pool)):
+            self._hire()
+
+    def _kill(self, worker: _Worker) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):  # it may be dead already
+            ray.kill(worker.actor, no_restart=True)
+
+    def close(self) -> None:
+        """Kill the actors; shut down the Ray that was started here, or disconnect from the cluster."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.clear()
+        for worker in self._pool:
+            self._kill(worker)
+        self._pool.clear()
+        if self._owns_ray:
+            import ray
+
+            ray.shutdown()
+
+
+def worker_died(error: BaseException) -> bool:
+    """Whether an error of a call means that its actor will answer no more calls."""
+    import ray.exceptions as e
+
+    return isinstance(error, (e.RayActorError, e.WorkerCrashedError, e.NodeDiedError, e.OutOfMemoryError))
+
+
+def explain(error: BaseException) -> tuple[Cause, str]:
+    """The cause of an exception that a call on a worker ended with, and its text."""
+    import ray.exceptions as e
+
+    text = str(error)
+    if isinstance(error, e.OutOfMemoryError) or (isinstance(error, e.RayActorError) and "OutOfMemory" in text):
+        return Cause.OUT_OF_MEMORY, text
+    lost = (
+        e.RayActorError,
+        e.WorkerCrashedError,
+        e.NodeDiedError,
+        e.OwnerDiedError,
+        e.ObjectLostError,
+        e.LocalRayletDiedError,
+    )
+    if isinstance(error, lost) and not isinstance(error, e.RayTaskError):
+        return Cause.WORKER_LOST, text
+    if isinstance(error, e.RayTaskError):
+        user = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
+        return (Cause.OUT_OF_MEMORY if is_out_of_memory(user) else Cause.USER_ERROR), text
+    return (Cause.OUT_OF_MEMORY if is_out_of_memory(error) else Cause.USER_ERROR), text
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "nothing")
+

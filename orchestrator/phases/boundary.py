@@ -1,0 +1,122 @@
+"""Where one phase gives way to another, on a two-dimensional map.
+
+A boundary is the line on which a phase's share of the replicates is 1/2, found by marching squares between the cells'
+centres: linear interpolation in the axes' own coordinates (log10 on a log axis). With one replicate it runs half-way
+between neighbouring settings whose labels differ: its position is known no better than the grid.
+
+The band is the set of cells whose replicates disagree. It says where the label depends on the seed, not how sure we are
+of the line: it is no confidence interval. With R replicates, a cell outside it may still show another label in about
+3/R of all seeds (the "rule of three"), and with one replicate there is no band at all.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.phases.scale import AxisScale
+
+Line = NDArray[np.float64]
+"""(P, 2) points, x and y."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Boundary:
+    """The boundaries of one map."""
+
+    lines: dict[int, tuple[Line, ...]]
+    """Label index -> the polylines on which its share is 1/2, in axis units."""
+    drawn: tuple[Line, ...]
+    """All polylines in drawing positions (u), for a plot."""
+    band: NDArray[np.bool_]
+    """(X, Y) cells whose replicates disagree."""
+
+
+def boundary(x: AxisScale, y: AxisScale, share: NDArray[np.float64]) -> Boundary:
+    """The boundaries on a grid of shares (X, Y, L); a hole is NaN, and no line is drawn beside it.
+
+    Text axes have no between, so no line crosses them; nor does one cross the gap to a column set apart.
+    """
+    some = ~np.isnan(share).all(axis=2)
+    band = some & (np.nan_to_num(share).max(axis=2) < 1)
+    lines: dict[int, tuple[Line, ...]] = {}
+    drawn: list[Line] = []
+    if x.numeric and y.numeric:
+        inner = share[x.special :, y.special :]
+        u, v = x.position[x.special :], y.position[y.special :]
+        present = np.flatnonzero(np.nan_to_num(share).max(axis=(0, 1)) > 0)
+        for label in present:
+            found = half_level(u, v, inner[:, :, label])
+            if found:
+                lines[int(label)] = tuple(
+                    np.column_stack([x.to_value(line[:, 0]), y.to_value(line[:, 1])]) for line in found
+                )
+                drawn += found
+    return Boundary(lines=lines, drawn=tuple(drawn), band=band)
+
+
+def half_level(u: NDArray[np.float64], v: NDArray[np.float64], share: NDArray[np.float64]) -> list[Line]:
+    """Polylines where `share` (U, V), given at the points u x v, is 1/2.
+
+    In a saddle, the mean of the four corners decides which corners are joined.
+    """
+    if len(u) < 2 or len(v) < 2:
+        return []
+    corners = np.stack([share[:-1, :-1], share[1:, :-1], share[1:, 1:], share[:-1, 1:]])
+    # A share of exactly 1/2 counts as below, so that a line passes on one side of its point and never through it twice.
+    above = corners > 0.5
+    case = (above * np.array([1, 2, 4, 8])[:, None, None]).sum(axis=0)
+    case[np.isnan(corners).any(axis=0)] = 0
+    ends: dict[tuple[int, int, int], list[tuple[int, int, int]]] = defaultdict(list)
+    for i, j in zip(*np.nonzero((case != 0) & (case != 15)), strict=True):
+        joined = bool(corners[:, i, j].mean() > 0.5)
+        # Edges of the grid are named by (direction, i, j): 0 runs along u from point (i, j), 1 along v.
+        sides = ((0, int(i), int(j)), (1, int(i) + 1, int(j)), (0, int(i), int(j) + 1), (1, int(i), int(j)))
+        for a, b in _segments(int(case[i, j]), joined):
+            ends[sides[a]].append(sides[b])
+            ends[sides[b]].append(sides[a])
+    return [np.array([_crossing(edge, u, v, share) for edge in chain]) for chain in _chains(ends)]
+
+
+_CROSSED = {
+    1: ((3, 0),), 2: ((0, 1),), 3: ((3, 1),), 4: ((1, 2),), 6: ((0, 2),), 7: ((3, 2),),
+    8: ((2, 3),), 9: ((0, 2),), 11: ((1, 2),), 12: ((1, 3),), 13: ((0, 1),), 14: ((3, 0),),
+}  # fmt: skip
+"""Which sides of a square (bottom, right, top, left) a line joins, by which corners are above."""
+
+
+def _segments(case: int, joined: bool) -> tuple[tuple[int, int], ...]:
+    if case in _CROSSED:
+        return _CROSSED[case]
+    # Opposite corners: 5 has the lower left and upper right above, 10 the other two.
+    return ((3, 2), (0, 1)) if (case == 5) == joined else ((3, 0), (1, 2))
+
+
+def _crossing(
+    edge: tuple[int, int, int], u: NDArray[np.float64], v: NDArray[np.float64], share: NDArray[np.float64]
+) -> tuple[float, float]:
+    direction, i, j = edge
+    k, m = (i + 1, j) if direction == 0 else (i, j + 1)
+    first, last = share[i, j], share[k, m]
+    t = (0.5 - first) / (last - first)
+    return float(u[i] + t * (u[k] - u[i])), float(v[j] + t * (v[m] - v[j]))
+
+
+def _chains(ends: dict[tuple[int, int, int], list[tuple[int, int, int]]]) -> list[list[tuple[int, int, int]]]:
+    """Join segments into lines: open ones from their ends, then closed ones."""
+    chains = []
+    left = {edge: list(others) for edge, others in ends.items()}
+    starts = [e for e in sorted(left) if len(left[e]) == 1] + sorted(left)
+    for start in starts:
+        if not left[start]:
+            continue
+        chain = [start]
+        while left[chain[-1]]:
+            following = left[chain[-1]].pop()
+            left[following].remove(chain[-1])
+            chain.append(following)
+        chains.append(chain)
+    return chains

@@ -1,0 +1,309 @@
+"""The phase diagram of a sweep: its varying axes and, for each setting, what its replicates showed.
+
+Shapes: N trials, A axes, C cells (distinct settings), L labels. Cells are kept sparse, so that a search's scattered
+settings cost no more than a grid's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.job import ParamSpec, Scalar
+from orchestrator.phases.scale import AxisScale, axis_scale
+from orchestrator.phases.table import TrialTable
+from orchestrator.phases.text import axis_label
+from orchestrator.phases.view import AxisView
+from orchestrator.records import Status
+
+UNLABELLED = "(no phase)"
+"""Stands for the phase of a finished trial that has none."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CellValues:
+    """One observation over the cells: the median and the range of its replicates, censoring kept.
+
+    A censored replicate counts as later than any reached one. So the median is a number only where the middle replicate
+    (both middle ones, for an even count) was reached.
+    """
+
+    median: NDArray[np.float64]
+    """(C,) NaN where it was not reached, is not finite, or nothing was observed."""
+    low: NDArray[np.float64]
+    """(C,) the smallest finite value reached, or NaN."""
+    high: NDArray[np.float64]
+    """(C,) the largest finite value reached, or NaN."""
+    reached: NDArray[np.int64]
+    """(C,) replicates with a finite value."""
+    not_finite: NDArray[np.int64]
+    """(C,) replicates whose value is NaN or infinite."""
+    censored: NDArray[np.int64]
+    """(C,) replicates that did not reach it."""
+    bound: NDArray[np.float64]
+    """(C,) the smallest bound up to which a replicate did not reach it, or NaN."""
+
+    @property
+    def not_reached(self) -> NDArray[np.bool_]:
+        """(C,) whether replicates were observed and their median is none that a number could give."""
+        return np.isnan(self.median) & (self.reached + self.not_finite + self.censored > 0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PhaseDiagram:
+    """Labels over the settings of a sweep."""
+
+    name: str
+    axes: tuple[AxisScale, ...]
+    """(A,) the axes that really vary, in the order of the sweep file; one of each zipped group."""
+    partners: Mapping[str, tuple[str, ...]]
+    """Axis -> the varying axes zipped to it, which it stands for."""
+    labels: tuple[str, ...]
+    """(L,) the job's phases in their order, then any other that was recorded."""
+    codes: NDArray[np.int64]
+    """(C, A) index of each cell's value on each axis."""
+    counts: NDArray[np.int64]
+    """(C, L) replicates with each label."""
+    failed: NDArray[np.int64]
+    """(C,) replicates that failed."""
+    missing: NDArray[np.int64]
+    """(C,) replicates not recorded, or not finished."""
+    cell: NDArray[np.int64]
+    """(N,) the cell of each trial, in the order of the table."""
+    observations: Mapping[str, CellValues]
+    joined: int = 1
+    """Up to how many neighbouring values of an axis one cell joins (1: every setting is a cell of its own)."""
+
+    @property
+    def labelled(self) -> NDArray[np.int64]:
+        """(C,) replicates that have a label."""
+        return np.asarray(self.counts.sum(axis=1), dtype=np.int64)
+
+    @property
+    def replicates(self) -> int:
+        """The most replicates that a cell has."""
+        total = self.labelled + self.failed + self.missing
+        return int(total.max()) if len(total) else 0
+
+    @property
+    def majority(self) -> NDArray[np.int64]:
+        """(C,) the most frequent label (the first of the legend in a tie), -1 in a hole: a cell with none."""
+        if not self.counts.size:
+            return np.full(len(self.counts), -1, dtype=np.int64)
+        return np.where(self.labelled > 0, self.counts.argmax(axis=1), -1)
+
+    @property
+    def agreement(self) -> NDArray[np.float64]:
+        """(C,) the share of labelled replicates that have the majority's label; NaN in a hole."""
+        return self.share.max(axis=1) if self.counts.size else np.full(len(self.counts), np.nan)
+
+    @property
+    def share(self) -> NDArray[np.float64]:
+        """(C, L) the share of labelled replicates with each label; NaN in a hole."""
+        total = self.labelled[:, None]
+        return np.where(total > 0, self.counts / np.maximum(total, 1), np.nan)
+
+    @property
+    def runner_up(self) -> NDArray[np.int64]:
+        """(C,) the second most frequent label, -1 where all replicates agree or there are none."""
+        if self.counts.shape[1] < 2:
+            return np.full(len(self.counts), -1, dtype=np.int64)
+        rest = self.counts.copy()
+        rest[np.arange(len(rest)), self.counts.argmax(axis=1)] = 0
+        return np.where(rest.max(axis=1) > 0, rest.argmax(axis=1), -1)
+
+    def axis_index(self, name: str) -> int:
+        """Position of the axis of this name."""
+        return [axis.name for axis in self.axes].index(name)
+
+
+def phase_diagram(
+    name: str,
+    axes: Sequence[AxisView],
+    phases: Sequence[str],
+    table: TrialTable,
+    specs: Mapping[str, ParamSpec],
+    *,
+    most_cells: int | None = None,
+) -> PhaseDiagram:
+    """Reduce a table of trials to a diagram.
+
+    Args:
+        name: what the sweep is called.
+        axes: the sweep's axes; those with one value are left out.
+        phases: the job's labels, in the legend's order.
+        table: all trials, those without a record too.
+        specs: the parameters, for units.
+        most_cells: above this many, neighbouring values of the longest numeric axes are joined.
+    """
+    columns = {axis.name: _coordinate(axis, table) for axis in axes}
+    chosen, partners = _independent([axis for axis in axes if len(set(columns[axis.name])) > 1], columns)
+    scales = [
+        axis_scale(
+            axis.name, label=axis_label(axis.name, specs), spacing=axis.scale,
+            values=_file_order(axis, columns[axis.name]),
+        )
+        for axis in chosen
+    ]  # fmt: skip
+    codes = np.zeros((len(table), len(scales)), dtype=np.int64)
+    for a, scale in enumerate(scales):
+        index = {value: i for i, value in enumerate(scale.values)}
+        codes[:, a] = [index[value] for value in columns[scale.name]]
+    joined = 1
+    if most_cells is not None:
+        spacing = {axis.name: axis.scale for axis in chosen}
+        scales, codes, joined = _join(scales, codes, spacing, most_cells)
+    cells, cell = _distinct(codes, [len(scale.values) for scale in scales])
+    recorded = [
+        (UNLABELLED if phase is None else phase) if status == Status.FINISHED.value else None
+        for phase, status in zip(table.phase, table.status, strict=True)
+    ]
+    unexpected = sorted({label for label in recorded if label is not None} - set(phases))
+    labels = (*phases, *unexpected)
+    position = {label: i for i, label in enumerate(labels)}
+    label = np.array([-1 if found is None else position[found] for found in recorded], dtype=np.int64)
+    counts = np.zeros((len(cells), len(labels)), dtype=np.int64)
+    np.add.at(counts, (cell[label >= 0], label[label >= 0]), 1)
+    status = np.array(table.status, dtype=object)
+    failed = status == Status.FAILED.value
+    return PhaseDiagram(
+        name=name, axes=tuple(scales), partners=partners, labels=labels, codes=cells, counts=counts,
+        failed=np.bincount(cell[failed], minlength=len(cells)),
+        missing=np.bincount(cell[(label < 0) & ~failed], minlength=len(cells)),
+        cell=cell, joined=joined,
+        observations={
+            key: cell_values(cell, len(cells), column.value, column.reached, column.censored, column.censored_at)
+            for key, column in table.observations.items()
+        },
+    )  # fmt: skip
+
+
+def cell_values(
+    cell: NDArray[np.int64],
+    cells: int,
+    value: NDArray[np.float64],
+    reached: NDArray[np.bool_],
+    censored: NDArray[np.bool_],
+    bound: NDArray[np.float64],
+) -> CellValues:
+    """Reduce one observation of N trials, each in `cell` (N,), to its `cells` cells (see `CellValues`)."""
+    finite = reached & np.isfinite(value)
+    seen = reached | censored
+    # What is no finite number counts as later than any number: it sorts to the end of its cell.
+    ranked = np.where(finite, value, np.inf)[seen]
+    where = cell[seen]
+    order = np.lexsort((ranked, where))
+    ranked = ranked[order]
+    count = np.bincount(where, minlength=cells)
+    start = np.concatenate([[0], np.cumsum(count)])[:-1]
+    some = count > 0
+    median = np.full(cells, np.nan)
+    lower, upper = (start + (count - 1) // 2)[some], (start + count // 2)[some]
+    both = np.isfinite(ranked[upper])
+    median[np.flatnonzero(some)[both]] = ranked[lower][both] / 2 + ranked[upper][both] / 2
+    low, high = np.full(cells, np.inf), np.full(cells, -np.inf)
+    np.minimum.at(low, cell[finite], value[finite])
+    np.maximum.at(high, cell[finite], value[finite])
+    least = np.full(cells, np.inf)
+    np.minimum.at(least, cell[censored], bound[censored])
+    return CellValues(
+        median=median,
+        low=np.where(np.isfinite(low), low, np.nan),
+        high=np.where(np.isfinite(high), high, np.nan),
+        reached=np.bincount(cell[finite], minlength=cells),
+        not_finite=np.bincount(cell[reached & ~finite], minlength=cells),
+        censored=np.bincount(cell[censored], minlength=cells),
+        bound=np.where(np.isfinite(least), least, np.nan),
+    )
+
+
+def _coordinate(axis: AxisView, table: TrialTable) -> tuple[Scalar | None, ...]:
+    """(N,) the axis's value of each trial; None where its condition does not hold."""
+    values = table.params[axis.name]
+    if not axis.when:
+        return values
+    exists = [True] * len(values)
+    for name, wanted in axis.when.items():
+        allowed = set(wanted) if isinstance(wanted, (list, tuple, set, frozenset)) else {wanted}
+        exists = [e and v in allowed for e, v in zip(exists, table.params[name], strict=True)]
+    return tuple(v if e else None for v, e in zip(values, exists, strict=True))
+
+
+def _file_order(axis: AxisView, column: Sequence[Scalar | None]) -> list[Scalar | None]:
+    """The distinct values of a column: those of the sweep file in its order, then any other, sorted."""
+    present = set(column)
+    known = [v for v in axis.values if v in present]
+    return [*known, *sorted(present - set(known), key=lambda v: (v is None, isinstance(v, str), v))]
+
+
+def _independent(
+    axes: Sequence[AxisView], columns: Mapping[str, tuple[Scalar | None, ...]]
+) -> tuple[list[AxisView], dict[str, tuple[str, ...]]]:
+    """The axes that are coordinates, and the zipped ones each of them stands for.
+
+    Of a zipped group the axis with the most values (a number before text, then the first in the file) is the
+    coordinate; another one stays an axis only where the coordinates chosen so far do not determine it.
+    """
+    groups: dict[int, list[AxisView]] = {}
+    for axis in axes:
+        if axis.group is not None:
+            groups.setdefault(axis.group, []).append(axis)
+    dropped: set[str] = set()
+    partners: dict[str, tuple[str, ...]] = {}
+    for members in groups.values():
+        by_use = sorted(members, key=lambda m: (-len(set(columns[m.name])), isinstance(columns[m.name][0], (str, bool))))
+        settings = len(set(zip(*(columns[m.name] for m in members), strict=True)))
+        kept: list[AxisView] = []
+        for axis in by_use:
+            if kept and len(set(zip(*(columns[m.name] for m in kept), strict=True))) == settings:
+                break
+            kept.append(axis)
+        rest = [m.name for m in members if m not in kept]
+        dropped.update(rest)
+        if rest:
+            partners[kept[0].name] = tuple(rest)
+    return [axis for axis in axes if axis.name not in dropped], partners
+
+
+def _join(
+    scales: list[AxisScale], codes: NDArray[np.int64], spacing: Mapping[str, str], most_cells: int
+) -> tuple[list[AxisScale], NDArray[np.int64], int]:
+    """Join neighbouring values of the longest numeric axis, again and again, until few enough cells are left."""
+    worst, scales, codes = 1, list(scales), codes.copy()
+    factor = [1] * len(scales)
+    while len(_distinct(codes, [len(s.values) for s in scales])[0]) > most_cells:
+        free = [(len(s.values) - s.special, a) for a, s in enumerate(scales) if s.numeric]
+        longest, a = max(free, default=(0, 0))
+        if longest < 4:
+            break
+        scale = scales[a]
+        index = np.arange(len(scale.values)) - scale.special
+        group = np.where(index < 0, index + scale.special, scale.special + index // 2)
+        middles = [
+            scale.values[scale.special + 2 * i + (1 if 2 * i + 1 < longest else 0)] for i in range((longest + 1) // 2)
+        ]
+        scales[a] = axis_scale(
+            scale.name, label=scale.label, spacing="log" if scale.kind == "log" else "linear",
+            values=[*scale.values[: scale.special], *middles],
+        )  # fmt: skip
+        codes[:, a] = group[codes[:, a]]
+        factor[a] *= 2
+        worst = max(worst, factor[a])
+    return scales, codes, worst
+
+
+def _distinct(codes: NDArray[np.int64], sizes: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct rows of (N, A) codes in lexicographic order, and which of them each row is."""
+    count, width = codes.shape
+    if not width:
+        return np.zeros((min(count, 1), 0), dtype=np.int64), np.zeros(count, dtype=np.int64)
+    cell = np.zeros(count, dtype=np.int64)
+    for a, size in enumerate(sizes):
+        # Ranks stay below N at every axis, so that the product below cannot overflow.
+        _, cell = np.unique(cell * size + codes[:, a], return_inverse=True)
+    first = np.full(int(cell.max()) + 1 if count else 0, count, dtype=np.int64)
+    np.minimum.at(first, cell, np.arange(count))
+    return codes[first], cell

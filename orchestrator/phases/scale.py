@@ -1,0 +1,191 @@
+"""Where the values of an axis are drawn: positions, cell edges and ticks.
+
+Positions are in one linear coordinate u: the value itself, its log10, or its rank for text and booleans. Values that
+have no place on the scale (0 on a log axis; an axis that does not exist for some trials) get columns of their own
+before the others, set apart by a gap: nothing is dropped, and nothing is drawn where it is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.job import Scalar
+from orchestrator.phases.text import number
+
+Kind = Literal["linear", "log", "category"]
+_GAP = 0.45
+"""Width of the gap after a column set apart, as a share of that column's width."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AxisScale:
+    """An axis as drawn: V values, the S special ones first."""
+
+    name: str
+    label: str
+    """Its name in words, with its unit."""
+    kind: Kind
+    values: tuple[Scalar | None, ...]
+    """(V,) in drawing order; None: the axis does not exist for these trials."""
+    special: int
+    """S: how many values, from the first on, are set apart."""
+    position: NDArray[np.float64]
+    """(V,) where each value is drawn, in u."""
+    low: NDArray[np.float64]
+    """(V,) where its cell begins, in u."""
+    high: NDArray[np.float64]
+    """(V,) where its cell ends."""
+
+    @property
+    def numeric(self) -> bool:
+        return self.kind != "category"
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The ends of the drawn axis, in u."""
+        return float(self.low[0]), float(self.high[-1])
+
+    def to_value(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Positions in u as values of the axis (ranks, on a category axis)."""
+        return np.power(10.0, u) if self.kind == "log" else u
+
+    def to_position(self, value: float) -> float | None:
+        """Where a value is drawn; None where it has no place."""
+        if self.kind == "category" or (self.kind == "log" and value <= 0):
+            return None
+        return math.log10(value) if self.kind == "log" else float(value)
+
+    def text(self, index: int) -> str:
+        """A value in words."""
+        value = self.values[index]
+        if value is None:
+            return "not set"
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        return value if isinstance(value, str) else number(value)
+
+    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """(E + 1,) cell edges and the (E,) index of the value in each cell, -1 in a gap."""
+        edges, index = [self.low[0]], []
+        for i in range(len(self.values)):
+            if i and self.low[i] > self.high[i - 1]:
+                edges.append(self.low[i])
+                index.append(-1)
+            edges.append(self.high[i])
+            index.append(i)
+        return np.array(edges, dtype=np.float64), np.array(index, dtype=np.int64)
+
+    def ticks(self, most: int = 9) -> tuple[list[float], list[str]]:
+        """At most about `most` tick positions in u, with their texts; special values always have one."""
+        at = [float(u) for u in self.position[: self.special]]
+        texts = [self.text(i) for i in range(self.special)]
+        rest = range(self.special, len(self.values))
+        if self.kind == "category" or len(rest) <= min(most, 6):
+            stride = max(1, math.ceil(len(rest) / max(most, 1)))
+            if self.kind == "category" or self._apart(rest, most):
+                at += [float(self.position[i]) for i in rest][::stride]
+                texts += [self.text(i) for i in rest][::stride]
+                return at, texts
+        low, high = float(self.low[self.special]), float(self.high[-1])
+        values = _log_ticks(low, high, most) if self.kind == "log" else _linear_ticks(low, high, most)
+        for value in values:
+            at.append(math.log10(value) if self.kind == "log" else value)
+            texts.append(number(value))
+        return at, texts
+
+    def minor_ticks(self) -> list[float]:
+        """Positions in u of the unlabelled ticks of a log axis: 1 to 9 times each power of ten."""
+        if self.kind != "log" or self.special == len(self.values):
+            return []
+        low, high = float(self.low[self.special]), float(self.high[-1])
+        decades = range(math.floor(low), math.ceil(high) + 1)
+        if len(decades) > 12:
+            return []
+        return [u for d in decades for k in range(1, 10) if low <= (u := d + math.log10(k)) <= high]
+
+    def _apart(self, rest: range, most: int) -> bool:
+        """Whether the values are far enough from each other for a tick each."""
+        u = self.position[rest.start :]
+        return len(u) < 2 or float(np.diff(u).min()) > 0.55 * float(u[-1] - u[0]) / most
+
+
+def axis_scale(name: str, *, label: str, spacing: str, values: Iterable[Scalar | None]) -> AxisScale:
+    """Lay out the distinct `values` of an axis; `spacing` is the axis's `scale` in the sweep file.
+
+    Text and booleans keep the order in which they are given; numbers are sorted.
+    """
+    distinct = list(dict.fromkeys(values))
+    given = [v for v in distinct if v is not None]
+    absent: list[Scalar | None] = [None] if len(given) < len(distinct) else []
+    numbers = [v for v in given if not isinstance(v, (bool, str))]
+    if len(numbers) < len(given) or not given:
+        ordered: list[Scalar | None] = [*absent, *given]
+        return _lay_out(name, label, "category", ordered, len(absent), np.arange(len(given), dtype=np.float64))
+    numbers.sort()
+    kind: Kind = "log" if _is_log(spacing, numbers) else "linear"
+    apart: list[Scalar | None] = [v for v in numbers if kind == "log" and v <= 0]
+    placed = [v for v in numbers if not (kind == "log" and v <= 0)]
+    u = np.array(placed, dtype=np.float64)
+    ordered = [*absent, *apart, *placed]
+    return _lay_out(name, label, kind, ordered, len(absent) + len(apart), np.log10(u) if kind == "log" else u)
+
+
+def _is_log(spacing: str, numbers: Sequence[float]) -> bool:
+    positive = np.array([v for v in numbers if v > 0], dtype=np.float64)
+    if len(positive) < 2:
+        return False
+    if spacing in ("log", "integer"):
+        return True
+    if spacing == "linear" or positive[-1] < 10 * positive[0]:
+        return False
+    # Explicit values: log where that spaces them more evenly.
+    steps, ratios = np.diff(positive), np.diff(np.log(positive))
+    return bool(ratios.std() * steps.mean() < steps.std() * ratios.mean())
+
+
+def _lay_out(
+    name: str, label: str, kind: Kind, values: list[Scalar | None], special: int, u: NDArray[np.float64]
+) -> AxisScale:
+    if len(u) > 1:
+        middle = (u[1:] + u[:-1]) / 2
+        low = np.concatenate([[u[0] - (middle[0] - u[0])], middle])
+        high = np.concatenate([middle, [u[-1] + (u[-1] - middle[-1])]])
+        width = max(float(np.median(high - low)), float(high[-1] - low[0]) / 40)
+    else:
+        width = 0.3 if kind == "log" else max(1.0, 0.2 * abs(float(u[0]))) if kind == "linear" and len(u) else 1.0
+        low, high = u - width / 2, u + width / 2
+    start = float(low[0]) if len(u) else 0.0
+    first = start - special * width * (1 + _GAP) + np.arange(special) * width * (1 + _GAP)
+    return AxisScale(
+        name=name, label=label, kind=kind, values=tuple(values), special=special,
+        position=np.concatenate([first + width / 2, u]),
+        low=np.concatenate([first, low]), high=np.concatenate([first + width, high]),
+    )  # fmt: skip
+
+
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    decades = list(range(math.floor(low), math.ceil(high) + 1))
+    for factors in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
+        found = [f * 10.0**d for d in decades for f in factors if low <= d + math.log10(f) <= high]
+        if 2 <= len(found) <= most:
+            return found
+    whole = [10.0**d for d in decades if low <= d <= high]
+    if len(whole) > most:
+        return whole[:: math.ceil(len(whole) / most)]
+    return _linear_ticks(10.0**low, 10.0**high, most)[-most:]
+
+
+def _linear_ticks(low: float, high: float, most: int) -> list[float]:
+    raw = (high - low) / max(most - 1, 1)
+    if raw <= 0:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]

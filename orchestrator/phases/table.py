@@ -1,0 +1,192 @@
+"""The table of trials: one row per trial, columnar, and its Parquet file.
+
+The file's columns: `trial_id`, `run_id` (null: never recorded), `replicate`, every parameter, `phase` (null where there is
+none), `status`, and two per observation: `<name>` (null where it was not reached) and `<name>_censored_at` (null where it
+was reached): the bound up to which it was not. A NaN in `<name>` is a measured NaN.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.job import Censored, Observations, Scalar, specs
+from orchestrator.records import Status
+from orchestrator.tracking.base import TrialRow
+from orchestrator.trial import Trial
+
+MISSING = "MISSING"
+"""Status of a trial that the record does not hold."""
+
+_META = b"phasefront"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ObservationColumn:
+    """One observation over the N trials. Where neither `reached` nor `censored` holds, the trial has none."""
+
+    value: NDArray[np.float64]
+    """(N,) NaN where not reached; where `reached`, a NaN or an infinity is what was measured."""
+    reached: NDArray[np.bool_]
+    """(N,)"""
+    censored_at: NDArray[np.float64]
+    """(N,) the bound up to which it was not reached; NaN where not censored."""
+    censored: NDArray[np.bool_]
+    """(N,)"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrialTable:
+    """N trials as columns, in an order that depends on their content alone."""
+
+    trial_id: tuple[str, ...]
+    run_id: tuple[str | None, ...]
+    replicate: NDArray[np.int64]
+    params: Mapping[str, tuple[Scalar | None, ...]]
+    """None: the trial has no such parameter (only where a job's parameters are open)."""
+    phase: tuple[str | None, ...]
+    status: tuple[str, ...]
+    """A `Status`, or MISSING."""
+    observations: Mapping[str, ObservationColumn]
+
+    def __len__(self) -> int:
+        return len(self.trial_id)
+
+    def observations_of(self, row: int) -> Observations:
+        """One trial's observations, as its job gave them."""
+        found: dict[str, float | Censored] = {}
+        for name, column in self.observations.items():
+            if column.reached[row]:
+                found[name] = float(column.value[row])
+            elif column.censored[row]:
+                found[name] = Censored(float(column.censored_at[row]))
+        return found
+
+
+def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow]) -> TrialTable:
+    """Join the trials of a sweep with what is recorded of them (`rows`, by trial id).
+
+    A trial without a row is MISSING. Rows of other trials are ignored; a trial named twice counts once.
+    """
+    unique = list({trial.id: trial for trial in trials}.values())
+    names = list(dict.fromkeys(name for kind in dict.fromkeys(type(t.params) for t in unique) for name in specs(kind)))
+    keyed = sorted(
+        ((tuple(getattr(t.params, n, None) for n in names), t.replicate, t.base_seed, t.id) for t in unique),
+        key=_sort_key,
+    )
+    found = [rows.get(item[3]) for item in keyed]
+    phases = tuple(
+        row.recorded.phase if row is not None and row.recorded.status is Status.FINISHED else None for row in found
+    )
+    observed: list[Observations] = [
+        row.recorded.observations if row is not None and row.recorded.status is Status.FINISHED else {} for row in found
+    ]
+    return TrialTable(
+        trial_id=tuple(item[3] for item in keyed),
+        run_id=tuple(row.run_id if row is not None else None for row in found),
+        replicate=np.array([item[1] for item in keyed], dtype=np.int64),
+        params={name: tuple(item[0][i] for item in keyed) for i, name in enumerate(names)},
+        phase=phases,
+        status=tuple(row.recorded.status.value if row is not None else MISSING for row in found),
+        observations=_columns(observed),
+    )
+
+
+def _sort_key(item: tuple[tuple[Scalar | None, ...], int, int, str]) -> tuple[object, ...]:
+    # Open parameters may be absent in some trials, or text in some and numbers in others.
+    return ([(v is not None, isinstance(v, str), v) for v in item[0]], *item[1:])
+
+
+def _columns(observed: Sequence[Observations]) -> dict[str, ObservationColumn]:
+    count = len(observed)
+    names = list(dict.fromkeys(name for observations in observed for name in observations))
+    columns = {
+        name: ObservationColumn(
+            value=np.full(count, np.nan),
+            reached=np.zeros(count, dtype=np.bool_),
+            censored_at=np.full(count, np.nan),
+            censored=np.zeros(count, dtype=np.bool_),
+        )
+        for name in names
+    }
+    for row, observations in enumerate(observed):
+        for name, value in observations.items():
+            column = columns[name]
+            if isinstance(value, Censored):
+                column.censored_at[row] = value.at
+                column.censored[row] = True
+            else:
+                column.value[row] = value
+                column.reached[row] = True
+    return columns
+
+
+def write_table(table: TrialTable, path: Path) -> None:
+    """Write the table as Parquet (see the module for its columns).
+
+    A parameter or observation whose name another column has is kept as `param.<name>` or `observation.<name>`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays: dict[str, Any] = {
+        "trial_id": pa.array(table.trial_id, pa.string()),
+        "run_id": pa.array(table.run_id, pa.string()),
+        "replicate": pa.array(table.replicate, pa.int64()),
+    }
+    reserved = {*arrays, "phase", "status"}
+    params: dict[str, str] = {}
+    for name, values in table.params.items():
+        params[name] = f"param.{name}" if name in reserved else name
+        mixed = any(isinstance(v, str) for v in values) and not all(isinstance(v, str | None) for v in values)
+        arrays[params[name]] = pa.array([None if v is None else str(v) for v in values] if mixed else values)
+    arrays["phase"] = pa.array(table.phase, pa.string())
+    arrays["status"] = pa.array(table.status, pa.string())
+    observations: dict[str, str] = {}
+    for name, column in table.observations.items():
+        taken = name in arrays or f"{name}_censored_at" in arrays
+        key = observations[name] = f"observation.{name}" if taken else name
+        arrays[key] = pa.array(column.value, pa.float64(), mask=~column.reached)
+        arrays[f"{key}_censored_at"] = pa.array(column.censored_at, pa.float64(), mask=~column.censored)
+    meta = {_META: json.dumps({"params": params, "observations": observations}).encode()}
+    pq.write_table(pa.table(arrays).replace_schema_metadata(meta), path, compression="zstd")
+
+
+def read_table(path: Path) -> TrialTable:
+    """Read what `write_table` wrote.
+
+    Raises:
+        ValueError: the file is Parquet, but not a table of trials.
+    """
+    import pyarrow.parquet as pq
+
+    read = pq.read_table(path)
+    meta = (read.schema.metadata or {}).get(_META)
+    if meta is None:
+        raise ValueError(f"{path} is not a table of trials: it lacks the metadata {_META.decode()!r}")
+    names = json.loads(meta)
+    return TrialTable(
+        trial_id=tuple(read["trial_id"].to_pylist()),
+        run_id=tuple(read["run_id"].to_pylist()),
+        replicate=np.array(read["replicate"].to_pylist(), dtype=np.int64),
+        params={name: tuple(read[key].to_pylist()) for name, key in names["params"].items()},
+        phase=tuple(read["phase"].to_pylist()),
+        status=tuple(read["status"].to_pylist()),
+        observations={name: _read_column(read, key) for name, key in names["observations"].items()},
+    )
+
+
+def _read_column(read: Any, key: str) -> ObservationColumn:
+    value, bound = read[key].combine_chunks(), read[f"{key}_censored_at"].combine_chunks()
+    return ObservationColumn(
+        value=np.array(value.fill_null(np.nan), dtype=np.float64),
+        reached=np.array(value.is_valid(), dtype=np.bool_),
+        censored_at=np.array(bound.fill_null(np.nan), dtype=np.float64),
+        censored=np.array(bound.is_valid(), dtype=np.bool_),
+    )

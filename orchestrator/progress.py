@@ -1,0 +1,209 @@
+"""How far a run is: a live display on a terminal, plain lines in a log. Formatting is pure."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+LINE_EVERY_S = 5.0
+"""Plain lines are at least this far apart."""
+RATE_WINDOW_S = 60.0
+"""Trials/s are an average over the last minute, so that the time left follows a change of pace."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """The state of a run at one moment."""
+
+    total: int
+    """Trials of the sweep, those found finished included."""
+    skipped: int = 0
+    """Found finished in the record."""
+    done: int = 0
+    """Finished in this run."""
+    running: int = 0
+    failed: int = 0
+    workers: int = 0
+    phases: Mapping[str, int] = field(default_factory=dict)
+    """Label -> finished trials, those found finished included."""
+    note: str = ""
+    """What happens besides, e.g. "starting workers"."""
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: "47 s", "3 min 20 s", "2 h 05 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def amount_of_bytes(count: float) -> str:
+    """An amount of memory for people."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def line(snapshot: Snapshot, *, rate: float | None) -> str:
+    """One line on a run, without the time of day."""
+    ended = snapshot.done + snapshot.failed
+    parts = [f"{snapshot.skipped + snapshot.done}/{snapshot.total} done"]
+    parts += [f"{snapshot.running} running", f"{snapshot.failed} failed"]
+    if rate:
+        parts.append(f"{rate:.3g} trials/s")
+        left = snapshot.total - snapshot.skipped - ended
+        if left > 0:
+            parts.append(f"about {duration(left / rate)} left")
+    if snapshot.note:
+        parts.append(snapshot.note)
+    return ", ".join(parts)
+
+
+def phase_counts(phases: Mapping[str, int]) -> str:
+    """The labels with their counts, most frequent first."""
+    ranked = sorted(phases.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{label} {count}" for label, count in ranked)
+
+
+class Rate:
+    """Trials per second over a sliding window."""
+
+    def __init__(self, window_s: float = RATE_WINDOW_S) -> None:
+        self._window_s = window_s
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def update(self, now: float, ended: int) -> float | None:
+        """The rate after `ended` trials at time `now`; None where there is nothing to tell it from."""
+        if not self._seen or now - self._seen[-1][0] >= self._window_s / 60:
+            self._seen.append((now, ended))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= self._window_s:
+            self._seen.popleft()
+        start, before = self._seen[0]
+        return (ended - before) / (now - start) if ended > before and now > start else None
+
+
+class Progress(ABC):
+    """Shows how far a run is."""
+
+    @abstractmethod
+    def update(self, snapshot: Snapshot) -> None:
+        """The run is here now; called often."""
+
+    @abstractmethod
+    def say(self, text: str) -> None:
+        """Something that a person should read, once."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The run has ended: the last state is shown, and the display let go of."""
+
+
+class Silent(Progress):
+    """Shows nothing."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Lines(Progress):
+    """A plain line every few seconds, the first and the last state always: for a job's log."""
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        every_s: float = LINE_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], str] = lambda: time.strftime("%H:%M:%S"),
+    ) -> None:
+        self._stream, self._every_s, self._clock, self._wall_clock = stream, every_s, clock, wall_clock
+        self._rate = Rate()
+        self._shown_at: float | None = None
+        self._shown = ""
+        self._latest: Snapshot | None = None
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Show the state where the last line is old enough."""
+        now = self._clock()
+        rate = self._rate.update(now, snapshot.done + snapshot.failed)
+        self._latest = snapshot
+        if self._shown_at is None or now - self._shown_at >= self._every_s:
+            self._shown_at = now
+            self._print(line(snapshot, rate=rate))
+
+    def say(self, text: str) -> None:
+        """Show the text now."""
+        self._print(text)
+
+    def close(self) -> None:
+        """Show the last state."""
+        if self._latest is not None:
+            text = line(self._latest, rate=None)
+            counts = phase_counts(self._latest.phases)
+            self._print(text + (f" ({counts})" if counts else ""))
+            self._latest = None
+
+    def _print(self, text: str) -> None:
+        print(f"{self._wall_clock()} {text}", file=self._stream, flush=True)
+
+
+class Live(Progress):
+    """A bar that is redrawn in place, on a terminal."""
+
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+        from rich.console import Console
+        from rich.live import Live as RichLive
+
+        self._clock, self._rate = clock, Rate()
+        self._console = Console(file=stream)
+        self._live = RichLive(console=self._console, refresh_per_second=4, transient=False)
+        self._live.start()
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Redraw."""
+        rate = self._rate.update(self._clock(), snapshot.done + snapshot.failed)
+        self._live.update(_panel(snapshot, rate))
+
+    def say(self, text: str) -> None:
+        """Show the text above the bar."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Leave the last drawing and give the terminal back."""
+        self._live.stop()
+
+
+def _panel(snapshot: Snapshot, rate: float | None) -> Any:
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    ended = snapshot.skipped + snapshot.done + snapshot.failed
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(ProgressBar(total=max(1, snapshot.total), completed=ended, width=40), Text(line(snapshot, rate=rate)))
+    counts = phase_counts(snapshot.phases)
+    return Group(bar, Text(counts, style="dim")) if counts else bar
+
+
+def for_stream(stream: TextIO, *, quiet: bool = False) -> Progress:
+    """The display that suits a stream."""
+    if quiet:
+        return Silent()
+    return Live(stream) if stream.isatty() else Lines(stream)

@@ -1,0 +1,46 @@
+"""New thresholds, old curves: phases are reduced again, nothing is trained again."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jobs.job import Job, Params
+from orchestrator.dispatch.worker import reduce_curves
+from orchestrator.records import Status, TrialResult
+from orchestrator.tracking.base import Tracker
+from orchestrator.trial import Trial
+
+BATCH = 500
+"""Trials whose new labels are written at a time."""
+
+
+def relabel_stale(
+    tracker: Tracker, job: Job[Any], trials: Iterable[Trial], thresholds: Params
+) -> Iterator[TrialResult]:
+    """Reduce the recorded curves of finished trials under `thresholds`, and record what comes out.
+
+    The caller picks the trials: those recorded under another fingerprint of thresholds. A trial
+    whose reduction raises keeps its record and is yielded as FAILED.
+    """
+    by_id = {trial.id: trial for trial in trials}
+    if not by_id:
+        return
+    batch: list[TrialResult] = []
+    for trial_id, curves in tracker.curves(list(by_id)):
+        try:
+            phase, observations = reduce_curves(job, by_id[trial_id].params, curves, thresholds)
+        except Exception:
+            yield TrialResult(trial_id=trial_id, status=Status.FAILED, error=traceback.format_exc())
+            continue
+        batch.append(
+            TrialResult(trial_id=trial_id, status=Status.FINISHED, phase=phase, observations=observations)
+        )
+        if len(batch) >= BATCH:
+            tracker.relabel(batch)
+            yield from batch
+            batch = []
+    if batch:
+        tracker.relabel(batch)
+        yield from batch

@@ -1,0 +1,194 @@
+"""A sweep submitted to a started head: its log, its record, and its curves as MLflow's page draws them."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.servers import mlflow_server
+
+from tests import needs
+from tests.driving import MARK, environment, marked, parents, record, trials, wait_for
+
+ROOT = Path(__file__).resolve().parent.parent
+RAY = str(Path(sys.executable).with_name("ray"))
+SWEEP = """\
+name: submitted
+job: grokking
+axes:
+  weight_decay: {values: [0.0, 1.0]}
+  data_fraction: {scale: linear, from: 0.5, to: 0.8, points: 2}
+replicates: 2
+fixed: {modulus: 7, steps: 60, width: 16}
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in held]
+    for server in held:
+        server.close()
+    return ports
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    environ: dict[str, str]
+    said: str
+    mark: str
+
+    def ray(self, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+        command = [RAY, *arguments]
+        return subprocess.run(command, cwd=cwd, env=self.environ, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """A head started and stopped by the scripts, on ports and in a folder of its own, with a token of its own."""
+    needs.program("ps", "procps")
+    # A socket's path may hold 107 bytes: pytest's own temporary folders are too deep.
+    home = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
+    port, dashboard, agent, client = free_ports(4)
+    mark = uuid.uuid4().hex
+    environ = environment(
+        {
+            "HOME": str(home), "PHASEFRONT_RAY_DIR": str(home / "ray"), MARK: mark,
+            "PORT": str(port), "DASHBOARD_PORT": str(dashboard),
+        }
+    )  # fmt: skip
+    options = [
+        "--num-cpus=2", f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
+        "--object-store-memory=100000000",
+    ]  # fmt: skip
+    scripts = ROOT / "cluster" / "local"
+    started = subprocess.run([scripts / "head.sh", *options], env=environ, capture_output=True, text=True, timeout=180)
+    try:
+        assert started.returncode == 0, started.stderr
+        told = dict(re.findall(r"\b(RAY_[A-Z_]+)=(\S+)", started.stdout))
+        yield Head(environ={**environ, **told}, said=started.stdout, mark=mark)
+    finally:
+        stopped = subprocess.run([scripts / "stop.sh"], env=environ, capture_output=True, text=True, timeout=120)
+        left = marked(mark)
+        for pid in left:
+            os.kill(pid, 9)
+        shutil.rmtree(home, ignore_errors=True)
+    assert stopped.returncode == 0, stopped.stderr
+    assert left == [], "stop.sh left processes behind"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    log: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def submitted(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    """The documented command, from a folder that holds the sweep; polled until the job has ended."""
+    folder = tmp_path_factory.mktemp("submitted")
+    project = folder / "project"
+    project.mkdir()
+    (project / "sweep.yaml").write_text(SWEEP)
+    uri = f"sqlite:///{folder}/mlflow.db"
+    command = ["python", "-m", "orchestrator", "run", "sweep.yaml", "--set", f"tracking.uri={uri}"]
+    sent = head.ray(
+        "job", "submit", "--no-wait", "--submission-id=sweep", "--working-dir=.", "--", *command, cwd=project
+    )
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    seen: list[str] = []
+
+    def ended() -> bool:
+        status = head.ray("job", "status", "sweep", "--log-style=record", cwd=project)
+        seen.append(status.stdout + status.stderr)
+        return re.search(r"succeeded|failed|stopped", seen[-1], re.IGNORECASE) is not None
+
+    wait_for("the job's end", ended)
+    log = head.ray("job", "logs", "sweep", "--log-style=record", cwd=project).stdout
+    assert re.search("succeeded", seen[-1], re.IGNORECASE), seen[-1] + log
+    return Submitted(log=log, folder=folder)
+
+
+def test_a_head_lets_in_only_who_has_the_token(head: Head, tmp_path: Path) -> None:
+    stranger = {name: value for name, value in head.environ.items() if name not in ("RAY_AUTH_MODE", MARK)}
+    stranger["HOME"] = str(tmp_path)
+    done = subprocess.run([RAY, "job", "list"], env=stranger, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "uthentication" in done.stdout + done.stderr
+
+
+def test_a_head_tells_the_commands_that_follow(head: Head) -> None:
+    for command in ("cluster/local/worker.sh ", "ray job submit --working-dir . -- python -m orchestrator run", "stop.sh"):
+        assert command in head.said
+
+
+def test_a_submitted_sweep_ends_and_its_log_shows_progress(submitted: Submitted) -> None:
+    assert re.search(r"8\s*(/|of)\s*8", submitted.log), submitted.log
+    assert "Traceback" not in submitted.log
+
+
+def test_a_submitted_sweep_is_one_parent_with_a_nested_run_for_each_trial(submitted: Submitted) -> None:
+    runs = record(submitted.folder / "mlflow.db")
+    (parent,) = parents(runs)
+    assert parent.status == "FINISHED"
+    nested = trials(runs)
+    assert len(nested) == 2 * 2 * 2
+    assert {run.parent for run in nested} == {parent.run_id}
+    assert {run.status for run in nested} == {"FINISHED"}
+    assert {(run.params["weight_decay"], run.params["data_fraction"]) for run in nested} == {
+        ("0.0", "0.5"), ("0.0", "0.8"), ("1.0", "0.5"), ("1.0", "0.8"),
+    }  # fmt: skip
+    assert all(run.rows for run in nested)
+
+
+DRAWN = """() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => plot.data
+    .filter(trace => trace.type === 'scatter')
+    .map(trace => ({metric: trace.metricKey, x: [...trace.x], y: [...trace.y],
+                    line: plot.querySelector('.scatterlayer path.js-line')?.getAttribute('d') ?? ''})))"""
+
+
+def test_mlflows_page_draws_a_trials_curves(submitted: Submitted, tmp_path: Path) -> None:
+    chromium = needs.program("chromium", "chromium")
+    from playwright.sync_api import sync_playwright
+
+    database = submitted.folder / "mlflow.db"
+    trial = trials(record(database))[0]
+    curves = {
+        key: [(step, value) for name, step, value, _ in trial.rows if name == key] for key, *_ in trial.rows
+    }
+    curves = {key: points for key, points in curves.items() if len(points) > 2}
+    assert curves
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with (
+        mlflow_server(f"sqlite:///{database}", submitted.folder / "artifacts") as address,
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        try:
+            page = browser.new_page(viewport={"width": 1400, "height": 2400})
+            page.goto(f"{address}/#/experiments/{trial.experiment_id}/runs/{trial.run_id}/model-metrics")
+            drawn: list[dict[str, Any]] = []
+
+            def all_drawn() -> bool:
+                page.wait_for_timeout(500)
+                drawn[:] = page.evaluate(DRAWN)
+                return curves.keys() <= {trace["metric"] for trace in drawn if trace["line"]}
+
+            wait_for("a chart for every curve", all_drawn)
+            page.screenshot(path=tmp_path / "curves.png")
+        finally:
+            browser.close()
+    for trace in drawn:
+        if trace["metric"] in curves:
+            assert list(zip(trace["x"], trace["y"], strict=True)) == pytest.approx(curves[trace["metric"]])
+            assert trace["line"].count("L") >= 1
