@@ -231,9 +231,7 @@ class _Course:
     Appending to a deque and counting it need no lock; the events only wake who waits.
     """
 
-    def __init__(
-        self, function: Callable[..., Any], pack: Sequence[Member[Any]], device: str, plain: bool
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], pack: Sequence[Member[Any]], device: str, plain: bool) -> None:
         self._function, self._pack, self._device, self._plain = function, pack, device, plain
         self._rows: deque[_Row] = deque()
         self._ends: deque[tuple[int, int, str | None]] = deque()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from jobs.job import Scalar
 
 MOST_POINTS = 1_000_000
+_LARGEST = 10**15
 Scale = Literal["linear", "log", "integer", "values"]
 
 ScalarValue = bool | int | float | str
@@ -71,8 +71,8 @@ class IntegerAxis(_RangeAxis):
     """Whole numbers with a roughly constant ratio; those that coincide are kept once."""
 
     scale: Literal["integer"] = key(meaning="How the values are spaced.", valid="integer")
-    start: int = key(meaning="Smallest value.", valid="a whole number >= 1", alias="from", ge=1)
-    to: int = key(meaning="Largest value.", valid="a whole number >= 1", ge=1)
+    start: int = key(meaning="Smallest value.", valid="a whole number from 1 to 1e15", alias="from", ge=1, le=_LARGEST)
+    to: int = key(meaning="Largest value.", valid="a whole number from 1 to 1e15", ge=1, le=_LARGEST)
     include: list[int] = key(
         [], meaning="Further values (0 for instance), put in order among the others.", valid="a list of whole numbers"
     )
@@ -159,15 +159,13 @@ def points_of(axis: AxisModel) -> list[Scalar]:
         return list(axis.values)
     if isinstance(axis, IntegerAxis):
         return sorted({int(w) for w in np.geomspace(axis.start, axis.to, axis.points)} | set(axis.include))
+    if axis.start == axis.to:
+        return sorted({axis.start, *axis.include})
     space = np.geomspace if isinstance(axis, LogAxis) else np.linspace
-    computed = [same_on_every_machine(float(v)) for v in space(axis.start, axis.to, axis.points)]
+    with np.errstate(all="ignore"):  # a range too wide for a float gives infinities, which no job accepts
+        computed = [same_on_every_machine(float(v)) for v in space(axis.start, axis.to, axis.points)]
     computed[0] = axis.start
     if len(computed) > 1:
         computed[-1] = axis.to
     falling = axis.start > axis.to
     return sorted({*computed, *axis.include}, reverse=falling) if axis.include else list(dict.fromkeys(computed))
-
-
-def is_whole(value: Scalar) -> bool:
-    """Whether the value is a number without a fraction."""
-    return isinstance(value, int | float) and math.isfinite(value) and float(value).is_integer()

@@ -74,8 +74,8 @@ class Document:
         choices: Sequence[object] = (),
         next_step: str = "",
     ) -> None:
-        """Note a mistake at a node's value, at its key, or `at` a place; none where the node could not be read."""
-        if any(keys[:n] in self.broken for n in range(len(keys) + 1)):
+        """Note a mistake at a node's value, at its key, or `at` a place; none where that could not be read."""
+        if any(keys[:n] in self.broken for n in range(len(keys) + (not key))):
             return
         place = at or self.place(keys, key=key)
         mistake = Mistake(rule=rule, place=place.text, value=value, choices=choices, next_step=next_step)
@@ -91,6 +91,13 @@ class Document:
         self.places = {node: pair for node, pair in self.places.items() if node[:n] != keys}
         self.broken = {node for node in self.broken if node[:n] != keys}
         self.found = [found for found in self.found if found.keys[:n] != keys]
+
+    def forget_mistakes(self, keys: Keys) -> None:
+        """Drop what an option did wrong inside the node that it made itself: one mistake about the node says it."""
+        made_by = self.place(keys, key=True).source
+        if made_by:
+            n = len(keys)
+            self.found = [f for f in self.found if f.keys[:n] != keys or f.place.source != made_by]
 
     def stop_if_wrong(self) -> None:
         """Raise all mistakes found so far, in the order of their places.

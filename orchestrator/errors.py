@@ -26,7 +26,8 @@ _LONGEST_VALUE = 200
 
 def show(value: object) -> str:
     """A value as the user would write it in YAML: `true`, `null`, quoted text; long ones are cut."""
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else repr(value)
+    yaml = {"True": "true", "False": "false", "None": "null"}
+    text = yaml.get(repr(value), repr(value))
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 

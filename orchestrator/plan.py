@@ -178,7 +178,7 @@ class PlanSummary:
     record_rows: int | None
     """Metric rows for MLflow; None where the job does not say how often it reports."""
     measured: bool
-    """Whether the machine was measured, or stated defaults were used."""
+    """False where the estimate rests on stated defaults, because the machine could not be measured."""
 
 
 def summarise(
@@ -200,5 +200,5 @@ def summarise(
         startup_s=planner.calibration.startup_s or 15.0,
         memory_bytes=math.fsum(heaviest),
         record_rows=sum(steps) * metrics if known else None,
-        measured=planner.calibration.machine.measured,
+        measured=planner.calibration.machine.measured or planner.calibration.history(planner.job_name).runs > 0,
     )

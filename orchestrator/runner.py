@@ -124,6 +124,8 @@ class Runner:
         self._queue: deque[Pack] = deque()
         self._out: dict[str, _Out] = {}
         self._trials_out = 0
+        self._begun: set[str] = set()
+        """Trials with a RUNNING run: those handed out, and those of broken packs that wait to run again."""
         self._number = 0
         self._started: float | None = None
         self._watch = FailureWatch()
@@ -132,19 +134,27 @@ class Runner:
     def run(self) -> Summary:
         """Run until nothing is left, or until stopped; the record then says how every trial stands.
 
+        The sweep itself is ended only where the run was stopped (as KILLED) or broke: what follows a whole
+        run, such as the diagram, is the caller's.
+
         Raises:
-            Whatever the tracker or the dispatcher raises; running trials are then recorded as KILLED
-            where the tracker still works, and workers are stopped.
+            Whatever the tracker or the dispatcher raises; running trials are then recorded as KILLED and the
+            sweep as FAILED, where the tracker still works, and workers are stopped.
         """
+        broke = True
         try:
             self._tracker.reconcile()
             while not self._stop.is_set() and not self._summary.gave_up and self._advance():
                 pass
-            self._summary.stopped = self._stop.is_set()
+            broke = False
         finally:
-            # The record first: workers are killed in no time, but a cluster may take its time.
+            # The record first: workers die in no time, but letting go of Ray takes a second or two of the
+            # three that a stopped job has.
             try:
                 self._end_as_killed()
+                self._summary.stopped = self._stop.is_set()
+                if broke or self._summary.stopped:
+                    self._tracker.end_sweep(Status.KILLED.value if self._summary.stopped else Status.FAILED.value, {})
             finally:
                 if self._dispatcher is not None:
                     self._dispatcher.close()
@@ -252,6 +262,7 @@ class Runner:
             return
         began = self._clock()
         self._tracker.begin([trial for pack in packs for trial in pack.trials])
+        self._begun.update(trial.id for pack in packs for trial in pack.trials)
         self._summary.record_s += self._clock() - began
         tasks = []
         for pack in packs:
@@ -297,6 +308,7 @@ class Runner:
         if ended:
             self._tracker.end([result for _, result in ended])
             self._trials_out -= len(ended)
+            self._begun.difference_update(trial.id for trial, _ in ended)
             for trial, result in ended:
                 self._tell(trial, result)
         self._summary.record_s += self._clock() - began
@@ -356,13 +368,15 @@ class Runner:
 
     def _end_as_killed(self) -> None:
         """Every trial that was begun and has not ended is recorded as KILLED; a next run takes it up."""
-        left = [trial for out in self._out.values() for trial in out.left.values()]
         self._out.clear()
-        self._summary.killed = len(left)
-        if left:
-            self._tracker.end(
-                [TrialResult(trial_id=trial.id, status=Status.KILLED, error="the run was stopped") for trial in left]
-            )
+        self._summary.killed = len(self._begun)
+        if self._begun:
+            killed = [
+                TrialResult(trial_id=trial_id, status=Status.KILLED, error="the run was stopped")
+                for trial_id in sorted(self._begun)
+            ]
+            self._tracker.end(killed)
+            self._begun.clear()
 
     def _running(self) -> int:
         """Trials of the packs that workers have started: the oldest, one for each worker."""

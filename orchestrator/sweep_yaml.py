@@ -272,7 +272,7 @@ class _Builder:
             return self._broken(keys, f"does not read as {tag.removeprefix(_TAG)}", value=text)
 
     def _implicit(self, text: str) -> str:
-        return str(self._loader.resolve(yaml.ScalarNode, text, (True, False)))
+        return str(self._loader.resolve(yaml.ScalarNode, text, (True, False)))  # type: ignore[no-untyped-call]
 
     def _bad_tag(self, node: yaml.Node, keys: Keys) -> None:
         return self._broken(

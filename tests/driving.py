@@ -116,7 +116,9 @@ class Run:
     tags: dict[str, str]
     params: dict[str, str]
     rows: tuple[tuple[str, int, float, int], ...]
-    """(metric, step, value, is_nan), sorted, as often as they are there."""
+    """The curves: (metric, step, value, is_nan), sorted, as often as they are there."""
+    observed: tuple[tuple[str, float, int], ...]
+    """(observation, value, is_nan): metrics from before the run's start, and so no part of a curve."""
 
     @property
     def parent(self) -> str | None:
@@ -133,21 +135,23 @@ def record(database: Path) -> list[Run]:
         if not {"runs", "tags", "params", "metrics"} <= tables:
             return []
         connection.execute("BEGIN")
-        columns = "run_uuid, experiment_id, name, status"
-        for run_id, experiment_id, name, status in connection.execute(
+        columns = "run_uuid, experiment_id, name, status, start_time"
+        for run_id, experiment_id, name, status, start in connection.execute(
             f"SELECT {columns} FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time, run_uuid"
         ).fetchall():
             pairs = {
                 table: dict(connection.execute(f"SELECT key, value FROM {table} WHERE run_uuid = ?", (run_id,)))
                 for table in ("tags", "params")
             }
-            rows = connection.execute(
-                "SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY key, step, value", (run_id,)
-            )
+            metrics = connection.execute(
+                "SELECT key, step, value, is_nan, timestamp FROM metrics WHERE run_uuid = ? ORDER BY key, step, value",
+                (run_id,),
+            ).fetchall()
             runs.append(
                 Run(
                     run_id=run_id, experiment_id=str(experiment_id), name=name, status=status,
-                    rows=tuple((key, step, value, int(nan)) for key, step, value, nan in rows), **pairs,
+                    rows=tuple((key, step, value, int(nan)) for key, step, value, nan, at in metrics if at >= start),
+                    observed=tuple((key, value, int(nan)) for key, _, value, nan, at in metrics if at < start), **pairs,
                 )
             )  # fmt: skip
     return runs

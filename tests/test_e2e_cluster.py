@@ -1,5 +1,6 @@
 """A sweep submitted to a started head: its log, its record, and its curves as MLflow's page draws them."""
 
+import json
 import os
 import re
 import shutil
@@ -13,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
-from tests.servers import mlflow_server
-
-from tests import needs
-from tests.driving import MARK, environment, marked, parents, record, trials, wait_for
+from driving import MARK, environment, marked, parents, record, trials, wait_for
+from servers import mlflow_server
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -128,8 +128,32 @@ def test_a_head_lets_in_only_who_has_the_token(head: Head, tmp_path: Path) -> No
 
 
 def test_a_head_tells_the_commands_that_follow(head: Head) -> None:
-    for command in ("cluster/local/worker.sh ", "ray job submit --working-dir . -- python -m orchestrator run", "stop.sh"):
+    submit = "ray job submit --working-dir . -- python -m orchestrator run configs/"
+    for command in ("cluster/local/worker.sh ", submit, "cluster/local/stop.sh"):
         assert command in head.said
+
+
+def test_a_worker_joins_and_leaves_while_the_head_stays(head: Head, tmp_path: Path) -> None:
+    found = re.search(r"cluster/local/worker.sh (\S+:\d+)", head.said)
+    assert found
+    scripts = ROOT / "cluster" / "local"
+    environ = {**head.environ, "PHASEFRONT_RAY_DIR": head.environ["PHASEFRONT_RAY_DIR"] + "-worker"}
+    options = ["--num-cpus=1", f"--dashboard-agent-listen-port={free_ports(1)[0]}", "--object-store-memory=100000000"]
+
+    def alive() -> int:
+        listed = head.ray("list", "nodes", "--format=json", cwd=tmp_path)
+        assert listed.returncode == 0, listed.stderr
+        return sum(node["state"] == "ALIVE" for node in json.loads(listed.stdout))
+
+    command = [scripts / "worker.sh", found[1], *options]
+    joined = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=180)
+    try:
+        assert joined.returncode == 0, joined.stderr
+        wait_for("two nodes", lambda: alive() == 2)
+    finally:
+        left = subprocess.run([scripts / "stop.sh"], env=environ, capture_output=True, text=True, timeout=120)
+    assert (left.returncode, left.stdout) == (0, "worker stopped\n")
+    wait_for("one node", lambda: alive() == 1)
 
 
 def test_a_submitted_sweep_ends_and_its_log_shows_progress(submitted: Submitted) -> None:

@@ -4,8 +4,7 @@ import subprocess
 import sys
 
 import pytest
-
-from tests.driving import environment
+from driving import environment
 
 HEAVY = {"torch", "ray", "mlflow", "numpy", "optuna", "sqlalchemy", "pandas", "matplotlib", "plotly", "pyarrow"}
 

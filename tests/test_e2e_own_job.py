@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-
-from tests.driving import parents, record, run, trials
+from driving import parents, record, run, trials
 
 FUNCTION = '''\
 def train(params, seed, device, report):

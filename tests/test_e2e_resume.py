@@ -9,8 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from tests.driving import PATIENCE_S, Run, driver, parents, record, trials, wait_for
+from driving import PATIENCE_S, Run, driver, parents, record, trials, wait_for
 
 SWEEP = """\
 name: resumed
@@ -56,7 +55,7 @@ def converged(folder: Path) -> dict[str, Run]:
     """Trial id -> its one run, of a finished sweep."""
     runs = record(folder / "mlflow.db")
     assert [run.status for run in parents(runs)] == ["FINISHED"]
-    by_id = {run.tags["phasefront.trial"]: run for run in trials(runs)}
+    by_id = {run.tags["phasefront.trial_id"]: run for run in trials(runs)}
     assert len(by_id) == len(trials(runs)), "a trial has two runs"
     assert Counter(run.status for run in by_id.values()) == {"FINISHED": 4 * 4 * 2}
     for run in by_id.values():
@@ -71,6 +70,7 @@ def assert_same_record(found: dict[str, Run], expected: dict[str, Run]) -> None:
         other = expected[trial_id]
         assert run.params == other.params
         assert [row[:2] for row in run.rows] == [row[:2] for row in other.rows]
+        assert [row[0] for row in run.observed] == [row[0] for row in other.observed]
         for (metric, step, value, nan), (_, _, wanted, wanted_nan) in zip(run.rows, other.rows, strict=True):
             assert nan == wanted_nan
             assert math.isclose(value, wanted, rel_tol=2e-2, abs_tol=2e-2), (trial_id, metric, step)

@@ -44,9 +44,10 @@ def _generate(path: Path, train: int, test: int) -> None:
     from mnist1d.data import get_dataset_args, make_dataset
 
     arguments = get_dataset_args()
-    arguments.num_samples = train + test
+    # The package makes equally many of each class, so fewer than asked for: the rest of a last round is cut off.
+    arguments.num_samples = -(-(train + test) // CLASSES) * CLASSES
     # The package truncates samples * split: half an example keeps the count exact.
-    arguments.train_split = (train + 0.5) / (train + test)
+    arguments.train_split = (train + 0.5) / arguments.num_samples
     with contextlib.redirect_stdout(io.StringIO()):
         data = make_dataset(arguments)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,6 @@ def _generate(path: Path, train: int, test: int) -> None:
         np.savez(
             file,
             x=data["x"].astype(np.float32), y=data["y"].astype(np.int64),
-            x_test=data["x_test"].astype(np.float32), y_test=data["y_test"].astype(np.int64),
+            x_test=data["x_test"][:test].astype(np.float32), y_test=data["y_test"][:test].astype(np.int64),
         )  # fmt: skip
     Path(file.name).replace(path)

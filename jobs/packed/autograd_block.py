@@ -24,7 +24,7 @@ class AutogradBlock(ModularBlock):
 
     @abstractmethod
     def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
-        """(M, B, O) outputs."""
+        """(M, O, B) outputs."""
 
     def _train_step(self, x_MB: Tensor, y_MB: Tensor, label_MB: Tensor) -> None:
         flat = self.parameters.flat
@@ -34,7 +34,7 @@ class AutogradBlock(ModularBlock):
         (gradient,) = torch.autograd.grad(loss, flat)
         flat.requires_grad_(False)
         if self.optimiser.gradient_scale is not None:
-            gradient = gradient * self.optimiser.gradient_scale
+            gradient = gradient * self.parameters.spread(self.optimiser.gradient_scale)
         if self.optimiser.accumulate:
             self.optimiser.gradient.flat.mul_(self.optimiser.accumulate).add_(gradient)
         else:
@@ -58,15 +58,15 @@ class EmbeddingMLPBlock(AutogradBlock):
     """Embeddings of both elements, concatenated, then ReLU layers and a linear readout.
 
     Parameters: embedding (E, D), first layer for x and for y (D, W) each and its bias, then (W, W)
-    and bias for each further layer, then (W, O) and bias.
+    and bias for each further layer, then the readout (O, W) and its bias (O, 1).
     """
 
     def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
-        embedding, for_x, for_y, bias, *rest = layers
+        embedding, for_x, for_y, bias, *rest, readout, offsets = layers
         hidden = _look_up(torch.bmm(embedding, for_x), x_MB) + _look_up(torch.bmm(embedding, for_y), y_MB) + bias
         for weight, offset in zip(rest[0::2], rest[1::2], strict=True):
             hidden = torch.baddbmm(offset, hidden.relu(), weight)
-        return hidden[:, :, : self.pairs.elements]
+        return torch.baddbmm(offsets, readout, hidden.relu().transpose(1, 2))[:, : self.pairs.elements]
 
     def row_bytes(self) -> int:
         return 4 * 4 * max(shape[-1] for shape in self.parameters.shapes)
@@ -77,7 +77,7 @@ class TransformerBlock(AutogradBlock):
 
     Parameters: tokens (E + 1, D), positions (3, D); per block the attention's query, key, value and
     output (D, D) each, the perceptron's (D, 4D), bias, (4D, D), bias, and with layer norm two gains
-    and two offsets (1, D); then the readout (D, O).
+    and two offsets (1, D); then the readout (O, D).
     """
 
     def __init__(self, *, heads: int, blocks: int, layer_norm: bool, **rest: object) -> None:
@@ -116,7 +116,7 @@ class TransformerBlock(AutogradBlock):
             mixed = _apply(_attend(queries, keys, values, self._heads), o)
             stream = self._feed_forward(here + mixed, mlp)
         assert stream is not None  # there is at least one block
-        return torch.bmm(stream[:, :, -1], rest[-1])[:, :, : self.pairs.elements]
+        return torch.bmm(rest[-1], stream[:, :, -1].transpose(1, 2))[:, : self.pairs.elements]
 
     def _feed_forward(self, stream: Tensor, mlp: Sequence[Tensor]) -> Tensor:
         w_in, b_in, w_out, b_out = mlp[:4]

@@ -17,9 +17,10 @@ from jobs.packed.batches import Batches
 from jobs.packed.loop import run_blocks
 from jobs.packed.mlp_cost import padded_width
 from jobs.packed.modular_block import ModularBlock, Pairs, normal_entries
-from jobs.packed.modular_cost import block_models
+from jobs.packed.modular_cost import block_models, padded_outputs
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 from jobs.packed.quadratic import QuadraticBlock
+from jobs.packed.threads import flush_denormals
 
 if TYPE_CHECKING:
     from jobs.grokking import GrokkingParams
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 def train(pack: Sequence[Member[GrokkingParams]], device: str) -> Iterator[Report]:
     """Reports of all members; see `jobs.job.Job.train`."""
+    flush_denormals()
     order = sorted(range(len(pack)), key=lambda i: (pack[i].params.width, pack[i].params.train_pairs))
     first = pack[0].params
     width = padded_width(max(m.params.width for m in pack))
@@ -101,17 +103,18 @@ def _initial(params: Sequence[GrokkingParams], seeds: Sequence[int], device: str
         if first.model == "quadratic_mlp":
             deviation = scale * 0.5 / (2 * width) ** (1 / 3)
         else:
-            deviation = scale / (columns if kind == "embedding" else rows).float().sqrt()
+            fan_in = columns if kind in ("embedding", "readout") else rows
+            deviation = scale / fan_in.float().sqrt()
         view.copy_(normal_entries(seeds, name, (shape[0], shape[1]), (rows, columns), device))
         view.mul_(deviation[:, None, None])
     return parameters
 
 
 def _true_size(length: int, axis: int, kind: str, width: Tensor, first: GrokkingParams) -> Tensor:
-    """(M,) how many rows or columns of a layer are real: kinds name which axes are padded widths."""
-    if kind in (("rows", "both"), ("columns", "both"))[axis]:
+    """(M,) how many rows (axis 0) or columns (axis 1) of a layer are real."""
+    if kind in (("both",), ("columns", "both", "readout"))[axis]:
         return width
-    if axis == 1 and kind == "rows" and first.model != "transformer":
+    if axis == 0 and kind == "readout":
         return torch.full_like(width, first.elements)
     return torch.full_like(width, length)
 
@@ -119,16 +122,16 @@ def _true_size(length: int, axis: int, kind: str, width: Tensor, first: Grokking
 def _layout(first: GrokkingParams, width: int) -> list[tuple[str, tuple[int, int], str]]:
     """Name, padded shape and kind of each layer.
 
-    Kind: which axes hold padded widths ("rows", "columns", "both", "none"), or "embedding" (scaled by
-    its columns), "zero" and "one" (constant).
+    Kind: which axes hold padded widths ("columns", "both", "none"); "embedding" is scaled by its
+    columns; "readout" is (padded outputs, padded width); "zero" and "one" are constant.
     """
     elements = first.elements
-    outputs = padded_width(elements)
+    outputs = padded_outputs(elements)
     if first.model == "quadratic_mlp":
         return [
             ("u", (elements, width), "columns"),
             ("v", (elements, width), "columns"),
-            ("w2", (width, outputs), "rows"),
+            ("w2", (outputs, width), "readout"),
         ]
     if first.model == "embedding_mlp":
         size = first.embedding
@@ -140,7 +143,7 @@ def _layout(first: GrokkingParams, width: int) -> list[tuple[str, tuple[int, int
         ]
         for layer in range(1, first.layers):
             layers += [(f"hidden/{layer}", (width, width), "both"), (f"bias/{layer}", (1, width), "zero")]
-        return [*layers, ("readout", (width, outputs), "rows"), ("readout bias", (1, outputs), "zero")]
+        return [*layers, ("readout", (outputs, width), "readout"), ("readout bias", (outputs, 1), "zero")]
     d = first.width
     layers = [("tokens", (elements + 1, d), "embedding"), ("positions", (3, d), "embedding")]
     for block in range(first.layers):
@@ -154,4 +157,4 @@ def _layout(first: GrokkingParams, width: int) -> list[tuple[str, tuple[int, int
                 (f"{block}/norm 1 gain", (1, d), "one"), (f"{block}/norm 1 offset", (1, d), "zero"),
                 (f"{block}/norm 2 gain", (1, d), "one"), (f"{block}/norm 2 offset", (1, d), "zero"),
             ]  # fmt: skip
-    return [*layers, ("readout", (d, outputs), "readout")]
+    return [*layers, ("readout", (outputs, d), "readout")]

@@ -35,6 +35,12 @@ class Block(ABC):
         """Go on with these models only, in this order; (m,) int64 positions in the block."""
 
 
+def predicted(outputs_MOB: Tensor) -> Tensor:
+    """(M, B) the class with the largest output, the first of equal ones on a CPU."""
+    # The same as argmax(1), which is ten times slower here.
+    return outputs_MOB.max(1).indices
+
+
 def run_blocks(
     blocks: Sequence[tuple[Block, Sequence[int]]],
     schedules: Sequence[NDArray[np.int64]],

@@ -4,6 +4,9 @@ Layers of width h are padded with zeros to a common width. A padded unit has zer
 out, so its activation and every gradient that touches it are exactly zero under any optimiser
 here: padding changes no model.
 
+The readout is stored as (outputs, width) and its outputs as (outputs, examples): products with ten
+columns, and a softmax over ten neighbours in memory, cost several times those over ten rows.
+
 Shape suffixes: M models, B batch, N examples, D inputs, H padded width, O outputs, S data sets.
 """
 
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from jobs.packed import random
 from jobs.packed.batches import Batches
-from jobs.packed.loop import Block
+from jobs.packed.loop import Block, predicted
 from jobs.packed.mlp_cost import padded_width
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 
@@ -77,8 +80,9 @@ class MLPBlock(Block):
         hidden = padded_width(max(widths))
         sizes = [inputs] + [hidden] * depth + [outputs]
         shapes: list[tuple[int, ...]] = []
-        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        for fan_in, fan_out in zip(sizes, sizes[1:-1], strict=False):
             shapes += [(fan_in, fan_out), (1, fan_out)]
+        shapes += [(outputs, sizes[-2]), (outputs, 1)]
         self._parameters = FlatParameters(shapes, len(widths), self._device)
         self._initialise(widths, inputs, depth, outputs, seeds, init_scale)
         self._optimiser = make_optimiser(optimiser, self._parameters)
@@ -95,6 +99,7 @@ class MLPBlock(Block):
             out_M = fixed[1] if layer == depth else width_M
             bound_M11 = (scale.to(self._device) / in_M.float().sqrt())[:, None, None]
             for kind, view in zip(("weight", "bias"), self._parameters.views()[2 * layer : 2 * layer + 2], strict=True):
+                view = view.transpose(1, 2) if layer == depth else view
                 rows = torch.arange(view.shape[1], device=self._device)
                 columns = torch.arange(view.shape[2], device=self._device)
                 keys = random.stream_keys(seeds, f"init/{kind}/{layer}", self._device)
@@ -107,24 +112,27 @@ class MLPBlock(Block):
 
     def _allocate(self) -> None:
         """Buffers and views for the current number of models."""
-        models, batch = len(self._parameters.flat), self.batches.width
+        models, batch = self._parameters.models, self.batches.width
         views, grads = self._parameters.views(), self._optimiser.gradient.views()
         self._weights, self._biases = views[0::2], views[1::2]
         self._weight_grads, self._bias_grads = grads[0::2], grads[1::2]
 
-        def empty(columns: int) -> Tensor:
-            return torch.empty(models, batch, columns, device=self._device)
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(models, *shape, device=self._device)
 
-        self._x_MBD = empty(self._weights[0].shape[1])
-        self._activations = [empty(w.shape[2]) for w in self._weights]
-        self._deltas = [empty(w.shape[2]) for w in self._weights]
+        self._x_MBD = empty(batch, self.data.x_SND.shape[2])
+        widths = [w.shape[2] for w in self._weights[:-1]]
+        outputs = self._weights[-1].shape[1]
+        self._activations = [empty(batch, width) for width in widths]
+        self._deltas = [empty(batch, width) for width in widths]
+        self._output_MOB, self._output_delta_MOB = empty(outputs, batch), empty(outputs, batch)
         self._ones_M1B = torch.ones(models, 1, batch, device=self._device)
-        self._minus_one = torch.full((models * batch, 1), -1.0, device=self._device)
-        weight = self.batches.weights[:, :, None]
+        self._minus_one = torch.full((models, 1, batch), -1.0, device=self._device)
+        weight = self.batches.weights[:, None, :]
         if self.batches.uniform_weights:
-            weight = weight[:, :1]
+            weight = weight[:, :, :1]
         scale = self._optimiser.gradient_scale
-        self._delta_scale = weight if scale is None else weight * scale[:, :, None]
+        self._delta_scale = weight if scale is None else weight * scale[:, None, None]
         examples = self.data.x_SND.shape[1]
         self._row_offset = None
         if len(self.data.x_SND) > 1:
@@ -163,35 +171,39 @@ class MLPBlock(Block):
     def _train_step(self, target_MB: Tensor) -> None:
         activations, deltas = self._activations, self._deltas
         value = self._x_MBD
-        last = len(self._weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
-            torch.baddbmm(bias, value, weight, out=activations[layer])
-            value = activations[layer]
-            if layer < last:
-                value.relu_()
-        self._loss_gradient(activations[last], target_MB, deltas[last])
+        for layer, activation in enumerate(activations):
+            value = torch.baddbmm(self._biases[layer], value, self._weights[layer], out=activation)
+            value.relu_()
+        readout, output = self._weights[-1], self._output_MOB
+        torch.baddbmm(self._biases[-1], readout, value.transpose(1, 2), out=output)
+        delta_MOB = self._output_delta_MOB
+        self._loss_gradient(output, target_MB, delta_MOB)
         beta = self._optimiser.accumulate
-        for layer in range(last, -1, -1):
+        depth = len(activations)
+        if depth:
+            torch.bmm(delta_MOB.transpose(1, 2), readout, out=deltas[-1])
+        _accumulate(self._weight_grads[-1], delta_MOB, value, beta)
+        _accumulate(self._bias_grads[-1], delta_MOB, self._ones_M1B.transpose(1, 2), beta)
+        for layer in range(depth - 1, -1, -1):
             below = activations[layer - 1] if layer else self._x_MBD
             delta = deltas[layer]
+            torch.ops.aten.threshold_backward.grad_input(delta, activations[layer], 0, grad_input=delta)
             if layer:
                 torch.bmm(delta, self._weights[layer].transpose(1, 2), out=deltas[layer - 1])
-                torch.ops.aten.threshold_backward.grad_input(deltas[layer - 1], below, 0, grad_input=deltas[layer - 1])
-            weight_grad, bias_grad = self._weight_grads[layer], self._bias_grads[layer]
-            torch.baddbmm(weight_grad, below.transpose(1, 2), delta, beta=beta, out=weight_grad)
-            torch.baddbmm(bias_grad, self._ones_M1B, delta, beta=beta, out=bias_grad)
+            _accumulate(self._weight_grads[layer], below.transpose(1, 2), delta, beta)
+            _accumulate(self._bias_grads[layer], self._ones_M1B, delta, beta)
         self._optimiser.update()
 
-    def _loss_gradient(self, output_MBO: Tensor, target_MB: Tensor, out: Tensor) -> None:
+    def _loss_gradient(self, output_MOB: Tensor, target_MB: Tensor, out: Tensor) -> None:
         """d(mean loss)/d(output), times the optimiser's gradient scale."""
         if self._loss == "cross_entropy":
-            torch.softmax(output_MBO, 2, out=out)
+            torch.softmax(output_MOB, 1, out=out)
         else:
-            out.copy_(output_MBO)
+            out.copy_(output_MOB)
         if self._regression:
-            out.sub_(target_MB[:, :, None])
+            out.sub_(target_MB[:, None, :])
         else:
-            out.view(-1, out.shape[2]).scatter_add_(1, target_MB.reshape(-1, 1), self._minus_one)
+            out.scatter_add_(1, target_MB[:, None, :], self._minus_one)
         out.mul_(self._delta_scale)
 
     @torch.no_grad()
@@ -209,7 +221,7 @@ class MLPBlock(Block):
 
     def _evaluate(self, x_SND: Tensor, y_MN: Tensor, counts_M: Tensor) -> tuple[Tensor, Tensor]:
         models, examples = len(y_MN), x_SND.shape[1]
-        widest = max(w.shape[2] for w in self._weights)
+        widest = max([x_SND.shape[2], *(w.shape[2] for w in self._weights)])
         rows = max(64, min(examples, _EVALUATION_BYTES // (4 * widest * models)))
         loss = torch.zeros(models, dtype=torch.float64, device=self._device)
         error = torch.zeros_like(loss)
@@ -227,19 +239,27 @@ class MLPBlock(Block):
         return loss / counts_M, error / counts_M
 
     def _outputs(self, x: Tensor) -> Tensor:
-        last = len(self._weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
-            x = torch.baddbmm(bias, x, weight)
-            if layer < last:
-                x.relu_()
-        return x
+        """(M, O, R) outputs for inputs (M, R, D)."""
+        for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
+            x = torch.baddbmm(bias, x, weight).relu_()
+        return torch.baddbmm(self._biases[-1], self._weights[-1], x.transpose(1, 2))
 
-    def _row_losses(self, output_MRO: Tensor, y_MR: Tensor) -> tuple[Tensor, Tensor]:
+    def _row_losses(self, output_MOR: Tensor, y_MR: Tensor) -> tuple[Tensor, Tensor]:
         if self._regression:
-            squared = (output_MRO[:, :, 0] - y_MR).square_()
+            squared = (output_MOR[:, 0] - y_MR).square_()
             return squared / 2, squared
-        wrong = (output_MRO.argmax(2) != y_MR).to(torch.float32)
-        at_label = output_MRO.gather(2, y_MR[:, :, None]).squeeze(2)
+        wrong = (predicted(output_MOR) != y_MR).to(torch.float32)
         if self._loss == "cross_entropy":
-            return output_MRO.logsumexp(2) - at_label, wrong
-        return (output_MRO.square().sum(2) - 2 * at_label + 1) / 2, wrong
+            output_MOR = torch.log_softmax(output_MOR, 1)
+        at_label = output_MOR.gather(1, y_MR[:, None, :]).squeeze(1)
+        if self._loss == "cross_entropy":
+            return -at_label, wrong
+        return (output_MOR.square().sum(1) - 2 * at_label + 1) / 2, wrong
+
+
+def _accumulate(gradient: Tensor, left: Tensor, right: Tensor, beta: float) -> None:
+    """The gradient becomes beta * gradient + left @ right."""
+    if beta:
+        torch.baddbmm(gradient, left, right, beta=beta, out=gradient)
+    else:
+        torch.bmm(left, right, out=gradient)

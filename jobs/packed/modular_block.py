@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jobs.packed.batches import Batches
-from jobs.packed.loop import Block
+from jobs.packed.loop import Block, predicted
 from jobs.packed.optim import FlatParameters, Optimiser
 
 _CHUNK_STEPS = 32
@@ -98,7 +98,7 @@ class ModularBlock(Block):
 
     @abstractmethod
     def outputs(self, x_MB: Tensor, y_MB: Tensor) -> Tensor:
-        """(M, B, O) network outputs, without gradient."""
+        """(M, O, B) network outputs, without gradient."""
 
     @abstractmethod
     def row_bytes(self) -> int:
@@ -117,7 +117,7 @@ class ModularBlock(Block):
             outputs = self.outputs(pairs.x_P[part].expand(models, -1), pairs.y_P[part].expand(models, -1))
             label = torch.where(trained, pairs.labels_MP[:, part], pairs.result_P[part])
             loss = row_loss(outputs, label, self._loss)
-            right = outputs.argmax(2) == label
+            right = predicted(outputs) == label
             sums[0] += torch.where(trained, loss, 0.0).sum(1, dtype=torch.float64)
             sums[1] += (right & trained).sum(1)
             sums[2] += torch.where(trained, 0.0, loss).sum(1, dtype=torch.float64)
@@ -128,16 +128,18 @@ class ModularBlock(Block):
             "train_accuracy": sums[1] / counts,
             "test_loss": sums[2] / (size - counts),
             "test_accuracy": sums[3] / (size - counts),
-            "weight_norm": self.parameters.flat.norm(dim=1),
+            "weight_norm": self.parameters.norm(),
         }
 
 
-def row_loss(outputs_MBO: Tensor, label_MB: Tensor, loss: str) -> Tensor:
+def row_loss(outputs_MOB: Tensor, label_MB: Tensor, loss: str) -> Tensor:
     """(M, B) loss of each row: half the squared distance to the one-hot label, or -log softmax at it."""
-    at_label = outputs_MBO.gather(2, label_MB[:, :, None]).squeeze(2)
     if loss == "cross_entropy":
-        return outputs_MBO.logsumexp(2) - at_label
-    return (outputs_MBO.square().sum(2) - 2 * at_label + 1) / 2
+        outputs_MOB = torch.log_softmax(outputs_MOB, 1)
+    at_label = outputs_MOB.gather(1, label_MB[:, None, :]).squeeze(1)
+    if loss == "cross_entropy":
+        return -at_label
+    return (outputs_MOB.square().sum(1) - 2 * at_label + 1) / 2
 
 
 def normal_entries(

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from jobs.grokking import GrokkingParams
 
 
+def padded_outputs(elements: int) -> int:
+    """Outputs that a network stores: a multiple of 16 where that adds at most an eighth."""
+    padded = padded_width(elements)
+    return padded if padded * 8 <= elements * 9 else elements
+
+
 def parameters(params: GrokkingParams, width: int) -> int:
     """Number of parameters of one network of this (padded) width."""
     p = params.elements
@@ -26,7 +32,7 @@ def parameters(params: GrokkingParams, width: int) -> int:
 
 def row_macs(params: GrokkingParams, width: int) -> float:
     """Multiply-adds of one pair's forward pass (tables over the elements left out: they are few)."""
-    p = padded_width(params.elements)
+    p = padded_outputs(params.elements)
     if params.model == "quadratic_mlp":
         return width * p
     if params.model == "embedding_mlp":
@@ -37,7 +43,7 @@ def row_macs(params: GrokkingParams, width: int) -> float:
 
 def row_elements(params: GrokkingParams, width: int) -> float:
     """Elements one pair's forward and backward pass visits outside of matrix products."""
-    p = padded_width(params.elements)
+    p = padded_outputs(params.elements)
     if params.model == "quadratic_mlp":
         return 14 * width + 6 * p
     if params.model == "embedding_mlp":
@@ -48,7 +54,7 @@ def row_elements(params: GrokkingParams, width: int) -> float:
 def step_bytes(params: GrokkingParams, width: int, rows: int) -> float:
     """Bytes one model touches in a step."""
     live = {"quadratic_mlp": 4 * width, "embedding_mlp": 6 * width * params.layers}.get(params.model, 40 * width)
-    return 4.0 * (5 * parameters(params, width) + rows * (live + 3 * padded_width(params.elements)))
+    return 4.0 * (5 * parameters(params, width) + rows * (live + 3 * padded_outputs(params.elements)))
 
 
 def block_models(params: GrokkingParams, width: int, rows: int, device: str) -> int:

@@ -1,14 +1,16 @@
 """Optimisers of a pack: one flat state, hyper-parameters per model.
 
-All parameters of a block lie in one (M, P) tensor; layers are views of it. An update is then a
-fixed number of tensor operations, whatever the number of layers. Formulas are those of PyTorch's
-SGD, Adam and AdamW (without dampening, Nesterov and AMSGrad).
+All parameters of a block lie in one flat tensor, layer after layer; a layer is a contiguous view
+(M, *shape) of it. An update is then a fixed number of tensor operations, whatever the number of
+layers, and every batched matrix product reads and writes contiguous memory. Formulas are those of
+PyTorch's SGD, Adam and AdamW (without dampening, Nesterov and AMSGrad).
 
 Shapes: M models, P parameters of one model.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,32 +20,40 @@ from torch import Tensor
 
 
 class FlatParameters:
-    """Parameters of M models in one (M, P) tensor, with a view (M, *shape) for each layer."""
+    """Parameters of M models in one flat tensor of M * P numbers, with a view (M, *shape) for each layer."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], models: int, device: torch.device | str) -> None:
         self.shapes = tuple(shapes)
-        self.flat = torch.zeros(models, sum(_size(s) for s in shapes), device=device)
+        self._sizes = [math.prod(shape) for shape in shapes]
+        self.models = models
+        self.flat = torch.zeros(models * sum(self._sizes), device=device)
 
     @classmethod
     def like(cls, other: FlatParameters) -> FlatParameters:
         """Zeros of the same shapes."""
-        return cls(other.shapes, len(other.flat), other.flat.device)
+        return cls(other.shapes, other.models, other.flat.device)
 
     def views(self) -> list[Tensor]:
-        """One (M, *shape) view per layer."""
-        parts = self.flat.split([_size(s) for s in self.shapes], dim=1)
-        return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        """One contiguous (M, *shape) view per layer."""
+        parts = self.flat.split([self.models * size for size in self._sizes])
+        return [part.view(self.models, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def keep(self, index: Tensor) -> None:
         """Go on with these models only."""
-        self.flat = self.flat[index.to(self.flat.device)].contiguous()
+        index = index.to(self.flat.device)
+        kept = [view[index].reshape(-1) for view in self.views()]
+        self.models = len(index)
+        self.flat = torch.cat(kept)
 
+    def norm(self) -> Tensor:
+        """(M,) Euclidean norm of each model's parameters."""
+        return sum((view.flatten(1).square().sum(1) for view in self.views()), torch.zeros(())).sqrt()
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+    def spread(self, values_M: Tensor) -> Tensor:
+        """A value per model laid out over its parameters; a scalar tensor where all models have the same."""
+        if bool((values_M == values_M[0]).all()):
+            return values_M[0]
+        return torch.cat([values_M.repeat_interleave(size) for size in self._sizes])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,34 +75,45 @@ class OptimiserSettings:
 class Optimiser(ABC):
     """Applies gradients to a `FlatParameters`. A subclass may let the caller accumulate into its state."""
 
+    gradient_scale: Tensor | None = None
+    """(M,) factor that the caller must apply to the loss gradient; None: 1."""
+    accumulate: float = 0.0
+    """Factor by which the caller must multiply what `gradient` holds before adding the new gradient."""
+
     def __init__(self, settings: OptimiserSettings, parameters: FlatParameters) -> None:
         device = parameters.flat.device
         self.settings = settings
         self.parameters = parameters
-        self.learning_rate = settings.learning_rate.to(device).reshape(-1, 1)
-        self.weight_decay = settings.weight_decay.to(device).reshape(-1, 1)
-        self.any_decay = bool((self.weight_decay != 0).any())
+        self.learning_rate = settings.learning_rate.to(device)
+        self.weight_decay = settings.weight_decay.to(device)
         self.gradient = FlatParameters.like(parameters)
         self._rate = 1.0
-
-    gradient_scale: Tensor | None = None
-    """(M, 1) factor that the caller must apply to the loss gradient; None: 1."""
-    accumulate: float = 0.0
-    """Factor by which the caller must multiply what `gradient` holds before adding the new gradient."""
+        self._prepare()
 
     def set_rate(self, factor: float) -> None:
         """Use this multiple of the learning rates from the next gradient on (a schedule's value, > 0)."""
-        self._rate = factor
+        if factor != self._rate:
+            self._rate = factor
+            self._prepare()
 
     @abstractmethod
     def update(self) -> None:
         """One step, from what the caller has put into `gradient`."""
 
+    def _prepare(self) -> None:
+        """Derive what depends on the rate and on the models that are left."""
+        self._any_decay = bool((self.weight_decay != 0).any())
+
+    def _states(self) -> list[FlatParameters]:
+        return [self.gradient]
+
     def keep(self, index: Tensor) -> None:
-        """Go on with these models only. `parameters` is compacted by its owner."""
+        """Go on with these models only. `parameters` is compacted by its owner, before this."""
         index = index.to(self.learning_rate.device)
         self.learning_rate, self.weight_decay = self.learning_rate[index], self.weight_decay[index]
-        self.gradient.keep(index)
+        for state in self._states():
+            state.keep(index)
+        self._prepare()
 
 
 class SGD(Optimiser):
@@ -103,63 +124,68 @@ class SGD(Optimiser):
     `gradient` holds learning rate * velocity. `set_rate` rescales what it holds.
     """
 
-    def __init__(self, settings: OptimiserSettings, parameters: FlatParameters) -> None:
-        super().__init__(settings, parameters)
-        self.accumulate = settings.momentum
-        self.gradient_scale = self.learning_rate
-        self._decay = self.learning_rate * self.weight_decay
-
     def set_rate(self, factor: float) -> None:
-        self.accumulate = self.settings.momentum * factor / self._rate
+        before = self._rate
         super().set_rate(factor)
-        self.gradient_scale = self.learning_rate * factor
-        self._decay = self.gradient_scale * self.weight_decay
+        self.accumulate = self.settings.momentum * factor / before
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.accumulate = self.settings.momentum
+        self.gradient_scale = self.learning_rate * self._rate
+        self._decay = self.parameters.spread(self.gradient_scale * self.weight_decay)
 
     def update(self) -> None:
         """w <- w - v, v = momentum * v + learning rate * (gradient + weight decay * w)."""
         flat, velocity = self.parameters.flat, self.gradient.flat
-        if self.any_decay:
+        if self._any_decay:
             velocity.addcmul_(flat, self._decay)
         flat.sub_(velocity)
-
-    def keep(self, index: Tensor) -> None:
-        super().keep(index)
-        self.gradient_scale = self.learning_rate * self._rate
-        self._decay = self.gradient_scale * self.weight_decay
 
 
 class Adam(Optimiser):
     """Adam (Kingma and Ba 2015) and, with decoupled weight decay, AdamW (Loshchilov and Hutter 2019)."""
 
     def __init__(self, settings: OptimiserSettings, parameters: FlatParameters) -> None:
-        super().__init__(settings, parameters)
         self.first = FlatParameters.like(parameters)
         self.second = FlatParameters.like(parameters)
         self._steps = 0
-        self._decoupled = settings.kind == "adamw"
+        super().__init__(settings, parameters)
+
+    def _states(self) -> list[FlatParameters]:
+        return [self.gradient, self.first, self.second]
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        rate_M = self.learning_rate * self._rate
+        self._step_size = self.parameters.spread(rate_M)
+        self._uniform = self._step_size.dim() == 0
+        self._scalar_step = float(self._step_size) if self._uniform else 0.0
+        self._decay = self.parameters.spread(
+            1 - rate_M * self.weight_decay if self.settings.kind == "adamw" else self.weight_decay
+        )
 
     def update(self) -> None:
         """One step with PyTorch's order of operations."""
         s = self.settings
         self._steps += 1
         flat, gradient = self.parameters.flat, self.gradient.flat
-        if self.any_decay:
-            if self._decoupled:
-                flat.mul_(1 - self.learning_rate * (self.weight_decay * self._rate))
+        if self._any_decay:
+            if s.kind == "adamw":
+                flat.mul_(self._decay)
             else:
-                gradient.addcmul_(flat, self.weight_decay)
+                gradient.addcmul_(flat, self._decay)
         self.first.flat.lerp_(gradient, 1 - s.beta1)
         self.second.flat.mul_(s.beta2).addcmul_(gradient, gradient, value=1 - s.beta2)
         # The gradient is spent: its memory takes the denominator.
         denominator = torch.sqrt(self.second.flat, out=gradient)
         denominator.mul_((1 - s.beta2**self._steps) ** -0.5).add_(s.epsilon)
-        denominator.reciprocal_().mul_(self.learning_rate * (-self._rate / (1 - s.beta1**self._steps)))
-        flat.addcmul_(self.first.flat, denominator)
-
-    def keep(self, index: Tensor) -> None:
-        super().keep(index)
-        self.first.keep(index)
-        self.second.keep(index)
+        correction = 1 - s.beta1**self._steps
+        if self._uniform:
+            flat.addcdiv_(self.first.flat, denominator, value=-self._scalar_step / correction)
+        else:
+            torch.div(self.first.flat, denominator, out=denominator).mul_(self._step_size)
+            flat.sub_(denominator, alpha=1 / correction)
 
 
 def make_optimiser(settings: OptimiserSettings, parameters: FlatParameters) -> Optimiser:

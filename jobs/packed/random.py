@@ -66,8 +66,8 @@ def below(keys: Tensor, counter: Tensor, bound: Tensor | int) -> Tensor:
 
 
 def uniform(keys: Tensor, counter: Tensor) -> Tensor:
-    """(M, ...) float32 in the open interval (0, 1), 24 bits each."""
-    return ((bits(keys, counter) >> 40) & 0xFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-24)
+    """(M, ...) float32 in the open interval (0, 1), 23 bits each: with 24 the largest would round to 1."""
+    return ((bits(keys, counter) >> 41) & 0x7FFFFF).to(torch.float32).add_(0.5).mul_(2.0**-23)
 
 
 def normal(keys: Tensor, counter: Tensor) -> Tensor:

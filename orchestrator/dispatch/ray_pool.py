@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.dispatch import reaper
 from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackFailed, PackTask, Progress
 from orchestrator.dispatch.worker import execute, is_out_of_memory, prepare
 from orchestrator.errors import UserError
@@ -27,6 +30,8 @@ LOOK_S = 5.0
 """How often the cluster is looked at for nodes that joined."""
 STILLBORN_LIMIT = 3
 """So many workers in a row that die before they are ready: something is wrong with all of them."""
+WARM_S = 60.0
+"""How long a new pool is waited for before packs are handed out to whoever is ready."""
 OBJECT_STORE_BYTES = 300_000_000
 """Shared memory of a local Ray. Only rows of curves pass through it, a few chunks at a time."""
 
@@ -79,6 +84,37 @@ def use_token_authentication() -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
 
 
+@contextlib.contextmanager
+def _reaped() -> Iterator[None]:
+    """What is started inside ends with this process, even where that is killed (see `reaper`)."""
+    if not Path("/proc/self/environ").exists():  # not Linux: Ray's own ways must do
+        yield
+        return
+    mark = uuid.uuid4().hex
+    watch = subprocess.Popen([sys.executable, "-I", reaper.__file__, mark], stdin=subprocess.PIPE, start_new_session=True)
+    _reapers.append(watch)
+    os.environ[reaper.MARK] = mark
+    try:
+        yield
+    finally:
+        del os.environ[reaper.MARK]
+
+
+_reapers: list[subprocess.Popen[bytes]] = []
+
+
+def disconnect() -> None:
+    """Shut down the Ray that `connect` started, or let go of the cluster."""
+    import ray
+
+    ray.shutdown()
+    for watch in _reapers:
+        if watch.stdin is not None:
+            watch.stdin.close()
+        watch.wait()
+    _reapers.clear()
+
+
 def connect(*, num_cpus: int | None = None) -> bool:
     """Connect to Ray: to `RAY_ADDRESS` (set in a submitted job too), or to one started here.
 
@@ -97,13 +133,14 @@ def connect(*, num_cpus: int | None = None) -> bool:
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "phasefront"}
     if not address or address == "local":
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **quiet,
-        )
+        with _reaped():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
+            )
         return True
     try:
         ray.init(address=address, **quiet)
@@ -126,6 +163,17 @@ def connect(*, num_cpus: int | None = None) -> bool:
             next_step=f"start one (see cluster/), or unset RAY_ADDRESS for a local Ray. Ray said: {_first_line(text)}",
         ) from error
     return True
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Connected to the cluster for a look at it."""
+    owned = connect()
+    try:
+        yield
+    finally:
+        if owned:
+            disconnect()
 
 
 def cluster_shape(*, cpus_per_worker: float, gpus_per_worker: float | None, device: str) -> tuple[int, str]:
@@ -187,6 +235,7 @@ class RayDispatcher(Dispatcher):
                 )
             for _ in range(capacity):
                 self._hire()
+            self._await_workers()
         except BaseException:
             self.close()
             raise
@@ -205,6 +254,17 @@ class RayDispatcher(Dispatcher):
         paths = [str(Path.cwd()), *(str(Path(p).resolve()) for p in sys.path if p and Path(p).is_dir())]
         actor = actor_class.remote(paths, max(1, int(self._cpus)), self._device)
         self._pool.append(_Worker(actor, actor.warm.remote(self._job)))
+
+    def _await_workers(self) -> None:
+        """Wait until workers are warm, so that starting is not counted as training.
+
+        On a cluster only for the first: nodes may be busy or still joining.
+        """
+        import ray
+
+        local = os.environ.get("RAY_ADDRESS", "local") in ("", "local")
+        starting = [worker.ready for worker in self._pool]
+        ray.wait(starting, num_returns=len(starting) if local else 1, timeout=WARM_S)
 
     @property
     def workers(self) -> int:
@@ -340,9 +400,7 @@ class RayDispatcher(Dispatcher):
             self._kill(worker)
         self._pool.clear()
         if self._owns_ray:
-            import ray
-
-            ray.shutdown()
+            disconnect()
 
 
 def worker_died(error: BaseException) -> bool:

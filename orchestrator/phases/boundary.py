@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +48,11 @@ def boundary(x: AxisScale, y: AxisScale, share: NDArray[np.float64]) -> Boundary
     if x.numeric and y.numeric:
         inner = share[x.special :, y.special :]
         u, v = x.position[x.special :], y.position[y.special :]
-        present = np.flatnonzero(np.nan_to_num(share).max(axis=(0, 1)) > 0)
+        present = np.flatnonzero(np.nan_to_num(inner).max(axis=(0, 1), initial=0) > 0)
+        winner = np.nan_to_num(inner).argmax(axis=2)
         for label in present:
-            found = half_level(u, v, inner[:, :, label])
+            # Of two labels that share a tie the first has it, as on the map: so their boundaries coincide.
+            found = half_level(u, v, inner[:, :, label], winner == label, saddle=label == present[0])
             if found:
                 lines[int(label)] = tuple(
                     np.column_stack([x.to_value(line[:, 0]), y.to_value(line[:, 1])]) for line in found
@@ -58,27 +61,40 @@ def boundary(x: AxisScale, y: AxisScale, share: NDArray[np.float64]) -> Boundary
     return Boundary(lines=lines, drawn=tuple(drawn), band=band)
 
 
-def half_level(u: NDArray[np.float64], v: NDArray[np.float64], share: NDArray[np.float64]) -> list[Line]:
+def half_level(
+    u: NDArray[np.float64],
+    v: NDArray[np.float64],
+    share: NDArray[np.float64],
+    ties: NDArray[np.bool_] | None = None,
+    *,
+    saddle: bool = False,
+) -> list[Line]:
     """Polylines where `share` (U, V), given at the points u x v, is 1/2.
 
-    In a saddle, the mean of the four corners decides which corners are joined.
+    A share of exactly 1/2 counts as above where `ties` (U, V) says so. In a saddle the mean of the four corners decides
+    which of them are joined; where that is 1/2 too, `saddle` does.
     """
     if len(u) < 2 or len(v) < 2:
         return []
-    corners = np.stack([share[:-1, :-1], share[1:, :-1], share[1:, 1:], share[:-1, 1:]])
-    # A share of exactly 1/2 counts as below, so that a line passes on one side of its point and never through it twice.
-    above = corners > 0.5
+    high = share > 0.5 if ties is None else (share > 0.5) | ((share == 0.5) & ties)
+    corners, above = _corners(share), _corners(high)
     case = (above * np.array([1, 2, 4, 8])[:, None, None]).sum(axis=0)
     case[np.isnan(corners).any(axis=0)] = 0
     ends: dict[tuple[int, int, int], list[tuple[int, int, int]]] = defaultdict(list)
     for i, j in zip(*np.nonzero((case != 0) & (case != 15)), strict=True):
-        joined = bool(corners[:, i, j].mean() > 0.5)
+        mean = float(corners[:, i, j].mean())
+        joined = mean > 0.5 or (mean == 0.5 and bool(saddle))
         # Edges of the grid are named by (direction, i, j): 0 runs along u from point (i, j), 1 along v.
         sides = ((0, int(i), int(j)), (1, int(i) + 1, int(j)), (0, int(i), int(j) + 1), (1, int(i), int(j)))
         for a, b in _segments(int(case[i, j]), joined):
             ends[sides[a]].append(sides[b])
             ends[sides[b]].append(sides[a])
     return [np.array([_crossing(edge, u, v, share) for edge in chain]) for chain in _chains(ends)]
+
+
+def _corners(grid: NDArray[Any]) -> NDArray[Any]:
+    """(4, U - 1, V - 1) the corners of every square: lower left, lower right, upper right, upper left."""
+    return np.stack([grid[:-1, :-1], grid[1:, :-1], grid[1:, 1:], grid[:-1, 1:]])
 
 
 _CROSSED = {
@@ -101,7 +117,7 @@ def _crossing(
     direction, i, j = edge
     k, m = (i + 1, j) if direction == 0 else (i, j + 1)
     first, last = share[i, j], share[k, m]
-    t = (0.5 - first) / (last - first)
+    t = (0.5 - first) / (last - first) if first != last else 0.5
     return float(u[i] + t * (u[k] - u[i])), float(v[j] + t * (v[m] - v[j]))
 
 

@@ -154,8 +154,7 @@ def phase_diagram(
         codes[:, a] = [index[value] for value in columns[scale.name]]
     joined = 1
     if most_cells is not None:
-        spacing = {axis.name: axis.scale for axis in chosen}
-        scales, codes, joined = _join(scales, codes, spacing, most_cells)
+        scales, codes, joined = _join(scales, codes, most_cells)
     cells, cell = _distinct(codes, [len(scale.values) for scale in scales])
     recorded = [
         (UNLABELLED if phase is None else phase) if status == Status.FINISHED.value else None
@@ -254,7 +253,9 @@ def _independent(
     dropped: set[str] = set()
     partners: dict[str, tuple[str, ...]] = {}
     for members in groups.values():
-        by_use = sorted(members, key=lambda m: (-len(set(columns[m.name])), isinstance(columns[m.name][0], (str, bool))))
+        by_use = sorted(
+            members, key=lambda m: (-len(set(columns[m.name])), isinstance(columns[m.name][0], (str, bool)))
+        )
         settings = len(set(zip(*(columns[m.name] for m in members), strict=True)))
         kept: list[AxisView] = []
         for axis in by_use:
@@ -269,7 +270,7 @@ def _independent(
 
 
 def _join(
-    scales: list[AxisScale], codes: NDArray[np.int64], spacing: Mapping[str, str], most_cells: int
+    scales: list[AxisScale], codes: NDArray[np.int64], most_cells: int
 ) -> tuple[list[AxisScale], NDArray[np.int64], int]:
     """Join neighbouring values of the longest numeric axis, again and again, until few enough cells are left."""
     worst, scales, codes = 1, list(scales), codes.copy()

@@ -44,6 +44,7 @@ class AxisScale:
 
     @property
     def numeric(self) -> bool:
+        """Whether values between the given ones mean anything."""
         return self.kind != "category"
 
     @property
@@ -93,7 +94,7 @@ class AxisScale:
                 texts += [self.text(i) for i in rest][::stride]
                 return at, texts
         low, high = float(self.low[self.special]), float(self.high[-1])
-        values = _log_ticks(low, high, most) if self.kind == "log" else _linear_ticks(low, high, most)
+        values = log_ticks(low, high, most) if self.kind == "log" else _linear_ticks(low, high, most)
         for value in values:
             at.append(math.log10(value) if self.kind == "log" else value)
             texts.append(number(value))
@@ -169,7 +170,8 @@ def _lay_out(
     )  # fmt: skip
 
 
-def _log_ticks(low: float, high: float, most: int) -> list[float]:
+def log_ticks(low: float, high: float, most: int) -> list[float]:
+    """At most `most` round values between 10**low and 10**high, for a log scale."""
     decades = list(range(math.floor(low), math.ceil(high) + 1))
     for factors in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
         found = [f * 10.0**d for d in decades for f in factors if low <= d + math.log10(f) <= high]

@@ -1,12 +1,13 @@
 """The table of trials: one row per trial, columnar, and its Parquet file.
 
-The file's columns: `trial_id`, `run_id` (null: never recorded), `replicate`, every parameter, `phase` (null where there is
-none), `status`, and two per observation: `<name>` (null where it was not reached) and `<name>_censored_at` (null where it
-was reached): the bound up to which it was not. A NaN in `<name>` is a measured NaN.
+The file's columns: `trial_id`, `run_id` (null: never recorded), `replicate`, every parameter, `phase` (null where
+there is none), `status`, and two per observation: `<name>` (null where it was not reached) and `<name>_censored_at`
+(null where it was reached): the bound up to which it was not. A NaN in `<name>` is a measured NaN.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.job import Censored, Observations, Scalar, specs
+from jobs.job import Censored, Observations, Scalar
 from orchestrator.records import Status
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
@@ -75,7 +76,8 @@ def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow]) -> TrialTable
     A trial without a row is MISSING. Rows of other trials are ignored; a trial named twice counts once.
     """
     unique = list({trial.id: trial for trial in trials}.values())
-    names = list(dict.fromkeys(name for kind in dict.fromkeys(type(t.params) for t in unique) for name in specs(kind)))
+    kinds = dict.fromkeys(type(t.params) for t in unique)
+    names = list(dict.fromkeys(f.name for kind in kinds for f in dataclasses.fields(kind)))
     keyed = sorted(
         ((tuple(getattr(t.params, n, None) for n in names), t.replicate, t.base_seed, t.id) for t in unique),
         key=_sort_key,

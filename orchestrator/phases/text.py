@@ -14,6 +14,10 @@ PALETTE = (
 """Colours by label index, chosen to differ for colour-blind readers too; fixed, so that a phase keeps its colour."""
 NOT_REACHED = "#D0D0D0"
 """The colour of what was not reached."""
+LINE_STYLES = (("#222222", "-", "o"), ("#8A8A8A", "--", "s"), ("#9C5A1A", "-.", "D"), ("#5B2A86", ":", "v"))
+"""Colour, dash and marker of observations drawn as lines: none of them is a phase's colour."""
+MARKER_DASHES = ("--", ":", "-.", (0, (1, 3)))
+MARKER_PLOTLY_DASHES = ("dash", "dot", "dashdot", "longdash")
 INK, SOFT = "#222222", "#777777"
 
 

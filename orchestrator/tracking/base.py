@@ -28,6 +28,8 @@ class SweepRecord:
     """Kept as the artifact `sweep.yaml`."""
     thresholds: str
     """Fingerprint of the thresholds in force: written with every phase (see `Recorded`)."""
+    axes: tuple[str, ...] = ()
+    """Names of the swept parameters: a trial's run is named by its values of these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

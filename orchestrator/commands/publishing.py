@@ -1,0 +1,71 @@
+"""map, and the end of run: from the record to the phase diagram and its files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.commands.wiring import load_sweep, open_tracker, sweep_record
+from orchestrator.records import Status
+from orchestrator.relabel import relabel_stale
+from orchestrator.tracking.base import Tracker
+from orchestrator.trial import Trial
+
+if TYPE_CHECKING:
+    from orchestrator.phases.publish import Published
+    from orchestrator.sweep import Sweep
+
+
+def publish_record(sweep: Sweep, trials: Sequence[Trial], tracker: Tracker) -> Published:
+    """Draw what is recorded of these trials, and keep the files with the parent run."""
+    from orchestrator.phases.publish import publish
+
+    rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
+    published = publish(sweep, trials, rows, sweep.output)
+    tracker.attach(published.files)
+    return published
+
+
+def print_files(published: Published) -> None:
+    """Where the files are."""
+    for name, path in sorted(published.files.items()):
+        print(f"{name:<22} {path}")
+    for warning in published.warnings:
+        print(f"warning: {warning}")
+
+
+def map_(arguments: argparse.Namespace) -> int:
+    """Rebuild the diagram from the record alone; phases under other thresholds are reduced anew."""
+    sweep = load_sweep(arguments)
+    trials = sweep.trials()
+    tracker = open_tracker(sweep)
+    try:
+        recorded = tracker.index([trial.id for trial in trials])
+        if not recorded:
+            from orchestrator.errors import UserError
+
+            raise UserError(
+                "nothing is recorded of this sweep yet",
+                place=str(arguments.file),
+                value=f"{sweep.tracking.uri}, experiment {sweep.tracking.experiment}",
+                next_step=f"phasefront run {arguments.file}",
+            )
+        tracker.open_sweep(sweep_record(sweep))
+        fingerprint = sweep.thresholds_fingerprint()
+        finished = [t for t in trials if t.id in recorded and recorded[t.id].status is Status.FINISHED]
+        stale = [trial for trial in finished if recorded[trial.id].thresholds != fingerprint]
+        relabelled = sum(
+            result.status is Status.FINISHED
+            for result in relabel_stale(tracker, sweep.job_object(), stale, sweep.thresholds())
+        )
+        published = publish_record(sweep, trials, tracker)
+        complete = len(finished) == len(trials)
+        tracker.end_sweep(Status.FINISHED.value if complete else Status.KILLED.value, published.metrics)
+    finally:
+        tracker.close()
+    print(f"{len(finished)} of {len(trials)} trials are finished")
+    if relabelled:
+        print(f"{relabelled} were labelled anew under the thresholds of {arguments.file}")
+    print_files(published)
+    return 0

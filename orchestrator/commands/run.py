@@ -1,0 +1,242 @@
+"""run: everything wired together, signals included."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.commands.inspect import FAILURES_SHOWN, failure_line
+from orchestrator.commands.publishing import print_files, publish_record
+from orchestrator.commands.wiring import (
+    calibration_for,
+    load_sweep,
+    make_pool,
+    make_sampler,
+    memory_budget,
+    open_tracker,
+    resources_at_hand,
+    states_cost,
+    sweep_record,
+)
+from orchestrator.dispatch.base import Dispatcher
+from orchestrator.plan import Planner
+from orchestrator.progress import duration, for_stream, phase_counts
+from orchestrator.records import Status
+from orchestrator.runner import Runner, Summary
+
+if TYPE_CHECKING:
+    from orchestrator.calibration import Calibration
+    from orchestrator.sweep import Sweep
+    from orchestrator.trial import Trial
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """A signal came while no trial ran: there is nothing to stop but ourselves."""
+
+
+class Stopper:
+    """Turns the first signal into a stop of the run, and the second into the end of the process."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.signal: int = signal.SIGINT
+        self.at_once = True
+        """Before and after the trials a signal raises `Stopped`: starting Ray may take longer than a stop should."""
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take over the signals; again after anything that may have taken them (Ray does)."""
+        for number in SIGNALS:
+            before = signal.signal(number, self._handle)
+            self._before.setdefault(number, before)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.stop.is_set():
+            os._exit(128 + number)  # a Ray that was started here dies with this process
+        self.signal = number
+        self.stop.set()
+        if self.at_once:
+            raise Stopped
+
+
+@contextlib.contextmanager
+def watched_signals() -> Iterator[Stopper]:
+    """A stopper in force."""
+    stopper = Stopper()
+    stopper.install()
+    try:
+        yield stopper
+    finally:
+        stopper.restore()
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run what is missing; 0 where all trials finished, 1 where some failed, 128 + n where signal n stopped it."""
+    sweep = load_sweep(arguments)
+    with watched_signals() as stopper:
+        try:
+            return _run(arguments, sweep, stopper)
+        except Stopped:
+            print(f"stopped. To go on: {_again(arguments)}", file=sys.stderr)
+            return 128 + stopper.signal
+
+
+def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> int:
+    trials = sweep.trials()
+    tracker = open_tracker(sweep)
+    progress = for_stream(sys.stdout, quiet=arguments.quiet)
+    try:
+        parent = tracker.open_sweep(sweep_record(sweep))
+        try:
+            progress.say(f"sweep {sweep.name}: {len(trials)} trials, recorded in {sweep.tracking.uri} (run {parent})")
+            planner = _planner(arguments, sweep, trials)
+            runner = Runner(
+                job_name=sweep.job,
+                planner=planner,
+                sampler=make_sampler(trials),
+                tracker=tracker,
+                pool=_pool(arguments, sweep, stopper),
+                progress=progress,
+                thresholds=sweep.thresholds(),
+                fingerprint=sweep.thresholds_fingerprint(),
+                stop=stopper.stop,
+            )
+            summary = runner.run()
+            progress.close()
+            if summary.stopped:
+                print(_stopped_text(arguments, summary))
+                return 128 + stopper.signal
+            stopper.at_once = True
+            _learn(planner.calibration, sweep, summary, inline=arguments.inline)
+            metrics: dict[str, float] = {}
+            if not arguments.no_map and (summary.done or summary.skipped):
+                published = publish_record(sweep, trials, tracker)
+                metrics = published.metrics
+                print_files(published)
+        except Stopped:
+            tracker.end_sweep(Status.KILLED.value, {})
+            raise
+        except BaseException:
+            tracker.end_sweep(Status.FAILED.value, {})
+            raise
+        failed = bool(summary.failed or summary.gave_up)
+        tracker.end_sweep(Status.FAILED.value if failed else Status.FINISHED.value, metrics)
+    finally:
+        progress.close()
+        tracker.close()
+    _report(arguments, sweep, summary, parent)
+    return 1 if failed else 0
+
+
+def _planner(arguments: argparse.Namespace, sweep: Sweep, trials: Sequence[Trial]) -> Planner:
+    workers, device = resources_at_hand(sweep, inline=arguments.inline)
+    calibration = calibration_for(device, needed=states_cost(sweep, trials))
+    return Planner(
+        job_name=sweep.job,
+        job=sweep.job_object(),
+        calibration=calibration,
+        memory_budget_bytes=memory_budget(sweep, calibration.machine, workers=workers),
+    )
+
+
+def _pool(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> Callable[[], Dispatcher]:
+    make = make_pool(sweep, inline=arguments.inline)
+
+    def ready() -> Dispatcher:
+        try:
+            pool = make()
+        finally:
+            stopper.install()  # Ray installs handlers of its own
+        stopper.at_once = False
+        return pool
+
+    return ready
+
+
+def _learn(calibration: Calibration, sweep: Sweep, summary: Summary, *, inline: bool) -> None:
+    """Correct the next estimate by what this run took."""
+    from orchestrator.calibration import save
+
+    if not summary.trained:
+        return
+    history = calibration.history(sweep.job).learn(
+        estimated_s=summary.estimated_s,
+        actual_s=summary.train_s,
+        trials=summary.trained,
+        record_s=summary.record_s,
+    )
+    startup_s = calibration.startup_s if inline else summary.startup_s
+    save(replace(calibration, jobs={**calibration.jobs, sweep.job: history}, startup_s=startup_s))
+
+
+def _again(arguments: argparse.Namespace) -> str:
+    words = ["phasefront run", str(arguments.file)]
+    words += [f"--set {override}" for override in arguments.overrides]
+    return " ".join(words)
+
+
+def _stopped_text(arguments: argparse.Namespace, summary: Summary) -> str:
+    kept = summary.done + summary.skipped
+    return f"stopped: {kept} trials are finished, {summary.killed} were cut short. To go on: {_again(arguments)}"
+
+
+def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, parent: str) -> None:
+    """The end of a run, for people."""
+    print(
+        f"{summary.done} trials finished"
+        + (f" in {duration(summary.seconds)}" if summary.done else "")
+        + (f", {summary.skipped} were finished before" if summary.skipped else "")
+        + (f" ({summary.relabelled} of them labelled anew)" if summary.relabelled else "")
+        + (f", {summary.failed} failed" if summary.failed else "")
+    )
+    if summary.phases:
+        print(f"phases: {phase_counts(summary.phases)}")
+    print(f"curves: {sweep.tracking.uri}, experiment {sweep.tracking.experiment}, parent run {parent}")
+    print(f"to look at them: {ui_command(sweep.tracking.uri)}")
+    for failure in summary.failures[:FAILURES_SHOWN]:
+        line = failure_line(failure.trial, failure.error, varied=[axis.name for axis in sweep.axes])
+        print(line, file=sys.stderr)
+    if summary.failed:
+        print(
+            f"{summary.failed} trials failed; their tracebacks: phasefront status {arguments.file}, or the tag of each "
+            f"run. They run again with: {_again(arguments)}",
+            file=sys.stderr,
+        )
+    if summary.gave_up:
+        print(
+            f"stopped early: {summary.gave_up}\nmend the job or the sweep, then: {_again(arguments)}", file=sys.stderr
+        )
+
+
+def ui_command(uri: str) -> str:
+    """How to open the record in a browser."""
+    if uri.startswith(("http:", "https:")):
+        return uri
+    plain = uri.removeprefix("phasefront-")
+    mlflow = Path(sys.executable).with_name("mlflow")
+    command = "mlflow" if not mlflow.exists() or _on_path("mlflow") else str(mlflow)
+    return f"{command} ui --backend-store-uri {plain}"
+
+
+def _on_path(program: str) -> bool:
+    import shutil
+
+    return shutil.which(program) is not None
+

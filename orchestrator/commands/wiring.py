@@ -1,0 +1,163 @@
+"""From a sweep to the parts that serve it: where implementations are chosen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.calibration import Calibration, Machine
+from orchestrator.dispatch.base import Dispatcher
+
+if TYPE_CHECKING:
+    import argparse
+
+    from orchestrator.search.base import Sampler
+    from orchestrator.sweep import Sweep
+    from orchestrator.tracking.base import SweepRecord, Tracker
+    from orchestrator.trial import Trial
+
+CPU_MEMORY_SHARE = 0.6
+"""Share of the machine's memory that all workers together may plan with."""
+GPU_MEMORY_SHARE = 0.8
+GPU_MEMORY_BYTES = 16e9
+"""Assumed for a GPU that nobody measured."""
+
+
+def load_sweep(arguments: argparse.Namespace) -> Sweep:
+    """The sweep that the arguments name.
+
+    Raises:
+        UserError: see `Sweep.load`.
+    """
+    from orchestrator.sweep import Sweep
+
+    overrides = list(arguments.overrides)
+    if getattr(arguments, "workers", None) is not None:
+        overrides.append(f"resources.workers={arguments.workers}")
+    return Sweep.load(Path(arguments.file), overrides)
+
+
+def sweep_record(sweep: Sweep) -> SweepRecord:
+    """What the parent run says."""
+    from orchestrator.tracking.base import SweepRecord
+
+    return SweepRecord(
+        sweep_id=sweep.id,
+        name=sweep.name,
+        job=sweep.job,
+        resolved_yaml=sweep.resolved_yaml(),
+        thresholds=sweep.thresholds_fingerprint(),
+    )
+
+
+def open_tracker(sweep: Sweep) -> Tracker:
+    """The record that the sweep names."""
+    from orchestrator.tracking import factory
+
+    tracking = sweep.tracking
+    return factory.open_tracker(tracking.uri, experiment=tracking.experiment, artifacts=tracking.artifacts)
+
+
+def make_sampler(trials: Sequence[Trial]) -> Sampler:
+    """What decides which trials run: the whole grid."""
+    from orchestrator.search.grid import GridSampler
+
+    return GridSampler(trials)
+
+
+def on_cluster() -> bool:
+    """Whether packs go to a Ray cluster that somebody else started."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
+def resources_at_hand(sweep: Sweep, *, inline: bool) -> tuple[int, str]:
+    """(workers, device type) that a run would have now; connects to a cluster, but starts none."""
+    wanted = sweep.resources
+    if inline:
+        return 1, inline_device(sweep)
+    if on_cluster():
+        from orchestrator.dispatch.ray_pool import cluster_shape, connected
+
+        with connected():
+            workers, device = cluster_shape(
+                cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=wanted.gpus_per_worker, device=wanted.device
+            )
+        return max(1, workers if wanted.workers is None else min(workers, wanted.workers)), device
+    gpus = local_gpus()
+    device = ("cuda" if gpus else "cpu") if wanted.device == "auto" else wanted.device
+    if wanted.workers is not None:
+        return wanted.workers, device
+    if device == "cuda":
+        return max(1, int(gpus / (wanted.gpus_per_worker or 1.0))), device
+    return max(1, int(cores() / wanted.cpus_per_worker)), device
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_gpus() -> int:
+    """NVIDIA devices of this machine, as far as they are visible to this process."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def inline_device(sweep: Sweep) -> str:
+    """The device of packs in this very process."""
+    return ("cuda" if local_gpus() else "cpu") if sweep.resources.device == "auto" else sweep.resources.device
+
+
+def make_pool(sweep: Sweep, *, inline: bool) -> Callable[[], Dispatcher]:
+    """Makes the pool of workers when it is called."""
+    resources = sweep.resources
+
+    def make() -> Dispatcher:
+        if inline:
+            from orchestrator.dispatch.inline import InlineDispatcher
+            from orchestrator.dispatch.worker import prepare
+
+            prepare(threads=max(1, int(resources.cpus_per_worker)), job=sweep.job)
+            return InlineDispatcher(device=inline_device(sweep))
+        from orchestrator.dispatch.ray_pool import RayDispatcher
+
+        return RayDispatcher(
+            job=sweep.job,
+            workers=resources.workers,
+            device=resources.device,
+            cpus_per_worker=resources.cpus_per_worker,
+            gpus_per_worker=resources.gpus_per_worker,
+        )
+
+    return make
+
+
+def calibration_for(device: str, *, needed: bool) -> Calibration:
+    """What is known of the machine; measured now where that is needed and was never done."""
+    from orchestrator.calibration import load
+
+    return load(device, probe=needed)
+
+
+def memory_budget(sweep: Sweep, machine: Machine, *, workers: int) -> float:
+    """Bytes that one worker may plan with."""
+    if sweep.resources.memory_gb is not None:
+        return sweep.resources.memory_gb * 1e9
+    if machine.device == "cuda":
+        share = min(1.0, sweep.resources.gpus_per_worker or 1.0)
+        return GPU_MEMORY_SHARE * (machine.memory_bytes or GPU_MEMORY_BYTES) * share
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8e9
+    return CPU_MEMORY_SHARE * total / (workers if not on_cluster() else max(1, cores()))
+
+
+def states_cost(sweep: Sweep, trials: Sequence[Trial]) -> bool:
+    """Whether the job says what its trials cost: only then is measuring the machine of use."""
+    if not trials:
+        return False
+    job = sweep.job_object()
+    cost = job.cost(trials[0].params, extent=job.extent(trials[0].params), models=1)
+    return bool(cost.launches or cost.matmul_flop or cost.element_visits)

@@ -1,0 +1,126 @@
+"""From a sweep and what is recorded of it to the files and numbers that are kept with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.job import specs
+from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
+from orchestrator.phases.layout import lay_out
+from orchestrator.phases.table import TrialTable, collect, write_table
+from orchestrator.phases.view import SweepView
+from orchestrator.records import Status
+from orchestrator.tracking.base import TrialRow
+from orchestrator.trial import Trial
+
+MOST_INTERACTIVE_CELLS = 20_000
+"""Above this many, the interactive picture joins neighbouring settings into one cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What `publish` made."""
+
+    files: dict[str, Path]
+    """Artifact path -> local file."""
+    metrics: dict[str, float]
+    """Numbers of the whole sweep, all finite."""
+    warnings: tuple[str, ...] = ()
+    """What went wrong without stopping it, for people to read."""
+
+
+def publish(sweep: SweepView, trials: Sequence[Trial], rows: Mapping[str, TrialRow], folder: Path) -> Published:
+    """Write the phase diagram (PNG, HTML), the table of trials and the sweep's metrics into `folder`.
+
+    Each file is written aside and then put in its place, so that a reader sees the old or the new one, never half of
+    one; other files of the folder are left alone.
+
+    Args:
+        sweep: what was asked.
+        trials: all its trials so far; one without a row is missing.
+        rows: trial id -> what is recorded.
+        folder: made where it is not there.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from orchestrator.phases.plot_html import write_html
+    from orchestrator.phases.plot_png import draw_curves, draw_map
+
+    job = sweep.job_object()
+    table = collect(trials, rows)
+    kinds: list[Any] = list(dict.fromkeys(type(trial.params) for trial in trials))
+    params = {name: spec for kind in kinds for name, spec in specs(kind).items()}
+    diagram = phase_diagram(sweep.name, sweep.axes, job.phases, table, params)
+    metrics, warnings = sweep_metrics(sweep, trials, table, diagram)
+    layout = lay_out(diagram)
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Path] = {}
+
+    def write(name: str, make: Callable[[Path], None]) -> None:
+        files[name] = _write_whole(folder / name, make)
+
+    write("trials.parquet", lambda path: write_table(table, path))
+    text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write("sweep_metrics.json", lambda path: _write_text(path, text))
+    if layout.lines and layout.y is None:
+        write("phase_diagram.png", lambda path: draw_curves(diagram, layout, job.headline, metrics, path))
+    else:
+        write("phase_diagram.png", lambda path: draw_map(diagram, layout, job.headline, path))
+        if layout.lines:
+            write("phase_diagram_lines.png", lambda path: draw_curves(diagram, layout, job.headline, metrics, path))
+    coarse = diagram
+    if len(diagram.codes) > MOST_INTERACTIVE_CELLS:
+        coarse = phase_diagram(
+            sweep.name, sweep.axes, job.phases, table, params, most_cells=MOST_INTERACTIVE_CELLS
+        )  # fmt: skip
+    write("phase_diagram.html", lambda path: write_html(coarse, table, job.headline, metrics, params, path))
+    return Published(files=files, metrics=metrics, warnings=tuple(warnings))
+
+
+def sweep_metrics(
+    sweep: SweepView, trials: Sequence[Trial], table: TrialTable, diagram: PhaseDiagram
+) -> tuple[dict[str, float], list[str]]:
+    """Counts per phase, of failed and of missing trials, and what the job says of the whole sweep.
+
+    A number that is not finite is left out: MLflow could not hold it as what it is.
+    """
+    total = diagram.counts.sum(axis=0)
+    metrics = {f"phase/{label}": float(total[i]) for i, label in enumerate(diagram.labels)}
+    metrics["trials"] = float(len(table))
+    metrics["failed"] = float(diagram.failed.sum())
+    metrics["missing"] = float(diagram.missing.sum())
+    by_id = {trial.id: trial for trial in trials}
+    finished = [
+        (by_id[trial_id].params, table.observations_of(row))
+        for row, (trial_id, status) in enumerate(zip(table.trial_id, table.status, strict=True))
+        if status == Status.FINISHED.value
+    ]
+    warnings: list[str] = []
+    try:
+        found = sweep.job_object().summarise(finished, sweep.thresholds()) if finished else {}
+    except Exception as error:  # A user's own code: the diagram is worth having without it.
+        warnings.append(f"the job's summarise raised {type(error).__name__}: {error}; its quantities are left out")
+        found = {}
+    metrics.update({name: float(value) for name, value in found.items() if math.isfinite(value)})
+    return metrics, warnings
+
+
+def _write_whole(path: Path, make: Callable[[Path], None]) -> Path:
+    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
+    try:
+        make(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

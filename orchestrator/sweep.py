@@ -1,0 +1,181 @@
+"""A sweep: a frozen object made from a YAML file after everything in it has been checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs.catalogue import load_job
+from jobs.job import Job, Params, Scalar, as_dict
+from orchestrator.axes import Axis, AxisWritten
+from orchestrator.errors import UserError
+from orchestrator.sweep_check import check_thresholds, check_values, combinations, find_job, replicated
+from orchestrator.sweep_file import ResourcesKeys, SweepFile, Tracking, check_form
+from orchestrator.sweep_yaml import dump, read
+from orchestrator.trial import Trial
+
+__all__ = ["Axis", "Resources", "Sweep", "Tracking", "UserError"]
+
+FORMAT = 1
+"""Part of a sweep's identity: raise it when the same file no longer means the same trials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a sweep may use; None leaves the choice to the machine."""
+
+    workers: int | None = None
+    """Worker processes; None for one per core, or per GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float | None = None
+    memory_gb: float | None = None
+    """Memory that one worker's pack may take."""
+
+
+def _none_if_auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _resources(keys: ResourcesKeys) -> Resources:
+    return Resources(
+        workers=_none_if_auto(keys.workers),
+        device=keys.device,
+        cpus_per_worker=keys.cpus_per_worker,
+        gpus_per_worker=_none_if_auto(keys.gpus_per_worker),
+        memory_gb=_none_if_auto(keys.memory_gb),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """One sweep file with its overrides, checked. Two sweeps with the same `id` run the same trials."""
+
+    name: str
+    source: Path
+    job: str
+    """The job as the file names it."""
+    axes: tuple[Axis, ...]
+    fixed: Mapping[str, Scalar]
+    replicates: int
+    seed: int
+    """Base of every random number."""
+    phases: Mapping[str, Scalar]
+    """The thresholds that the file sets; `thresholds` has all of them."""
+    resources: Resources
+    tracking: Tracking
+    output: Path
+    """Folder of the files that a run makes."""
+    written: SweepFile = field(repr=False)
+    """The file's own keys, overrides and environment applied."""
+    first: tuple[Trial, ...] = field(repr=False, compare=False)
+    """Replicate 0 of every distinct setting, in order."""
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Sweep:
+        """Read and check a sweep file, with `a.b=value` overrides laid over it.
+
+        Args:
+            path: The file.
+            overrides: As given to `--set`, in order; a later one wins.
+            environ: For `${NAME}`; the process's own environment by default.
+
+        Raises:
+            UserError: all the mistakes that could be found, with their places.
+        """
+        path = Path(path)
+        document = read(path, overrides, os.environ if environ is None else environ)
+        written = check_form(document)
+        known = find_job(document)
+        if known is None:
+            document.stop_if_wrong()
+            raise UserError("names no job", place=str(path))
+        axes, fixed, phases = check_values(document, known)
+        if not document.wrong_under(("phases",)):
+            check_thresholds(document, known, phases)
+        document.stop_if_wrong()
+        if written is None:
+            raise UserError("is no sweep file", place=str(path))
+        first = combinations(document, known, axes, fixed, replicates=written.replicates, seed=written.seed)
+        document.stop_if_wrong()
+        name = written.name or path.stem
+        return cls(
+            name=name,
+            source=path,
+            job=known.spec,
+            axes=tuple(axes),
+            fixed=fixed,
+            replicates=written.replicates,
+            seed=written.seed,
+            phases=phases,
+            resources=_resources(written.resources),
+            tracking=written.tracking,
+            output=Path(written.output or f"phasefront-out/{name}"),
+            written=written,
+            first=tuple(first),
+        )
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits: the hash of name, job, axes, fixed, replicates and seed."""
+        axes = [[axis.name, axis.values, dict(axis.when), axis.group] for axis in self.axes]
+        content = [
+            "sweep", FORMAT, self.name, self.job, self.job_object().version, axes, dict(self.fixed),
+            self.replicates, self.seed,
+        ]  # fmt: skip
+        text = json.dumps(content, separators=(",", ":"), sort_keys=True, allow_nan=False)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def job_object(self) -> Job[Any]:
+        """The job itself."""
+        return load_job(self.job)
+
+    def thresholds(self) -> Params:
+        """All of the job's thresholds, the file's own among them."""
+        return self.job_object().Thresholds(**self.phases)
+
+    def thresholds_fingerprint(self) -> str:
+        """32 hexadecimal digits: the hash of the thresholds and of the job that reduces with them."""
+        content = [self.job, self.job_object().version, as_dict(self.thresholds())]
+        text = json.dumps(content, separators=(",", ":"), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def trials(self) -> list[Trial]:
+        """Every trial once, in an order that depends on the file alone; replicates of a setting are neighbours."""
+        return replicated(list(self.first), self.replicates)
+
+    def resolved_yaml(self) -> str:
+        """The sweep as YAML with every key said, for the record: it loads as a sweep with the same `id`.
+
+        Passwords in the tracking address are left out.
+        """
+        file = self.written
+        tracking = file.tracking.model_dump()
+        tracking["uri"] = re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", tracking["uri"])
+        return dump(
+            {
+                "name": self.name,
+                "job": self.job,
+                "axes": {name: _plain(axis) for name, axis in file.axes.items()},
+                "zip": file.zip,
+                "fixed": dict(self.fixed),
+                "replicates": self.replicates,
+                "seed": self.seed,
+                "phases": as_dict(self.thresholds()),
+                "resources": file.resources.model_dump(),
+                "tracking": tracking,
+                "output": str(self.output),
+            }
+        )
+
+
+def _plain(axis: AxisWritten) -> Any:
+    if isinstance(axis, list):
+        return axis
+    return {"scale": axis.scale, **axis.model_dump(by_alias=True, exclude_defaults=True)}

@@ -1,0 +1,252 @@
+"""The sweep file as a model: its keys, their types and ranges, whatever the job is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from orchestrator.axes import AXIS_MODELS, AxisModel, AxisWritten, FileModel, ScalarValue, ValuesAxis, axis_kind, key
+from orchestrator.document import Document, Keys
+from orchestrator.errors import NOTHING, nearest
+
+
+class ResourcesKeys(FileModel):
+    """What the sweep may use."""
+
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = key(
+        "auto", meaning="Worker processes; auto is one per core, or per GPU.", valid="a whole number >= 1, or auto"
+    )
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", meaning="Where models train; auto is cuda where there is one.", valid="one of auto, cpu, cuda"
+    )
+    cpus_per_worker: float = key(1.0, meaning="CPU cores that a worker takes.", valid="a number > 0", gt=0)
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = key(
+        "auto", meaning="GPUs that a worker takes, on cuda.", valid="a number >= 0, or auto"
+    )
+    memory_gb: Annotated[float, Field(gt=0)] | Literal["auto"] = key(
+        "auto", meaning="Memory that a worker's pack may take, in GB.", valid="a number > 0, or auto"
+    )
+
+
+class Tracking(FileModel):
+    """Where curves are recorded."""
+
+    uri: str = key(
+        "sqlite:///mlflow.db",
+        meaning="MLflow's tracking address.",
+        valid="text such as sqlite:///mlflow.db, postgresql://user@host/db, http://host:5000",
+        min_length=1,
+    )
+    experiment: str = key("phasefront", meaning="MLflow's experiment.", valid="text, not empty", min_length=1)
+    artifacts: str | None = key(
+        None, meaning="Where a new experiment keeps its artifacts; null lets MLflow decide.", valid="text, or null"
+    )
+
+
+class SweepFile(FileModel):
+    """A sweep: one job, the axes it is varied along, and where the results go."""
+
+    name: str | None = key(
+        None,
+        meaning="The sweep's name in MLflow and in paths; by default the file's name.",
+        valid="text without / and \\, not beginning with a dot, at most 200 characters",
+        pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}$",
+    )
+    job: str = key(
+        meaning="What is trained.", valid="a built-in job, or your own as my_package.my_module:MyJob", min_length=1
+    )
+    axes: dict[str, AxisWritten] = key(
+        {}, meaning="The parameters that vary, each with its values.", valid="a mapping of parameter to axis"
+    )
+    zip: list[list[str]] = key(
+        [], meaning="Groups of axes that advance together instead of being crossed.", valid="a list of lists of axes"
+    )
+    fixed: dict[str, ScalarValue] = key(
+        {}, meaning="Parameters that are the same in all trials.", valid="a mapping of parameter to value"
+    )
+    replicates: int = key(
+        1,
+        meaning="Trials at every setting; they differ in every random number.",
+        valid="a whole number from 1 to 1000000",
+        ge=1,
+        le=1_000_000,
+    )
+    seed: int = key(
+        0,
+        meaning="Base of every random number.",
+        valid="a whole number from 0 to 2^63 - 1",
+        ge=0,
+        le=2**63 - 1,
+    )
+    phases: dict[str, ScalarValue] = key(
+        {}, meaning="The job's thresholds, by which a trial gets its phase.", valid="a mapping of threshold to value"
+    )
+    resources: ResourcesKeys = key(ResourcesKeys(), meaning="What the sweep may use.", valid="a mapping")
+    tracking: Tracking = key(Tracking(), meaning="Where curves are recorded.", valid="a mapping")
+    output: str | None = key(
+        None,
+        meaning="Folder of the files that a run makes; by default phasefront-out/NAME.",
+        valid="a path",
+        min_length=1,
+    )
+
+
+SECTIONS = ("axes", "zip", "fixed", "phases", "resources", "tracking")
+"""Keys that may stand without a value, as where all that is below them is commented out."""
+
+_AXIS: TypeAdapter[Any] = TypeAdapter(AxisWritten)
+
+
+def parse_axis(written: Any) -> AxisModel:
+    """An axis that is known to be well formed."""
+    parsed: AxisModel | list[Any] = _AXIS.validate_python(written)
+    return ValuesAxis(values=parsed) if isinstance(parsed, list) else parsed
+
+
+def check_form(document: Document) -> SweepFile | None:
+    """The document as a model; None where its mistakes, which are noted, leave none."""
+    for section in SECTIONS:
+        if document.data.get(section, NOTHING) is None and (section,) not in document.broken:
+            del document.data[section]
+    try:
+        return SweepFile.model_validate(document.data)
+    except ValidationError as error:
+        _note(document, error)
+    return None
+
+
+def _note(document: Document, error: ValidationError) -> None:
+    done: set[Keys] = set()
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        keys, kind = _real(document, item["loc"]), item["type"]
+        if kind == "missing":
+            keys = (*keys, item["loc"][-1])
+        if keys in done or any(keys[:n] in document.broken for n in range(len(keys) + 1)):
+            continue
+        done.add(keys)
+        if kind == "missing":
+            _missing(document, keys)
+        elif kind == "extra_forbidden":
+            _unknown(document, keys)
+        elif len(keys) == 2 and keys[0] == "axes":
+            _bad_axis(document, keys)
+        else:
+            _bad_value(document, keys, kind)
+
+
+def _real(document: Document, location: tuple[str | int, ...]) -> Keys:
+    """A location of pydantic's without what is not in the file (the names of a union's branches)."""
+    keys: Keys = ()
+    if location[0] == "axes":  # axes, NAME, branch of the union, ...: a branch may be called like a key
+        location = (*location[:2], *location[3:])
+    for part in location:
+        if document.get((*keys, part)) is not NOTHING:
+            keys = (*keys, part)
+    return keys
+
+
+def model_at(document: Document, keys: Keys) -> type[BaseModel] | None:
+    """The model of the mapping at `keys`, where its keys are fixed."""
+    if not keys:
+        return SweepFile
+    if keys in (("resources",), ("tracking",)):
+        return ResourcesKeys if keys == ("resources",) else Tracking
+    if len(keys) == 2 and keys[0] == "axes":
+        return AXIS_MODELS.get(axis_kind(document.get(keys)) or "")
+    return None
+
+
+def names_of(model: type[BaseModel]) -> tuple[str, ...]:
+    """A model's keys as the file writes them."""
+    return tuple(info.alias or name for name, info in model.model_fields.items())
+
+
+def valid_values(model: type[BaseModel], name: str) -> str:
+    """The valid values of a key, in words."""
+    for own, info in model.model_fields.items():
+        if name == (info.alias or own) and isinstance(info.json_schema_extra, dict):
+            return str(info.json_schema_extra["x-valid"])
+    return ""
+
+
+def _missing(document: Document, keys: Keys) -> None:
+    model = model_at(document, keys[:-1])
+    valid = valid_values(model, str(keys[-1])) if model else ""
+    rule = f"'{keys[-1]}' is missing" + (f": {valid}" if valid else "")
+    document.add(keys[:-1], rule, key=len(keys) > 1, next_step=f"add '{keys[-1]}: ...'")
+
+
+def _unknown(document: Document, keys: Keys) -> None:
+    model = model_at(document, keys[:-1])
+    valid = names_of(model) if model else ()
+    unknown(document, keys, "key", valid)
+
+
+def unknown(document: Document, keys: Keys, kind: str, valid: tuple[str, ...], *, where: str = "") -> None:
+    """Note that the key at `keys` is none of the valid ones."""
+    name = str(keys[-1])
+    near = nearest(name, valid)
+    document.add(
+        keys, f"unknown {kind} '{name}'{where}", key=True, choices=valid,
+        next_step=f"did you mean '{near}'?" if near else "",
+    )  # fmt: skip
+
+
+def _bad_axis(document: Document, keys: Keys) -> None:
+    """An axis that says not what it is, or is no axis at all."""
+    written = document.get(keys)
+    kinds = tuple(AXIS_MODELS)
+    if isinstance(written, list):
+        document.add(keys, f"empty grid: axis '{keys[-1]}' has no values", value=written, next_step="list at least one")
+    elif not isinstance(written, dict):
+        document.add(
+            keys, "an axis is a list of values, or a mapping with a scale", value=written,
+            next_step=f"[{written}] for an axis of one value, or put it under 'fixed:'"
+            if written is not None else "for example {scale: log, from: 0.1, to: 10, points: 16}",
+        )  # fmt: skip
+    elif "scale" in written:
+        scale = written["scale"]
+        near = nearest(scale, kinds) if isinstance(scale, str) else None
+        document.add(
+            (*keys, "scale"), "unknown scale", value=scale, choices=kinds,
+            next_step=f"did you mean '{near}'?" if near else "",
+        )  # fmt: skip
+    else:
+        valid = tuple(dict.fromkeys(name for model in AXIS_MODELS.values() for name in names_of(model)))
+        strange = [name for name in written if name not in valid]
+        for name in strange:
+            unknown(document, (*keys, name), "key", valid)
+        if not strange:
+            document.add(
+                keys, "'scale' is missing, and so are 'values'", key=True, choices=kinds,
+                next_step="add for example 'scale: log'",
+            )  # fmt: skip
+
+
+def _bad_value(document: Document, keys: Keys, kind: str) -> None:
+    written = document.get(keys)
+    owner = next((n for n in range(len(keys) - 1, -1, -1) if model_at(document, keys[:n]) is not None), 0)
+    model, name = model_at(document, keys[:owner]), str(keys[owner])
+    valid = valid_values(model, name) if model else ""
+    if owner + 1 < len(keys):
+        valid = {"zip": "the name of an axis", "include": "a number"}.get(name, "a number, text, true or false")
+        if keys[0] == "zip" and len(keys) == 2:
+            valid = "a list of axes"
+    empty = "empty grid: " if kind in ("greater_than_equal", "too_short") and name in ("points", "values") else ""
+    document.add(
+        keys, f"{empty}'{'.'.join(map(str, keys[owner:]))}' must be {valid}", value=written,
+        next_step=_advice(written, valid),
+    )  # fmt: skip
+
+
+def _advice(written: object, valid: str) -> str:
+    if valid.startswith("text") and isinstance(written, int | float):
+        return "put it in quotes"
+    if isinstance(written, str):
+        near = nearest(written, valid.removeprefix("one of ").split(", ")) if valid.startswith("one of") else None
+        if near:
+            return f"did you mean '{near}'?"
+        if "number" in valid and written.strip().lstrip("+-")[:1].isdecimal():
+            return "write it without quotes"
+    return ""

@@ -1,0 +1,266 @@
+"""Bulk statements on MLflow's tables: the same rows as MLflow's ORM writes, without its unit of work.
+
+The statements keep to MLflow's schema (runs, tags, params, metrics, latest_metrics) and to its
+uniqueness. SQL is written once, with `?` for a value and `$in` for "is one of this list"; each
+dialect renders both its own way, a list always as a single bound value.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+RUNS = (
+    "run_uuid", "name", "source_type", "source_name", "entry_point_name", "user_id", "status", "start_time",
+    "end_time", "deleted_time", "source_version", "lifecycle_stage", "artifact_uri", "experiment_id",
+)  # fmt: skip
+TAGS = ("key", "value", "run_uuid")
+PARAMS = ("key", "value", "run_uuid")
+METRICS = ("key", "value", "timestamp", "step", "is_nan", "run_uuid")
+"""Columns of `metrics` and of `latest_metrics`."""
+
+Row = tuple[Any, ...]
+MetricRow = tuple[str, float, int, int, bool, str]
+"""key, value (0 where NaN, infinities clamped), timestamp in ms, step, is NaN, run id."""
+
+_LATEST = (
+    "ON CONFLICT (key, run_uuid) DO UPDATE SET value = excluded.value, timestamp = excluded.timestamp, "
+    "step = excluded.step, is_nan = excluded.is_nan "
+    "WHERE (excluded.step, excluded.timestamp, excluded.value) "
+    "> (latest_metrics.step, latest_metrics.timestamp, latest_metrics.value)"
+)
+_TAG = "ON CONFLICT (key, run_uuid) DO UPDATE SET value = excluded.value"
+
+
+def run_row(
+    run_id: str, *, name: str, user: str, start_time: int, artifacts: str, experiment_id: int, status: str
+) -> Row:
+    """A row of `runs` (columns RUNS) as MLflow's own store writes it."""
+    return (
+        run_id, name, "UNKNOWN", "", "", user, status, start_time, None, None, "", "active", artifacts, experiment_id,
+    )  # fmt: skip
+
+
+class Bulk(ABC):
+    """Bulk reads and writes over one DBAPI connection. One thread at a time."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self._rendered: dict[str, str] = {}
+
+    @abstractmethod
+    def _render(self, sql: str) -> str:
+        """The dialect's own form of `?` and `$in`."""
+
+    @abstractmethod
+    def _bind(self, value: Any) -> Any:
+        """A bound value; a list is one value."""
+
+    @abstractmethod
+    def _begin(self) -> None: ...
+
+    @abstractmethod
+    def insert(self, table: str, columns: Sequence[str], rows: Sequence[Row], conflict: str) -> None:
+        """Insert rows; `conflict` is the statement's ON CONFLICT clause."""
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing of what is written inside."""
+        self._begin()
+        try:
+            yield
+        except BaseException:
+            self.connection.rollback()
+            raise
+        self.connection.commit()
+
+    def query(self, sql: str, *values: Any) -> list[Row]:
+        """All rows of a select."""
+        cursor = self._execute(sql, values)
+        try:
+            rows: list[Row] = cursor.fetchall()
+            return rows
+        finally:
+            cursor.close()
+
+    def execute(self, sql: str, *values: Any) -> int:
+        """Run a statement; the number of rows it touched."""
+        cursor = self._execute(sql, values)
+        try:
+            return int(cursor.rowcount)
+        finally:
+            cursor.close()
+
+    def _execute(self, sql: str, values: Iterable[Any]) -> Any:
+        rendered = self._rendered.get(sql)
+        if rendered is None:
+            rendered = self._rendered[sql] = self._render(sql)
+        cursor = self.connection.cursor()
+        try:
+            cursor.execute(rendered, tuple(self._bind(value) for value in values))
+        except BaseException:
+            cursor.close()
+            raise
+        return cursor
+
+    def tags(self, rows: Sequence[Row]) -> None:
+        """Set tags: (key, value, run id)."""
+        self.insert("tags", TAGS, rows, _TAG)
+
+    def new_runs(self, rows: Sequence[Row]) -> None:
+        """Create runs, each a row of RUNS; a run that exists stays as it is."""
+        self.insert("runs", RUNS, rows, "ON CONFLICT DO NOTHING")
+
+    def new_params(self, rows: Sequence[Row]) -> None:
+        """Write params: (key, value, run id); one that exists stays as it is."""
+        self.insert("params", PARAMS, rows, "ON CONFLICT DO NOTHING")
+
+    def metrics(self, rows: Sequence[MetricRow]) -> None:
+        """Append metric rows; exact repeats are dropped."""
+        self.insert("metrics", METRICS, rows, "ON CONFLICT DO NOTHING")
+
+    def latest(self, rows: Sequence[MetricRow]) -> None:
+        """Offer rows as latest metrics: the highest (step, timestamp, value) wins, as MLflow has it.
+
+        At most one row for each run and key.
+        """
+        self.insert("latest_metrics", METRICS, rows, _LATEST)
+
+    def rebuild_latest(self, run_ids: Sequence[str]) -> None:
+        """Make the latest metrics of these runs agree with their metric rows."""
+        columns = ", ".join(METRICS)
+        self.execute(
+            f"INSERT INTO latest_metrics ({columns}) SELECT {columns} FROM (SELECT {columns}, ROW_NUMBER() OVER ("
+            "PARTITION BY run_uuid, key ORDER BY step DESC, timestamp DESC, value DESC) AS place "
+            f"FROM metrics WHERE run_uuid $in) ranked WHERE place = 1 {_LATEST}",
+            list(run_ids),
+        )
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self.connection.close()
+
+
+class SqliteBulk(Bulk):
+    """SQLite: one prepared statement, many rows. The connection is in autocommit (`isolation_level=None`)."""
+
+    @classmethod
+    def connect(cls, path: str, *, write: bool, wait_s: float = 60.0) -> SqliteBulk:
+        """Open the database file, for reading as it is, or with the settings that a single bulk writer wants.
+
+        The write-ahead log lets `mlflow ui` read while we write, and with it `synchronous=NORMAL` is
+        safe against a crash of the process and consistent after a crash of the machine, without a
+        flush to disk per transaction. MLflow works with it as it is: the log's mode is kept in the
+        file. Where a file system cannot have it (some network mounts), SQLite's defaults stay.
+        """
+        connection = sqlite3.connect(path, timeout=wait_s, isolation_level=None, check_same_thread=False)
+        try:
+            if write and connection.execute("PRAGMA journal_mode = WAL").fetchone() == ("wal",):
+                connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA cache_size = -65536")
+            connection.execute("PRAGMA temp_store = MEMORY")
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection)
+
+    def _render(self, sql: str) -> str:
+        return sql.replace("$in", "IN (SELECT value FROM json_each(?))")
+
+    def _bind(self, value: Any) -> Any:
+        return json.dumps(value) if isinstance(value, list) else value
+
+    def _begin(self) -> None:
+        self.connection.execute("BEGIN IMMEDIATE")
+
+    def insert(self, table: str, columns: Sequence[str], rows: Sequence[Row], conflict: str) -> None:
+        """See `Bulk.insert`."""
+        if rows:
+            marks = ", ".join("?" * len(columns))
+            statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) {conflict}"
+            self.connection.executemany(statement, rows)
+
+
+class PostgresBulk(Bulk):
+    """PostgreSQL, by psycopg2 or psycopg 3: COPY into a temporary table, then one INSERT ... SELECT."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection)
+        self._staged: set[str] = set()
+
+    def _render(self, sql: str) -> str:
+        return sql.replace("%", "%%").replace("$in", "= ANY(?)").replace("?", "%s")
+
+    def _bind(self, value: Any) -> Any:
+        return value
+
+    def _begin(self) -> None:
+        """Both drivers begin a transaction with the first statement."""
+
+    def query(self, sql: str, *values: Any) -> list[Row]:
+        """All rows of a select; outside of `transaction` it leaves no transaction open."""
+        idle = self._idle()
+        rows = super().query(sql, *values)
+        if idle:
+            self.connection.rollback()
+        return rows
+
+    def _idle(self) -> bool:
+        return int(self.connection.info.transaction_status) == 0
+
+    def insert(self, table: str, columns: Sequence[str], rows: Sequence[Row], conflict: str) -> None:
+        """See `Bulk.insert`."""
+        if not rows:
+            return
+        names, staging = ", ".join(columns), f"phasefront_{table}"
+        cursor = self.connection.cursor()
+        try:
+            # The temporary table outlives the transaction, its rows do not.
+            if staging not in self._staged:
+                cursor.execute(
+                    f"CREATE TEMPORARY TABLE IF NOT EXISTS {staging} ON COMMIT DELETE ROWS AS "
+                    f"SELECT {names} FROM {table} WITH NO DATA"
+                )
+            cursor.execute(f"DELETE FROM {staging}")
+            self._copy(cursor, f"COPY {staging} ({names}) FROM STDIN", copy_text(rows))
+            cursor.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM {staging} {conflict}")
+        finally:
+            cursor.close()
+
+    @staticmethod
+    def _copy(cursor: Any, statement: str, text: str) -> None:
+        if hasattr(cursor, "copy_expert"):
+            cursor.copy_expert(statement, io.StringIO(text))
+        else:
+            with cursor.copy(statement) as copy:
+                copy.write(text)
+
+
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": ""})
+
+
+def copy_text(rows: Sequence[Row]) -> str:
+    """Rows in COPY's text format. Column by column: a column's first value tells how to write all of it."""
+    columns = []
+    for column in zip(*rows, strict=True):
+        if type(column[0]) is str and not any(value is None for value in column):
+            columns.append(_escaped(column))
+        elif None in column or isinstance(column[0], str):
+            columns.append(["\\N" if value is None else str(value).translate(_ESCAPES) for value in column])
+        elif type(column[0]) is bool:
+            columns.append(["t" if value else "f" for value in column])
+        else:
+            columns.append(list(map(repr, column)))
+    return "\n".join(map("\t".join, zip(*columns, strict=True))) + "\n"
+
+
+def _escaped(column: Sequence[str]) -> list[str]:
+    """Few distinct values fill most columns (keys, run ids), so each distinct one is escaped once."""
+    known = {value: value.translate(_ESCAPES) for value in set(column)}
+    return [known[value] for value in column]

@@ -1,0 +1,148 @@
+"""Opening an MLflow database: for reading as it is, for writing with schema and experiment made.
+
+Raw connections and plain SQL; mlflow is imported only where something has to be made.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import UserError
+from orchestrator.tracking.address import CHOICES, DatabaseAddress, hide_password
+from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.store import BulkSqlAlchemyStore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """An MLflow experiment as its table has it."""
+
+    id: int
+    artifact_location: str
+    deleted: bool
+
+
+def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None:
+    """A connection to the database, or None where its file is not there.
+
+    Raises:
+        UserError: the database cannot be reached, or the file is none.
+    """
+    if address.file is not None:
+        if not address.file.exists():
+            return None
+        try:
+            bulk = SqliteBulk.connect(str(address.file), write=write)
+        except sqlite3.Error as error:
+            raise unreachable(address, error, place) from None
+        try:
+            bulk.query("SELECT COUNT(*) FROM sqlite_master")
+        except sqlite3.Error as error:
+            bulk.close()
+            raise unreachable(address, error, place) from None
+        return bulk
+    from sqlalchemy import create_engine
+
+    engine = create_engine(address.uri)
+    arguments, options = engine.dialect.create_connect_args(engine.url)
+    errors: Any = engine.dialect.loaded_dbapi.Error
+    try:
+        return PostgresBulk(engine.dialect.connect(*arguments, **options))
+    except errors as error:
+        raise unreachable(address, error, place) from None
+
+
+def find_experiment(bulk: Bulk, name: str) -> Experiment | None:
+    """The experiment of this name; None where it, or MLflow's schema, is not there."""
+    if isinstance(bulk, SqliteBulk):
+        made = bulk.query("SELECT 1 FROM sqlite_master WHERE name = 'experiments'")
+    else:
+        made = bulk.query("SELECT 1 WHERE to_regclass('experiments') IS NOT NULL")
+    if not made:
+        return None
+    found = bulk.query("SELECT experiment_id, artifact_location, lifecycle_stage FROM experiments WHERE name = ?", name)
+    if not found:
+        return None
+    number, location, stage = found[0]
+    return Experiment(id=int(number), artifact_location=location or "", deleted=stage != "active")
+
+
+def mlflow_store(address: DatabaseAddress, place: str) -> BulkSqlAlchemyStore:
+    """MLflow's own store over this database: its constructor makes the schema where there is none.
+
+    Raises:
+        UserError: the database cannot be reached, or its schema is another version's.
+    """
+    from orchestrator.tracking.quiet import quiet_mlflow
+
+    quiet_mlflow("mlflow.store.tracking.sqlalchemy_store")
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from orchestrator.tracking.store import BulkSqlAlchemyStore
+
+    if address.file is None:
+        # MLflow retries an unreachable database for minutes: look once before.
+        bulk = connect(address, write=True, place=place)
+        if bulk is not None:
+            bulk.close()
+    try:
+        return BulkSqlAlchemyStore(address.uri)
+    except (SQLAlchemyError, OSError) as error:
+        raise unreachable(address, error, place) from error
+    except MlflowException as error:
+        if "out-of-date database schema" not in str(error):
+            raise
+        raise UserError(
+            "the tracking database has the schema of another MLflow version than the one installed",
+            place=place,
+            value=hide_password(address.uri),
+            next_step=f"back it up, then: mlflow db upgrade {hide_password(address.uri)}",
+        ) from error
+
+
+def create_experiment(store: BulkSqlAlchemyStore, name: str, artifacts: str | None) -> None:
+    """Make the experiment unless it is there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.create_experiment(name, artifact_location=artifacts)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_ALREADY_EXISTS":
+            return
+        if error.error_code == "INVALID_PARAMETER_VALUE":
+            raise UserError(f"MLflow takes no experiment like this: {error.message}", place="tracking") from error
+        raise
+
+
+def deleted_experiment(name: str, number: int) -> UserError:
+    """The experiment was deleted in MLflow, which keeps its name taken."""
+    return UserError(
+        f"the experiment {name!r} is deleted in MLflow",
+        place="tracking.experiment",
+        value=name,
+        next_step=f"restore it (mlflow experiments restore --experiment-id {number}), or take another name",
+    )
+
+
+def unreachable(address: DatabaseAddress, error: Exception, place: str) -> UserError:
+    """The database does not answer, or is none."""
+    why = str(getattr(error, "orig", None) or error).strip().splitlines()
+    if address.file is not None:
+        return UserError(
+            f"the tracking database cannot be opened: {why[0] if why else type(error).__name__}",
+            place=place,
+            value=str(address.file),
+            choices=CHOICES,
+            next_step="name a SQLite file that MLflow made, or one that is not there yet, in a folder you may write to",
+        )
+    return UserError(
+        f"the tracking database cannot be reached: {why[0] if why else type(error).__name__}",
+        place=place,
+        value=hide_password(address.uri),
+        next_step="check host, port, user, password and database name, and that the server runs",
+    )

@@ -1,0 +1,407 @@
+"""A tracker that writes MLflow's database itself: bulk statements in this process, no server between.
+
+Reading needs no mlflow (an import of 3 s) and creates nothing: where there is no database or no
+experiment yet, nothing is recorded. `open_sweep` creates what is missing, by MLflow's own code.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.job import Curves
+from orchestrator.errors import UserError
+from orchestrator.records import CurveRows, Recorded, Status, TrialResult
+from orchestrator.tracking import layout
+from orchestrator.tracking.address import database_address
+from orchestrator.tracking.artifacts import upload
+from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
+from orchestrator.tracking.bulk_sql import run_row
+from orchestrator.tracking.connection import (
+    connect,
+    create_experiment,
+    deleted_experiment,
+    find_experiment,
+    mlflow_store,
+)
+from orchestrator.tracking.metric_rows import latest_of, note, observed_rows, take_new_rows
+from orchestrator.tracking.run_table import CHUNK, OpenRun, RunTable, chunked
+from orchestrator.trial import Trial
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.store import BulkSqlAlchemyStore
+
+LATEST_EVERY_S = 2.0
+"""`latest_metrics` of running trials is written this often, and when a trial ends: rows and steps are never late."""
+
+_READ_TAGS = (layout.PHASE, layout.THRESHOLDS, layout.OBSERVATIONS)
+_BEFORE_START = "timestamp < (SELECT start_time FROM runs WHERE runs.run_uuid = {table}.run_uuid)"
+"""Rows that are observations, not points of a curve."""
+
+
+class DatabaseTracker(Tracker):
+    """The record in a SQLite or PostgreSQL database with MLflow's schema.
+
+    Args:
+        uri: `sqlite:///file`, `postgresql://...`, with or without the prefix `phasefront-`.
+        experiment: Name of the MLflow experiment.
+        artifacts: Artifact location of the experiment, should it be new.
+        place: Where the user wrote the address, for messages.
+    """
+
+    def __init__(self, uri: str, *, experiment: str, artifacts: str | None = None, place: str = "tracking.uri") -> None:
+        self._address = database_address(uri, place=place)
+        self._experiment, self._artifacts, self._place = experiment, artifacts, place
+        self._table: RunTable | None = None
+        self._store: BulkSqlAlchemyStore | None = None
+        self._sweep: SweepRecord | None = None
+        self._parent = OpenRun(run_id="", status="", start_time=0)
+        self._artifact_template = ""
+        self._open: dict[str, OpenRun] = {}
+        self._late: set[str] = set()
+        """Begun trials whose latest metrics are not written."""
+        self._latest_at = time.monotonic()
+        self._closed = False
+
+    def open_sweep(self, sweep: SweepRecord) -> str:
+        """Make what is missing, by MLflow's own code, and the parent run; its run id."""
+        table = self._create()
+        bulk = table.bulk
+        now = _now_ms()
+        with bulk.transaction():
+            found, free = table.locate([sweep.sweep_id], key=layout.SWEEP_ID)
+            if sweep.sweep_id in found:
+                self._parent = found[sweep.sweep_id]
+                bulk.execute(
+                    "UPDATE runs SET status = 'RUNNING', end_time = NULL, name = ? WHERE run_uuid = ?",
+                    sweep.name[: layout.LONGEST_NAME],
+                    self._parent.run_id,
+                )
+            else:
+                self._parent = OpenRun(run_id=free[sweep.sweep_id], status="RUNNING", start_time=now)
+                bulk.new_runs([self._run_row(self._parent, sweep.name[: layout.LONGEST_NAME])])
+            bulk.tags([(key, value, self._parent.run_id) for key, value in layout.sweep_tags(sweep)])
+        self._sweep = sweep
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "sweep.yaml")
+            file.write_text(sweep.resolved_yaml)
+            self.attach({"sweep.yaml": file})
+        return self._parent.run_id
+
+    def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
+        """Three statements for 10,000 trials: runs, tags, and the last steps of unfinished ones."""
+        found: dict[str, Recorded] = {}
+        for chunk in chunked(trial_ids, CHUNK):
+            for trial, _, tags, recorded in self._read(chunk, _READ_TAGS):
+                del tags
+                found[trial] = recorded
+        return found
+
+    def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
+        """In the order of `trial_ids`, read 10,000 at a time."""
+        for chunk in chunked(trial_ids, CHUNK):
+            for trial, run, tags, recorded in self._read(chunk, (*_READ_TAGS, layout.PARAMS, layout.REPLICATE)):
+                yield TrialRow(
+                    trial_id=trial,
+                    run_id=run.run_id,
+                    params=layout.decode_params(tags[layout.PARAMS]),
+                    replicate=int(tags[layout.REPLICATE]),
+                    recorded=recorded,
+                )
+
+    def _read(
+        self, trials: Sequence[str], keys: Sequence[str]
+    ) -> Iterator[tuple[str, OpenRun, dict[str, str], Recorded]]:
+        table = self._existing()
+        if table is None:
+            return
+        found, _ = table.locate(trials)
+        tags = table.tags([run.run_id for run in found.values()], keys)
+        through = table.through_steps([run.run_id for run in found.values() if run.status != "FINISHED"])
+        for trial in dict.fromkeys(trials):
+            if trial in found:
+                run = found[trial]
+                of_run = tags[run.run_id]
+                yield trial, run, of_run, layout.recorded(run.status, of_run, through.get(run.run_id, -1))
+
+    def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
+        """In the order of `trial_ids`, about 200,000 rows at a time."""
+        table = self._existing()
+        if table is None:
+            return
+        for chunk in chunked(trial_ids, CHUNK):
+            found, _ = table.locate(chunk)
+            yield from table.curves({trial: found[trial].run_id for trial in dict.fromkeys(chunk) if trial in found})
+
+    def begin(self, trials: Sequence[Trial]) -> None:
+        """One transaction: all trials are begun, or none."""
+        sweep, table = self._opened()
+        wanted = {trial.id: trial for trial in trials if trial.id not in self._open}
+        if not wanted:
+            return
+        bulk, now = table.bulk, _now_ms()
+        with bulk.transaction():
+            found, free = table.locate(wanted)
+            new = {
+                trial: OpenRun(run_id=run, status="RUNNING", start_time=now, fresh=True) for trial, run in free.items()
+            }
+            runs, tags, params = [], [], []
+            for trial, run in new.items():
+                of_trial = layout.trial_tags(wanted[trial], sweep, self._parent.run_id)
+                runs.append(self._run_row(run, of_trial[0][1]))
+                tags += [(key, value, run.run_id) for key, value in of_trial]
+                params += [(key, value, run.run_id) for key, value in layout.params(wanted[trial])]
+            bulk.new_runs(runs)
+            bulk.tags(tags)
+            bulk.new_params(params)
+            again = [run.run_id for run in found.values() if run.status != "FINISHED"]
+            if again:
+                self._forget_results(again, layout.RESULT_TAGS)
+                bulk.execute("UPDATE runs SET status = 'RUNNING', end_time = NULL WHERE run_uuid $in", again)
+                bulk.tags([(layout.PARENT, self._parent.run_id, run) for run in again])
+                bulk.rebuild_latest(again)
+            through = table.through_steps([run.run_id for run in found.values()])
+        for run in found.values():
+            run.through_step = through.get(run.run_id, -1)
+            run.fresh = run.status != "FINISHED"
+        self._open.update(new)
+        self._open.update(found)
+
+    def record(self, rows: CurveRows) -> None:
+        """One transaction, so that a step is recorded with all its metrics or not at all."""
+        _, table = self._opened()
+        layout.check_metric_names(rows.metrics)
+        runs = [self._begun(trial) for trial in rows.trial_ids]
+        new, metrics = take_new_rows(rows, runs)
+        if new is None:
+            return
+        with table.bulk.transaction():
+            table.bulk.metrics(metrics)
+        note(new, runs)
+        self._late.update(rows.trial_ids[position] for position in np.unique(new.trial).tolist())
+        if time.monotonic() - self._latest_at > LATEST_EVERY_S:
+            self._write_latest()
+
+    def end(self, results: Sequence[TrialResult]) -> None:
+        """One transaction: status, observations and phase are never apart."""
+        sweep, table = self._opened()
+        self._conclude(results, sweep, table, ended=True)
+
+    def relabel(self, results: Sequence[TrialResult]) -> None:
+        """One transaction; status and error stay."""
+        sweep, table = self._opened()
+        self._conclude(results, sweep, table, ended=False)
+
+    def _conclude(self, results: Sequence[TrialResult], sweep: SweepRecord, table: RunTable, *, ended: bool) -> None:
+        """Write phases and observations in place of earlier ones, and, where trials have ended, their status."""
+        last = {result.trial_id: result for result in results}
+        if not last:
+            return
+        bulk = table.bulk
+        with bulk.transaction():
+            found = table.locate([trial for trial in last if trial not in self._open])[0]
+            runs = {trial: self._open.get(trial) or found.get(trial) for trial in last}
+            replaced, tags, metrics, latest = [], [], [], []
+            by_status: dict[str, list[str]] = {}
+            for trial, result in last.items():
+                run = runs[trial]
+                if run is None:
+                    raise LookupError(f"trial {trial} was never begun")
+                if not run.fresh:
+                    replaced.append(run.run_id)
+                by_status.setdefault(Status(result.status).value, []).append(run.run_id)
+                tags += [(key, value, run.run_id) for key, value in layout.result_tags(result, sweep.thresholds)]
+                metrics += observed_rows(run, layout.observed_metrics(result.observations))
+                if ended:
+                    latest += latest_of(run)
+            if replaced:
+                keep = () if ended else (layout.ERROR,)
+                self._forget_results(replaced, [key for key in layout.RESULT_TAGS if key not in keep])
+            if not ended:
+                tags = [row for row in tags if row[0] != layout.ERROR]
+            bulk.tags(tags)
+            bulk.metrics(metrics)
+            known = {(row[0], row[5]) for row in latest}
+            bulk.latest(latest + [row for row in metrics if (row[0], row[5]) not in known])
+            if ended:
+                now = _now_ms()
+                for status, ids in by_status.items():
+                    bulk.execute("UPDATE runs SET status = ?, end_time = ? WHERE run_uuid $in", status, now, ids)
+        for trial in last if ended else ():
+            self._open.pop(trial, None)
+            self._late.discard(trial)
+
+    def reconcile(self, running: Iterable[str] = ()) -> int:
+        """One statement ends them, one makes good the latest metrics that a dead driver was late with."""
+        _, table = self._opened()
+        bulk = table.bulk
+        self._write_latest()
+        orphans: dict[str, str] = dict(
+            bulk.query(
+                "SELECT t.value, r.run_uuid FROM runs r JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = ? "
+                "JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = ? WHERE r.experiment_id = ? "
+                "AND r.status = 'RUNNING' AND r.lifecycle_stage = 'active' AND p.value = ?",
+                layout.PARENT,
+                layout.TRIAL_ID,
+                table.experiment_id,
+                self._parent.run_id,
+            )
+        )
+        for trial in running:
+            orphans.pop(trial, None)
+        ids = list(orphans.values())
+        if ids:
+            with bulk.transaction():
+                bulk.execute("UPDATE runs SET status = 'KILLED', end_time = ? WHERE run_uuid $in", _now_ms(), ids)
+                bulk.rebuild_latest(ids)
+        for trial in orphans:
+            self._open.pop(trial, None)
+            self._late.discard(trial)
+        return len(ids)
+
+    def attach(self, files: Mapping[str, Path]) -> None:
+        """By MLflow's artifact repository for the experiment's artifact location."""
+        self._opened()
+        location = self._run_artifacts(self._parent.run_id)
+        from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        try:
+            repository = get_artifact_repository(location)
+            upload(files, repository.log_artifact)
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"artifacts cannot be written to {location}, where experiment {self._experiment!r} keeps them: {error}",
+                place="tracking.artifacts",
+                next_step="make that place writable from here, or take another tracking.experiment "
+                "with tracking.artifacts set to a place that is",
+            ) from error
+
+    def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:
+        """Metrics of an earlier end of the same sweep are replaced."""
+        _, table = self._opened()
+        layout.check_metric_names(metrics)
+        bulk, run = table.bulk, self._parent
+        self._write_latest()
+        rows = observed_rows(run, [(name, float(value)) for name, value in metrics.items()])
+        with bulk.transaction():
+            for name in ("metrics", "latest_metrics"):
+                bulk.execute(f"DELETE FROM {name} WHERE run_uuid = ? AND key $in", run.run_id, list(metrics))
+            bulk.metrics(rows)
+            bulk.latest(rows)
+            bulk.execute(
+                "UPDATE runs SET status = ?, end_time = ? WHERE run_uuid = ?",
+                Status(status).value,
+                _now_ms(),
+                run.run_id,
+            )
+
+    def close(self) -> None:
+        """Write the latest metrics that are late and close the connections."""
+        if self._closed:
+            return
+        if self._table is not None:
+            if self._late:
+                self._write_latest()
+            self._table.bulk.close()
+        if self._store is not None:
+            self._store.engine.dispose()
+        self._closed = True
+
+    def _write_latest(self) -> None:
+        _, table = self._opened()
+        rows = [row for trial in sorted(self._late) for row in latest_of(self._open[trial])]
+        with table.bulk.transaction():
+            table.bulk.latest(rows)
+        for trial in self._late:
+            self._open[trial].latest.clear()
+        self._late.clear()
+        self._latest_at = time.monotonic()
+
+    def _forget_results(self, run_ids: list[str], tags: Sequence[str]) -> None:
+        """Delete tags and the metrics that are observations."""
+        bulk = self._opened()[1].bulk
+        bulk.execute("DELETE FROM tags WHERE run_uuid $in AND key $in", run_ids, list(tags))
+        for table in ("metrics", "latest_metrics"):
+            observed = _BEFORE_START.format(table=table)
+            bulk.execute(f"DELETE FROM {table} WHERE run_uuid $in AND {observed}", run_ids)
+
+    def _run_row(self, run: OpenRun, name: str) -> tuple[Any, ...]:
+        return run_row(
+            run.run_id,
+            name=name,
+            user=layout.user(),
+            start_time=run.start_time,
+            artifacts=self._run_artifacts(run.run_id),
+            experiment_id=self._table.experiment_id if self._table else 0,
+            status=run.status,
+        )
+
+    def _run_artifacts(self, run_id: str) -> str:
+        return self._artifact_template.replace("{run}", run_id)
+
+    def _existing(self) -> RunTable | None:
+        """The experiment's runs, for reading; None where there is nothing yet."""
+        self._check_open()
+        if self._table is None:
+            bulk = connect(self._address, write=False, place=self._place)
+            if bulk is None:
+                return None
+            experiment = find_experiment(bulk, self._experiment)
+            if experiment is None or experiment.deleted:
+                bulk.close()
+                return None
+            self._table = RunTable(bulk, experiment.id)
+        return self._table
+
+    def _create(self) -> RunTable:
+        """The experiment's runs, for writing; database, schema and experiment are made where missing."""
+        self._check_open()
+        if self._store is not None and self._table is not None:
+            return self._table
+        if self._table is not None:
+            self._table.bulk.close()
+            self._table = None
+        store = mlflow_store(self._address, self._place)
+        bulk = connect(self._address, write=True, place=self._place)
+        if bulk is None:
+            raise RuntimeError(f"MLflow made no database at {self._address.file}")
+        experiment = find_experiment(bulk, self._experiment)
+        if experiment is None:
+            create_experiment(store, self._experiment, self._artifacts)
+            experiment = find_experiment(bulk, self._experiment)
+        if experiment is None:
+            raise RuntimeError(f"MLflow made no experiment {self._experiment!r}")
+        if experiment.deleted:
+            bulk.close()
+            raise deleted_experiment(self._experiment, experiment.id)
+        from mlflow.utils.uri import append_to_uri_path
+
+        self._artifact_template = append_to_uri_path(experiment.artifact_location, "{run}", "artifacts")
+        self._store, self._table = store, RunTable(bulk, experiment.id)
+        return self._table
+
+    def _opened(self) -> tuple[SweepRecord, RunTable]:
+        self._check_open()
+        if self._sweep is None or self._table is None:
+            raise RuntimeError("open_sweep comes before anything is written")
+        return self._sweep, self._table
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the tracker is closed")
+
+    def _begun(self, trial: str) -> OpenRun:
+        try:
+            return self._open[trial]
+        except KeyError:
+            raise LookupError(f"trial {trial} was never begun") from None
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,37 @@
+"""From a tracking address to a tracker."""
+
+from __future__ import annotations
+
+from orchestrator.tracking.address import PREFIX, unknown_address
+from orchestrator.tracking.base import Tracker
+
+MEMORY = "memory:"
+
+
+def open_tracker(uri: str, *, experiment: str, artifacts: str | None = None, place: str = "tracking.uri") -> Tracker:
+    """The tracker for an address. It connects when it is first used; reading never creates anything.
+
+    Args:
+        uri: `sqlite:///file`, `postgresql://...` (both also with the prefix `phasefront-`), the
+            `http://` or `https://` address of an MLflow server, or `memory:`.
+        experiment: Name of the MLflow experiment.
+        artifacts: Where the experiment keeps artifacts, should it be new; MLflow's own default if None.
+        place: Where the user wrote the address, for messages.
+
+    Raises:
+        UserError: the address is none of these; later, from any method: it does not answer.
+    """
+    scheme = uri.partition(":")[0].removeprefix(PREFIX)
+    if uri == MEMORY:
+        from orchestrator.tracking.memory import MemoryTracker
+
+        return MemoryTracker()
+    if scheme in ("http", "https") and not uri.startswith(PREFIX):
+        from orchestrator.tracking.http import HttpTracker
+
+        return HttpTracker(uri, experiment=experiment, artifacts=artifacts, place=place)
+    if scheme.partition("+")[0] in ("sqlite", "postgresql"):
+        from orchestrator.tracking.database import DatabaseTracker
+
+        return DatabaseTracker(uri, experiment=experiment, artifacts=artifacts, place=place)
+    raise unknown_address(uri, place)

@@ -1,0 +1,189 @@
+"""Trials as rows of an experiment's tables: where each one's run is, and what is read of it, set-based."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.job import Curves
+from orchestrator.tracking.bulk_sql import Bulk
+from orchestrator.tracking.layout import SWEEP_ID, TRIAL_ID, as_measured, run_id
+
+CHUNK = 10_000
+"""Trials looked up in one statement."""
+
+CURVE_ROWS = 200_000
+"""Curve rows in memory at a time."""
+
+T = TypeVar("T")
+
+
+def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of at most `size` items, in order."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+@dataclass(slots=True)
+class OpenRun:
+    """The run of a trial, as the writer knows it."""
+
+    run_id: str
+    status: str
+    start_time: int
+    """ms since the epoch."""
+    through_step: int = -1
+    """The last step whose rows are written."""
+    fresh: bool = False
+    """Made by this process and not ended since: it has no result to replace."""
+    latest: dict[tuple[str, ...], tuple[int, NDArray[np.float64]]] = field(default_factory=dict)
+    """Metric names -> the last step they were recorded at and its values, not yet in `latest_metrics`."""
+
+
+class RunTable:
+    """The runs of one experiment in one database."""
+
+    def __init__(self, bulk: Bulk, experiment_id: int) -> None:
+        self.bulk = bulk
+        self.experiment_id = experiment_id
+        self._elsewhere: dict[str, dict[str, str]] = {
+            key: dict(
+                bulk.query(
+                    # Finished runs come last, so that one of them is kept where a trial has several.
+                    "SELECT t.value, r.run_uuid FROM tags t JOIN runs r ON r.run_uuid = t.run_uuid "
+                    "WHERE t.key = ? AND r.experiment_id = ? AND r.lifecycle_stage = 'active' "
+                    "AND substr(r.run_uuid, 1, 24) <> substr(t.value, 1, 24) "
+                    "ORDER BY CASE r.status WHEN 'FINISHED' THEN 1 ELSE 0 END, r.start_time",
+                    key,
+                    experiment_id,
+                )
+            )
+            for key in (TRIAL_ID, SWEEP_ID)
+        }
+        """tag -> trial or sweep id -> a run that MLflow's server named (the sweep was recorded by HTTP)."""
+
+    def locate(self, identities: Iterable[str], *, key: str = TRIAL_ID) -> tuple[dict[str, OpenRun], dict[str, str]]:
+        """The runs of these trials, and for those without one the run id that is free for them.
+
+        A run that the user has deleted in MLflow is no run: the next id of the trial is looked at.
+        """
+        found: dict[str, OpenRun] = {}
+        free: dict[str, str] = {}
+        elsewhere = self._elsewhere[key]
+        attempt, pending = 0, list(dict.fromkeys(identities))
+        while pending:
+            wanted = {
+                (elsewhere.get(identity) if attempt == 0 else None)
+                or run_id(identity, self.experiment_id, max(0, attempt - (identity in elsewhere))): identity
+                for identity in pending
+            }
+            taken: dict[str, tuple[str, int, str, int]] = {}
+            for chunk in chunked(wanted, CHUNK):
+                for run, *state in self.bulk.query(
+                    "SELECT run_uuid, status, start_time, lifecycle_stage, experiment_id FROM runs WHERE run_uuid $in",
+                    chunk,
+                ):
+                    taken[run] = (state[0], state[1], state[2], state[3])
+            pending = []
+            for run, identity in wanted.items():
+                state_of = taken.get(run)
+                if state_of is None:
+                    free[identity] = run
+                elif state_of[2] == "active" and state_of[3] == self.experiment_id:
+                    found[identity] = OpenRun(run_id=run, status=state_of[0], start_time=int(state_of[1] or 0))
+                else:
+                    pending.append(identity)
+            attempt += 1
+        return found, free
+
+    def through_steps(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """The last recorded step of each run's curves; runs without rows are left out."""
+        steps: dict[str, int] = {}
+        for chunk in chunked(run_ids, CHUNK):
+            steps.update(
+                self.bulk.query(
+                    "SELECT m.run_uuid, MAX(m.step) FROM metrics m JOIN runs r ON r.run_uuid = m.run_uuid "
+                    "WHERE m.run_uuid $in AND m.timestamp >= r.start_time GROUP BY m.run_uuid",
+                    chunk,
+                )
+            )
+        return steps
+
+    def tags(self, run_ids: Sequence[str], keys: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Tags of runs: run id -> key -> value."""
+        tags: dict[str, dict[str, str]] = {run: {} for run in run_ids}
+        for run, key, value in self.bulk.query(
+            "SELECT run_uuid, key, value FROM tags WHERE run_uuid $in AND key $in", list(run_ids), list(keys)
+        ):
+            tags[run][key] = value
+        return tags
+
+    def curves(self, runs: Mapping[str, str]) -> Iterator[tuple[str, Curves]]:
+        """The curves of trials (trial id -> run id), a bounded number of rows in memory at a time."""
+        for chunk in chunked(runs.items(), CHUNK):
+            counts: dict[str, int] = dict(
+                self.bulk.query(
+                    "SELECT run_uuid, COUNT(*) FROM metrics WHERE run_uuid $in GROUP BY run_uuid",
+                    [run for _, run in chunk],
+                )
+            )
+            batch: dict[str, str] = {}
+            rows = 0
+            for trial, run in chunk:
+                batch[run] = trial
+                rows += counts.get(run, 0)
+                if rows >= CURVE_ROWS:
+                    yield from self._curves_of(batch)
+                    batch, rows = {}, 0
+            yield from self._curves_of(batch)
+
+    def _curves_of(self, batch: Mapping[str, str]) -> Iterator[tuple[str, Curves]]:
+        if not batch:
+            return
+        rows = self.bulk.query(
+            "SELECT m.run_uuid, m.key, m.step, m.value, m.is_nan FROM metrics m JOIN runs r ON r.run_uuid = m.run_uuid "
+            "WHERE m.run_uuid $in AND m.timestamp >= r.start_time ORDER BY m.run_uuid, m.key, m.step",
+            list(batch),
+        )
+        found: dict[str, Curves] = {}
+        for run, of_run in groupby(rows, key=itemgetter(0)):
+            series = {}
+            for key, points in groupby(of_run, key=itemgetter(1)):
+                _, _, steps, values, is_nan = zip(*points, strict=True)
+                series[key] = curve_series(steps, values, is_nan)
+            found[run] = align(series)
+        for run, trial in batch.items():
+            if run in found:
+                yield trial, found[run]
+
+
+Series = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+
+def curve_series(steps: Sequence[int], values: Sequence[float], is_nan: Sequence[bool]) -> Series:
+    """One metric's stored rows as steps and measured values."""
+    numbers = np.array([as_measured(value) for value in values], dtype=np.float64)
+    numbers[np.array(is_nan, dtype=bool)] = np.nan
+    return np.array(steps, dtype=np.int64), numbers
+
+
+def align(series: Mapping[str, Series]) -> Curves:
+    """Metrics over the union of their steps; where a metric was not reported it is NaN."""
+    first = next(iter(series.values()))[0]
+    names = sorted(series)
+    if all(np.array_equal(first, step) for step, _ in series.values()):
+        return Curves(step=first, values={name: series[name][1] for name in names})
+    steps = np.unique(np.concatenate([step for step, _ in series.values()]))
+    values = {}
+    for name in names:
+        step, value = series[name]
+        values[name] = np.full(len(steps), np.nan)
+        values[name][np.searchsorted(steps, step)] = value
+    return Curves(step=steps, values=values)

@@ -1,0 +1,199 @@
+"""An MLflow tracking store that writes runs and metrics by bulk statements.
+
+Use it by its URI schemes, from MLflow's own client or server, with nothing else of this project:
+
+    mlflow server --backend-store-uri phasefront-sqlite:////data/mlflow.db
+    MlflowClient(tracking_uri="phasefront-postgresql://user:password@host/database")
+
+The database is an ordinary MLflow database: the same schema, made and migrated by MLflow's own code,
+readable and writable under its plain `sqlite:` or `postgresql:` address at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy
+from mlflow.entities import Metric, Param, Run, RunData, RunInfo, RunStatus, RunTag
+from mlflow.entities.lifecycle_stage import LifecycleStage
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from mlflow.utils.name_utils import _generate_random_name
+from mlflow.utils.uri import append_to_uri_path
+from mlflow.utils.validation import (
+    _validate_batch_log_data,
+    _validate_batch_log_limits,
+    _validate_param_keys_unique,
+    _validate_run_id,
+)
+
+from orchestrator.tracking.address import DatabaseAddress, database_address
+from orchestrator.tracking.bulk_sql import Bulk, MetricRow, PostgresBulk, SqliteBulk, run_row
+from orchestrator.tracking.layout import as_stored
+
+_ARTIFACT_ROOT_VARIABLE = "_MLFLOW_SERVER_ARTIFACT_ROOT"
+
+
+class BulkSqlAlchemyStore(SqlAlchemyStore):
+    """MLflow's database store with bulk writes; everything else is MLflow's own.
+
+    Args:
+        store_uri: `phasefront-sqlite:///file.db` or `phasefront-postgresql://...`, or without the prefix.
+        artifact_uri: Where artifacts of new experiments go. By default what a server around this store
+            says, else MLflow's own default folder, `mlruns`: beside the database file, or, for
+            PostgreSQL, in the current folder.
+    """
+
+    def __init__(self, store_uri: str, artifact_uri: str | None = None) -> None:
+        address = database_address(store_uri)
+        beside = str(address.file.parent / "mlruns") if address.file else "./mlruns"
+        root = artifact_uri or os.environ.get(_ARTIFACT_ROOT_VARIABLE) or beside
+        engine = self._get_or_create_engine(address.uri)
+        with _one_at_a_time(address, engine):
+            super().__init__(address.uri, root)
+
+    @contextmanager
+    def bulk(self) -> Iterator[Bulk]:
+        """Bulk statements over a connection of this store's pool."""
+        connection = self.engine.raw_connection()
+        try:
+            if self.db_type == "sqlite":
+                connection.execute("PRAGMA foreign_keys = ON")
+                connection.execute("PRAGMA busy_timeout = 20000")
+                yield SqliteBulk(connection)
+            else:
+                yield PostgresBulk(connection)
+        finally:
+            connection.close()
+
+    def create_run(
+        self, experiment_id: str, user_id: str, start_time: int, tags: list[RunTag] | None, run_name: str | None
+    ) -> Run:
+        """Create a run with its tags in one transaction (as `SqlAlchemyStore.create_run`)."""
+        experiment = self.get_experiment(experiment_id)
+        self._check_experiment_is_active(experiment)
+        given = {tag.key: tag.value for tag in tags or ()}
+        named = given.get(MLFLOW_RUN_NAME)
+        if run_name and named and run_name != named:
+            raise MlflowException(
+                "Both 'run_name' argument and 'mlflow.runName' tag are specified, but with "
+                f"different values (run_name='{run_name}', mlflow.runName='{named}').",
+                INVALID_PARAMETER_VALUE,
+            )
+        given[MLFLOW_RUN_NAME] = name = run_name or named or _generate_random_name()
+        run_id = uuid.uuid4().hex
+        artifacts = append_to_uri_path(experiment.artifact_location, run_id, self.ARTIFACTS_FOLDER_NAME)
+        running = RunStatus.to_string(RunStatus.RUNNING)
+        with self.bulk() as bulk, bulk.transaction():
+            bulk.new_runs([
+                run_row(
+                    run_id, name=name, user=user_id, start_time=start_time, artifacts=artifacts,
+                    experiment_id=int(experiment_id), status=running,
+                )
+            ])  # fmt: skip
+            bulk.tags([(key, value, run_id) for key, value in given.items()])
+        return Run(
+            RunInfo(
+                run_id=run_id, run_name=name, experiment_id=str(experiment_id), user_id=user_id, status=running,
+                start_time=start_time, end_time=None, lifecycle_stage=LifecycleStage.ACTIVE, artifact_uri=artifacts,
+            ),
+            RunData(tags=[RunTag(key, value) for key, value in given.items()]),
+        )  # fmt: skip
+
+    def log_metric(self, run_id: str, metric: Metric) -> None:
+        """Append one row to a metric (as `SqlAlchemyStore.log_metric`)."""
+        if metric.model_id is not None:
+            super().log_metric(run_id, metric)
+        else:
+            self.log_batch(run_id, [metric], [], [])
+
+    def log_batch(
+        self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
+    ) -> None:
+        """Write metrics, params and tags of a run in one transaction (as `SqlAlchemyStore.log_batch`)."""
+        if any(metric.model_id is not None for metric in metrics) or any(tag.key == MLFLOW_RUN_NAME for tag in tags):
+            super().log_batch(run_id, metrics, params, tags)
+            return
+        _validate_run_id(run_id)
+        metrics, params, tags = _validate_batch_log_data(metrics, params, tags)
+        _validate_batch_log_limits(metrics, params, tags)
+        _validate_param_keys_unique(params)
+        rows: list[MetricRow] = []
+        for metric in metrics:
+            value, is_nan = as_stored(float(metric.value))
+            rows.append((metric.key, value, int(metric.timestamp), int(metric.step), is_nan, run_id))
+        with self.bulk() as bulk, bulk.transaction():
+            self._check_active(bulk, run_id)
+            if params:
+                self._check_params(bulk, run_id, params)
+                bulk.new_params([(param.key, param.value, run_id) for param in params])
+            bulk.metrics(rows)
+            bulk.latest(latest_rows(rows))
+            bulk.tags([(key, value, run_id) for key, value in {tag.key: tag.value for tag in tags}.items()])
+
+    def _check_active(self, bulk: Bulk, run_id: str) -> None:
+        found = bulk.query("SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", run_id)
+        if not found:
+            raise MlflowException(f"Run with id={run_id} not found", RESOURCE_DOES_NOT_EXIST)
+        if found[0][0] != LifecycleStage.ACTIVE:
+            raise MlflowException(
+                f"The run {run_id} must be in the 'active' state. Current state is {found[0][0]}.",
+                INVALID_PARAMETER_VALUE,
+            )
+
+    def _check_params(self, bulk: Bulk, run_id: str, params: Sequence[Param]) -> None:
+        """MLflow's rule: a param never changes."""
+        kept: dict[str, str] = dict(bulk.query("SELECT key, value FROM params WHERE run_uuid = ?", run_id))
+        changed = [
+            {"key": param.key, "old_value": kept[param.key], "new_value": param.value}
+            for param in params
+            if kept.get(param.key, param.value) != param.value
+        ]
+        if changed:
+            raise MlflowException(
+                f"Changing param values is not allowed. Params were already logged='{changed}' for run ID='{run_id}'.",
+                INVALID_PARAMETER_VALUE,
+            )
+
+
+def latest_rows(rows: Sequence[MetricRow]) -> list[MetricRow]:
+    """Of each run's metric the row that MLflow calls the latest: highest step, then timestamp, then value."""
+    best: dict[tuple[str, str], MetricRow] = {}
+    for row in rows:
+        known = best.get((row[5], row[0]))
+        if known is None or (row[3], row[2], row[1]) > (known[3], known[2], known[1]):
+            best[row[5], row[0]] = row
+    return sorted(best.values())
+
+
+@contextmanager
+def _one_at_a_time(address: DatabaseAddress, engine: sqlalchemy.engine.Engine) -> Iterator[None]:
+    """Two processes that start on an empty database must not both run MLflow's migrations.
+
+    SQLite: a lock file in the system's folder for temporary files (both processes are on one
+    machine). PostgreSQL: an advisory lock of the database itself.
+    """
+    number = int.from_bytes(hashlib.blake2b(b"phasefront migrations", digest_size=4).digest(), "big")
+    if address.file is None:
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:number)"), {"number": number})
+            try:
+                yield
+            finally:
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:number)"), {"number": number})
+                connection.commit()
+        return
+    import fcntl
+
+    name = hashlib.blake2b(str(address.file).encode(), digest_size=8).hexdigest()
+    with Path(tempfile.gettempdir(), f"phasefront-{os.getuid()}-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,151 @@
+"""Real servers for tests, started on free ports and ended with the test: PostgreSQL and MLflow's own."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from needs import postgresql
+
+START_S = 90
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[str]:
+    """A throw-away PostgreSQL cluster; the address of its database `postgres`, without a password.
+
+    PostgreSQL refuses to run as root: then another user of the system runs it.
+    """
+    programs = postgresql()
+    user = _unprivileged() if os.getuid() == 0 else None
+    as_user = ["runuser", "-u", user.pw_name, "--"] if user else []
+    folder = Path(tempfile.mkdtemp(prefix="pf-pg-", dir="/tmp"))
+    try:
+        if user:
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        data, port = folder / "data", free_port()
+        environment = {**os.environ, "LC_ALL": "C"}
+        subprocess.run(
+            [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync", "-E", "UTF8"],
+            check=True, capture_output=True, cwd="/", env=environment,
+        )  # fmt: skip
+        server = subprocess.Popen(
+            [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(port), "-c", "listen_addresses=127.0.0.1",
+             "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"],
+            stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"), cwd="/", env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            _wait(server, lambda: _answers_postgres(programs, port), folder / "log")
+            yield f"postgresql://tester@127.0.0.1:{port}/postgres"
+        finally:
+            _end(server, signal.SIGINT)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unprivileged() -> pwd.struct_passwd:
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise RuntimeError("root needs a user called postgres or nobody to run PostgreSQL as")
+
+
+def _answers_postgres(programs: Path, port: int) -> bool:
+    return (
+        subprocess.run(
+            [str(programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
+
+
+@contextlib.contextmanager
+def mlflow_server(backend_uri: str, artifacts: Path) -> Iterator[str]:
+    """`mlflow server` on this backend, serving artifacts from a folder; its http address."""
+    port = free_port()
+    artifacts.mkdir(parents=True, exist_ok=True)
+    log = artifacts / "server.log"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend_uri, "--artifacts-destination",
+         str(artifacts), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+        stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True, cwd=artifacts,
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait(server, lambda: _answers_http(f"{address}/health"), log)
+        yield address
+    finally:
+        _end(server, signal.SIGTERM)
+
+
+def _answers_http(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _wait(server: subprocess.Popen[bytes], ready, log: Path) -> None:
+    until = time.monotonic() + START_S
+    while not ready():
+        if server.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-4000:]}")
+        time.sleep(0.1)
+
+
+def _end(server: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    """End the whole group that was started, hard if it does not go by itself."""
+    for sign in (how, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, sign)
+        try:
+            server.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+@functools.cache
+def _empty_template() -> Path:
+    """A database with MLflow's schema and nothing in it, made once by MLflow's own code (some seconds)."""
+    from orchestrator.tracking.address import database_address
+    from orchestrator.tracking.connection import mlflow_store
+
+    folder = Path(tempfile.mkdtemp(prefix="pf-template-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    store = mlflow_store(database_address(f"sqlite:///{folder}/mlflow.db"), "tests")
+    store.engine.dispose()
+    return folder / "mlflow.db"
+
+
+def empty_sqlite(path: Path) -> Path:
+    """Put an empty MLflow database there, to spare a test the migrations."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_empty_template(), path)
+    return path

@@ -1,0 +1,85 @@
+"""The Ray dispatcher keeps the contract, and survives the death of its workers."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dispatch_contract import DispatchContract, drain
+from runner_kit import Kept, ramp, run, task
+
+from orchestrator.dispatch.base import Cause, Dispatcher, PackEnded, PackFailed
+from orchestrator.dispatch.ray_pool import RayDispatcher, connect, disconnect
+from orchestrator.records import Status
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    """One Ray for the module: pools come and go on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        connect(num_cpus=2)
+        yield
+        disconnect()
+
+
+class TestRay(DispatchContract):
+    def make(self) -> Dispatcher:
+        return RayDispatcher(workers=2, device="cpu")
+
+
+def pool_of(workers: int) -> RayDispatcher:
+    return RayDispatcher(job="jobs_for_runner:Ramp", workers=workers, device="cpu")
+
+
+def test_a_worker_killed_amid_a_pack_is_replaced_and_only_that_pack_is_lost() -> None:
+    pool = pool_of(1)
+    try:
+        (pid,) = pool.process_ids
+        pool.submit([task([ramp(wait_s=0.5)], "first"), task([ramp(replicate=1)], "second")])
+        while not any(event.pack_id == "first" for event in pool.poll(0.2)):
+            os.kill(pid, signal.SIGKILL)
+            break
+        events = drain(pool, 2)
+        (lost,) = (event for event in events if isinstance(event, PackFailed))
+        assert (lost.pack_id, lost.cause) == ("first", Cause.WORKER_LOST)
+        assert [event.pack_id for event in events if isinstance(event, PackEnded)] == ["second"]
+        assert pool.process_ids != [pid]
+    finally:
+        pool.close()
+
+
+def test_trials_whose_worker_is_killed_finish_exactly_once(tmp_path: Path) -> None:
+    trials = [
+        ramp(replicate=r, trouble="kill once" if r == 5 else "none", mark=str(tmp_path / "mark") if r == 5 else "")
+        for r in range(16)
+    ]
+    tracker, pool = Kept(), pool_of(2)
+    summary = run(trials, tracker, pool=lambda: pool)
+    assert (tmp_path / "mark").exists()
+    assert (summary.done, summary.failed) == (16, 0)
+    assert set(tracker.ended.values()) == {1}
+    assert set(tracker.status.values()) == {Status.FINISHED}
+
+
+def test_a_trial_that_always_kills_its_worker_fails_and_the_rest_finishes() -> None:
+    trials = [ramp(replicate=r, trouble="kill always" if r == 2 else "none") for r in range(6)]
+    tracker, pool = Kept(), pool_of(2)
+    summary = run(trials, tracker, pool=lambda: pool)
+    assert (summary.done, summary.failed) == (5, 1)
+    assert "lost 3 workers" in summary.failures[0].error
+    assert summary.failures[0].trial.id == trials[2].id
+
+
+def test_a_user_module_in_the_working_directory_loads_on_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_own_ramp.py").write_text("from jobs_for_runner import Ramp\n\nclass Mine(Ramp):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    trial = ramp("my_own_ramp:Mine")
+    tracker, pool = Kept(), RayDispatcher(job="my_own_ramp:Mine", workers=1, device="cpu")
+    assert run([trial], tracker, pool=lambda: pool).done == 1

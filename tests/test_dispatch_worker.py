@@ -1,0 +1,125 @@
+"""Laws of what a worker does with one pack."""
+
+import pytest
+from jobs_for_runner import STEPS
+from runner_kit import RAMP, ramp, task
+
+from jobs.job import Censored
+from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackTask, Progress
+from orchestrator.dispatch.worker import execute
+from orchestrator.records import Status, TrialResult
+
+
+def ran(pack: PackTask, **options: object) -> tuple[list[Progress], Event]:
+    *progress, last = execute(pack, device="cpu", **options)  # type: ignore[arg-type]
+    assert all(isinstance(event, Progress) for event in progress)
+    return [event for event in progress if isinstance(event, Progress)], last
+
+
+def results(progress: list[Progress]) -> dict[str, TrialResult]:
+    found = [result for event in progress for result in event.results]
+    assert len({result.trial_id for result in found}) == len(found)
+    return {result.trial_id: result for result in found}
+
+
+def rows(progress: list[Progress]) -> dict[tuple[str, int, str], float]:
+    found = {}
+    for event in progress:
+        if event.rows is not None:
+            for r, t in enumerate(event.rows.trial):
+                for k, metric in enumerate(event.rows.metrics):
+                    if event.rows.present is None or event.rows.present[r, k]:
+                        key = (event.rows.trial_ids[t], int(event.rows.step[r]), metric)
+                        assert key not in found
+                        found[key] = float(event.rows.values[r, k])
+    return found
+
+
+def test_every_row_is_sent_once_and_every_trial_ends_once() -> None:
+    trials = [ramp(slope=float(s)) for s in (0.5, 1, 2)]
+    progress, last = ran(task(trials))
+    assert isinstance(last, PackEnded)
+    expected = {
+        (t.id, step, metric): t.settings()["slope"] * step * share  # type: ignore[operator]
+        for t in trials
+        for step in range(1, STEPS + 1)
+        for metric, share in (("value", 1.0), ("half", 0.5))
+    }
+    assert rows(progress) == expected
+    assert {r.status for r in results(progress).values()} == {Status.FINISHED}
+
+
+def test_how_often_rows_are_flushed_changes_nothing_but_the_number_of_messages() -> None:
+    trials = [ramp(slope=float(s)) for s in range(3)] + [ramp(trouble="diverge")]
+    seldom, _ = ran(task(trials), flush_s=1e9)
+    often, _ = ran(task(trials), flush_s=0.0)
+    assert len(seldom) == 1
+    assert len(often) == STEPS
+    assert repr(rows(seldom)) == repr(rows(often))  # repr: NaN is NaN
+    assert repr(results(seldom)) == repr(results(often))
+
+
+def test_curves_are_reduced_with_the_thresholds_of_the_task() -> None:
+    trial = ramp(slope=1.0)
+    low = results(ran(task([trial], level=100.0))[0])[trial.id]
+    high = results(ran(task([trial], level=2.0))[0])[trial.id]
+    assert (low.phase, low.observations["high_at"]) == ("low", Censored(float(STEPS)))
+    assert (high.phase, high.observations["high_at"]) == ("high", 2.0)
+
+
+def test_a_diverged_trial_is_a_result() -> None:
+    trial = ramp(trouble="diverge")
+    result = results(ran(task([trial]))[0])[trial.id]
+    assert (result.status, result.phase) == (Status.FINISHED, "diverged")
+
+
+def test_an_error_of_a_trial_alone_fails_it_with_its_traceback() -> None:
+    trial = ramp(trouble="raise")
+    progress, last = ran(task([trial]))
+    assert isinstance(last, PackEnded)
+    result = results(progress)[trial.id]
+    assert result.status is Status.FAILED
+    assert "ValueError: this setting is impossible" in (result.error or "")
+    assert "jobs_for_runner.py" in (result.error or "")
+
+
+def test_an_error_among_others_fails_the_pack_after_what_had_been_measured() -> None:
+    fine, broken = ramp(trouble="diverge"), ramp(trouble="raise")
+    progress, last = ran(task([fine, broken]))
+    assert isinstance(last, PackFailed)
+    assert last.cause is Cause.USER_ERROR
+    assert set(results(progress)) == {fine.id}  # it had ended at step 2
+    assert {step for _, step, _ in rows(progress)} == {1, 2}
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_out_of_memory_always_fails_the_pack(others: int) -> None:
+    _, last = ran(task([ramp(trouble="memory"), *(ramp(replicate=r + 1) for r in range(others))]))
+    assert isinstance(last, PackFailed)
+    assert last.cause is Cause.OUT_OF_MEMORY
+
+
+def test_a_trial_that_cannot_be_observed_fails_alone() -> None:
+    fine, broken = ramp(), ramp(trouble="observe")
+    progress, last = ran(task([fine, broken]))
+    assert isinstance(last, PackEnded)
+    assert results(progress)[fine.id].status is Status.FINISHED
+    assert "cannot be observed" in (results(progress)[broken.id].error or "")
+
+
+def test_a_member_that_train_forgets_fails_and_says_why() -> None:
+    fine, silent = ramp(), ramp(trouble="silent")
+    progress, _ = ran(task([fine, silent]))
+    assert results(progress)[fine.id].status is Status.FINISHED
+    assert "finished" in (results(progress)[silent.id].error or "")
+
+
+def test_a_job_that_cannot_be_loaded_is_a_user_error() -> None:
+    trial = ramp()
+    task_ = PackTask(
+        pack_id="p", job=RAMP + "x", trial_ids=(trial.id,), params=({},), seeds=(1,), thresholds={}
+    )
+    (last,) = execute(task_, device="cpu")
+    assert isinstance(last, PackFailed)
+    assert last.cause is Cause.USER_ERROR
+    assert "Ramp" in last.error

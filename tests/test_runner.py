@@ -1,0 +1,195 @@
+"""Laws of a run: what is recorded, what is run again, what a failure does to the rest."""
+
+import threading
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jobs_for_runner import STEPS
+from runner_kit import COSTLY, Kept, Listed, ramp, run
+
+from orchestrator.dispatch.base import Event, PackTask
+from orchestrator.dispatch.inline import InlineDispatcher
+from orchestrator.records import Status
+from orchestrator.trial import Trial
+
+
+def slopes(count: int, job: str = COSTLY) -> list[Trial]:
+    return [ramp(job, slope=float(s), width=1 + s % 3) for s in range(count)]
+
+
+def test_every_trial_ends_once_with_its_whole_curve() -> None:
+    trials, tracker = slopes(20), Kept()
+    summary = run(trials, tracker)
+    assert (summary.done, summary.failed, summary.skipped) == (20, 0, 0)
+    assert set(tracker.ended.values()) == {1}
+    for trial in trials:
+        slope = trial.settings()["slope"]
+        assert isinstance(slope, float)
+        assert {step: row[0] for step, row in tracker.written[trial.id].items()} == {
+            step: slope * step for step in range(1, STEPS + 1)
+        }
+
+
+def test_a_finished_sweep_starts_no_worker_and_tells_the_sampler_everything() -> None:
+    trials, tracker = slopes(6), Kept()
+    run(trials, tracker)
+
+    def no_pool() -> InlineDispatcher:
+        raise AssertionError("a worker was started")
+
+    sampler = Listed(trials)
+    summary = run(trials, tracker, pool=no_pool, sampler=sampler)
+    assert (summary.done, summary.skipped) == (0, 6)
+    assert {o.trial.id: (o.phase, o.observations) for o in sampler.told} == {
+        t.id: (tracker.results[t.id].phase, tracker.results[t.id].observations) for t in trials
+    }
+
+
+@given(finished=st.sets(st.integers(0, 11)))
+@settings(max_examples=15)
+def test_resume_runs_exactly_what_is_missing(finished: set[int]) -> None:
+    trials, tracker = slopes(12), Kept()
+    if finished:
+        run([trials[i] for i in sorted(finished)], tracker)
+    before = dict(tracker.begun)
+    summary = run(trials, tracker)
+    assert (summary.skipped, summary.done) == (len(finished), 12 - len(finished))
+    assert all(tracker.begun[t.id] == 1 for t in trials)
+    assert {t for t in tracker.begun if tracker.begun[t] != before.get(t)} == {
+        trials[i].id for i in set(range(12)) - finished
+    }
+
+
+def test_failed_and_killed_trials_are_run_again() -> None:
+    trials, tracker = slopes(3), Kept()
+    tracker.status = {trials[0].id: Status.FAILED, trials[1].id: Status.KILLED, trials[2].id: Status.RUNNING}
+    assert run(trials, tracker).done == 3
+
+
+@given(bad=st.sets(st.integers(0, 15), max_size=4))
+@settings(max_examples=20)
+def test_bisection_fails_exactly_the_trials_that_raise(bad: set[int]) -> None:
+    trials = [ramp(COSTLY, replicate=r, trouble="raise" if r in bad else "none") for r in range(16)]
+    tracker = Kept()
+    summary = run(trials, tracker)
+    assert {i for i, t in enumerate(trials) if tracker.status[t.id] is Status.FAILED} == bad
+    assert (summary.done, summary.failed) == (16 - len(bad), len(bad))
+    assert {f.trial.id for f in summary.failures} == {trials[i].id for i in bad}
+    assert all("this setting is impossible" in f.error for f in summary.failures)
+    assert set(tracker.ended.values()) == {1}
+
+
+def test_a_trial_out_of_memory_alone_fails_with_advice_and_the_rest_goes_on() -> None:
+    trials = [ramp(COSTLY, replicate=r, trouble="memory" if r == 3 else "none") for r in range(8)]
+    tracker = Kept()
+    summary = run(trials, tracker)
+    assert (summary.done, summary.failed) == (7, 1)
+    assert "resources.workers" in summary.failures[0].error
+
+
+def test_a_diverged_trial_is_a_result() -> None:
+    tracker = Kept()
+    summary = run([ramp(trouble="diverge"), ramp()], tracker)
+    assert (summary.done, summary.failed) == (2, 0)
+    assert summary.phases == {"diverged": 1, "high": 1}
+
+
+def test_a_sweep_that_can_only_fail_stops_early() -> None:
+    trials = [ramp(replicate=r, trouble="raise") for r in range(200)]
+    tracker = Kept()
+    summary = run(trials, tracker)
+    assert "this setting is impossible" in summary.gave_up
+    assert 5 <= summary.failed < 200
+    assert Status.RUNNING not in tracker.status.values()
+
+
+def test_one_success_and_failures_are_the_trials_own() -> None:
+    trials = [ramp(), *(ramp(replicate=r, trouble="raise") for r in range(12))]
+    summary = run(trials, Kept(), sampler=Listed(trials, at_once=1))
+    assert (summary.gave_up, summary.done, summary.failed) == ("", 1, 12)
+
+
+def test_a_sampler_is_asked_again_as_trials_end() -> None:
+    trials = slopes(7)
+    sampler = Listed(trials, at_once=3)
+    assert run(trials, Kept(), sampler=sampler).done == 7
+    assert [o.trial.id for o in sampler.told[:3]] != []
+    assert {o.trial.id for o in sampler.told} == {t.id for t in trials}
+
+
+def test_other_thresholds_relabel_without_training() -> None:
+    trials, tracker = slopes(5), Kept()
+    run(trials, tracker)
+    tracker.fingerprint = "{'level': 1000.0}"
+    summary = run(trials, tracker, level=1000.0)
+    assert (summary.done, summary.skipped, summary.relabelled) == (0, 5, 5)
+    assert {r.phase for r in tracker.results.values()} == {"low"}
+    again = run(trials, tracker, level=1000.0)
+    assert (again.skipped, again.relabelled) == (5, 0)
+
+
+class StopsAfter(InlineDispatcher):
+    """Sets a stop once it has given so many events."""
+
+    def __init__(self, stop: threading.Event, events: int) -> None:
+        super().__init__(flush_s=0.0)
+        self._stop, self._left, self.closed = stop, events, False
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        self._left -= 1
+        if self._left == 0:
+            self._stop.set()
+        return super().poll(timeout_s)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+@given(events=st.integers(1, 40))
+@settings(max_examples=15)
+def test_stopped_anywhere_no_trial_is_left_running_and_the_next_run_completes(events: int) -> None:
+    trials, tracker = slopes(6), Kept()
+    stop = threading.Event()
+    pool = StopsAfter(stop, events)
+    first = run(trials, tracker, pool=lambda: pool, stop=stop, sampler=Listed(trials, at_once=2))
+    assert pool.closed
+    assert Status.RUNNING not in tracker.status.values()
+    second = run(trials, tracker)
+    assert first.done + second.done == 6
+    assert second.skipped == first.done
+    assert {len(tracker.written[t.id]) for t in trials} == {STEPS}
+
+
+class Greedy(InlineDispatcher):
+    """Remembers how many packs it held at most."""
+
+    held = 0
+    most = 0
+
+    def submit(self, tasks: "list[PackTask]") -> None:  # type: ignore[override]
+        self.held += len(tasks)
+        self.most = max(self.most, self.held)
+        super().submit(tasks)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        events = super().poll(timeout_s)
+        self.held -= sum(type(e).__name__ == "PackEnded" for e in events)
+        return events
+
+
+def test_packs_are_handed_out_as_they_are_needed() -> None:
+    pool, tracker = Greedy(), Kept()
+    run([ramp(replicate=r) for r in range(600)], tracker, pool=lambda: pool)
+    assert pool.most <= 16
+    assert tracker.largest_begin <= 600 // 4
+
+
+def test_an_observation_that_is_not_a_number_survives() -> None:
+    tracker = Kept()
+    trial = ramp(trouble="diverge")
+    run([trial], tracker)
+    last = tracker.results[trial.id].observations["last"]
+    assert isinstance(last, float)
+    assert np.isnan(last)

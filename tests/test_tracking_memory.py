@@ -1,0 +1,21 @@
+"""The tracker that keeps nothing."""
+
+import pytest
+from tracking_contract import SWEEP, TrackerContract
+
+from orchestrator.tracking.memory import MemoryRecord, MemoryTracker
+
+
+class TestMemory(TrackerContract):
+    @pytest.fixture(autouse=True)
+    def _record(self):
+        self.kept = MemoryRecord()
+
+    def open(self):
+        return MemoryTracker(self.kept)
+
+    def test_the_parent_holds_sweep_file_status_and_metrics(self, tracker):
+        tracker.end_sweep("FAILED", {"boundary": 1.5})
+        assert self.kept.sweeps == {SWEEP.sweep_id: "FAILED"}
+        assert self.kept.metrics == {(SWEEP.sweep_id, "boundary"): 1.5}
+        assert self.kept.artifacts == {(SWEEP.sweep_id, "sweep.yaml"): SWEEP.resolved_yaml.encode()}

@@ -1,0 +1,509 @@
+"""Laws of the double-descent job: a packed trial is the trial; noise, subsets, data; curves to numbers."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.data.gaussian import gaussian_linear, gaussian_teacher
+from jobs.data.labels import noisy_labels
+from jobs.data.mnist1d import mnist1d
+from jobs.double_descent import DoubleDescent, DoubleDescentParams, DoubleDescentThresholds
+from jobs.job import Censored, Curves, Member, Observations, ParamError, log_spaced_steps
+from jobs.packed import random
+from tests.packing import assert_packed_is_solo, assert_same_curves, course_of, curves_of
+
+JOB = DoubleDescent()
+LIMITS = DoubleDescentThresholds()
+SMALL: dict[str, Any] = {
+    "data": "gaussian_teacher", "pool": 60, "test_count": 40, "inputs": 7, "width": 13, "depth": 2,
+    "batch_size": 16, "steps": 25, "curve_points": 10, "label_noise": 0.2, "learning_rate": 0.05,
+}  # fmt: skip
+ONE_WRONG = {"train_error": 1.5 / 12, "test_error": 1.5 / 40}
+"""A class may change hands where two outputs are equal within rounding: at most one example (of 12 or more)."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One thread, and data sets in a folder of the test's own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PHASEFRONT_DATA", str(tmp_path_factory.mktemp("data")))
+        mnist1d.cache_clear()
+        yield
+    mnist1d.cache_clear()
+    torch.set_num_threads(before)
+
+
+def member(seed: int = 5, **changes: Any) -> Member[DoubleDescentParams]:
+    return Member(params=DoubleDescentParams(**{**SMALL, **changes}), seed=seed)
+
+
+# A packed trial is the trial.
+
+
+@st.composite
+def packs(draw: st.DrawFn) -> list[Member[DoubleDescentParams]]:
+    """Two to six trials that may share a pack; everything that may differ inside a pack does."""
+    data = draw(st.sampled_from(["gaussian_teacher", "gaussian_linear", "mnist1d"]))
+    regression = data == "gaussian_linear"
+    optimiser = draw(st.sampled_from(["sgd", "adam", "adamw"]))
+    full = draw(st.booleans())
+    loss = "squared" if regression else draw(st.sampled_from(["cross_entropy", "squared"]))
+    shared = {
+        "data": data,
+        "pool": 60,
+        "test_count": 40,
+        "inputs": 40 if data == "mnist1d" else 7,
+        "depth": draw(st.integers(0, 3)),
+        "loss": loss,
+        "optimiser": optimiser,
+        "momentum": draw(st.sampled_from([0.0, 0.9])),
+        "batch_order": draw(st.sampled_from(["shuffled", "with_replacement", "cyclic"])),
+        "batch_size": 0 if full else draw(st.integers(1, 11)),
+        "noise_convention": draw(st.sampled_from(["redrawn", "incorrect"])),
+    }
+    most = 0.05 if optimiser == "sgd" else 0.01
+
+    def one() -> Member[DoubleDescentParams]:
+        own = {
+            "width": draw(st.integers(1, 70)),
+            "sample_count": draw(st.sampled_from([0, 0, 12, 31, 59])),
+            "label_noise": 0.0 if regression else draw(st.sampled_from([0.0, 0.15, 1.0])),
+            "noise_std": draw(st.sampled_from([0.0, 0.7])) if regression else 0.0,
+            "init_scale": draw(st.sampled_from([0.3, 1.0, 1.5])),
+            "learning_rate": draw(st.floats(most / 30, most)),
+            "weight_decay": draw(st.sampled_from([0.0, 0.01, 0.3])),
+            "steps": draw(st.integers(1, 40)),
+            "curve_points": draw(st.integers(2, 12)),
+        }
+        return Member(params=DoubleDescentParams(**shared, **own), seed=draw(st.integers(0, (1 << 64) - 1)))
+
+    return [one() for _ in range(draw(st.integers(2, 6)))]
+
+
+@given(pack=packs())
+@settings(max_examples=1200)
+def test_a_packed_trial_is_the_trial(pack: list[Member[DoubleDescentParams]]) -> None:
+    """Trainings of up to 40 steps: losses to 2e-4, errors to one example; see `assert_packed_is_solo`."""
+    course = assert_packed_is_solo(JOB, pack, atols=None if pack[0].params.outputs == 1 else ONE_WRONG)
+    for position, one in enumerate(pack):
+        schedule = log_spaced_steps(one.params.horizon, one.params.curve_points)
+        np.testing.assert_array_equal(course.curves[position].step, schedule)
+        assert JOB.report_steps(one.params) == len(schedule)
+
+
+@given(pack=packs(), seed=st.integers(0, 1 << 30))
+@settings(max_examples=100)
+def test_the_order_of_a_pack_is_irrelevant(pack: list[Member[DoubleDescentParams]], seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(pack)).tolist()
+    one, other = curves_of(JOB, pack), curves_of(JOB, [pack[k] for k in order])
+    atols = None if pack[0].params.outputs == 1 else ONE_WRONG
+    for place, position in enumerate(order):
+        assert_same_curves(one[position], other[place], rtol=2e-4, atol=2e-5, atols=atols)
+
+
+def test_a_pack_of_several_blocks_is_its_trials() -> None:
+    """Wide and deep enough that a core's cache holds a few models at a time; horizons end in all of them."""
+    pack = [
+        member(seed=k, width=150 + 9 * k, depth=3, steps=4 + 3 * (k % 5), batch_size=50, learning_rate=0.01)
+        for k in range(14)
+    ]
+    course = assert_packed_is_solo(JOB, pack, atols=ONE_WRONG)
+    assert course.reports > 14
+
+
+def test_equal_trials_of_a_pack_have_equal_curves() -> None:
+    found = curves_of(JOB, [member(), member(width=40), member()])
+    assert_same_curves(found[0], found[2], rtol=1e-6, atol=1e-7)
+    assert not np.allclose(found[0].values["train_loss"], found[1].values["train_loss"])
+
+
+def test_those_who_finish_early_leave_the_rest_unchanged() -> None:
+    long = [member(seed=k, width=8 + k) for k in range(3)]
+    short = [member(seed=10 + k, width=60, steps=2 + k, curve_points=2) for k in range(4)]
+    mixed = course_of(JOB, [short[0], long[0], short[1], long[1], short[2], long[2], short[3]])
+    assert mixed.finished[:4] == [0, 2, 4, 6]
+    for place, one in zip((1, 3, 5), long, strict=True):
+        assert_same_curves(mixed.curves[place], curves_of(JOB, [one])[0], rtol=2e-4, atol=2e-5, atols=ONE_WRONG)
+
+
+def test_a_longer_horizon_extends_a_curve() -> None:
+    """The seed does not depend on the horizon, nor does anything before its end."""
+    short, long = (curves_of(JOB, [member(steps=n, curve_points=320)])[0] for n in (20, 80))
+    assert long.step[:20].tolist() == short.step.tolist() == list(range(1, 21))
+    for name, values in short.values.items():
+        np.testing.assert_allclose(values, long.values[name][:20], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "wild"), [("sgd", {"learning_rate": 100.0}), ("adamw", {"learning_rate": 100.0, "weight_decay": 1e3})]
+)
+def test_a_diverging_neighbour_leaves_the_others_untouched(optimiser: str, wild: dict[str, Any]) -> None:
+    shared = {"loss": "squared", "optimiser": optimiser, "learning_rate": 0.003, "curve_points": 25}
+    calm = [member(seed=k, width=9 * (k + 1), **shared) for k in range(3)]
+    lost_one = member(seed=77, width=64, **{**shared, **wild})
+    course = course_of(JOB, [calm[0], lost_one, calm[1], calm[2]])
+    for place, one in zip((0, 2, 3), calm, strict=True):
+        alone = curves_of(JOB, [one])[0]
+        assert np.isfinite(alone.values["train_loss"]).all()
+        assert_same_curves(course.curves[place], alone, rtol=2e-4, atol=2e-5, atols=ONE_WRONG)
+    lost = course.curves[1]
+    assert course.finished[0] == 1, "it leaves with the report that shows its divergence"
+    assert lost.step[-1] < 25
+    assert not math.isfinite(lost.values["train_loss"][-1])
+    assert np.isfinite(lost.values["train_loss"][:-1]).all()
+    seen = JOB.observe(lost_one.params, lost, LIMITS)
+    assert seen["diverged_step"] == lost.step[-1]
+    assert JOB.phase(lost_one.params, seen, LIMITS) == "diverged"
+
+
+def test_what_may_differ_in_a_pack_does_not_split_it() -> None:
+    keys = {
+        JOB.pack_key(member(**changes).params)
+        for changes in (
+            {}, {"width": 99}, {"sample_count": 30}, {"label_noise": 0.0}, {"learning_rate": 0.5}, {"steps": 7},
+            {"weight_decay": 0.1}, {"init_scale": 2.0}, {"epochs": 3}, {"curve_points": 5},
+        )
+    }  # fmt: skip
+    assert len(keys) == 1
+    for changes in (
+        {"depth": 1}, {"loss": "squared"}, {"optimiser": "adam"}, {"batch_size": 8}, {"batch_order": "cyclic"},
+        {"data": "mnist1d", "inputs": 40}, {"pool": 61}, {"noise_convention": "incorrect"}, {"batch_size": 0},
+    ):  # fmt: skip
+        assert JOB.pack_key(member(**changes).params) not in keys, changes
+
+
+# Independent truth.
+
+
+def exact_fit(seed: int, pool: int, used: int, noise: float) -> tuple[np.ndarray, ...]:
+    """Design with a column of ones, targets, test design, test targets, and the least-squares solution."""
+    x, y, x_test, y_test = (
+        part[0].double().numpy()
+        for part in gaussian_linear([seed], train=pool, test=40, inputs=7, noise_std=[noise], device="cpu")
+    )
+    if used < pool:
+        rows = random.permutation(random.stream_keys([seed], "subset"), pool)[0, :used].numpy()
+        x, y = x[rows], y[rows]
+    x, x_test = (np.column_stack([part, np.ones(len(part))]) for part in (x, x_test))
+    return x, y, x_test, y_test, np.linalg.lstsq(x, y, rcond=None)[0]
+
+
+LINEAR: dict[str, Any] = {
+    "data": "gaussian_linear", "loss": "squared", "depth": 0, "batch_size": 0, "label_noise": 0.0, "noise_std": 0.5,
+    "learning_rate": 0.1, "momentum": 0.9, "steps": 4000, "curve_points": 3,
+}  # fmt: skip
+
+
+def test_linear_descent_ends_at_least_squares() -> None:
+    """More examples than parameters: the one minimum, wherever it begins. All in one pack."""
+    cases = [(1, 60), (2, 60), (3, 31), (4, 16)]
+    found = curves_of(JOB, [member(seed=seed, sample_count=used, **LINEAR) for seed, used in cases])
+    for position, (seed, used) in enumerate(cases):
+        x, y, x_test, y_test, w = exact_fit(seed, 60, used, 0.5)
+        values = found[position].values
+        assert values["train_error"][-1] == pytest.approx(((x @ w - y) ** 2).mean(), rel=1e-4)
+        assert values["test_error"][-1] == pytest.approx(((x_test @ w - y_test) ** 2).mean(), rel=1e-4)
+        assert values["test_loss"][-1] == pytest.approx(values["test_error"][-1] / 2, rel=1e-6)
+
+
+def test_linear_descent_from_zero_ends_at_the_shortest_interpolator() -> None:
+    """Fewer examples than parameters: the minimum-norm solution, the other side of double descent."""
+    pack = [member(seed=seed, sample_count=used, init_scale=1e-6, **LINEAR) for seed, used in ((1, 3), (2, 4), (3, 5))]
+    found = curves_of(JOB, pack)
+    for position, one in enumerate(pack):
+        _, _, x_test, y_test, w = exact_fit(one.seed, 60, one.params.used, 0.5)
+        values = found[position].values
+        assert values["train_error"][-1] < 1e-6
+        assert values["test_error"][-1] == pytest.approx(((x_test @ w - y_test) ** 2).mean(), rel=1e-3)
+
+
+def test_the_gaussian_teacher_is_a_unit_vector_and_its_noise_as_asked() -> None:
+    x, y, x_test, y_test = gaussian_linear([1, 2], train=20_000, test=50, inputs=5, noise_std=[0.0, 0.7], device="cpu")
+    for s, noise in enumerate((0.0, 0.7)):
+        beta = np.linalg.lstsq(x_test[s].double().numpy(), y_test[s].double().numpy(), rcond=None)[0]
+        assert np.linalg.norm(beta) == pytest.approx(1, abs=1e-5)
+        left = y[s].double().numpy() - x[s].double().numpy() @ beta
+        assert left.std() == pytest.approx(noise, rel=0.03, abs=1e-6)
+    assert float(x.mean()) == pytest.approx(0, abs=0.02)
+    assert float(x.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_a_data_set_depends_on_its_own_seed_alone() -> None:
+    sizes = {"train": 30, "test": 20, "inputs": 6, "device": "cpu"}
+    for together, alone in (
+        (gaussian_teacher([7, 8], **sizes), gaussian_teacher([8], **sizes)),  # type: ignore[arg-type]
+        (
+            gaussian_linear([7, 8], noise_std=[0.3, 0.4], **sizes),  # type: ignore[arg-type]
+            gaussian_linear([8], noise_std=[0.4], **sizes),  # type: ignore[arg-type]
+        ),
+    ):
+        for part, own in zip(together, alone, strict=True):
+            torch.testing.assert_close(part[1], own[0], rtol=1e-6, atol=1e-6)
+            assert not torch.equal(part[0], part[1])
+
+
+def test_a_teacher_uses_every_class() -> None:
+    _, y, _, y_test = gaussian_teacher([1, 2, 3], train=4000, test=1000, inputs=40, device="cpu")
+    for s in range(3):
+        shares = torch.bincount(y[s], minlength=10) / 4000
+        assert float(shares.min()) > 0.01
+        assert float(shares.max()) < 0.5
+        assert set(y_test[s].tolist()) == set(range(10))
+
+
+# Label noise.
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.15, 0.6, 1.0])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_both_conventions_have_their_effective_rate(rate: float, classes: int) -> None:
+    """Of all classes: p (K - 1) / K of the labels change; of the wrong ones: p."""
+    count = 100_000
+    labels = torch.randint(classes, (1, count), generator=torch.Generator().manual_seed(1))
+    for convention, effective in (("redrawn", rate * (classes - 1) / classes), ("incorrect", rate)):
+        noisy = noisy_labels(labels, seeds=[3], rates=[rate], classes=classes, convention=convention)
+        changed = noisy != labels
+        deviation = math.sqrt(effective * (1 - effective) / count)
+        assert float(changed.double().mean()) == pytest.approx(effective, abs=5 * deviation + 1e-12)
+        if rate:
+            shift = ((noisy - labels) % classes)[changed]
+            shares = torch.bincount(shift, minlength=classes)[1:].double() / len(shift)
+            assert float((shares - 1 / (classes - 1)).abs().max()) < 5 / math.sqrt(len(shift))
+        assert int(noisy.min()) >= 0
+        assert int(noisy.max()) < classes
+
+
+@pytest.mark.parametrize("convention", ["redrawn", "incorrect"])
+def test_a_noisy_label_stays_put(convention: str) -> None:
+    """Alone or among others, asked again, and at a higher rate: what was replaced stays as it was replaced."""
+    labels = torch.arange(5000).remainder(10).expand(3, -1)
+    before = labels.clone()
+    seeds, rates = [1, 2, 1], [0.2, 0.2, 0.5]
+    noisy = noisy_labels(labels, seeds=seeds, rates=rates, classes=10, convention=convention)
+    assert torch.equal(labels, before), "the given labels are not changed"
+    assert torch.equal(noisy, noisy_labels(labels, seeds=seeds, rates=rates, classes=10, convention=convention))
+    for k in range(3):
+        alone = noisy_labels(labels[:1], seeds=[seeds[k]], rates=[rates[k]], classes=10, convention=convention)
+        assert torch.equal(noisy[k], alone[0])
+    changed = noisy[0] != labels[0]
+    assert torch.equal(noisy[2][changed], noisy[0][changed])
+    assert int((noisy[2] != labels[2]).sum()) > int(changed.sum())
+    assert not torch.equal(noisy[0], noisy[1])
+
+
+def test_noise_touches_neither_the_test_set_nor_the_data_set() -> None:
+    """Labels that are all wrong: what is learnt from them is wrong on the clean test set too."""
+    before = [part.copy() for part in mnist1d(60, 40)]
+    changes = {
+        "data": "mnist1d", "inputs": 40, "noise_convention": "incorrect", "optimiser": "adam", "learning_rate": 0.01,
+        "steps": 200, "curve_points": 2, "width": 64, "batch_size": 0,
+    }  # fmt: skip
+    clean, wrong = curves_of(JOB, [member(label_noise=noise, **changes) for noise in (0.0, 1.0)]).values()
+    assert clean.values["train_error"][-1] == 0.0
+    assert wrong.values["train_error"][-1] == 0.0, "the labels trained on are learnt, wrong as they are"
+    assert wrong.values["test_error"][-1] > 0.75
+    assert clean.values["test_error"][-1] < wrong.values["test_error"][-1] - 0.1
+    for part, kept in zip(mnist1d(60, 40), before, strict=True):
+        np.testing.assert_array_equal(part, kept)
+
+
+# Subsets and data.
+
+
+def test_the_subset_depends_on_the_seed() -> None:
+    """From (almost) zero weights the first full-batch step is a function of the examples alone."""
+    changes = {
+        "data": "mnist1d", "inputs": 40, "depth": 0, "batch_size": 0, "steps": 1, "init_scale": 1e-6,
+        "label_noise": 0.0, "learning_rate": 1.0,
+    }  # fmt: skip
+
+    def losses(sample_count: int) -> np.ndarray:
+        found = curves_of(JOB, [member(seed=k, sample_count=sample_count, **changes) for k in (1, 2)])
+        return np.array([curve.values["test_loss"][-1] for curve in found.values()])
+
+    assert abs(np.diff(losses(0))[0]) < 1e-5
+    assert abs(np.diff(losses(60))[0]) < 1e-5
+    assert abs(np.diff(losses(20))[0]) > 1e-3
+
+
+def test_a_subset_as_large_as_the_pool_is_the_pool() -> None:
+    whole, named = curves_of(JOB, [member(sample_count=0), member(sample_count=60)]).values()
+    assert_same_curves(whole, named, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_mnist1d_is_the_packages_own() -> None:
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    theirs = make_dataset(get_dataset_args())
+    x, y, x_test, y_test = mnist1d(4000, 1000)
+    np.testing.assert_array_equal(x, theirs["x"].astype(np.float32))
+    np.testing.assert_array_equal(y, theirs["y"])
+    np.testing.assert_array_equal(x_test, theirs["x_test"].astype(np.float32))
+    np.testing.assert_array_equal(y_test, theirs["y_test"])
+
+
+@pytest.mark.parametrize(("train", "test"), [(60, 40), (70, 130), (63, 41), (33, 10)])
+def test_mnist1d_has_the_sizes_asked_for(train: int, test: int) -> None:
+    x, y, x_test, y_test = mnist1d(train, test)
+    assert x.shape == (train, 40)
+    assert x.dtype == np.float32
+    assert x_test.shape == (test, 40)
+    assert (y.shape, y_test.shape) == ((train,), (test,))
+    assert y.dtype == np.int64
+    labels = np.concatenate([y, y_test])
+    assert set(labels.tolist()) <= set(range(10))
+    if (train + test) % 10 == 0:
+        assert np.bincount(labels, minlength=10).tolist() == [(train + test) // 10] * 10
+    again = mnist1d.__wrapped__(train, test)
+    for part, kept in zip((x, y, x_test, y_test), again, strict=True):
+        np.testing.assert_array_equal(part, kept)
+
+
+def test_a_horizon_in_epochs_counts_whole_passes() -> None:
+    assert member(epochs=3, steps=999).params.horizon == 3 * 4
+    assert member(epochs=3, batch_size=0).params.horizon == 3
+    assert member(epochs=2, sample_count=17).params.horizon == 2 * 2
+    assert member(epochs=0, steps=7).params.horizon == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"sample_count": 61}, "sample_count"),
+        ({"data": "mnist1d"}, "inputs"),
+        ({"data": "gaussian_linear", "label_noise": 0.0}, "loss"),
+        ({"data": "gaussian_linear", "loss": "squared"}, "label_noise"),
+        ({"noise_std": 1.0}, "noise_std"),
+        ({"width": 0}, "width"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"optimiser": "adamax"}, "optimiser"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(changes: dict[str, Any], name: str) -> None:
+    with pytest.raises(ParamError) as refused:
+        member(**changes)
+    assert refused.value.name == name
+
+
+# Curves to observations, observations to phases, trials to a summary.
+
+
+def curve(train_error: list[float], test_error: list[float], train_loss: list[float] | None = None) -> Curves:
+    count = len(train_error)
+    loss = train_loss or train_error
+    columns = {"train_loss": loss, "train_error": train_error, "test_loss": test_error, "test_error": test_error}
+    return Curves(
+        step=10 ** np.arange(count, dtype=np.int64),
+        values={name: np.array(values, dtype=np.float64) for name, values in columns.items()},
+    )
+
+
+def observed(*args: Any, **limits: Any) -> Observations:
+    return JOB.observe(member().params, curve(*args), DoubleDescentThresholds(**limits))
+
+
+def test_a_double_descent_is_read_off_a_curve() -> None:
+    seen = observed([0.9, 0.5, 0.3, 0.0, 0.0, 0.0], [0.9, 0.4, 0.5, 0.7, 0.3, 0.35])
+    assert seen["interpolation_step"] == 1000.0
+    assert (seen["first_minimum_test_error"], seen["first_minimum_step"]) == (0.4, 10.0)
+    assert (seen["test_error_peak"], seen["test_error_peak_step"]) == (0.7, 1000.0)
+    assert (seen["second_minimum_test_error"], seen["second_minimum_step"]) == (0.3, 10_000.0)
+    assert (seen["final_train_error"], seen["final_test_error"]) == (0.0, 0.35)
+    assert seen["diverged_step"] == Censored(100_000.0)
+    assert JOB.phase(member().params, seen, LIMITS) == "interpolating"
+
+
+def test_what_is_not_reached_is_censored_and_not_a_number() -> None:
+    seen = observed([0.9, 0.6, 0.5], [0.9, 0.8, 0.7])
+    assert seen["interpolation_step"] == Censored(100.0)
+    for name in ("test_error_peak", "test_error_peak_step", "second_minimum_test_error", "second_minimum_step"):
+        assert seen[name] == Censored(100.0)
+    assert (seen["first_minimum_test_error"], seen["first_minimum_step"]) == (0.7, 100.0)
+    assert JOB.phase(member().params, seen, LIMITS) == "underfitted"
+
+
+def test_a_rise_at_the_end_is_no_peak() -> None:
+    seen = observed([0.9, 0.5, 0.2], [0.9, 0.3, 0.8])
+    assert seen["test_error_peak"] == Censored(100.0)
+    assert seen["first_minimum_test_error"] == 0.3
+
+
+def test_thresholds_move_the_numbers() -> None:
+    errors, tests = [0.9, 0.2, 0.1, 0.05], [0.9, 0.4, 0.45, 0.2]
+    assert observed(errors, tests)["interpolation_step"] == Censored(1000.0)
+    assert observed(errors, tests, interpolated_error=0.1)["interpolation_step"] == 100.0
+    assert observed(errors, tests)["test_error_peak"] == 0.45
+    assert observed(errors, tests, prominence=0.1)["test_error_peak"] == Censored(1000.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_divergence_has_a_step_and_a_phase(bad: float) -> None:
+    seen = observed([0.9, 0.0, 0.9], [0.9, 0.2, 0.9], [1.0, 0.01, bad])
+    assert seen["diverged_step"] == 100.0
+    assert seen["interpolation_step"] == 10.0
+    assert JOB.phase(member().params, seen, LIMITS) == "diverged"
+
+
+def test_every_phase_is_declared() -> None:
+    assert {"interpolating", "underfitted", "diverged"} == set(JOB.phases)
+    assert set(JOB.headline) <= set(observed([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]))
+
+
+def final(train: float, test: float) -> Observations:
+    return observed([0.9, train], [0.9, test])
+
+
+def test_a_sweep_over_widths_has_its_threshold_and_its_peak() -> None:
+    """Medians over replicates: one outlier moves nothing."""
+    errors = {2: (0.6, 0.50), 8: (0.3, 0.48), 32: (0.1, 0.52), 64: (0.005, 0.60), 128: (0.0, 0.5), 300: (0.0, 0.45)}
+    trials = [
+        (member(width=width).params, final(train + shift, test + shift))
+        for width, (train, test) in errors.items()
+        for shift in (0.0, 0.0, 0.3 if width == 8 else 0.0)
+    ]
+    found = JOB.summarise(trials, LIMITS)
+    assert found["interpolation_width"] == 64.0
+    assert found["test_error_peak_width"] == 64.0
+    assert "effective_model_complexity" not in found, "one sample count is no axis"
+
+
+def test_each_setting_of_the_other_axes_has_a_summary_of_its_own() -> None:
+    trials = [
+        (member(width=width, label_noise=noise).params, final(0.0 if width >= threshold else 0.5, 0.5))
+        for noise, threshold in ((0.0, 8), (0.2, 64))
+        for width in (2, 8, 32, 64)
+    ]
+    found = JOB.summarise(trials, LIMITS)
+    assert sorted(value for name, value in found.items() if name.startswith("interpolation_width")) == [8.0, 64.0]
+    assert any("label_noise" in name and "0.2" in name for name in found)
+
+
+def test_a_sweep_that_never_interpolates_has_no_threshold() -> None:
+    trials = [(member(width=w).params, final(0.2, 0.5)) for w in (2, 8, 32)]
+    assert "interpolation_width" not in JOB.summarise(trials, LIMITS)
+    assert JOB.summarise([], LIMITS) == {}
+
+
+def test_the_effective_model_complexity_is_the_most_samples_still_fitted() -> None:
+    trials = [
+        (member(sample_count=n).params, final(error, 0.5))
+        for n, error in ((10, 0.0), (20, 0.05), (30, 0.09), (40, 0.2), (50, 0.4))
+    ]
+    found = JOB.summarise(trials, LIMITS)
+    assert found["effective_model_complexity"] == 30.0
+
+
+def test_interpolation_is_from_a_width_on() -> None:
+    """A lucky narrow network that fits is not the threshold if a wider one does not."""
+    errors = [(2, 0.5), (4, 0.0), (8, 0.3), (16, 0.0), (32, 0.0)]
+    found = JOB.summarise([(member(width=w).params, final(e, 0.5)) for w, e in errors], LIMITS)
+    assert found["interpolation_width"] == 16.0

@@ -1,0 +1,357 @@
+"""The laws that every tracker keeps. A subclass says how to open one on a record that outlives it."""
+
+from __future__ import annotations
+
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.job import Censored, Curves, Params, param
+from orchestrator.errors import UserError
+from orchestrator.records import CurveRows, Recorded, Status, TrialResult
+from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
+from orchestrator.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class SomeParams(Params):
+    rate: float = param(0.1, meaning="a number that must read back exactly")
+    width: int = param(4, meaning="a whole number")
+    bias: bool = param(True, meaning="a truth value")
+    optimiser: str = param("adamw", meaning="a text")
+
+
+SWEEP = SweepRecord(
+    sweep_id="5" * 32,
+    name="a sweep",
+    job="tests:Some",
+    resolved_yaml="job: tests:Some\n",
+    thresholds="t1",
+    axes=("rate", "width"),
+)
+OTHER = SweepRecord(
+    sweep_id="6" * 32, name="another", job="tests:Some", resolved_yaml="job: tests:Some\n", thresholds="t2"
+)
+
+
+def trial(number: int = 0, **settings: object) -> Trial:
+    params = SomeParams(**{"rate": 0.1 / 3, "width": number + 1, **settings})  # type: ignore[arg-type]
+    return Trial(job="tests:Some", job_version=1, params=params, replicate=number % 2)
+
+
+def rows(
+    trials: Sequence[Trial],
+    steps: Sequence[int],
+    *,
+    metrics: tuple[str, ...] = ("loss", "test/accuracy"),
+    shift: float = 0.0,
+) -> CurveRows:
+    """Every trial at every step: values that tell trial, step and metric apart."""
+    position = np.tile(np.arange(len(trials), dtype=np.int32), len(steps))
+    step = np.repeat(np.array(steps, dtype=np.int64), len(trials))
+    values = np.stack([position * 1000.0 + step / 7 + k + shift for k in range(len(metrics))], axis=1)
+    return CurveRows(trial_ids=tuple(t.id for t in trials), metrics=metrics, trial=position, step=step, values=values)
+
+
+def finished(one: Trial, *, phase: str = "grokking", **observations: float | Censored) -> TrialResult:
+    return TrialResult(trial_id=one.id, status=Status.FINISHED, phase=phase, observations=observations)
+
+
+def content(tracker: Tracker, trials: Sequence[Trial]) -> tuple[object, ...]:
+    """All that can be read of trials, comparable: run ids and times apart."""
+    ids = [t.id for t in trials]
+    return (
+        {key: plain_recorded(value) for key, value in tracker.index(ids).items()},
+        [plain_row(row) for row in tracker.rows(ids)],
+        [(key, plain_curves(value)) for key, value in tracker.curves(ids)],
+    )
+
+
+def plain_recorded(recorded: Recorded) -> tuple[object, ...]:
+    observations = {name: repr(value) for name, value in recorded.observations.items()}
+    return (recorded.status.value, recorded.phase, observations, recorded.thresholds, recorded.through_step)
+
+
+def plain_row(row: TrialRow) -> tuple[object, ...]:
+    return (row.trial_id, [(k, repr(v)) for k, v in row.params.items()], row.replicate, plain_recorded(row.recorded))
+
+
+def plain_curves(curves: Curves) -> tuple[object, ...]:
+    return (curves.step.tolist(), {name: list(map(repr, value.tolist())) for name, value in curves.values.items()})
+
+
+class TrackerContract(ABC):
+    """Inherit as `class TestX(TrackerContract)`."""
+
+    @abstractmethod
+    def open(self) -> Tracker:
+        """A new tracker on this test's own record, which earlier ones of the same test have written."""
+
+    @pytest.fixture
+    def tracker(self):
+        tracker = self.open()
+        tracker.open_sweep(SWEEP)
+        yield tracker
+        tracker.close()
+
+    def reopened(self, tracker: Tracker, sweep: SweepRecord | None = SWEEP) -> Tracker:
+        tracker.close()
+        again = self.open()
+        if sweep is not None:
+            again.open_sweep(sweep)
+        return again
+
+    def test_nothing_is_recorded_before_anything_is_written(self):
+        tracker = self.open()
+        one = trial()
+        assert content(tracker, [one]) == ({}, [], [])
+        tracker.close()
+
+    def test_a_trial_reads_back_as_it_was_written(self, tracker):
+        one, two = trial(0, rate=0.1 + 0.2, optimiser="1", bias=False), trial(1, optimiser="a\tb\\n\n'é")
+        tracker.begin([one, two])
+        tracker.record(rows([one, two], [0, 1, 5]))
+        tracker.end([finished(one, step=5.0, gap=Censored(1e5)), finished(two, phase="confusion")])
+        tracker = self.reopened(tracker, sweep=None)
+        first, second = tracker.rows([one.id, two.id])
+        assert dict(first.params) == dict(one.settings()) and dict(second.params) == dict(two.settings())
+        assert [type(value) for value in first.params.values()] == [float, int, bool, str]
+        assert (first.replicate, second.replicate) == (0, 1)
+        assert first.recorded == Recorded(
+            status=Status.FINISHED,
+            phase="grokking",
+            observations={"step": 5.0, "gap": Censored(1e5)},
+            thresholds="t1",
+            through_step=-1,
+        )
+        curves = dict(tracker.curves([two.id, one.id]))
+        assert list(curves) == [two.id, one.id]
+        assert curves[two.id].step.tolist() == [0, 1, 5]
+        assert curves[two.id].values["test/accuracy"].tolist() == [1001.0, 1001.0 + 1 / 7, 1001.0 + 5 / 7]
+        tracker.close()
+
+    def test_a_begun_trial_is_running_and_knows_its_last_step(self, tracker):
+        one, two = trial(0), trial(1)
+        tracker.begin([one, two])
+        tracker.record(rows([one], [1, 3]))
+        index = tracker.index([one.id, two.id, trial(2).id])
+        assert {key: (value.status, value.through_step) for key, value in index.items()} == {
+            one.id: (Status.RUNNING, 3),
+            two.id: (Status.RUNNING, -1),
+        }
+
+    def test_writing_everything_twice_changes_nothing(self, tracker):
+        trials = [trial(n) for n in range(5)]
+
+        def write(tracker: Tracker) -> None:
+            tracker.begin(trials)
+            tracker.begin(trials)
+            for steps in ([0, 1, 2], [1, 2, 4], [8]):
+                tracker.record(rows(trials, steps))
+                tracker.record(rows(trials, steps))
+            tracker.end([finished(t, final=0.5, late=Censored(8)) for t in trials])
+
+        write(tracker)
+        once = content(tracker, trials)
+        write(tracker)
+        assert content(tracker, trials) == once
+        tracker = self.reopened(tracker)
+        write(tracker)
+        assert content(tracker, trials) == once
+        tracker.close()
+
+    def test_a_step_is_written_once_even_with_other_values(self, tracker):
+        one = trial()
+        tracker.begin([one])
+        tracker.record(rows([one], [0, 1, 2]))
+        before = dict(tracker.curves([one.id]))[one.id]
+        tracker.record(rows([one], [0, 1, 2], shift=0.25))
+        tracker = self.reopened(tracker)
+        tracker.begin([one])
+        tracker.record(rows([one], [0, 1, 2, 3], shift=0.25))
+        after = dict(tracker.curves([one.id]))[one.id]
+        assert after.step.tolist() == [0, 1, 2, 3]
+        assert after.values["loss"][:3].tolist() == before.values["loss"].tolist()
+        tracker.close()
+
+    def test_an_interrupted_trial_is_continued_in_the_same_run(self, tracker):
+        one = trial()
+        tracker.begin([one])
+        tracker.record(rows([one], [0, 1]))
+        (before,) = tracker.rows([one.id])
+        for status in (Status.KILLED, Status.FAILED):
+            tracker.end([TrialResult(trial_id=one.id, status=status, error="Traceback: x", observations={"a": 1.0})])
+            assert tracker.index([one.id])[one.id].status is status
+            assert tracker.index([one.id])[one.id].through_step == 1
+            tracker = self.reopened(tracker)
+            tracker.begin([one])
+            assert plain_recorded(tracker.index([one.id])[one.id]) == ("RUNNING", None, {}, "", 1)
+        tracker.record(rows([one], [0, 1, 2]))
+        tracker.end([finished(one)])
+        (after,) = tracker.rows([one.id])
+        assert after.run_id == before.run_id
+        assert dict(tracker.curves([one.id]))[one.id].step.tolist() == [0, 1, 2]
+        tracker.close()
+
+    def test_not_finite_values_mean_what_they_say(self, tracker):
+        one = trial()
+        given = [math.nan, math.inf, -math.inf, 1e-300, -0.5]
+        tracker.begin([one])
+        tracker.record(
+            CurveRows(
+                trial_ids=(one.id,),
+                metrics=("loss",),
+                trial=np.zeros(5, dtype=np.int32),
+                step=np.arange(5),
+                values=np.array(given)[:, None],
+            )
+        )
+        tracker.end([finished(one, worst=math.inf, lost=math.nan, never=Censored(math.inf))])
+        tracker = self.reopened(tracker, sweep=None)
+        values = dict(tracker.curves([one.id]))[one.id].values["loss"]
+        assert list(map(repr, values.tolist())) == list(map(repr, given))
+        observed = tracker.index([one.id])[one.id].observations
+        assert observed["worst"] == math.inf and math.isnan(observed["lost"])
+        assert observed["never"] == Censored(math.inf)
+        tracker.close()
+
+    def test_a_metric_that_was_not_reported_is_absent(self, tracker):
+        one = trial()
+        tracker.begin([one])
+        tracker.record(
+            CurveRows(
+                trial_ids=(one.id,),
+                metrics=("a", "b"),
+                trial=np.zeros(3, dtype=np.int32),
+                step=np.array([0, 1, 2]),
+                values=np.arange(6.0).reshape(3, 2),
+                present=np.array([[True, False], [True, True], [False, True]]),
+            )
+        )
+        curves = dict(tracker.curves([one.id]))[one.id]
+        assert curves.step.tolist() == [0, 1, 2]
+        assert list(map(repr, curves.values["a"].tolist())) == ["0.0", "2.0", "nan"]
+        assert list(map(repr, curves.values["b"].tolist())) == ["nan", "3.0", "5.0"]
+
+    def test_an_observation_of_a_curve_s_name_is_no_point_of_the_curve(self, tracker):
+        one = trial()
+        tracker.begin([one])
+        tracker.record(rows([one], [0, 4], metrics=("loss",)))
+        tracker.end([finished(one, loss=123.0)])
+        assert dict(tracker.curves([one.id]))[one.id].values["loss"].tolist() == [0.0, 4 / 7]
+        assert tracker.index([one.id])[one.id].observations == {"loss": 123.0}
+
+    def test_a_trial_of_another_sweep_counts_as_recorded(self, tracker):
+        shared = trial()
+        tracker.begin([shared])
+        tracker.record(rows([shared], [0, 1]))
+        tracker.end([finished(shared)])
+        once = content(tracker, [shared])
+        tracker = self.reopened(tracker, sweep=OTHER)
+        assert content(tracker, [shared]) == once
+        assert tracker.reconcile() == 0
+        tracker.close()
+
+    def test_orphans_of_this_sweep_are_killed_and_nobody_else(self, tracker):
+        mine, alive, done = trial(0), trial(1), trial(2)
+        tracker.begin([mine, alive, done])
+        tracker.end([finished(done)])
+        foreign = trial(3)
+        tracker = self.reopened(tracker, sweep=OTHER)
+        tracker.begin([foreign])
+        tracker = self.reopened(tracker)
+        assert tracker.reconcile(running=[alive.id]) == 1
+        assert {n: tracker.index([t.id])[t.id].status.value for n, t in enumerate((mine, alive, done, foreign))} == {
+            0: "KILLED", 1: "RUNNING", 2: "FINISHED", 3: "RUNNING",
+        }  # fmt: skip
+        assert tracker.reconcile(running=[alive.id]) == 0
+        tracker.close()
+
+    def test_an_unfinished_trial_moves_to_the_sweep_that_continues_it(self, tracker):
+        one = trial()
+        tracker.begin([one])
+        tracker = self.reopened(tracker, sweep=OTHER)
+        tracker.begin([one])
+        tracker = self.reopened(tracker)
+        assert tracker.reconcile() == 0
+        tracker = self.reopened(tracker, sweep=OTHER)
+        assert tracker.reconcile() == 1
+        tracker.close()
+
+    def test_relabelling_replaces_phase_and_observations_and_keeps_the_rest(self, tracker):
+        one = trial()
+        tracker.begin([one])
+        tracker.record(rows([one], [0, 1]))
+        tracker.end([finished(one, old=1.0, both=2.0)])
+        curves = content(tracker, [one])[2]
+        tracker = self.reopened(tracker, sweep=OTHER)
+        for _ in range(2):
+            tracker.relabel([finished(one, phase="memorization", both=1.0, new=Censored(1.0))])
+        assert tracker.index([one.id])[one.id] == Recorded(
+            status=Status.FINISHED,
+            phase="memorization",
+            observations={"both": 1.0, "new": Censored(1.0)},
+            thresholds="t2",
+            through_step=-1,
+        )
+        assert content(tracker, [one])[2] == curves
+        tracker.close()
+
+    def test_interleaved_packs_converge_to_the_same_record(self, tracker):
+        trials = [trial(n) for n in range(6)]
+        chance = random.Random(3)
+        tracker.begin(trials[:3])
+        tracker.begin(trials[3:])
+        for steps in ([0], [1, 2], [3, 5, 9]):
+            order = chance.sample(trials, len(trials))
+            for pack in (order[:2], order[2:5], order[5:]):
+                tracker.record(rows(pack, steps))
+        curves = dict(tracker.curves([t.id for t in trials]))
+        assert {key: value.step.tolist() for key, value in curves.items()} == {
+            t.id: [0, 1, 2, 3, 5, 9] for t in trials
+        }
+
+    def test_writing_before_the_sweep_is_open_is_refused(self):
+        tracker = self.open()
+        with pytest.raises(RuntimeError, match="open_sweep"):
+            tracker.begin([trial()])
+        tracker.close()
+
+    def test_rows_of_a_trial_never_begun_are_refused(self, tracker):
+        with pytest.raises(LookupError, match="never begun"):
+            tracker.record(rows([trial()], [0]))
+        with pytest.raises(LookupError, match="never begun"):
+            tracker.end([finished(trial())])
+
+    def test_a_metric_name_that_mlflow_cannot_hold_is_a_user_s_error(self, tracker):
+        one = trial()
+        tracker.begin([one])
+        with pytest.raises(UserError, match="metric"):
+            tracker.record(rows([one], [0], metrics=("100% wrong",)))
+        assert list(tracker.curves([one.id])) == []
+
+    def test_calls_after_close_are_errors_and_close_is_not(self, tracker):
+        tracker.close()
+        tracker.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            tracker.begin([trial()])
+        with pytest.raises(RuntimeError, match="closed"):
+            tracker.index([trial().id])
+
+    def test_a_sweep_can_be_opened_and_ended_again_and_keeps_its_files(self, tracker, tmp_path: Path):
+        file = tmp_path / "local.txt"
+        file.write_text("hello")
+        tracker.attach({"table.txt": file, "maps/local.txt": file})
+        tracker.end_sweep("FINISHED", {"boundary": 1.5})
+        address = tracker.open_sweep(SWEEP)
+        tracker.attach({"table.txt": file})
+        tracker.end_sweep("KILLED", {"boundary": 2.5})
+        tracker = self.reopened(tracker, sweep=None)
+        assert tracker.open_sweep(SWEEP) == address
+        tracker.close()
