@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from jobs.job import Job
@@ -20,7 +20,7 @@ class JobNotFound(LookupError):
     """The text names no job: why, and what would."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_job(spec: str) -> Job[Any]:
     """The job that `spec` names: a built-in name, or `module:Class`, or `module:function`.
 

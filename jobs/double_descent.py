@@ -17,6 +17,7 @@ import numpy as np
 
 from jobs.curves import diverged, first_at_most
 from jobs.job import (
+    AnyParams,
     Censored,
     Cost,
     Curves,
@@ -126,8 +127,8 @@ class DoubleDescentThresholds(Params):
 class DoubleDescent(Job[DoubleDescentParams]):
     """Test error against width, steps, samples and label noise."""
 
-    Params: ClassVar[type[Params]] = DoubleDescentParams
-    Thresholds: ClassVar[type[Params]] = DoubleDescentThresholds
+    Params: ClassVar[type[AnyParams]] = DoubleDescentParams
+    Thresholds: ClassVar[type[AnyParams]] = DoubleDescentThresholds
     metrics: ClassVar[tuple[str, ...]] = ("train_loss", "train_error", "test_loss", "test_error")
     phases: ClassVar[tuple[str, ...]] = ("underfitted", "interpolating", "diverged")
     headline: ClassVar[tuple[str, ...]] = ("final_test_error", "final_train_error", "interpolation_step")
@@ -241,7 +242,8 @@ def summarise_sweep(
         widths, train, test = curve
         fits = np.array(train) <= thresholds.interpolated_error
         if fits[-1]:
-            results[f"interpolation_width{label}"] = float(widths[len(fits) - int(np.argmin(fits[::-1])) if not fits.all() else 0])
+            first = 0 if fits.all() else len(fits) - int(np.argmin(fits[::-1]))
+            results[f"interpolation_width{label}"] = float(widths[first])
         peak = most_prominent_peak(np.array(test), thresholds.prominence)
         if peak is not None:
             results[f"test_error_peak_width{label}"] = float(widths[peak])

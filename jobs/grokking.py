@@ -16,6 +16,7 @@ import numpy as np
 from jobs.curves import diverged, first_at_least
 from jobs.data.modular import OPERATIONS, set_size, train_count
 from jobs.job import (
+    AnyParams,
     Censored,
     Cost,
     Curves,
@@ -112,8 +113,8 @@ class GrokkingThresholds(Params):
 class Grokking(Job[GrokkingParams]):
     """Steps of memorisation and of generalisation, and the phase they make."""
 
-    Params: ClassVar[type[Params]] = GrokkingParams
-    Thresholds: ClassVar[type[Params]] = GrokkingThresholds
+    Params: ClassVar[type[AnyParams]] = GrokkingParams
+    Thresholds: ClassVar[type[AnyParams]] = GrokkingThresholds
     metrics: ClassVar[tuple[str, ...]] = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "weight_norm")
     phases: ClassVar[tuple[str, ...]] = (
         "comprehension", "grokking", "memorization", "confusion", "inversion", "diverged",

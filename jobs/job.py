@@ -15,8 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, TypeVar, cast, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,27 +74,27 @@ class ParamSpec:
         Raises:
             ParamError: the type is wrong, the value is not finite, or it is out of range.
         """
-        value = self._typed(value)
+        typed = self._typed(value)
         if self.choices:
-            if value not in self.choices:
+            if typed not in self.choices:
                 raise ParamError(self.name, "not a valid choice", value, self.choices)
-            return value
-        if isinstance(value, (bool, str)):
-            return value
+            return typed
+        if isinstance(typed, (bool, str)):
+            return typed
         if (
-            not math.isfinite(value)
-            or (self.low is not None and value < self.low)
-            or (self.high is not None and value > self.high)
-            or (self.above is not None and value <= self.above)
-            or (self.below is not None and value >= self.below)
+            not math.isfinite(typed)
+            or (self.low is not None and typed < self.low)
+            or (self.high is not None and typed > self.high)
+            or (self.above is not None and typed <= self.above)
+            or (self.below is not None and typed >= self.below)
         ):
             raise ParamError(self.name, f"must be a {self.describe_range()}", value)
-        return value
+        return typed
 
     def _typed(self, value: Any) -> Scalar:
         kind = self.type
         if type(value) is kind:
-            return value  # type: ignore[no-any-return]
+            return cast(Scalar, value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if kind is int and isinstance(value, float) and value.is_integer():
@@ -142,16 +141,23 @@ class Params:
 
 
 P = TypeVar("P", bound=Params)
+AnyParams = Params
+"""The same class, for use inside `Job`, where the name `Params` is the job's own."""
 
 
-@lru_cache(maxsize=None)
+_SPECS: dict[type, Mapping[str, ParamSpec]] = {}
+
+
 def specs(params_type: type[Params]) -> Mapping[str, ParamSpec]:
     """The parameters of a `Params` class, in the order they are declared."""
-    hints = get_type_hints(params_type)
-    return {
-        f.name: ParamSpec(name=f.name, type=hints[f.name], default=f.default, **f.metadata["param"])
-        for f in dataclasses.fields(params_type)
-    }
+    known = _SPECS.get(params_type)
+    if known is None:
+        hints = get_type_hints(params_type)
+        known = _SPECS[params_type] = {
+            f.name: ParamSpec(name=f.name, type=hints[f.name], default=f.default, **f.metadata["param"])
+            for f in dataclasses.fields(params_type)
+        }
+    return known
 
 
 def params_from(params_type: type[P], values: Mapping[str, Any]) -> P:
@@ -244,8 +250,8 @@ class Job(ABC, Generic[P]):
 
     version: ClassVar[int] = 1
     """Part of a trial's identity: raise it when the same parameters no longer mean the same curve."""
-    Params: ClassVar[type[Params]]
-    Thresholds: ClassVar[type[Params]]
+    Params: ClassVar[type[AnyParams]]
+    Thresholds: ClassVar[type[AnyParams]]
     """What the sweep file's `phases:` may set; never part of a trial's identity."""
     metrics: ClassVar[tuple[str, ...]]
     """Names of the curves, in the order they are recorded. Empty: whatever is reported."""
@@ -289,14 +295,14 @@ class Job(ABC, Generic[P]):
         """
 
     @abstractmethod
-    def observe(self, params: P, curves: Curves, thresholds: Params) -> Observations:
+    def observe(self, params: P, curves: Curves, thresholds: AnyParams) -> Observations:
         """Reduce a trial's curves to scalars; what was not reached is `Censored`."""
 
     @abstractmethod
-    def phase(self, params: P, observations: Observations, thresholds: Params) -> str:
+    def phase(self, params: P, observations: Observations, thresholds: AnyParams) -> str:
         """The trial's label, one of `phases`."""
 
-    def summarise(self, trials: Sequence[tuple[P, Observations]], thresholds: Params) -> dict[str, float]:
+    def summarise(self, trials: Sequence[tuple[P, Observations]], thresholds: AnyParams) -> dict[str, float]:
         """Quantities of a whole sweep (e.g. the width at the test-error peak); none by default."""
         return {}
 

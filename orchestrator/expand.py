@@ -12,11 +12,11 @@ MOST_TRIALS = 2_000_000
 """A sweep is held in the driver's memory; beyond this it is surely a slip."""
 
 
-class TooManyTrials(ValueError):  # noqa: N818 - the name says what is wrong
+class TooManyTrials(ValueError):
     """The axes stand for more than `MOST_TRIALS`."""
 
 
-class Cycle(ValueError):  # noqa: N818 - the name says what is wrong
+class Cycle(ValueError):
     """Axes whose conditions wait for each other: their names are the arguments."""
 
 

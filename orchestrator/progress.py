@@ -82,6 +82,10 @@ class Rate:
         self._window_s = window_s
         self._seen: deque[tuple[float, int]] = deque()
 
+    def of(self, now: float, snapshot: Snapshot) -> float | None:
+        """The rate of a run; the time before it has workers does not count."""
+        return self.update(now, snapshot.done + snapshot.failed) if snapshot.workers else None
+
     def update(self, now: float, ended: int) -> float | None:
         """The rate after `ended` trials at time `now`; None where there is nothing to tell it from."""
         if not self._seen or now - self._seen[-1][0] >= self._window_s / 60:
@@ -141,7 +145,7 @@ class Lines(Progress):
     def update(self, snapshot: Snapshot) -> None:
         """Show the state where the last line is old enough."""
         now = self._clock()
-        rate = self._rate.update(now, snapshot.done + snapshot.failed)
+        rate = self._rate.of(now, snapshot)
         self._latest = snapshot
         if self._shown_at is None or now - self._shown_at >= self._every_s:
             self._shown_at = now
@@ -177,7 +181,7 @@ class Live(Progress):
 
     def update(self, snapshot: Snapshot) -> None:
         """Redraw."""
-        rate = self._rate.update(self._clock(), snapshot.done + snapshot.failed)
+        rate = self._rate.of(self._clock(), snapshot)
         self._live.update(_panel(snapshot, rate))
 
     def say(self, text: str) -> None:

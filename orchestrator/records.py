@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ class CurveRows:
     """(R, K), only where some metric was not reported at some step (a plain function may do so)."""
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """How a trial stands in the record."""
 
     RUNNING = "RUNNING"

@@ -65,6 +65,8 @@ class Summary:
     """The first few failed trials."""
     seconds: float = 0.0
     """From the first dispatched pack to the last recorded trial; start-up apart."""
+    workers: int = 0
+    """Packs that could run at the same time when the pool stood; 0 where no worker was needed."""
     startup_s: float = 0.0
     """Until the pool of workers stood, where one was needed."""
     train_s: float = 0.0
@@ -187,6 +189,7 @@ class Runner:
             self._show(note="starting workers")
             self._dispatcher = self._pool()
             self._summary.startup_s = self._clock() - began
+            self._summary.workers = self._dispatcher.workers
             self._started = self._clock()
             # The plan waited for the number of workers.
             trials = [trial for pack in self._queue for trial in pack.trials]

@@ -157,7 +157,7 @@ class Sweep:
         """
         file = self.written
         tracking = file.tracking.model_dump()
-        tracking["uri"] = re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", tracking["uri"])
+        tracking["uri"] = _without_password(tracking["uri"])
         return dump(
             {
                 "name": self.name,
@@ -179,3 +179,7 @@ def _plain(axis: AxisWritten) -> Any:
     if isinstance(axis, list):
         return axis
     return {"scale": axis.scale, **axis.model_dump(by_alias=True, exclude_defaults=True)}
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"(://[^/@:]*):.*@", r"\1:***@", uri))

@@ -154,6 +154,12 @@ def _axis_values(document: Document, spec: ParamSpec | None, keys: Keys, written
     if isinstance(written, ValuesAxis):
         below = (*keys, "values") if isinstance(document.get(keys), dict) else keys
         return [_checked(document, spec, (*below, i), value) for i, value in enumerate(written.values)]
+    if spec and spec.type in (bool, str):
+        document.add(
+            (*keys, "scale"), f"'{spec.name}' must be {spec.describe_range()}, and a scale makes numbers",
+            value=written.scale, next_step="list its values: [...]",
+        )  # fmt: skip
+        return []
     include: list[Scalar] = list(written.include)
     for position, value in enumerate(include):
         _checked(document, spec, (*keys, "include", position), value)

@@ -230,7 +230,7 @@ def _bad_value(document: Document, keys: Keys, kind: str) -> None:
     model, name = model_at(document, keys[:owner]), str(keys[owner])
     valid = valid_values(model, name) if model else ""
     if owner + 1 < len(keys):
-        valid = {"zip": "the name of an axis", "include": "a number"}.get(name, "a number, text, true or false")
+        valid = {"zip": "the name of an axis", "include": "a number"}.get(name, "a finite number, text, true or false")
         if keys[0] == "zip" and len(keys) == 2:
             valid = "a list of axes"
     empty = "empty grid: " if kind in ("greater_than_equal", "too_short") and name in ("points", "values") else ""

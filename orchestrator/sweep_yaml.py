@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - as above, so that both agree what needs quotes
 
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - repeated values are written out, for people
+    def ignore_aliases(self, data: Any) -> bool:
         return True
 
 

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import pytest
-from jobs_for_runner import STEPS
-from runner_kit import RAMP, Kept, ramp, run, task
 
 from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackEnded, PackFailed, Progress
 from orchestrator.records import Status
+from tests.jobs_for_runner import STEPS
+from tests.runner_kit import RAMP, Kept, ramp, run, task
 
 
 def drain(pool: Dispatcher, packs: int, patience_s: float = 90.0) -> list[Event]:

@@ -1,11 +1,15 @@
 """Running `phasefront` as a user does, in a process of its own, and reading what it left in MLflow's database."""
 
+import atexit
 import contextlib
+import functools
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -71,10 +75,18 @@ class Driver:
         return marked(self.mark)
 
 
+@functools.cache
+def cache_folder() -> str:
+    """Where drivers keep what they measure of this machine: not with the user's own measurements."""
+    folder = tempfile.mkdtemp(prefix="pf-cache-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """That of a user who has set nothing for Ray or MLflow."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
-    return {**kept, "PYTHONWARNINGS": "ignore", **(extra or {})}
+    return {**kept, "PYTHONWARNINGS": "ignore", "XDG_CACHE_HOME": cache_folder(), **(extra or {})}
 
 
 @contextlib.contextmanager

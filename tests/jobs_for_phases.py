@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jobs.job import Censored, Cost, Curves, Job, Member, Observations, Params, Report, Scalar, param
+from orchestrator.axes import Axis, Scale
 from orchestrator.records import Recorded, Status
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
@@ -65,22 +66,17 @@ class MeltWithoutSummary(Melt):
         raise ZeroDivisionError("nothing melted")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GivenAxis:
-    """An axis as a sweep gives it."""
-
-    name: str
-    values: tuple[Scalar, ...]
-    scale: str = "values"
-    when: Mapping[str, Any] = field(default_factory=dict)
-    group: int | None = None
+def axis(
+    name: str, *values: Scalar, scale: Scale = "values", when: Mapping[str, Any] | None = None, group: int | None = None
+) -> Axis:
+    return Axis(name=name, values=values, scale=scale, when=when or {}, group=group)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GivenSweep:
     """A sweep as the phase diagram sees it."""
 
-    axes: tuple[GivenAxis, ...]
+    axes: tuple[Axis, ...]
     name: str = "melting"
     job: Job[Any] = field(default_factory=Melt)
 
@@ -96,7 +92,7 @@ def trial(replicate: int = 0, **settings: Scalar) -> Trial:
 
 
 def row(
-    of: Trial, phase: str | None = "solid", status: Status = Status.FINISHED, **observations: float | Censored
+    of: Trial, phase: str | None = "solid", status: Status = Status.FINISHED, /, **observations: float | Censored
 ) -> TrialRow:
     recorded = Recorded(status=status, phase=phase, observations=observations, thresholds="t", through_step=-1)
     return TrialRow(
@@ -108,7 +104,7 @@ def by_id(*rows: TrialRow) -> dict[str, TrialRow]:
     return {r.trial_id: r for r in rows}
 
 
-def product(axes: Sequence[GivenAxis], replicates: int = 1) -> list[Trial]:
+def product(axes: Sequence[Axis], replicates: int = 1) -> list[Trial]:
     names = [axis.name for axis in axes]
     return [
         trial(replicate, **dict(zip(names, values, strict=True)))

@@ -44,7 +44,6 @@ class Ramp(Job[RampParams]):
     metrics: ClassVar[tuple[str, ...]] = ("value", "half")
     phases: ClassVar[tuple[str, ...]] = ("high", "low", "diverged")
     needs_torch = False
-    launches_s = 0.0
 
     def report_steps(self, params: RampParams) -> int:
         return STEPS
@@ -113,6 +112,13 @@ class CostlyRamp(Ramp):
             element_visits=models * extent[0] * 1e5,
             memory_bytes=models * extent[0] * 1e6,
         )
+
+
+class SplitRamp(CostlyRamp):
+    """The same, where trials whose slopes differ in sign cannot share tensors."""
+
+    def pack_key(self, params: RampParams) -> Hashable:
+        return params.slope > 0
 
 
 def plain(params: dict, seed: int, device: str, report) -> None:  # type: ignore[no-untyped-def, type-arg]

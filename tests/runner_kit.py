@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from jobs.catalogue import load_job
-from jobs.job import Curves, as_dict
+from jobs.job import as_dict
 from orchestrator.calibration import Calibration
 from orchestrator.dispatch.base import Dispatcher, PackTask
 from orchestrator.dispatch.inline import InlineDispatcher
@@ -20,11 +17,12 @@ from orchestrator.progress import Progress, Silent
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.runner import Runner, Summary
 from orchestrator.search.base import Outcome, Sampler
-from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
+from orchestrator.tracking.base import SweepRecord, Tracker
+from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.trial import Trial
 
-RAMP = "jobs_for_runner:Ramp"
-COSTLY = "jobs_for_runner:CostlyRamp"
+RAMP = "tests.jobs_for_runner:Ramp"
+COSTLY = "tests.jobs_for_runner:CostlyRamp"
 
 
 def ramp(job: str = RAMP, replicate: int = 0, **params: Any) -> Trial:
@@ -99,83 +97,48 @@ def run(
     ).run()
 
 
-class Kept(Tracker):
-    """The record in memory, as plain as can be; refuses what the contract forbids the runner to do."""
+class Kept(MemoryTracker):
+    """The record in memory, which also refuses what a runner must not do, and counts what it does."""
 
-    def __init__(self, fingerprint: str = "{'level': 3.0}") -> None:
-        self.fingerprint = fingerprint
-        self.status: dict[str, Status] = {}
-        self.results: dict[str, TrialResult] = {}
-        self.prints: dict[str, str] = {}
-        self.written: dict[str, dict[int, tuple[float, ...]]] = {}
-        self.metrics: tuple[str, ...] = ()
+    def __init__(self) -> None:
+        super().__init__()
         self.begun: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.largest_begin = 0
+        self.open(3.0)
 
-    def open_sweep(self, sweep: SweepRecord) -> str:
-        return "run"
-
-    def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
-        return {
-            trial_id: Recorded(
-                status=self.status[trial_id],
-                phase=self.results[trial_id].phase if trial_id in self.results else None,
-                observations=self.results[trial_id].observations if trial_id in self.results else {},
-                thresholds=self.prints.get(trial_id, ""),
-                through_step=max(self.written.get(trial_id, {}), default=-1),
+    def open(self, level: float) -> None:
+        """Open the one sweep of these tests, under thresholds of this level."""
+        self.open_sweep(
+            SweepRecord(
+                sweep_id="sweep", name="sweep", job="job", resolved_yaml="", thresholds=str({"level": level})
             )
-            for trial_id in trial_ids
-            if trial_id in self.status
-        }
+        )
+
+    @property
+    def status(self) -> dict[str, Status]:
+        return {trial_id: run.status for trial_id, run in self.kept.runs.items()}
+
+    def result(self, trial: Trial) -> Recorded:
+        return self.index([trial.id])[trial.id]
+
+    def curve(self, trial: Trial, metric: str = "value") -> dict[int, float]:
+        ((_, curves),) = self.curves([trial.id])
+        return dict(zip(curves.step.tolist(), curves.values[metric].tolist(), strict=True))
 
     def begin(self, trials: Sequence[Trial]) -> None:
         self.largest_begin = max(self.largest_begin, len(trials))
-        for trial in trials:
-            assert self.status.get(trial.id) is not Status.FINISHED, "a finished trial was begun again"
-            self.status[trial.id] = Status.RUNNING
-            self.begun[trial.id] += 1
+        status = self.status
+        assert not [t for t in trials if status.get(t.id) is Status.FINISHED], "a finished trial was begun again"
+        self.begun.update(trial.id for trial in trials)
+        super().begin(trials)
 
     def record(self, rows: CurveRows) -> None:
-        self.metrics = rows.metrics
-        for r, t in enumerate(rows.trial.tolist()):
-            trial_id = rows.trial_ids[t]
-            assert self.status[trial_id] is Status.RUNNING, "rows of a trial that does not run"
-            self.written.setdefault(trial_id, {}).setdefault(int(rows.step[r]), tuple(rows.values[r].tolist()))
+        assert {self.status[t] for t in rows.trial_ids} == {Status.RUNNING}, "rows of a trial that does not run"
+        super().record(rows)
 
     def end(self, results: Sequence[TrialResult]) -> None:
-        for result in results:
-            assert self.status[result.trial_id] is Status.RUNNING, "a trial ended that does not run"
-            self.status[result.trial_id] = result.status
-            self.results[result.trial_id] = result
-            self.prints[result.trial_id] = self.fingerprint
-            self.ended[result.trial_id] += 1
-
-    def reconcile(self, running: Iterable[str] = ()) -> int:
-        orphans = [t for t, s in self.status.items() if s is Status.RUNNING and t not in set(running)]
-        self.status |= dict.fromkeys(orphans, Status.KILLED)
-        return len(orphans)
-
-    def relabel(self, results: Sequence[TrialResult]) -> None:
-        for result in results:
-            self.results[result.trial_id] = result
-            self.prints[result.trial_id] = self.fingerprint
-
-    def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
-        raise NotImplementedError
-
-    def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
-        for trial_id in trial_ids:
-            steps = sorted(self.written[trial_id])
-            table = np.array([self.written[trial_id][step] for step in steps])
-            values = {name: table[:, k] for k, name in enumerate(self.metrics)}
-            yield trial_id, Curves(step=np.array(steps), values=values)
-
-    def attach(self, files: Mapping[str, Path]) -> None:
-        pass
-
-    def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+        status = self.status
+        assert {status[r.trial_id] for r in results} <= {Status.RUNNING}, "a trial ended that does not run"
+        self.ended.update(result.trial_id for result in results)
+        super().end(results)

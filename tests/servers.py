@@ -47,13 +47,14 @@ def postgres_server() -> Iterator[str]:
         data, port = folder / "data", free_port()
         environment = {**os.environ, "LC_ALL": "C"}
         subprocess.run(
-            [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync", "-E", "UTF8"],
+            [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "-N", "-E", "UTF8"],
             check=True, capture_output=True, cwd="/", env=environment,
         )  # fmt: skip
-        server = subprocess.Popen(
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen(
             [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(port), "-c", "listen_addresses=127.0.0.1",
              "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"],
-            stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"), cwd="/", env=environment,
+            stdout=subprocess.DEVNULL, stderr=log, cwd="/", env=environment,
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -87,10 +88,11 @@ def mlflow_server(backend_uri: str, artifacts: Path) -> Iterator[str]:
     port = free_port()
     artifacts.mkdir(parents=True, exist_ok=True)
     log = artifacts / "server.log"
-    server = subprocess.Popen(
+    with log.open("wb") as output:
+        server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend_uri, "--artifacts-destination",
          str(artifacts), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-        stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True, cwd=artifacts,
+        stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=artifacts,
         env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"

@@ -1,9 +1,8 @@
 """The inline dispatcher keeps the contract."""
 
-from dispatch_contract import DispatchContract
-
 from orchestrator.dispatch.base import Dispatcher
 from orchestrator.dispatch.inline import InlineDispatcher
+from tests.dispatch_contract import DispatchContract
 
 
 class TestInline(DispatchContract):

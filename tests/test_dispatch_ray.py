@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dispatch_contract import DispatchContract, drain
-from runner_kit import Kept, ramp, run, task
 
 from orchestrator.dispatch.base import Cause, Dispatcher, PackEnded, PackFailed
-from orchestrator.dispatch.ray_pool import RayDispatcher, connect, disconnect
+from orchestrator.dispatch.ray_connection import connect, disconnect
+from orchestrator.dispatch.ray_pool import RayDispatcher
 from orchestrator.records import Status
+from tests.dispatch_contract import DispatchContract, drain
+from tests.runner_kit import Kept, ramp, run, task
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ class TestRay(DispatchContract):
 
 
 def pool_of(workers: int) -> RayDispatcher:
-    return RayDispatcher(job="jobs_for_runner:Ramp", workers=workers, device="cpu")
+    return RayDispatcher(job="tests.jobs_for_runner:Ramp", workers=workers, device="cpu")
 
 
 def test_a_worker_killed_amid_a_pack_is_replaced_and_only_that_pack_is_lost() -> None:
@@ -77,7 +78,7 @@ def test_a_trial_that_always_kills_its_worker_fails_and_the_rest_finishes() -> N
 def test_a_user_module_in_the_working_directory_loads_on_the_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_own_ramp.py").write_text("from jobs_for_runner import Ramp\n\nclass Mine(Ramp):\n    pass\n")
+    (tmp_path / "my_own_ramp.py").write_text("from tests.jobs_for_runner import Ramp\n\nclass Mine(Ramp):\n    pass\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     trial = ramp("my_own_ramp:Mine")

@@ -1,13 +1,13 @@
 """Laws of what a worker does with one pack."""
 
 import pytest
-from jobs_for_runner import STEPS
-from runner_kit import RAMP, ramp, task
 
 from jobs.job import Censored
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackTask, Progress
 from orchestrator.dispatch.worker import execute
 from orchestrator.records import Status, TrialResult
+from tests.jobs_for_runner import STEPS
+from tests.runner_kit import RAMP, ramp, task
 
 
 def ran(pack: PackTask, **options: object) -> tuple[list[Progress], Event]:

@@ -1,7 +1,7 @@
 """Laws of a grokking pack: a packed trial is the trial, and the trial is what plain PyTorch makes of it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packing import assert_packed_is_solo, assert_same_curves, course_of, curves_of
-from torch import Tensor, nn
-from torch.nn import functional
+from plain_grokking import fresh_block, plain_curves
 
 from jobs.data.modular import operation_pairs
 from jobs.grokking import MODELS, Grokking, GrokkingParams
 from jobs.job import Curves, Member
-from jobs.packed import grokking_pack
-from jobs.packed.modular_block import ModularBlock
 
 JOB = Grokking()
 OPERATIONS = ("add", "subtract", "multiply", "divide", "polynomial")
@@ -59,11 +56,12 @@ def packs(draw: st.DrawFn) -> list[Member[GrokkingParams]]:
         "momentum": draw(st.sampled_from((0.0, 0.9))) if optimiser == "sgd" else 0.0,
         "warmup_steps": draw(st.sampled_from((0, 1, 5, 40))),
         # Less than any of the training sets below, so that all are minibatches.
-        "batch_size": draw(st.sampled_from((0, 1, 4))),
+        "batch_size": draw(st.sampled_from((0, 1, 3))),
         "noise_convention": draw(st.sampled_from(("redrawn", "incorrect"))),
         "stop_accuracy": draw(st.sampled_from((0.0, 0.3))),
     }
-    fixed_width = heads * draw(st.integers(2, 4))
+    # A layer norm of two units is a sign: its gradient is all rounding, which Adam would blow up to a step.
+    transformer_width = draw(st.sampled_from((8, 12, 16)))
     rate = 0.05 if optimiser == "sgd" else 0.01
     members = []
     for _ in range(draw(st.integers(2, 5))):
@@ -71,7 +69,7 @@ def packs(draw: st.DrawFn) -> list[Member[GrokkingParams]]:
             member(
                 draw(SEEDS),
                 **shared,
-                width=fixed_width if model == "transformer" else draw(st.integers(1, 40)),
+                width=transformer_width if model == "transformer" else draw(st.integers(1, 40)),
                 data_fraction=draw(st.floats(0.3, 0.8)),
                 label_noise=draw(st.sampled_from((0.0, 0.2, 1.0))),
                 init_scale=draw(st.sampled_from((0.5, 1.0, 1.5))),
@@ -84,7 +82,7 @@ def packs(draw: st.DrawFn) -> list[Member[GrokkingParams]]:
     return members
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(members=packs())
 def test_a_packed_trial_is_the_trial(members: list[Member[GrokkingParams]]) -> None:
     """Tolerance: 1e-3 relative, of float32 training over at most 30 steps; the accuracies may differ by one pair."""
@@ -155,147 +153,7 @@ def test_transformers_of_different_width_pack_apart() -> None:
     assert JOB.pack_key(narrow) != JOB.pack_key(wide)
 
 
-# The same networks in plain PyTorch: one model, one-hot or embedding inputs, every position, autograd, float64.
-
-
-class PlainQuadratic(nn.Module):
-    """f(a, b) = W2 (W1 [onehot a, onehot b])^2."""
-
-    def __init__(self, layers: Sequence[Tensor], width: int, elements: int) -> None:
-        super().__init__()
-        u, v, w2 = layers
-        self.w1 = nn.Parameter(torch.cat([u[:, :width].T, v[:, :width].T], 1))
-        self.w2 = nn.Parameter(w2[:elements, :width].clone())
-        self.elements = elements
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        one_hot = torch.cat([functional.one_hot(z, self.elements) for z in (x, y)], 1).double()
-        return ((one_hot @ self.w1.T) ** 2) @ self.w2.T
-
-
-class PlainEmbedding(nn.Module):
-    """Embeddings of both elements, concatenated, through ReLU layers to a linear readout."""
-
-    def __init__(self, layers: Sequence[Tensor], width: int, elements: int) -> None:
-        super().__init__()
-        embedding, for_x, for_y, bias, *rest, readout, offsets = layers
-        self.embedding = nn.Embedding.from_pretrained(embedding, freeze=False)
-        first = torch.cat([for_x, for_y])[:, :width]
-        linear = [_linear(first, bias[0, :width])]
-        for weight, offset in zip(rest[0::2], rest[1::2], strict=True):
-            linear += [nn.ReLU(), _linear(weight[:width, :width], offset[0, :width])]
-        last = _linear(readout[:elements, :width].T, offsets[:elements, 0])
-        self.network = nn.Sequential(*linear, nn.ReLU(), last)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.network(torch.cat([self.embedding(x), self.embedding(y)], 1))
-
-
-class PlainTransformer(nn.Module):
-    """Tokens x, y, "=": causal attention head by head at every position; the last position is read out."""
-
-    def __init__(self, layers: Sequence[Tensor], elements: int, *, heads: int, blocks: int, norm: bool) -> None:
-        super().__init__()
-        tokens, positions, *rest = layers
-        self.tokens = nn.Embedding.from_pretrained(tokens, freeze=False)
-        self.positions = nn.Parameter(positions.clone())
-        self.equals, self.heads, self.norm = elements, heads, norm
-        size = 12 if norm else 8
-        self.blocks = nn.ModuleList(
-            nn.ParameterList(w.clone() for w in rest[k * size : (k + 1) * size]) for k in range(blocks)
-        )
-        self.readout = nn.Parameter(rest[-1][:elements].clone())
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        tokens = torch.stack([x, y, torch.full_like(x, self.equals)], 1)
-        stream = self.tokens(tokens) + self.positions
-        for block in self.blocks:
-            query, key, value, output, w_in, b_in, w_out, b_out, *norms = block
-            stream = stream + self.attention(stream @ query, stream @ key, stream @ value) @ output
-            stream = self.normal(stream, norms[:2])
-            stream = stream + (torch.relu(stream @ w_in + b_in) @ w_out + b_out)
-            stream = self.normal(stream, norms[2:])
-        return (stream @ self.readout.T)[:, -1]
-
-    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        past = torch.ones(3, 3, dtype=torch.bool).tril()
-        mixed = []
-        for q, k, v in zip(*(z.chunk(self.heads, dim=2) for z in (query, key, value)), strict=True):
-            score = q @ k.transpose(1, 2) / math.sqrt(q.shape[2])
-            mixed.append(torch.softmax(score.masked_fill(~past, -math.inf), 2) @ v)
-        return torch.cat(mixed, 2)
-
-    def normal(self, stream: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        if not self.norm:
-            return stream
-        gain, offset = (z.squeeze(0) for z in parameters)
-        return functional.layer_norm(stream, stream.shape[-1:], gain, offset)
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(*weight.shape, dtype=torch.float64)
-    with torch.no_grad():
-        layer.weight.copy_(weight.T)
-        layer.bias.copy_(bias)
-    return layer
-
-
-def plain_network(params: GrokkingParams, layers: Sequence[Tensor]) -> nn.Module:
-    layers = [layer.double() for layer in layers]
-    if params.model == "quadratic_mlp":
-        return PlainQuadratic(layers, params.width, params.elements)
-    if params.model == "embedding_mlp":
-        return PlainEmbedding(layers, params.width, params.elements)
-    return PlainTransformer(layers, params.elements, heads=params.heads, blocks=params.layers, norm=params.layer_norm)
-
-
-def plain_optimiser(params: GrokkingParams, network: nn.Module) -> torch.optim.Optimizer:
-    common = {"lr": params.learning_rate, "weight_decay": params.weight_decay}
-    if params.optimiser == "sgd":
-        return torch.optim.SGD(network.parameters(), momentum=params.momentum, **common)
-    kind = torch.optim.AdamW if params.optimiser == "adamw" else torch.optim.Adam
-    return kind(network.parameters(), betas=(params.beta1, params.beta2), **common)
-
-
-def plain_loss(params: GrokkingParams, outputs: Tensor, label: Tensor) -> Tensor:
-    if params.loss == "cross_entropy":
-        return functional.cross_entropy(outputs, label)
-    return (outputs - functional.one_hot(label, params.elements)).square().sum(1).mean() / 2
-
-
-def fresh_block(members: Sequence[Member[GrokkingParams]]) -> ModularBlock:
-    """The block that a pack of these members starts from."""
-    return grokking_pack._block(members, "cpu")
-
-
-def plain_curves(member: Member[GrokkingParams], steps: Sequence[int]) -> Mapping[str, np.ndarray]:
-    """The trial in plain PyTorch, from the weights, labels, split and batches that the packed one starts from."""
-    params, block = member.params, fresh_block([member])
-    network = plain_network(params, [view[0].clone() for view in block.parameters.views()])
-    optimiser = plain_optimiser(params, network)
-    x, y, result = (torch.from_numpy(column) for column in operation_pairs(params.operation, params.modulus))
-    order, noisy = block.pairs.order_MP[0], block.pairs.labels_MP[0]
-    train, test = order[: params.train_pairs], order[params.train_pairs :]
-    curves: dict[str, list[float]] = {name: [] for name in JOB.metrics}
-    for step in range(max(steps)):
-        batch = train if params.batch == params.train_pairs else train[block.batches.draw(step, 1)[0, 0]]
-        assert len(batch) == params.batch
-        for group in optimiser.param_groups:
-            group["lr"] = params.learning_rate * min(1.0, (step + 1) / max(1, params.warmup_steps))
-        optimiser.zero_grad()
-        plain_loss(params, network(x[batch], y[batch]), noisy[batch]).backward()
-        optimiser.step()
-        if step + 1 not in steps:
-            continue
-        with torch.no_grad():
-            for name, rows, label in (("train", train, noisy), ("test", test, result)):
-                outputs = network(x[rows], y[rows])
-                curves[f"{name}_loss"].append(plain_loss(params, outputs, label[rows]).item())
-                curves[f"{name}_accuracy"].append((outputs.argmax(1) == label[rows]).double().mean().item())
-            squares = sum(weight.square().sum() for weight in network.parameters())
-            curves["weight_norm"].append(math.sqrt(float(squares)))
-    return {name: np.array(values) for name, values in curves.items()}
-
+# The packed trial against the same networks in plain PyTorch
 
 ARCHITECTURES = [
     {"model": "quadratic_mlp", "width": 20},
@@ -320,8 +178,7 @@ def named(settings: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS, ids=named)
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=named)
-@pytest.mark.parametrize("batch_size", [0, 10])
-@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+@pytest.mark.parametrize(("batch_size", "loss"), [(0, "squared"), (10, "cross_entropy")])
 def test_a_packed_trial_is_what_plain_pytorch_makes_of_it(
     architecture: dict[str, Any], optimiser: dict[str, Any], batch_size: int, loss: str
 ) -> None:
@@ -435,9 +292,9 @@ def squared_norm(params: GrokkingParams) -> float:
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=named)
 def test_initial_weights_have_the_protocols_size(architecture: dict[str, Any], scale: float) -> None:
-    """The mean over 40 seeds, within 3%; padding (17 outputs are stored as more) must not count."""
-    values = {**architecture, "modulus": 17, "init_scale": scale, "learning_rate": 1e-12, "steps": 1}
-    members = [member(seed, **values) for seed in range(40)]
+    """The mean over 60 seeds, within 2%. Padding must not count: 57 outputs are stored as 64, 20 units as 32."""
+    values = {**architecture, "modulus": 57, "data_fraction": 0.01, "init_scale": scale, "learning_rate": 1e-12}
+    members = [member(seed, **values, steps=1) for seed in range(60)]
     norms = [curve.values["weight_norm"][0] for curve in curves_of(JOB, members).values()]
-    assert np.mean(np.square(norms)) == pytest.approx(squared_norm(members[0].params), rel=0.03)
+    assert np.mean(np.square(norms)) == pytest.approx(squared_norm(members[0].params), rel=0.02)
     assert len(set(norms)) == len(norms)

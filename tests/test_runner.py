@@ -1,17 +1,19 @@
 """Laws of a run: what is recorded, what is run again, what a failure does to the rest."""
 
 import threading
+import tracemalloc
+from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs_for_runner import STEPS
-from runner_kit import COSTLY, Kept, Listed, ramp, run
 
-from orchestrator.dispatch.base import Event, PackTask
+from orchestrator.dispatch.base import Event, PackEnded, PackTask, Progress
 from orchestrator.dispatch.inline import InlineDispatcher
-from orchestrator.records import Status
+from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.trial import Trial
+from tests.jobs_for_runner import STEPS
+from tests.runner_kit import COSTLY, Kept, Listed, ramp, run
 
 
 def slopes(count: int, job: str = COSTLY) -> list[Trial]:
@@ -26,9 +28,7 @@ def test_every_trial_ends_once_with_its_whole_curve() -> None:
     for trial in trials:
         slope = trial.settings()["slope"]
         assert isinstance(slope, float)
-        assert {step: row[0] for step, row in tracker.written[trial.id].items()} == {
-            step: slope * step for step in range(1, STEPS + 1)
-        }
+        assert tracker.curve(trial) == {step: slope * step for step in range(1, STEPS + 1)}
 
 
 def test_a_finished_sweep_starts_no_worker_and_tells_the_sampler_everything() -> None:
@@ -42,7 +42,7 @@ def test_a_finished_sweep_starts_no_worker_and_tells_the_sampler_everything() ->
     summary = run(trials, tracker, pool=no_pool, sampler=sampler)
     assert (summary.done, summary.skipped) == (0, 6)
     assert {o.trial.id: (o.phase, o.observations) for o in sampler.told} == {
-        t.id: (tracker.results[t.id].phase, tracker.results[t.id].observations) for t in trials
+        t.id: (tracker.result(t).phase, tracker.result(t).observations) for t in trials
     }
 
 
@@ -63,8 +63,15 @@ def test_resume_runs_exactly_what_is_missing(finished: set[int]) -> None:
 
 def test_failed_and_killed_trials_are_run_again() -> None:
     trials, tracker = slopes(3), Kept()
-    tracker.status = {trials[0].id: Status.FAILED, trials[1].id: Status.KILLED, trials[2].id: Status.RUNNING}
+    tracker.begin(trials)
+    tracker.end(
+        [
+            TrialResult(trial_id=trials[0].id, status=Status.FAILED, error="once"),
+            TrialResult(trial_id=trials[1].id, status=Status.KILLED),
+        ]
+    )
     assert run(trials, tracker).done == 3
+    assert set(tracker.status.values()) == {Status.FINISHED}
 
 
 @given(bad=st.sets(st.integers(0, 15), max_size=4))
@@ -121,10 +128,10 @@ def test_a_sampler_is_asked_again_as_trials_end() -> None:
 def test_other_thresholds_relabel_without_training() -> None:
     trials, tracker = slopes(5), Kept()
     run(trials, tracker)
-    tracker.fingerprint = "{'level': 1000.0}"
+    tracker.open(1000.0)
     summary = run(trials, tracker, level=1000.0)
     assert (summary.done, summary.skipped, summary.relabelled) == (0, 5, 5)
-    assert {r.phase for r in tracker.results.values()} == {"low"}
+    assert {tracker.result(t).phase for t in trials} == {"low"}
     again = run(trials, tracker, level=1000.0)
     assert (again.skipped, again.relabelled) == (5, 0)
 
@@ -156,10 +163,12 @@ def test_stopped_anywhere_no_trial_is_left_running_and_the_next_run_completes(ev
     first = run(trials, tracker, pool=lambda: pool, stop=stop, sampler=Listed(trials, at_once=2))
     assert pool.closed
     assert Status.RUNNING not in tracker.status.values()
+    stood = tracker.kept.sweeps["sweep"]
     second = run(trials, tracker)
     assert first.done + second.done == 6
     assert second.skipped == first.done
-    assert {len(tracker.written[t.id]) for t in trials} == {STEPS}
+    assert {len(tracker.curve(t)) for t in trials} == {STEPS}
+    assert stood == ("KILLED" if first.stopped else "RUNNING")
 
 
 class Greedy(InlineDispatcher):
@@ -190,6 +199,61 @@ def test_an_observation_that_is_not_a_number_survives() -> None:
     tracker = Kept()
     trial = ramp(trouble="diverge")
     run([trial], tracker)
-    last = tracker.results[trial.id].observations["last"]
+    last = tracker.result(trial).observations["last"]
     assert isinstance(last, float)
     assert np.isnan(last)
+
+
+class Endless(InlineDispatcher):
+    """Streams so many large batches of rows for the one trial that it is given."""
+
+    ROWS = 20_000
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self._left = batches
+        self._task: PackTask | None = None
+
+    def submit(self, tasks: Sequence[PackTask]) -> None:
+        (self._task,) = tasks
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        assert self._task is not None
+        self._left -= 1
+        if self._left < 0:
+            result = TrialResult(trial_id=self._task.trial_ids[0], status=Status.FINISHED, phase="high")
+            return [
+                Progress(pack_id=self._task.pack_id, rows=None, results=(result,)),
+                PackEnded(pack_id=self._task.pack_id, train_s=1.0),
+            ]
+        rows = CurveRows(
+            trial_ids=self._task.trial_ids,
+            metrics=("value",),
+            trial=np.zeros(self.ROWS, dtype=np.int32),
+            step=np.arange(self.ROWS),
+            values=np.zeros((self.ROWS, 1)),
+        )
+        return [Progress(pack_id=self._task.pack_id, rows=rows, results=())]
+
+
+class Weighing(Kept):
+    """Keeps no row, and weighs the driver each time that it is given some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[int] = []
+
+    def record(self, rows: CurveRows) -> None:
+        self.weights.append(tracemalloc.get_traced_memory()[0])
+
+
+def test_the_driver_s_memory_does_not_grow_with_the_length_of_the_curves() -> None:
+    tracker = Weighing()
+    tracemalloc.start()
+    try:
+        run([ramp()], tracker, pool=lambda: Endless(50))
+    finally:
+        tracemalloc.stop()
+    assert len(tracker.weights) == 50
+    one_batch = Endless.ROWS * (4 + 8 + 8)
+    assert tracker.weights[-1] - tracker.weights[5] < one_batch

@@ -38,14 +38,20 @@ CASES = {
     "axes as a list": ("axes: [a]", "2:7: 'axes' must be a mapping of parameter to axis", "value: ['a']"),
     "unknown resource": ("resources: {wokers: 2}", "2:13: unknown key 'wokers'", "did you mean 'workers'?"),
     "resource range": ("resources: {workers: 0}", "2:22: 'workers' must be a whole number >= 1, or auto", "value: 0"),
-    "resource choice": ("resources: {device: cudda}", "2:21: 'device' must be one of auto, cpu", "did you mean 'cuda'?"),
+    "resource choice": (
+        "resources: {device: cudda}", "2:21: 'device' must be one of auto, cpu", "did you mean 'cuda'?",
+    ),
     "tracking key": ("tracking: {url: x}", "2:12: unknown key 'url'", "did you mean 'uri'?"),
     "tracking type": ("tracking: {uri: 3}", "2:17: 'uri' must be text", "put it in quotes"),
     "duplicate key": ("seed: 1\nseed: 2", "3:1: duplicate key 'seed'; it stands at", "keep one of the two"),
     "duplicate axis": ("axes:\n  steps: [1]\n  steps: [2]", "4:3: duplicate axis 'steps'; it stands at", "keep one"),
     "unknown axis": ("axes:\n  stepz: [1]", "3:3: unknown parameter 'stepz' of job", "did you mean 'steps'?"),
-    "axis the job lacks": ("axes:\n  colour: [1]", "3:3: unknown parameter 'colour' of job", f"valid: {ALL_PARAMETERS}"),
-    "axis is a number": ("axes: {steps: 3}", "2:15: an axis is a list of values, or a mapping", "put it under 'fixed:'"),
+    "axis the job lacks": (
+        "axes:\n  colour: [1]", "3:3: unknown parameter 'colour' of job", f"valid: {ALL_PARAMETERS}",
+    ),
+    "axis is a number": (
+        "axes: {steps: 3}", "2:15: an axis is a list of values, or a mapping", "put it under 'fixed:'",
+    ),
     "axis without value": ("axes:\n  steps:", "3:9: an axis is a list of values, or a mapping", "value: null"),
     "empty list": ("axes: {steps: []}", "2:15: empty grid: axis 'steps' has no values", "list at least one"),
     "empty values": ("axes: {steps: {values: []}}", "2:24: empty grid: 'values' must be", "value: []"),
@@ -62,7 +68,9 @@ CASES = {
         "axes: {steps: {scale: log, from: 1, to: 9}}", "2:8: 'points' is missing: a whole number", "add 'points: ...'",
     ),
     "log from zero": (
-        "axes: {weight_decay: {scale: log, from: 0, to: 9, points: 3}}", "2:41: 'from' must be a number > 0", "value: 0",
+        "axes: {weight_decay: {scale: log, from: 0, to: 9, points: 3}}",
+        "2:41: 'from' must be a number > 0",
+        "value: 0",
     ),
     "integers fall": (
         "axes: {steps: {scale: integer, from: 9, to: 1, points: 3}}", "2:38: integers rise: 'from' must", "value: 9",
@@ -77,14 +85,16 @@ CASES = {
         "2:75: 'include.1' must be a number",
         "value: 'no'",
     ),
-    "nested value": ("axes: {steps: [1, [2]]}", "2:19: 'steps.1' must be a number, text", "value: [2]"),
+    "nested value": ("axes: {steps: [1, [2]]}", "2:19: 'axes.steps.1' must be a finite number, text", "value: [2]"),
     "value out of range": ("axes: {steps: [1, 0, 3]}", "2:19: 'steps' must be a whole number >= 1", "value: 0"),
     "text for a number": ("axes: {steps: [1, '2']}", "2:19: 'steps' must be a whole number", "write it without quotes"),
     "number for text": ("axes: {label: [1]}", "2:16: 'label' must be a text", "put it in quotes"),
     "1.1's boolean": ("axes: {nesterov: [yes]}", "2:19: 'nesterov' must be a true or false", "value: 'yes'"),
     "bad choice": ("axes: {model: {values: [heavi]}}", "2:25: 'model' not a valid choice", "did you mean 'heavy'?"),
     "from out of range": (
-        "axes: {steps: {scale: linear, from: 0, to: 10, points: 11}}", "2:37: 'steps' must be a whole number", "value: 0",
+        "axes: {steps: {scale: linear, from: 0, to: 10, points: 11}}",
+        "2:37: 'steps' must be a whole number",
+        "value: 0",
     ),
     "to out of range": (
         "axes: {dimension: {scale: integer, from: 1, to: 101, points: 3}}", "2:49: 'dimension' must be a", "value: 101",
@@ -99,23 +109,33 @@ CASES = {
         "2:15: 'steps' must be a whole number",
         "use 'scale: integer', or list the values",
     ),
-    "infinite": ("axes: {weight_decay: [.inf]}", "2:23: 'values.0' must be" , "value: inf"),
-    "overflowing range": (
-        "axes: {label: {scale: linear, from: -1e308, to: 1e308, points: 3}}", "2:37: 'label' must be a text", "-1e+308",
+    "infinite": ("axes: {weight_decay: [.inf]}", "2:23: 'axes.weight_decay.0' must be a finite number", "value: inf"),
+    "scale of text": (
+        "axes: {label: {scale: linear, from: -1e308, to: 1e308, points: 3}}",
+        "2:23: 'label' must be text, and a scale",
+        "list its values",
     ),
-    "too large a number": (f"fixed: {{weight_decay: 1{'0' * 400}}}", "2:23: 'weight_decay' is too large", "value: 1000"),
+    "too large a number": (
+        f"fixed: {{weight_decay: 1{'0' * 400}}}", "2:23: 'weight_decay' is too large", "value: 1000",
+    ),
     "unknown fixed": ("fixed: {dimensions: 3}", "2:9: unknown parameter 'dimensions' of job", "mean 'dimension'?"),
-    "fixed out of range": ("fixed: {learning_rate: 0}", "2:24: 'learning_rate' must be a number > 0 and <= 10", "value: 0"),
-    "fixed list": ("fixed: {steps: [1]}", "2:16: 'fixed.steps' must be a number, text, true or false", "value: [1]"),
-    "fixed null": ("fixed: {steps: }", "2:16: 'fixed.steps' must be a number", "value: null"),
-    "axis also fixed": ("axes: {steps: [1]}\nfixed: {steps: 2}", "3:9: 'steps' is fixed, and is an axis too, at", "keep one"),
+    "fixed out of range": (
+        "fixed: {learning_rate: 0}", "2:24: 'learning_rate' must be a number > 0 and <= 10", "value: 0",
+    ),
+    "fixed list": (
+        "fixed: {steps: [1]}", "2:16: 'fixed.steps' must be a finite number, text, true or false", "value: [1]",
+    ),
+    "fixed null": ("fixed: {steps: }", "2:15: 'fixed.steps' must be a finite number", "value: null"),
+    "axis also fixed": (
+        "axes: {steps: [1]}\nfixed: {steps: 2}", "3:9: 'steps' is fixed, and is an axis too, at", "keep one",
+    ),
     "unknown threshold": ("phases: {arived_loss: 1}", "2:10: unknown threshold 'arived_loss'", "mean 'arrived_loss'?"),
     "threshold range": ("phases: {arrived_loss: 0}", "2:24: 'arrived_loss' must be a number > 0", "value: 0"),
     "thresholds crossed": (
         "phases: {arrived_loss: 2}", "2:9: 'far_loss' must be at least arrived_loss (2)", "value: 1.0",
     ),
-    "zip no list": ("zip: [a, b]", "2:7: 'zip.0' must be a list of axes", "value: 'a'"),
-    "zip number": ("zip: [[1, steps]]", "2:8: 'zip.0.0' must be the name of an axis", "value: 1"),
+    "zip no list": ("zip: [a]", "2:7: 'zip.0' must be a list of axes", "value: 'a'"),
+    "zip number": ("axes: {steps: [1]}\nzip: [[1, steps]]", "3:8: 'zip.0.0' must be the name of an axis", "value: 1"),
     "zip unknown": (
         "axes: {steps: [1]}\nzip: [[steps, stepz]]", "3:15: 'stepz' is no axis of this sweep", "did you mean 'steps'?",
     ),
@@ -125,7 +145,14 @@ CASES = {
     "zip of one": ("axes: {steps: [1]}\nzip: [[steps]]", "3:7: a zipped group names at least two", "valid: steps"),
     "zip of none": ("axes: {steps: [1]}\nzip: [[]]", "3:7: a zipped group names at least two", "value: []"),
     "zip twice": (
-        "axes: {steps: [1], label: [a]}\nzip: [[steps, label], [label, steps]]", "3:24: 'label' is zipped already", "once",
+        "axes: {steps: [1], label: [a], model: [plain]}\nzip: [[steps, label], [label, model]]",
+        "3:24: 'label' is zipped already",
+        "once",
+    ),
+    "overflowing range": (
+        "axes: {weight_decay: {scale: linear, from: 0, to: 1e308, points: 3}}",
+        "2:51: 'weight_decay' must be",
+        "1e+308",
     ),
     "zip lengths": (
         "axes: {steps: [1, 2], label: [a, b, c]}\nzip: [[steps, label]]",
@@ -138,16 +165,22 @@ CASES = {
         "integer axes drop points that coincide",
     ),
     "condition on nothing": (
-        "axes: {heads: {values: [1], when: {modle: plain}}}", "2:36: unknown parameter 'modle' in a cond", "mean 'model'?",
+        "axes: {heads: {values: [1], when: {modle: plain}}}",
+        "2:36: unknown parameter 'modle' in a cond",
+        "mean 'model'?",
     ),
     "condition on itself": (
         "axes: {heads: {values: [1], when: {heads: 1}}}", "2:36: axis 'heads' has a condition on itself", "another",
     ),
     "condition's value": (
-        "axes: {heads: {values: [1], when: {model: [plain, planet]}}}", "2:51: 'model' not a valid choice", "valid: plain",
+        "axes: {heads: {values: [1], when: {model: [plain, planet]}}}",
+        "2:51: 'model' not a valid choice",
+        "valid: plain",
     ),
     "condition of a mapping": (
-        "axes: {heads: {values: [1], when: {model: {a: b}}}}", "2:43: 'when.model' must be a number, text", "{'a': 'b'}",
+        "axes: {heads: {values: [1], when: {model: {a: b}}}}",
+        "2:43: 'when.model' must be a finite number, text",
+        "{'a': 'b'}",
     ),
     "condition of none": (
         "axes: {heads: {values: [1], when: {model: []}}}", "2:43: a condition lists at least one value", "value: []",
@@ -183,7 +216,9 @@ CASES = {
         "value: {'heads': 2, 'dimension': 3}",
     ),
     "bad combination with a default": (
-        "axes: {heads: [3]}", "2:8: 'heads' must divide dimension (4); got 3 in all combinations", "make one conditional",
+        "axes: {heads: [3]}",
+        "2:8: 'heads' must divide dimension (4); got 3 in all combinations",
+        "make one conditional",
     ),
 }  # fmt: skip
 
@@ -201,21 +236,33 @@ JOBS = {
     "unknown": ("job: groking", "1:6: no job is called 'groking'", "did you mean 'grokking'?"),
     "unlike any": ("job: xyz", "1:6: no job is called 'xyz'", "valid: double_descent, grokking"),
     "number": ("job: 3", "1:6: 'job' must be a built-in job, or your own", "value: 3"),
-    "no module": ("job: nowhere_at_all:Job", "1:6: job 'nowhere_at_all:Job': module 'nowhere_at_all' cannot be", "value"),
+    "no module": (
+        "job: nowhere_at_all:Job", "1:6: job 'nowhere_at_all:Job': module 'nowhere_at_all' cannot be", "value",
+    ),
     "no attribute": ("job: jobs_for_tests:Nothing", "1:6: job 'jobs_for_tests:Nothing': module", "Crashing, Descent"),
     "relative": ("job: '..x:Job'", "1:6: job '..x:Job' cannot be loaded: TypeError", "mend"),
     "no module name": ("job: ':Job'", "1:6: job ':Job' cannot be loaded: ValueError", "mend"),
     "abstract": ("job: jobs.job:Job", "1:6: job 'jobs.job:Job' cannot be loaded: TypeError", "abstract"),
-    "raises": ("job: raises_at_import:Job", "1:6: job 'raises_at_import:Job' cannot be loaded: ZeroDivisionError", "py:2"),
+    "raises": (
+        "job: raises_at_import:Job", "1:6: job 'raises_at_import:Job' cannot be loaded: ZeroDivisionError", "py:2",
+    ),
     "exits": ("job: exits_at_import:Job", "1:6: job 'exits_at_import:Job' cannot be loaded: SystemExit: 5", "py:1"),
-    "does not parse": ("job: no_python:Job", "1:6: job 'no_python:Job' cannot be loaded: SyntaxError", "no_python.py:3"),
-    "imports nothing": ("job: imports_nowhere:Job", "1:6: job 'imports_nowhere:Job': module 'nowhere_at_all'", "cannot"),
+    "does not parse": (
+        "job: no_python:Job", "1:6: job 'no_python:Job' cannot be loaded: SyntaxError", "no_python.py:3",
+    ),
+    "imports nothing": (
+        "job: imports_nowhere:Job", "1:6: job 'imports_nowhere:Job': module 'nowhere_at_all'", "cannot",
+    ),
     "required": ("job: jobs_for_tests:Requiring", "1:1: parameter 'size' of job", "add 'size: ...' under 'fixed:'"),
     "required, fixed": (
-        "job: jobs_for_tests:Requiring\nfixed: {}", "2:1: parameter 'size' of job 'jobs_for_tests:Requiring'", "no default",
+        "job: jobs_for_tests:Requiring\nfixed: {}",
+        "2:1: parameter 'size' of job 'jobs_for_tests:Requiring'",
+        "no default",
     ),
     "required, where it is no axis": (
-        "job: jobs_for_tests:Requiring\naxes: {size: {values: [1], when: {size2: 1}}}", "2:35: unknown parameter", "size",
+        "job: jobs_for_tests:Requiring\naxes: {size: {values: [1], when: {size2: 1}}}",
+        "2:35: unknown parameter",
+        "size",
     ),
     "own check raises": (
         "job: jobs_for_tests:Crashing\naxes: {size: [1, 0]}",
@@ -223,7 +270,9 @@ JOBS = {
         "value: {'size': 0}",
     ),
     "function's parameter": (
-        "job: jobs_for_tests:train\naxes:\n  my-rate: [1, 2]", "3:3: 'my-rate' is not a name that Python accepts", "got 1",
+        "job: jobs_for_tests:train\naxes:\n  my-rate: [1, 2]",
+        "3:3: 'my-rate' is not a name that Python accepts",
+        "got 1",
     ),
     "function's condition": (
         "job: jobs_for_tests:train\naxes:\n  rate: {values: [1], when: {kidn: a}}\n  kind: [a]",
@@ -262,7 +311,11 @@ OVERRIDES = {
     "job": ("job=groking", "no job is called 'groking'", "did you mean 'grokking'?"),
     "list": ("axes.weight_decay=[]", "empty grid: axis 'weight_decay' has no values", "value: []"),
     "list's entry": ("axes.weight_decay=[1, -1]", "'weight_decay' must be a number >= 0", "value: -1"),
-    "whole axis": ("axes.steps={scale: linear, from: 1, to: 2, points: 3}", "'steps' must be a whole", "scale: integer"),
+    "whole axis": (
+        "axes.steps={scale: linear, from: 1, to: 2, points: 3}",
+        "'steps' must be a whole",
+        "scale: integer",
+    ),
     "combination": ("fixed.heads=3", "'heads' must divide dimension (4); got 3 in all combinations", "'heads': 3"),
 }
 

@@ -52,4 +52,4 @@ def _normal(seeds: Sequence[int], stream: str, shape: tuple[int, ...], device: s
     for length in shape:
         size *= length
     keys = random.stream_keys(seeds, stream, device)
-    return random.normal(keys, torch.arange(size, device=device)).unflatten(1, shape)
+    return random.normal(keys, torch.arange(size, device=device)).view(len(seeds), *shape)

@@ -72,4 +72,5 @@ def _compose_s5() -> Integers:
     powers = 5 ** np.arange(5)
     place = np.zeros(5**5, dtype=np.int64)
     place[permutations @ powers] = np.arange(S5_SIZE)
-    return place[composed @ powers]
+    table: Integers = place[composed @ powers]
+    return table

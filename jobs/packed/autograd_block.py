@@ -137,15 +137,17 @@ def _apply(stream_MBTD: Tensor, weight_MDE: Tensor) -> Tensor:
 
 def _attend(q_MBSD: Tensor, k_MBTD: Tensor, v_MBTD: Tensor, heads: int) -> Tensor:
     """Causal attention of S queries (all three positions, or the last) to three positions."""
-    q, k, v = (x.unflatten(3, (heads, -1)) for x in (q_MBSD, k_MBTD, v_MBTD))
+    q, k, v = (x.view(*x.shape[:3], heads, -1) for x in (q_MBSD, k_MBTD, v_MBTD))
     # Three positions: a product of so small matrices costs more than the sums written out.
     scores = (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1) * q.shape[-1] ** -0.5
     if q.shape[2] > 1:
         later = torch.ones(3, 3, dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(later[:, :, None], -torch.inf)
-    return (scores.softmax(3).unsqueeze(-1) * v.unsqueeze(2)).sum(3).flatten(3)
+    mixed: Tensor = (scores.softmax(3).unsqueeze(-1) * v.unsqueeze(2)).sum(3).flatten(3)
+    return mixed
 
 
 def _norm(stream_MBTD: Tensor, gain_M1D: Tensor, offset_M1D: Tensor) -> Tensor:
-    normal = functional.layer_norm(stream_MBTD, stream_MBTD.shape[-1:])
-    return normal * gain_M1D.unsqueeze(1) + offset_M1D.unsqueeze(1)
+    normal: Tensor = functional.layer_norm(stream_MBTD, stream_MBTD.shape[-1:])
+    scaled: Tensor = normal * gain_M1D.unsqueeze(1) + offset_M1D.unsqueeze(1)
+    return scaled

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -74,13 +75,13 @@ class MLPBlock(Block):
     ) -> None:
         self.data, self.batches = data, batches
         self._loss = loss
-        self._regression = not data.y_MN.dtype == torch.int64
+        self._regression = data.y_MN.dtype != torch.int64
         self._device = data.x_SND.device
         inputs = data.x_SND.shape[-1]
         hidden = padded_width(max(widths))
         sizes = [inputs] + [hidden] * depth + [outputs]
         shapes: list[tuple[int, ...]] = []
-        for fan_in, fan_out in zip(sizes, sizes[1:-1], strict=False):
+        for fan_in, fan_out in pairwise(sizes[:-1]):
             shapes += [(fan_in, fan_out), (1, fan_out)]
         shapes += [(outputs, sizes[-2]), (outputs, 1)]
         self._parameters = FlatParameters(shapes, len(widths), self._device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from jobs.job import Cost
 
@@ -20,13 +21,13 @@ def padded_width(width: int) -> int:
 def parameters(inputs: int, width: int, depth: int, outputs: int) -> int:
     """Number of parameters of one perceptron with `depth` hidden layers of `width` units."""
     sizes = [inputs] + [width] * depth + [outputs]
-    return sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
+    return sum((a + 1) * b for a, b in pairwise(sizes))
 
 
 def multiply_adds(inputs: int, width: int, depth: int, outputs: int) -> int:
     """Multiply-adds of one example's forward pass."""
     sizes = [inputs] + [width] * depth + [outputs]
-    return sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    return sum(a * b for a, b in pairwise(sizes))
 
 
 def step_bytes(inputs: int, width: int, depth: int, outputs: int, batch: int, states: int) -> int:

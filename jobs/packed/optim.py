@@ -35,7 +35,7 @@ class FlatParameters:
 
     def views(self) -> list[Tensor]:
         """One contiguous (M, *shape) view per layer."""
-        parts = self.flat.split([self.models * size for size in self._sizes])
+        parts = torch.split(self.flat, [self.models * size for size in self._sizes])
         return [part.view(self.models, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def keep(self, index: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from orchestrator.trial import Trial
 
 if TYPE_CHECKING:
     from orchestrator.phases.publish import Published
+    from orchestrator.runner import Summary
     from orchestrator.sweep import Sweep
 
 
@@ -27,10 +29,20 @@ def publish_record(sweep: Sweep, trials: Sequence[Trial], tracker: Tracker) -> P
     return published
 
 
+def keep_summary(sweep: Sweep, summary: Summary, tracker: Tracker) -> None:
+    """What the run did and took, as `run.json` beside the diagram and with the parent run."""
+    names = ("done", "failed", "skipped", "workers", "seconds", "startup_s", "train_s", "record_s", "estimated_s")
+    path = sweep.output / "run.json"
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps({name: getattr(summary, name) for name in names}, indent=1) + "\n")
+    scratch.replace(path)
+    tracker.attach({path.name: path})
+
+
 def print_files(published: Published) -> None:
     """Where the files are."""
     for name, path in sorted(published.files.items()):
-        print(f"{name:<22} {path}")
+        print(f"{name:<25} {path}")
     for warning in published.warnings:
         print(f"warning: {warning}")
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.inspect import FAILURES_SHOWN, failure_line
-from orchestrator.commands.publishing import print_files, publish_record
+from orchestrator.commands.publishing import keep_summary, print_files, publish_record
 from orchestrator.commands.wiring import (
     calibration_for,
     load_sweep,
@@ -129,6 +129,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> int:
             if not arguments.no_map and (summary.done or summary.skipped):
                 published = publish_record(sweep, trials, tracker)
                 metrics = published.metrics
+                keep_summary(sweep, summary, tracker)
                 print_files(published)
         except Stopped:
             tracker.end_sweep(Status.KILLED.value, {})

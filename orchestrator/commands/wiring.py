@@ -49,6 +49,7 @@ def sweep_record(sweep: Sweep) -> SweepRecord:
         job=sweep.job,
         resolved_yaml=sweep.resolved_yaml(),
         thresholds=sweep.thresholds_fingerprint(),
+        axes=tuple(axis.name for axis in sweep.axes),
     )
 
 
@@ -78,7 +79,7 @@ def resources_at_hand(sweep: Sweep, *, inline: bool) -> tuple[int, str]:
     if inline:
         return 1, inline_device(sweep)
     if on_cluster():
-        from orchestrator.dispatch.ray_pool import cluster_shape, connected
+        from orchestrator.dispatch.ray_connection import cluster_shape, connected
 
         with connected():
             workers, device = cluster_shape(

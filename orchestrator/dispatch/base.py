@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from jobs.job import Scalar
 from orchestrator.records import CurveRows, TrialResult
@@ -24,7 +24,7 @@ class PackTask:
     memory_bytes: float = 0.0
 
 
-class Cause(str, Enum):
+class Cause(StrEnum):
     """Why a pack did not end. Each cause has one policy, in `orchestrator.failures`."""
 
     USER_ERROR = "user error"

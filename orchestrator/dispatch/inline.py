@@ -37,7 +37,7 @@ class InlineDispatcher(Dispatcher):
         """Queue packs; the first starts with the next `poll`."""
         self._queue.extend(tasks)
 
-    def poll(self, timeout_s: float) -> list[Event]:  # noqa: ARG002 - see the class
+    def poll(self, timeout_s: float) -> list[Event]:
         """Run on until one event, and return it; none where no pack is left."""
         while True:
             if self._running is None:

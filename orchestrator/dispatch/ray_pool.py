@@ -1,6 +1,6 @@
 """Packs run on warm Ray actors: one per CPU core or GPU, here or on a cluster.
 
-Ray is imported here alone, and only when a pool is made. An actor lives as long as the pool: it
+Ray is imported in this folder alone, and only when a pool is made. An actor lives as long as the pool: it
 imports torch once and then trains pack after pack. Packs go to it as plain data; what it measures
 comes back as a stream of events (`orchestrator.dispatch.worker.execute`).
 """
@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.dispatch import reaper
 from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackFailed, PackTask, Progress
+from orchestrator.dispatch.ray_connection import cluster_shape, connect, disconnect
 from orchestrator.dispatch.worker import execute, is_out_of_memory, prepare
 from orchestrator.errors import UserError
 
@@ -32,8 +30,6 @@ STILLBORN_LIMIT = 3
 """So many workers in a row that die before they are ready: something is wrong with all of them."""
 WARM_S = 60.0
 """How long a new pool is waited for before packs are handed out to whoever is ready."""
-OBJECT_STORE_BYTES = 300_000_000
-"""Shared memory of a local Ray. Only rows of curves pass through it, a few chunks at a time."""
 
 
 class WorkerActor:
@@ -47,7 +43,7 @@ class WorkerActor:
 
     def warm(self, job: str | None) -> int:
         """Load what `job` needs; the process id."""
-        with contextlib.suppress(LookupError):  # a job that cannot be loaded is reported by its packs
+        with contextlib.suppress(Exception):  # a job that cannot be loaded is reported by its packs
             prepare(threads=self._threads, job=job)
         return os.getpid()
 
@@ -68,125 +64,6 @@ class _Worker:
     def waits_on(self) -> Any:
         """What would be news of this worker; None where there cannot be any."""
         return self.ready if self.ready is not None else self.packs[0][1] if self.packs else None
-
-
-def use_token_authentication() -> None:
-    """Turn on Ray's token authentication where nothing else is said.
-
-    A Ray that this program starts then only answers this user. Towards a cluster it is turned on
-    where there is a token to show: a cluster without authentication needs none.
-    """
-    if "RAY_AUTH_MODE" in os.environ:
-        return
-    token_file = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-    has_token = "RAY_AUTH_TOKEN" in os.environ or Path(token_file).expanduser().is_file()
-    if has_token or "RAY_ADDRESS" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-
-
-@contextlib.contextmanager
-def _reaped() -> Iterator[None]:
-    """What is started inside ends with this process, even where that is killed (see `reaper`)."""
-    if not Path("/proc/self/environ").exists():  # not Linux: Ray's own ways must do
-        yield
-        return
-    mark = uuid.uuid4().hex
-    watch = subprocess.Popen([sys.executable, "-I", reaper.__file__, mark], stdin=subprocess.PIPE, start_new_session=True)
-    _reapers.append(watch)
-    os.environ[reaper.MARK] = mark
-    try:
-        yield
-    finally:
-        del os.environ[reaper.MARK]
-
-
-_reapers: list[subprocess.Popen[bytes]] = []
-
-
-def disconnect() -> None:
-    """Shut down the Ray that `connect` started, or let go of the cluster."""
-    import ray
-
-    ray.shutdown()
-    for watch in _reapers:
-        if watch.stdin is not None:
-            watch.stdin.close()
-        watch.wait()
-    _reapers.clear()
-
-
-def connect(*, num_cpus: int | None = None) -> bool:
-    """Connect to Ray: to `RAY_ADDRESS` (set in a submitted job too), or to one started here.
-
-    Returns:
-        Whether this process owns the connection and so must let go of it.
-
-    Raises:
-        UserError: there is no cluster at the address, or it refuses this user.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    use_token_authentication()
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    if ray.is_initialized():
-        return False
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "phasefront"}
-    if not address or address == "local":
-        with _reaped():
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        return True
-    try:
-        ray.init(address=address, **quiet)
-    except Exception as error:
-        text = str(error)
-        if "auth" in text.lower() or "token" in text.lower():
-            raise UserError(
-                "the Ray cluster refuses this user",
-                place="RAY_ADDRESS",
-                value=address,
-                next_step=(
-                    "use the cluster's token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN=... or the file "
-                    f"~/.ray/auth_token, on the head, the workers and here. Ray said: {_first_line(text)}"
-                ),
-            ) from error
-        raise UserError(
-            "no Ray cluster answers",
-            place="RAY_ADDRESS",
-            value=address,
-            next_step=f"start one (see cluster/), or unset RAY_ADDRESS for a local Ray. Ray said: {_first_line(text)}",
-        ) from error
-    return True
-
-
-@contextlib.contextmanager
-def connected() -> Iterator[None]:
-    """Connected to the cluster for a look at it."""
-    owned = connect()
-    try:
-        yield
-    finally:
-        if owned:
-            disconnect()
-
-
-def cluster_shape(*, cpus_per_worker: float, gpus_per_worker: float | None, device: str) -> tuple[int, str]:
-    """How many workers the connected cluster holds, and on which device they train."""
-    import ray
-
-    total = ray.cluster_resources()
-    gpus = total.get("GPU", 0.0)
-    if device == "auto":
-        device = "cuda" if gpus else "cpu"
-    if device == "cuda":
-        return int(gpus / (gpus_per_worker or 1.0)), device
-    return int(total.get("CPU", 0.0) / cpus_per_worker), device
 
 
 class RayDispatcher(Dispatcher):
@@ -431,8 +308,3 @@ def explain(error: BaseException) -> tuple[Cause, str]:
         user = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
         return (Cause.OUT_OF_MEMORY if is_out_of_memory(user) else Cause.USER_ERROR), text
     return (Cause.OUT_OF_MEMORY if is_out_of_memory(error) else Cause.USER_ERROR), text
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "nothing")
-

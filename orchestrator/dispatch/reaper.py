@@ -16,6 +16,8 @@ from pathlib import Path
 
 MARK = "PHASEFRONT_LOCAL_RAY"
 """Environment variable that all processes of a local Ray inherit from the driver that started it."""
+CLEAN = b"clean"
+"""What a driver says that has shut down its Ray itself."""
 QUIET_S = 0.5
 """Without a marked process for this long, all are gone (one may have been starting another)."""
 
@@ -35,13 +37,15 @@ def main(mark: str) -> None:
     """Wait for the end of the driver, then kill what is left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    sys.stdin.buffer.read()
+    quiet_s = 0.0 if sys.stdin.buffer.read() == CLEAN else QUIET_S
     quiet_since = time.monotonic()
-    while time.monotonic() - quiet_since < QUIET_S:
+    while True:
         for pid in marked(mark):
             quiet_since = time.monotonic()
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+        if time.monotonic() - quiet_since >= quiet_s:
+            return
         time.sleep(0.1)
 
 

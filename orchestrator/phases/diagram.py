@@ -19,7 +19,7 @@ from orchestrator.phases.text import axis_label
 from orchestrator.phases.view import AxisView
 from orchestrator.records import Status
 
-UNLABELLED = "(no phase)"
+UNLABELLED = "no phase"
 """Stands for the phase of a finished trial that has none."""
 
 
@@ -221,7 +221,7 @@ def cell_values(
 
 def _coordinate(axis: AxisView, table: TrialTable) -> tuple[Scalar | None, ...]:
     """(N,) the axis's value of each trial; None where its condition does not hold."""
-    values = table.params[axis.name]
+    values = table.params.get(axis.name, (None,) * len(table))
     if not axis.when:
         return values
     exists = [True] * len(values)

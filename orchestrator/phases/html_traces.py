@@ -126,7 +126,7 @@ def value_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, nam
     """A heat map of an observation's median; what was not reached is grey."""
     values = diagram.observations[name]
     median = values.median
-    log = wants_log(median)
+    log = wants_log(name, median)
     finite = median[np.isfinite(median)]
     z = np.log10(np.where(np.isfinite(median), median, np.nan)) if log else median
     low, high = (float(np.nanmin(z)), float(np.nanmax(z))) if len(finite) else (0.0, 1.0)
@@ -204,7 +204,8 @@ def line_traces(
             )  # fmt: skip
     colours = [label_colour(int(i)) if i >= 0 else "#FFFFFF" for i in diagram.majority[cells]]
     traces.append(
-        {"type": "bar", "x": _list(u), "y": [1] * len(u), "yaxis": "y2", "showlegend": False, "name": "phase",
+        {"type": "bar", "x": _list(axis.low[diagram.codes[cells, x]]), "y": [1] * len(u), "offset": 0,
+         "yaxis": "y2", "showlegend": False, "name": "phase",
          "width": _list(axis.high[diagram.codes[cells, x]] - axis.low[diagram.codes[cells, x]]),
          "marker": {"color": colours, "line": {"width": 0}}, "meta": {"texts": texts, "cells": at},
          "hovertemplate": "%{text}<extra></extra>", "textposition": "none"}

@@ -104,20 +104,38 @@ def headline(wanted: Sequence[str], observations: Mapping[str, CellValues]) -> t
     return named or tuple(name for name, cells in observations.items() if cells.reached.any())[:2]
 
 
+def quantity(name: str) -> str:
+    """The kind of quantity that an observation's name speaks of, e.g. `step` or `error`; else its last word."""
+    parts = name.lower().split("_")
+    return next((kind for kind in ("step", "error", "loss", "accuracy", "risk") if kind in parts), parts[-1])
+
+
 def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Group observations of one quantity (by the kind of their name: error, loss, accuracy, step), order kept."""
+    """Group observations of one quantity, order kept."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        parts = name.lower().split("_")
-        kind = next((k for k in ("step", "error", "loss", "accuracy", "risk") if k in parts), parts[-1])
-        groups.setdefault(kind, []).append(name)
+        groups.setdefault(quantity(name), []).append(name)
     return [tuple(group) for group in groups.values()]
 
 
-def wants_log(values: NDArray[np.float64]) -> bool:
-    """Whether positive values span so much (a factor of 20) that a log scale tells more."""
+def shared_words(names: Sequence[str]) -> str:
+    """What an axis is called on which all of these are drawn: the name of one, what the names of several share."""
+    if len(names) == 1:
+        return words(names[0])
+    parts = [name.split("_") for name in names]
+    common = [word for word in parts[0] if all(word in other for other in parts[1:])]
+    return " ".join(word for word in common if word != "final") or quantity(names[0])
+
+
+def wants_log(name: str, values: NDArray[np.float64]) -> bool:
+    """Whether an observation's values span so much (a factor of 20, all positive) that a log scale tells more.
+
+    Errors and accuracies are shares of one and stay linear.
+    """
     finite = values[np.isfinite(values)]
-    return bool(len(finite) and finite.min() > 0 and finite.max() >= 20 * finite.min())
+    if not len(finite) or quantity(name) in ("error", "accuracy"):
+        return False
+    return bool(finite.min() > 0 and finite.max() >= 20 * finite.min())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from orchestrator.phases.html_traces import (
     line_traces,
     value_traces,
 )
-from orchestrator.phases.layout import Layout, alike, headline, lay_out, wants_log
+from orchestrator.phases.layout import Layout, alike, headline, lay_out, shared_words, wants_log
 from orchestrator.phases.page import PAGE
 from orchestrator.phases.plot_png import summary
 from orchestrator.phases.table import TrialTable
@@ -125,8 +125,9 @@ def _line_layout(diagram: PhaseDiagram, x: int, names: Sequence[str]) -> dict[st
     across = axis_layout(diagram.axes[x]) | {"anchor": "y2"}
     values = np.concatenate([diagram.observations[name].median for name in names])
     up: dict[str, Any] = {
-        "domain": [0.1, 1], "zeroline": False, "gridcolor": "#E6E6E6", "type": "log" if wants_log(values) else "linear",
-        "title": {"text": ", ".join(map(words, names))},
+        "domain": [0.1, 1], "zeroline": False, "gridcolor": "#E6E6E6",
+        "type": "log" if wants_log(names[0], values) else "linear",
+        "title": {"text": shared_words(names)},
     }  # fmt: skip
     return _base() | {
         "xaxis": across, "yaxis": up, "yaxis2": {"domain": [0, 0.06], "visible": False, "range": [0, 1]},

@@ -72,13 +72,16 @@ def _columns(panels: int) -> int:
 def draw_curves(
     diagram: PhaseDiagram, layout: Layout, wanted: Sequence[str], metrics: Mapping[str, float], path: Path
 ) -> None:
-    """Write a PNG of observations along x, a panel per value of y, with the phase as a strip below each."""
+    """Write a PNG of observations along x, a panel per value of y, with the phase as a strip below each.
+
+    There must be something to draw: `layout.lines`, and an observation in `headline`.
+    """
     groups = alike(headline(wanted, diagram.observations)[:4])
     panels: list[tuple[Panel, tuple[str, ...]]]
     if len(layout.lines) == 1:
         panels = [(layout.lines[0], group) for group in groups[:3]]
     else:
-        panels = [(panel, groups[0]) for panel in layout.lines] if groups else []
+        panels = [(panel, groups[0]) for panel in layout.lines]
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     width, height = max(5.6 * columns + 0.4, 9.0), 4.1 * rows + 1.3

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from orchestrator.phases.diagram import PhaseDiagram
-from orchestrator.phases.layout import Layout, Panel, alike, markers, spread_out, wants_log
+from orchestrator.phases.layout import Layout, Panel, markers, shared_words, spread_out, wants_log
 from orchestrator.phases.png_map import label_colours, set_axis
+from orchestrator.phases.scale import linear_ticks, log_ticks
 from orchestrator.phases.text import INK, LINE_STYLES, MARKER_DASHES, SOFT, label_colour, number, words
 
 
@@ -29,7 +31,7 @@ def draw_lines(
     u = axis.position[diagram.codes[cells, layout.x]]
     placed = diagram.codes[cells, layout.x] >= axis.special
     everything = np.concatenate([diagram.observations[name].median for name in names])
-    if wants_log(everything):
+    if wants_log(names[0], everything):
         ax.set_yscale("log")
     for k, name in enumerate(names):
         values = diagram.observations[name]
@@ -37,8 +39,9 @@ def draw_lines(
         median = values.median[cells]
         ax.fill_between(u[placed], values.low[cells][placed], values.high[cells][placed], color=colour, alpha=0.16,
                         linewidth=0)  # fmt: skip
-        ax.plot(u[placed], median[placed], color=colour, linestyle=dash, marker=marker, markersize=4.5, linewidth=1.8,
-                label=words(name))  # fmt: skip
+        if np.isfinite(median[placed]).any():
+            ax.plot(u[placed], median[placed], color=colour, linestyle=dash, marker=marker, markersize=4.5,
+                    linewidth=1.8, label=words(name))  # fmt: skip
         ax.plot(u[~placed], median[~placed], color=colour, linestyle="none", marker=marker, markersize=4.5)
         off = values.not_reached[cells] & (values.censored[cells] > 0)
         if off.any():
@@ -53,13 +56,18 @@ def draw_lines(
     set_axis(ax, "x", axis, 9)
     ax.set_xlabel("")
     ax.tick_params(labelbottom=False)
-    group = alike(names)[0]
-    ax.set_ylabel(words(names[0]) if len(group) == 1 else _shared_words(names))
+    ax.set_ylabel(shared_words(names))
+    low, high = ax.get_ylim()
+    log = ax.get_yscale() == "log"
+    ticks = log_ticks(math.log10(low), math.log10(high), 7) if log else linear_ticks(low, high, 7)
+    ax.set_yticks(ticks, labels=[number(v) for v in ticks])
+    ax.minorticks_off()
     ax.set_title(panel.title)
     ax.grid(axis="y", color="#E6E6E6", linewidth=0.7)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="best", fontsize=9.5, frameon=True, framealpha=0.85, edgecolor="none", handlelength=2.2)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="best", fontsize=9.5, frameon=True, framealpha=0.85, edgecolor="none", handlelength=2.2)
     colours = np.concatenate([label_colours(diagram), np.zeros((1, 4))])
     by_value = np.full(len(axis.values), -1, dtype=np.int64)
     by_value[diagram.codes[cells, layout.x]] = cells
@@ -83,10 +91,3 @@ def line_legend(ax: Any, diagram: PhaseDiagram) -> None:
         handles.append(Patch(facecolor=INK, alpha=0.16, label="range of the replicates about their median"))
     if handles:
         ax.legend(handles=handles, loc="upper left", ncols=6, fontsize=10.5, handlelength=1.3, columnspacing=1.6)
-
-
-def _shared_words(names: Sequence[str]) -> str:
-    """What the names have in common, e.g. `error`."""
-    parts = [name.split("_") for name in names]
-    common = [word for word in parts[0] if all(word in other for other in parts[1:])]
-    return " ".join(word for word in common if word != "final") or words(names[0])

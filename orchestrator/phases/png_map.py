@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from orchestrator.phases.boundary import boundary
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.layout import Layout, Panel, grid_of, spread_out, wants_log
-from orchestrator.phases.scale import AxisScale, log_ticks
+from orchestrator.phases.scale import AxisScale, linear_ticks, log_ticks
 from orchestrator.phases.text import INK, NOT_REACHED, SOFT, label_colour, number, words
 
 _SPLIT_UP_TO = 10_000
@@ -70,7 +70,7 @@ def draw_values(
     median = values.median
     boxes = _frame(ax, diagram, x, y, words(name))
     finite = median[np.isfinite(median)]
-    log = wants_log(median)
+    log = wants_log(name, median)
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     if low == high:
         low, high = (low / 1.5, high * 1.5) if log else (low - 0.5, high + 0.5)
@@ -95,10 +95,9 @@ def draw_values(
         orientation="horizontal",
     )
     bar.outline.set_visible(False)
-    if log:
-        at = log_ticks(math.log10(low), math.log10(high), 6)
-        bar.set_ticks(at, labels=[number(v) for v in at])
-        bar.minorticks_off()
+    at = log_ticks(math.log10(low), math.log10(high), 6) if log else linear_ticks(low, high, 6)
+    bar.set_ticks(at, labels=[number(v) for v in at])
+    bar.minorticks_off()
     if values.not_reached[panel.cells].any():
         from matplotlib.patches import Patch
 
@@ -161,6 +160,10 @@ def set_axis(ax: Any, which: str, axis: AxisScale, most: int) -> None:
     side = getattr(ax, f"{which}axis")
     getattr(ax, f"set_{which}lim")(*axis.span)
     side.set_ticks(at, labels=texts)
+    if which == "x" and (len(texts) + 1) * max(map(len, texts), default=0) > 42:
+        side.set_tick_params(rotation=30)
+        for text in side.get_ticklabels():
+            text.set(horizontalalignment="right", rotation_mode="anchor")
     side.set_minor_locator(FixedLocator(axis.minor_ticks()))
     getattr(ax, f"set_{which}label")(axis.label)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from jobs.job import specs
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
-from orchestrator.phases.layout import lay_out
+from orchestrator.phases.layout import headline, lay_out
 from orchestrator.phases.table import TrialTable, collect, write_table
 from orchestrator.phases.view import SweepView
 from orchestrator.records import Status
@@ -69,11 +70,12 @@ def publish(sweep: SweepView, trials: Sequence[Trial], rows: Mapping[str, TrialR
     write("trials.parquet", lambda path: write_table(table, path))
     text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write("sweep_metrics.json", lambda path: _write_text(path, text))
-    if layout.lines and layout.y is None:
+    lines = bool(layout.lines and headline(job.headline, diagram.observations))
+    if lines and layout.y is None:
         write("phase_diagram.png", lambda path: draw_curves(diagram, layout, job.headline, metrics, path))
     else:
         write("phase_diagram.png", lambda path: draw_map(diagram, layout, job.headline, path))
-        if layout.lines:
+        if lines:
             write("phase_diagram_lines.png", lambda path: draw_curves(diagram, layout, job.headline, metrics, path))
     coarse = diagram
     if len(diagram.codes) > MOST_INTERACTIVE_CELLS:
@@ -109,7 +111,8 @@ def sweep_metrics(
         warnings.append(f"the job's summarise raised {type(error).__name__}: {error}; its quantities are left out")
         found = {}
     metrics.update({name: float(value) for name, value in found.items() if math.isfinite(value)})
-    return metrics, warnings
+    # MLflow refuses a whole batch for one name with any other character.
+    return {re.sub(r"[^\w/.: -]", "_", name): value for name, value in metrics.items()}, warnings
 
 
 def _write_whole(path: Path, make: Callable[[Path], None]) -> Path:

@@ -94,7 +94,7 @@ class AxisScale:
                 texts += [self.text(i) for i in rest][::stride]
                 return at, texts
         low, high = float(self.low[self.special]), float(self.high[-1])
-        values = log_ticks(low, high, most) if self.kind == "log" else _linear_ticks(low, high, most)
+        values = log_ticks(low, high, most) if self.kind == "log" else linear_ticks(low, high, most)
         for value in values:
             at.append(math.log10(value) if self.kind == "log" else value)
             texts.append(number(value))
@@ -180,10 +180,11 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     whole = [10.0**d for d in decades if low <= d <= high]
     if len(whole) > most:
         return whole[:: math.ceil(len(whole) / most)]
-    return _linear_ticks(10.0**low, 10.0**high, most)[-most:]
+    return linear_ticks(10.0**low, 10.0**high, most)[-most:]
 
 
-def _linear_ticks(low: float, high: float, most: int) -> list[float]:
+def linear_ticks(low: float, high: float, most: int) -> list[float]:
+    """At most `most` round values between `low` and `high`."""
     raw = (high - low) / max(most - 1, 1)
     if raw <= 0:
         return [low]

@@ -29,15 +29,20 @@ from orchestrator.tracking.connection import (
     find_experiment,
     mlflow_store,
 )
-from orchestrator.tracking.metric_rows import latest_of, note, observed_rows, take_new_rows
+from orchestrator.tracking.metric_rows import RowBuffer, latest_of, new_rows, note, observed_rows
 from orchestrator.tracking.run_table import CHUNK, OpenRun, RunTable, chunked
 from orchestrator.trial import Trial
 
 if TYPE_CHECKING:
     from orchestrator.tracking.store import BulkSqlAlchemyStore
 
+WRITE_EVERY_S = 0.25
+"""Rows wait only for others that come within this time, so that those of a slow job are written at once."""
+
+ROWS_A_WRITE = 100_000
+
 LATEST_EVERY_S = 2.0
-"""`latest_metrics` of running trials is written this often, and when a trial ends: rows and steps are never late."""
+"""`latest_metrics` of running trials is written this often, and when a trial ends."""
 
 _READ_TAGS = (layout.PHASE, layout.THRESHOLDS, layout.OBSERVATIONS)
 _BEFORE_START = "timestamp < (SELECT start_time FROM runs WHERE runs.run_uuid = {table}.run_uuid)"
@@ -66,6 +71,8 @@ class DatabaseTracker(Tracker):
         self._late: set[str] = set()
         """Begun trials whose latest metrics are not written."""
         self._latest_at = time.monotonic()
+        self._waiting = RowBuffer()
+        self._written_at = 0.0
         self._closed = False
 
     def open_sweep(self, sweep: SweepRecord) -> str:
@@ -146,6 +153,7 @@ class DatabaseTracker(Tracker):
             return
         bulk, now = table.bulk, _now_ms()
         with bulk.transaction():
+            self._write_waiting()
             found, free = table.locate(wanted)
             new = {
                 trial: OpenRun(run_id=run, status="RUNNING", start_time=now, fresh=True) for trial, run in free.items()
@@ -173,19 +181,26 @@ class DatabaseTracker(Tracker):
         self._open.update(found)
 
     def record(self, rows: CurveRows) -> None:
-        """One transaction, so that a step is recorded with all its metrics or not at all."""
+        """One transaction, so that a step is recorded with all its metrics or not at all.
+
+        Calls that follow each other closely are written together; every other call of this object
+        writes what waits first.
+        """
         _, table = self._opened()
         layout.check_metric_names(rows.metrics)
         runs = [self._begun(trial) for trial in rows.trial_ids]
-        new, metrics = take_new_rows(rows, runs)
+        new = new_rows(rows, runs)
         if new is None:
             return
-        with table.bulk.transaction():
-            table.bulk.metrics(metrics)
+        self._waiting.add(new, runs)
         note(new, runs)
         self._late.update(rows.trial_ids[position] for position in np.unique(new.trial).tolist())
-        if time.monotonic() - self._latest_at > LATEST_EVERY_S:
-            self._write_latest()
+        now = time.monotonic()
+        if self._waiting.rows >= ROWS_A_WRITE or now - self._written_at > WRITE_EVERY_S:
+            with table.bulk.transaction():
+                self._write_waiting()
+                if now - self._latest_at > LATEST_EVERY_S:
+                    self._write_latest()
 
     def end(self, results: Sequence[TrialResult]) -> None:
         """One transaction: status, observations and phase are never apart."""
@@ -206,6 +221,8 @@ class DatabaseTracker(Tracker):
         with bulk.transaction():
             found = table.locate([trial for trial in last if trial not in self._open])[0]
             runs = {trial: self._open.get(trial) or found.get(trial) for trial in last}
+            self._check_there([run.run_id for run in runs.values() if run is not None])
+            self._write_waiting()
             replaced, tags, metrics, latest = [], [], [], []
             by_status: dict[str, list[str]] = {}
             for trial, result in last.items():
@@ -240,7 +257,7 @@ class DatabaseTracker(Tracker):
         """One statement ends them, one makes good the latest metrics that a dead driver was late with."""
         _, table = self._opened()
         bulk = table.bulk
-        self._write_latest()
+        self._write_all()
         orphans: dict[str, str] = dict(
             bulk.query(
                 "SELECT t.value, r.run_uuid FROM runs r JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = ? "
@@ -287,7 +304,7 @@ class DatabaseTracker(Tracker):
         _, table = self._opened()
         layout.check_metric_names(metrics)
         bulk, run = table.bulk, self._parent
-        self._write_latest()
+        self._write_all()
         rows = observed_rows(run, [(name, float(value)) for name, value in metrics.items()])
         with bulk.transaction():
             for name in ("metrics", "latest_metrics"):
@@ -306,18 +323,31 @@ class DatabaseTracker(Tracker):
         if self._closed:
             return
         if self._table is not None:
-            if self._late:
-                self._write_latest()
+            self._write_all()
             self._table.bulk.close()
         if self._store is not None:
             self._store.engine.dispose()
         self._closed = True
 
+    def _write_all(self) -> None:
+        """Everything that waits, in a transaction of its own."""
+        if self._table is not None and (self._waiting.rows or self._late):
+            with self._table.bulk.transaction():
+                self._write_waiting()
+                self._write_latest()
+
+    def _write_waiting(self) -> None:
+        """Inside a transaction: the rows that wait."""
+        if self._waiting.rows:
+            bulk = self._opened()[1].bulk
+            self._check_there(self._waiting.run_ids)
+            bulk.metric_columns(self._waiting.take())
+        self._written_at = time.monotonic()
+
     def _write_latest(self) -> None:
-        _, table = self._opened()
+        """Inside a transaction: the latest metrics that are late."""
         rows = [row for trial in sorted(self._late) for row in latest_of(self._open[trial])]
-        with table.bulk.transaction():
-            table.bulk.latest(rows)
+        self._opened()[1].bulk.latest(rows)
         for trial in self._late:
             self._open[trial].latest.clear()
         self._late.clear()
@@ -348,6 +378,7 @@ class DatabaseTracker(Tracker):
     def _existing(self) -> RunTable | None:
         """The experiment's runs, for reading; None where there is nothing yet."""
         self._check_open()
+        self._write_all()
         if self._table is None:
             bulk = connect(self._address, write=False, place=self._place)
             if bulk is None:
@@ -395,6 +426,15 @@ class DatabaseTracker(Tracker):
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the tracker is closed")
+
+    def _check_there(self, run_ids: Sequence[str]) -> None:
+        missing = self._opened()[1].bulk.missing_runs(run_ids)
+        if missing:
+            raise UserError(
+                f"{missing} runs of this sweep were removed from the tracking database while it ran",
+                place=self._place,
+                next_step="run the same command again: their trials are run anew",
+            )
 
     def _begun(self, trial: str) -> OpenRun:
         try:

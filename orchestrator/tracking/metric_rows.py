@@ -3,54 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.records import CurveRows
-from orchestrator.tracking.bulk_sql import MetricRow
+from orchestrator.tracking.bulk_sql import Columns, MetricRow
 from orchestrator.tracking.layout import LARGEST, OBSERVED_BEFORE_MS, as_stored
 from orchestrator.tracking.run_table import OpenRun
 
 
-def take_new_rows(rows: CurveRows, runs: Sequence[OpenRun]) -> tuple[CurveRows | None, list[MetricRow]]:
-    """The rows beyond each run's recorded step (None where there are none), and as MLflow's metric rows.
-
-    `runs` stand for `rows.trial_ids`. The runs are not changed; see `note`.
-    """
+def new_rows(rows: CurveRows, runs: Sequence[OpenRun]) -> CurveRows | None:
+    """The rows beyond each run's recorded step; None where there are none. `runs` stand for `rows.trial_ids`."""
     through = np.array([run.through_step for run in runs], dtype=np.int64)
     new = rows.step > through[rows.trial]
+    if new.all() and len(new):
+        return rows
     if not new.any():
-        return None, []
-    if not new.all():
-        rows = CurveRows(
-            trial_ids=rows.trial_ids,
-            metrics=rows.metrics,
-            trial=rows.trial[new],
-            step=rows.step[new],
-            values=rows.values[new],
-            present=rows.present[new] if rows.present is not None else None,
-        )
-    start = np.array([run.start_time for run in runs], dtype=np.int64)
-    timestamp = start[rows.trial] + rows.step
-    # The primary key begins with key and timestamp: rows in that order touch each page of its index once.
-    order = np.argsort(timestamp, kind="stable")
-    ids = np.array([run.run_id for run in runs], dtype=object)
-    columns: list[MetricRow] = []
-    for k, name in enumerate(rows.metrics):
-        here = order if rows.present is None else order[rows.present[order, k]]
-        values, is_nan = stored(rows.values[here, k])
-        columns += zip(
-            repeat(name),
+        return None
+    return CurveRows(
+        trial_ids=rows.trial_ids,
+        metrics=rows.metrics,
+        trial=rows.trial[new],
+        step=rows.step[new],
+        values=rows.values[new],
+        present=rows.present[new] if rows.present is not None else None,
+    )
+
+
+class RowBuffer:
+    """Rows on their way to `metrics`, kept as arrays; a large batch costs a database less than small ones."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, int] = {}
+        self._metrics: dict[str, int] = {}
+        self._parts: list[tuple[NDArray[Any], ...]] = []
+        self.rows = 0
+        """How many metric rows wait."""
+
+    def add(self, rows: CurveRows, runs: Sequence[OpenRun]) -> None:
+        """Take rows in; `runs` stand for `rows.trial_ids`."""
+        numbers = np.array([self._runs.setdefault(run.run_id, len(self._runs)) for run in runs], dtype=np.int64)
+        codes = np.array([self._metrics.setdefault(name, len(self._metrics)) for name in rows.metrics], dtype=np.int64)
+        start = np.array([run.start_time for run in runs], dtype=np.int64)
+        if rows.present is None:
+            r, k = np.divmod(np.arange(rows.values.size), len(rows.metrics))
+        else:
+            r, k = np.nonzero(rows.present)
+        trial, step = rows.trial[r], rows.step[r]
+        self._parts.append((numbers[trial], codes[k], start[trial] + step, step, rows.values[r, k]))
+        self.rows += len(r)
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The runs that the waiting rows belong to."""
+        return list(self._runs)
+
+    def take(self) -> Columns:
+        """All waiting rows as the columns METRICS, and wait for none.
+
+        Two of the table's three indexes begin with the run, the third with metric and time, of which
+        a batch holds few: rows run by run and metric by metric touch each page of an index once.
+        """
+        run, metric, timestamp, step, value = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        ids = np.array(list(self._runs), dtype=object)
+        rank = np.empty(len(ids), dtype=np.int64)
+        rank[np.argsort(ids)] = np.arange(len(ids))
+        order = np.lexsort((step, metric, rank[run]))
+        values, is_nan = stored(value[order])
+        names = np.array(list(self._metrics), dtype=object)
+        self._runs, self._metrics, self._parts, self.rows = {}, {}, [], 0
+        return (
+            names[metric[order]].tolist(),
             values.tolist(),
-            timestamp[here].tolist(),
-            rows.step[here].tolist(),
+            timestamp[order].tolist(),
+            step[order].tolist(),
             is_nan.tolist(),
-            ids[rows.trial[here]].tolist(),
-            strict=False,
+            ids[run[order]].tolist(),
         )
-    return rows, columns
 
 
 def stored(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

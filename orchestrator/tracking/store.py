@@ -70,7 +70,7 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
                 connection.execute("PRAGMA busy_timeout = 20000")
                 yield SqliteBulk(connection)
             else:
-                yield PostgresBulk(connection)
+                yield PostgresBulk(connection.driver_connection)
         finally:
             connection.close()
 
@@ -123,7 +123,7 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
             super().log_batch(run_id, metrics, params, tags)
             return
         _validate_run_id(run_id)
-        metrics, params, tags = _validate_batch_log_data(metrics, params, tags)
+        _, params, tags = _validate_batch_log_data(_in_doubt(metrics), params, tags)
         _validate_batch_log_limits(metrics, params, tags)
         _validate_param_keys_unique(params)
         rows: list[MetricRow] = []
@@ -162,6 +162,23 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
                 f"Changing param values is not allowed. Params were already logged='{changed}' for run ID='{run_id}'.",
                 INVALID_PARAMETER_VALUE,
             )
+
+
+def _in_doubt(metrics: Sequence[Metric]) -> list[Metric]:
+    """The metrics that MLflow's own validation must see: one of each name, and those of unusual types."""
+    known: set[str] = set()
+    doubtful = []
+    for metric in metrics:
+        if (
+            type(metric.value) is not float
+            or type(metric.timestamp) is not int
+            or metric.timestamp < 0
+            or type(metric.step) is not int
+            or metric.key not in known
+        ):
+            doubtful.append(metric)
+            known.add(metric.key)
+    return doubtful
 
 
 def latest_rows(rows: Sequence[MetricRow]) -> list[MetricRow]:

@@ -1,0 +1,140 @@
+"""Connecting to Ray: to a cluster, or to a local Ray that is started here and ends with this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.dispatch import reaper
+from orchestrator.errors import UserError
+
+OBJECT_STORE_BYTES = 300_000_000
+"""Shared memory of a local Ray. Only rows of curves pass through it, a few chunks at a time."""
+
+
+def use_token_authentication() -> None:
+    """Turn on Ray's token authentication where nothing else is said.
+
+    A Ray that this program starts then only answers this user. Towards a cluster it is turned on
+    where there is a token to show: a cluster without authentication needs none.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    token_file = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+    has_token = "RAY_AUTH_TOKEN" in os.environ or Path(token_file).expanduser().is_file()
+    if has_token or "RAY_ADDRESS" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+@contextlib.contextmanager
+def _reaped() -> Iterator[None]:
+    """What is started inside ends with this process, even where that is killed (see `reaper`)."""
+    if not Path("/proc/self/environ").exists():  # not Linux: Ray's own ways must do
+        yield
+        return
+    mark = uuid.uuid4().hex
+    command = [sys.executable, "-I", reaper.__file__, mark]
+    watch = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    _reapers.append(watch)
+    os.environ[reaper.MARK] = mark
+    try:
+        yield
+    finally:
+        del os.environ[reaper.MARK]
+
+
+_reapers: list[subprocess.Popen[bytes]] = []
+
+
+def disconnect() -> None:
+    """Shut down the Ray that `connect` started, or let go of the cluster."""
+    import ray
+
+    ray.shutdown()
+    for watch in _reapers:
+        watch.communicate(reaper.CLEAN)
+    _reapers.clear()
+
+
+def connect(*, num_cpus: int | None = None) -> bool:
+    """Connect to Ray: to `RAY_ADDRESS` (set in a submitted job too), or to one started here.
+
+    Returns:
+        Whether this process owns the connection and so must let go of it.
+
+    Raises:
+        UserError: there is no cluster at the address, or it refuses this user.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    use_token_authentication()
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "phasefront"}
+    if not address or address == "local":
+        with _reaped():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
+            )
+        return True
+    try:
+        ray.init(address=address, **quiet)
+    except Exception as error:
+        text = str(error)
+        if "auth" in text.lower() or "token" in text.lower():
+            raise UserError(
+                "the Ray cluster refuses this user",
+                place="RAY_ADDRESS",
+                value=address,
+                next_step=(
+                    "use the cluster's token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN=... or the file "
+                    f"~/.ray/auth_token, on the head, the workers and here. Ray said: {_first_line(text)}"
+                ),
+            ) from error
+        raise UserError(
+            "no Ray cluster answers",
+            place="RAY_ADDRESS",
+            value=address,
+            next_step=f"start one (see cluster/), or unset RAY_ADDRESS for a local Ray. Ray said: {_first_line(text)}",
+        ) from error
+    return True
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Connected to the cluster for a look at it."""
+    owned = connect()
+    try:
+        yield
+    finally:
+        if owned:
+            disconnect()
+
+
+def cluster_shape(*, cpus_per_worker: float, gpus_per_worker: float | None, device: str) -> tuple[int, str]:
+    """How many workers the connected cluster holds, and on which device they train."""
+    import ray
+
+    total = ray.cluster_resources()
+    gpus = total.get("GPU", 0.0)
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "cuda":
+        return int(gpus / (gpus_per_worker or 1.0)), device
+    return int(total.get("CPU", 0.0) / cpus_per_worker), device
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "nothing")

@@ -1,0 +1,253 @@
+"""MLflow's REST interface: the few requests that a tracker makes, over several connections."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from orchestrator.errors import UserError
+from orchestrator.tracking.bulk_sql import MetricRow
+from orchestrator.tracking.run_table import chunked
+
+CONNECTIONS = 8
+METRICS_A_REQUEST = 1000
+ENTITIES_A_REQUEST = 100
+"""MLflow's limit on params and on tags."""
+BYTES_A_REQUEST = 900_000
+"""MLflow's limit is 1 MB; what surrounds the metrics needs some of it."""
+RUNS_A_PAGE = 5000
+RUNS_BY_ID = 500
+HISTORY_RUNS = 100
+HISTORY_ROWS = 25_000
+"""MLflow's limits of one request for the histories of several runs."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class ServerError(RuntimeError):
+    """The MLflow server refused a request."""
+
+    def __init__(self, endpoint: str, status: int, code: str, message: str) -> None:
+        self.status, self.code = status, code
+        super().__init__(f"MLflow server, {endpoint}: {status} {code}: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRun:
+    """A run as the server describes it."""
+
+    run_id: str
+    status: str
+    start_time: int
+    tags: dict[str, str]
+    newest: dict[str, tuple[int, int]]
+    """metric -> (timestamp, step) of its latest row."""
+
+    @classmethod
+    def parse(cls, run: Mapping[str, Any]) -> ServerRun:
+        """From the JSON of MLflow's REST interface."""
+        info, data = run["info"], run.get("data", {})
+        return cls(
+            run_id=info["run_id"],
+            status=info["status"],
+            start_time=int(info.get("start_time", 0)),
+            tags={tag["key"]: tag.get("value", "") for tag in data.get("tags", ())},
+            newest={m["key"]: (int(m["timestamp"]), int(m.get("step", 0))) for m in data.get("metrics", ())},
+        )
+
+    @property
+    def through_step(self) -> int:
+        """The last recorded step of its curves; -1 where there is none."""
+        return max((step for timestamp, step in self.newest.values() if timestamp >= self.start_time), default=-1)
+
+
+class MlflowApi:
+    """One MLflow server. `each` runs requests side by side."""
+
+    def __init__(self, uri: str, *, place: str) -> None:
+        self._uri, self._place = uri.rstrip("/"), place
+        self._pool: ThreadPoolExecutor | None = None
+        self._credentials: Any = None
+
+    def connect(self) -> None:
+        """Import mlflow and see that somebody listens (MLflow itself would retry for minutes).
+
+        Raises:
+            UserError: nobody does.
+        """
+        if self._pool is not None:
+            return
+        parts = urlsplit(self._uri)
+        try:
+            host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+            if not host:
+                raise ValueError("it has no host")
+            socket.create_connection((host, port), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise self._unreachable(str(error)) from None
+        from orchestrator.tracking.quiet import quiet_mlflow
+
+        quiet_mlflow("mlflow.utils.rest_utils", "mlflow.utils.credentials")
+        from mlflow.utils.credentials import get_default_host_creds
+
+        self._credentials = get_default_host_creds(self._uri)
+        self._pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="mlflow-http")
+
+    def each(self, do: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`do` for every item, several at a time; results in order; the first error is raised when all are done."""
+        self.connect()
+        assert self._pool is not None  # connect made it
+        futures = [self._pool.submit(do, item) for item in items]
+        results = []
+        failed: BaseException | None = None
+        for future in futures:
+            error = future.exception()
+            if error is None:
+                results.append(future.result())
+            failed = failed or error
+        if failed is not None:
+            raise failed
+        return results
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """POST to `/api/2.0/mlflow/<path>`."""
+        return self._call("POST", f"/api/2.0/mlflow/{path}", json=body)
+
+    def get(self, path: str, **params: Any) -> dict[str, Any]:
+        """GET from `/api/2.0/mlflow/<path>`."""
+        return self._call("GET", f"/api/2.0/mlflow/{path}", params=params)
+
+    def _call(self, method: str, endpoint: str, **content: Any) -> dict[str, Any]:
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.rest_utils import http_request
+
+        try:
+            response = http_request(self._credentials, endpoint, method, raise_on_status=False, **content)
+        except MlflowException as error:
+            raise self._unreachable(error.message) from error
+        try:
+            answer = json.loads(response.text) if response.text.strip() else {}
+        except ValueError:
+            answer = {}
+            if response.status_code == 200:
+                raise self._unreachable("what answers there is no MLflow server") from None
+        if response.status_code in (401, 403):
+            raise UserError(
+                f"the MLflow server refuses us ({response.status_code})",
+                place=self._place,
+                value=self._uri,
+                next_step="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+            )
+        if response.status_code != 200:
+            code = answer.get("error_code", "")
+            raise ServerError(endpoint, response.status_code, code, answer.get("message", response.text[:500]))
+        if not isinstance(answer, dict):
+            raise self._unreachable("what answers there is no MLflow server")
+        return answer
+
+    def _unreachable(self, why: str) -> UserError:
+        return UserError(
+            f"the MLflow server cannot be reached: {why}",
+            place=self._place,
+            value=self._uri,
+            next_step="check the address and that the server runs: mlflow server --backend-store-uri "
+            "phasefront-sqlite:///mlflow.db; or keep the record in a file: sqlite:///mlflow.db",
+        )
+
+    def experiment(self, name: str) -> dict[str, Any] | None:
+        """The experiment of this name; None where there is none."""
+        self.connect()
+        try:
+            found: dict[str, Any] = self.get("experiments/get-by-name", experiment_name=name)["experiment"]
+        except ServerError as error:
+            if error.code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            if error.status == 404:
+                raise self._unreachable("what answers there is no MLflow server") from error
+            raise
+        return found
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        metrics: Sequence[MetricRow] = (),
+        params: Sequence[tuple[str, str]] = (),
+        tags: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Log to one run: at most 1,000 metrics, and any number of params and tags."""
+        extra = [[{"key": k, "value": v} for k, v in part] for part in chunked(params, ENTITIES_A_REQUEST)]
+        more = [[{"key": k, "value": v} for k, v in part] for part in chunked(tags, ENTITIES_A_REQUEST)]
+        entries = [
+            {"key": key, "value": "NaN" if is_nan else value, "timestamp": timestamp, "step": step}
+            for key, value, timestamp, step, is_nan, _ in metrics
+        ]
+        with_metrics = len(entries) > METRICS_A_REQUEST - 2 * ENTITIES_A_REQUEST
+        for number in range(max(len(extra), len(more), 0 if with_metrics else 1)):
+            body: dict[str, Any] = {"run_id": run_id}
+            body["params"] = extra[number] if number < len(extra) else []
+            body["tags"] = more[number] if number < len(more) else []
+            body["metrics"] = entries if number == 0 and not with_metrics else []
+            self.post("runs/log-batch", body)
+        if with_metrics:
+            self.post("runs/log-batch", {"run_id": run_id, "metrics": entries})
+
+    def search(self, experiment_id: str, condition: str, page: int = RUNS_A_PAGE) -> Iterator[ServerRun]:
+        """The active runs that meet a condition, page by page."""
+        body: dict[str, Any] = {
+            "experiment_ids": [experiment_id], "filter": condition, "max_results": page,
+            "order_by": ["attributes.start_time ASC"],
+        }  # fmt: skip
+        while True:
+            answer = self.post("runs/search", body)
+            yield from map(ServerRun.parse, answer.get("runs", ()))
+            if not answer.get("next_page_token"):
+                return
+            body["page_token"] = answer["next_page_token"]
+
+    def runs(self, experiment_id: str, run_ids: Sequence[str]) -> dict[str, ServerRun]:
+        """These runs, those that the user has deleted left out."""
+
+        def some(ids: list[str]) -> list[ServerRun]:
+            listed = ", ".join(f"'{run}'" for run in ids)
+            return list(self.search(experiment_id, f"attributes.run_id IN ({listed})"))
+
+        return {run.run_id: run for part in self.each(some, chunked(run_ids, RUNS_BY_ID)) for run in part}
+
+    def histories(self, run_ids: Sequence[str], metric: str) -> list[dict[str, Any]]:
+        """All rows of a metric of at most HISTORY_RUNS runs, each with its `run_id`."""
+        answer = self._call(
+            "GET", "/ajax-api/2.0/mlflow/metrics/get-history-bulk",
+            params={"run_id": list(run_ids), "metric_key": metric, "max_results": HISTORY_ROWS},
+        )  # fmt: skip
+        rows: list[dict[str, Any]] = answer.get("metrics", [])
+        if len(rows) < HISTORY_ROWS:
+            return rows
+        if len(run_ids) > 1:
+            middle = len(run_ids) // 2
+            return self.histories(run_ids[:middle], metric) + self.histories(run_ids[middle:], metric)
+        return list(self._history(run_ids[0], metric))
+
+    def _history(self, run_id: str, metric: str) -> Iterator[dict[str, Any]]:
+        token: dict[str, str] = {}
+        while True:
+            answer = self.get(
+                "metrics/get-history", run_id=run_id, metric_key=metric, max_results=HISTORY_ROWS, **token
+            )
+            for row in answer.get("metrics", ()):
+                yield {**row, "run_id": run_id}
+            if not answer.get("next_page_token"):
+                return
+            token = {"page_token": answer["next_page_token"]}
+
+    def close(self) -> None:
+        """End the connections."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+            self._pool = None

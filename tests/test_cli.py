@@ -1,0 +1,139 @@
+"""Laws of the command line: what each command says and which exit code it gives."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.driving import environment, parents, record, run, trials
+
+JOB = """\
+def train(params, seed, device, report):
+    for step in range(1, 4):
+        report(step, loss=params["lr"] / step)
+    if params["lr"] > params["limit"]:
+        raise ValueError("lr is too large")
+"""
+SWEEP = """\
+name: small
+job: mine:train
+axes:
+  lr: {values: [1.0, 2.0, 3.0]}
+fixed: {limit: 2.5}
+replicates: 2
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(JOB)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    return tmp_path
+
+
+def phasefront(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """The command with its two streams apart; its cache is in the test's folder."""
+    command = [sys.executable, "-m", "orchestrator", *arguments]
+    environ = environment({"XDG_CACHE_HOME": str(cwd / "cache")})
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "absent.yaml"),
+        ("check", "sweep.yaml", "--set", "axes.lr.points=oops"),
+        ("check", "sweep.yaml", "--set", "replicats=2"),
+        ("plan", "sweep.yaml", "--set", "job=mine:absent"),
+        ("map", "sweep.yaml"),
+        ("run", "sweep.yaml", "--workers", "0"),
+        ("run",),
+        ("fly", "sweep.yaml"),
+        (),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_is_explained_without_a_traceback(arguments: tuple[str, ...], folder: Path) -> None:
+    done = phasefront(*arguments, cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.strip()
+    assert "Traceback" not in done.stderr
+    assert not (folder / "mlflow.db").exists()
+
+
+def test_check_counts_the_trials_and_creates_nothing(folder: Path) -> None:
+    done = phasefront("check", "sweep.yaml", "--set", "replicates=5", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "15 trials" in done.stdout
+    assert not (folder / "mlflow.db").exists()
+
+
+def test_the_schema_is_json_that_describes_the_keys(folder: Path) -> None:
+    done = phasefront("schema", cwd=folder)
+    assert done.returncode == 0
+    assert {"job", "axes", "replicates"} <= set(json.loads(done.stdout)["properties"])
+
+
+def test_the_version_is_said(folder: Path) -> None:
+    assert phasefront("--version", cwd=folder).stdout.startswith("phasefront ")
+
+
+@pytest.mark.slow
+def test_a_sweep_from_plan_to_map(folder: Path) -> None:
+    plan = phasefront("plan", "sweep.yaml", cwd=folder)
+    assert plan.returncode == 0, plan.stderr
+    assert "6: 0 finished, 6 to run" in plan.stdout
+    assert not (folder / "mlflow.db").exists()
+
+    first = phasefront("run", "sweep.yaml", "--inline", cwd=folder)
+    assert first.returncode == 1, first.stderr
+    assert "Traceback" not in first.stderr
+    assert "lr=3.0, replicate=0: ValueError: lr is too large" in first.stderr
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in first.stdout or "mlflow.db" in first.stdout
+    runs = record(folder / "mlflow.db")
+    assert sorted(run_.status for run_ in trials(runs)) == ["FAILED"] * 2 + ["FINISHED"] * 4
+    assert [run_.status for run_ in parents(runs)] == ["FAILED"]
+    for name in ("phase_diagram.png", "phase_diagram.html", "trials.parquet"):
+        assert (folder / "phasefront-out" / "small" / name).stat().st_size > 0
+
+    status = phasefront("status", "sweep.yaml", cwd=folder)
+    assert status.returncode == 0, status.stderr
+    assert "6: 4 finished, 0 running, 2 failed, 0 killed, 0 missing" in status.stdout
+    assert "lr=3.0, replicate=1" in status.stdout
+
+    assert "4 finished, 2 to run" in phasefront("plan", "sweep.yaml", cwd=folder).stdout
+
+    again = phasefront("run", "sweep.yaml", "--inline", "--no-map", "--quiet", cwd=folder)
+    assert again.returncode == 1
+    assert "4 were finished before" in again.stdout
+    assert "/6 done" not in again.stdout
+
+    (folder / "phasefront-out" / "small" / "phase_diagram.png").unlink()
+    mapped = phasefront("map", "sweep.yaml", cwd=folder)
+    assert mapped.returncode == 0, mapped.stderr
+    assert "4 of 6 trials are finished" in mapped.stdout
+    assert (folder / "phasefront-out" / "small" / "phase_diagram.png").exists()
+    assert len(trials(record(folder / "mlflow.db"))) == 6
+
+
+@pytest.mark.slow
+def test_new_thresholds_label_anew_without_training(folder: Path) -> None:
+    plain = phasefront("run", "sweep.yaml", "--inline", "--no-map", "--set", "fixed.limit=9", cwd=folder)
+    assert plain.returncode == 0, plain.stderr
+    thresholds = ("--set", "fixed.limit=9", "--set", "phases={metric: loss, level: 0.5}")
+    mapped = phasefront("map", "sweep.yaml", *thresholds, cwd=folder)
+    assert mapped.returncode == 0, mapped.stderr
+    assert "6 were labelled anew" in mapped.stdout
+    labels = {(t.params["lr"], t.tags["phasefront.phase"]) for t in trials(record(folder / "mlflow.db"))}
+    assert labels == {("1.0", "below"), ("2.0", "at or above"), ("3.0", "at or above")}
+
+
+@pytest.mark.slow
+def test_the_default_is_a_local_ray_and_lines_in_a_log(folder: Path) -> None:
+    code, text = run("run", "sweep.yaml", "--set", "fixed.limit=9", "--no-map", cwd=folder)
+    assert code == 0, text
+    assert "0/6 done" in text
+    assert "6/6 done, 0 running, 0 failed" in text
+    assert "Traceback" not in text

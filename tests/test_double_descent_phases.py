@@ -1,0 +1,129 @@
+"""Laws of reading double descent: curves to observations, observations to phases, trials to a summary."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.double_descent import DoubleDescent, DoubleDescentParams, DoubleDescentThresholds
+from jobs.job import Censored, Curves, Member, Observations
+
+JOB = DoubleDescent()
+LIMITS = DoubleDescentThresholds()
+
+
+def member(**changes: Any) -> Member[DoubleDescentParams]:
+    return Member(params=DoubleDescentParams(**{"data": "gaussian_teacher", "pool": 60, **changes}), seed=5)
+
+
+def curve(train_error: list[float], test_error: list[float], train_loss: list[float] | None = None) -> Curves:
+    count = len(train_error)
+    loss = train_loss or train_error
+    columns = {"train_loss": loss, "train_error": train_error, "test_loss": test_error, "test_error": test_error}
+    return Curves(
+        step=10 ** np.arange(count, dtype=np.int64),
+        values={name: np.array(values, dtype=np.float64) for name, values in columns.items()},
+    )
+
+
+def observed(*args: Any, **limits: Any) -> Observations:
+    return JOB.observe(member().params, curve(*args), DoubleDescentThresholds(**limits))
+
+
+def test_a_double_descent_is_read_off_a_curve() -> None:
+    seen = observed([0.9, 0.5, 0.3, 0.0, 0.0, 0.0], [0.9, 0.4, 0.5, 0.7, 0.3, 0.35])
+    assert seen["interpolation_step"] == 1000.0
+    assert (seen["first_minimum_test_error"], seen["first_minimum_step"]) == (0.4, 10.0)
+    assert (seen["test_error_peak"], seen["test_error_peak_step"]) == (0.7, 1000.0)
+    assert (seen["second_minimum_test_error"], seen["second_minimum_step"]) == (0.3, 10_000.0)
+    assert (seen["final_train_error"], seen["final_test_error"]) == (0.0, 0.35)
+    assert seen["diverged_step"] == Censored(100_000.0)
+    assert JOB.phase(member().params, seen, LIMITS) == "interpolating"
+
+
+def test_what_is_not_reached_is_censored_and_not_a_number() -> None:
+    seen = observed([0.9, 0.6, 0.5], [0.9, 0.8, 0.7])
+    assert seen["interpolation_step"] == Censored(100.0)
+    for name in ("test_error_peak", "test_error_peak_step", "second_minimum_test_error", "second_minimum_step"):
+        assert seen[name] == Censored(100.0)
+    assert (seen["first_minimum_test_error"], seen["first_minimum_step"]) == (0.7, 100.0)
+    assert JOB.phase(member().params, seen, LIMITS) == "underfitted"
+
+
+def test_a_rise_at_the_end_is_no_peak() -> None:
+    seen = observed([0.9, 0.5, 0.2], [0.9, 0.3, 0.8])
+    assert seen["test_error_peak"] == Censored(100.0)
+    assert seen["first_minimum_test_error"] == 0.3
+
+
+def test_thresholds_move_the_numbers() -> None:
+    errors, tests = [0.9, 0.2, 0.1, 0.05], [0.9, 0.4, 0.45, 0.2]
+    assert observed(errors, tests)["interpolation_step"] == Censored(1000.0)
+    assert observed(errors, tests, interpolated_error=0.1)["interpolation_step"] == 100.0
+    assert observed(errors, tests)["test_error_peak"] == 0.45
+    assert observed(errors, tests, prominence=0.1)["test_error_peak"] == Censored(1000.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_divergence_has_a_step_and_a_phase(bad: float) -> None:
+    seen = observed([0.9, 0.0, 0.9], [0.9, 0.2, 0.9], [1.0, 0.01, bad])
+    assert seen["diverged_step"] == 100.0
+    assert seen["interpolation_step"] == 10.0
+    assert JOB.phase(member().params, seen, LIMITS) == "diverged"
+
+
+def test_every_phase_is_declared() -> None:
+    assert {"interpolating", "underfitted", "diverged"} == set(JOB.phases)
+    assert set(JOB.headline) <= set(observed([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]))
+
+
+def final(train: float, test: float) -> Observations:
+    return observed([0.9, train], [0.9, test])
+
+
+def test_a_sweep_over_widths_has_its_threshold_and_its_peak() -> None:
+    """Medians over replicates: one outlier moves nothing."""
+    errors = {2: (0.6, 0.50), 8: (0.3, 0.48), 32: (0.1, 0.52), 64: (0.005, 0.60), 128: (0.0, 0.5), 300: (0.0, 0.45)}
+    trials = [
+        (member(width=width).params, final(train + shift, test + shift))
+        for width, (train, test) in errors.items()
+        for shift in (0.0, 0.0, 0.3 if width == 8 else 0.0)
+    ]
+    found = JOB.summarise(trials, LIMITS)
+    assert found["interpolation_width"] == 64.0
+    assert found["test_error_peak_width"] == 64.0
+    assert "effective_model_complexity" not in found, "one sample count is no axis"
+
+
+def test_each_setting_of_the_other_axes_has_a_summary_of_its_own() -> None:
+    trials = [
+        (member(width=width, label_noise=noise).params, final(0.0 if width >= threshold else 0.5, 0.5))
+        for noise, threshold in ((0.0, 8), (0.2, 64))
+        for width in (2, 8, 32, 64)
+    ]
+    found = JOB.summarise(trials, LIMITS)
+    assert sorted(value for name, value in found.items() if name.startswith("interpolation_width")) == [8.0, 64.0]
+    assert any("label_noise" in name and "0.2" in name for name in found)
+
+
+def test_a_sweep_that_never_interpolates_has_no_threshold() -> None:
+    trials = [(member(width=w).params, final(0.2, 0.5)) for w in (2, 8, 32)]
+    assert "interpolation_width" not in JOB.summarise(trials, LIMITS)
+    assert JOB.summarise([], LIMITS) == {}
+
+
+def test_the_effective_model_complexity_is_the_most_samples_still_fitted() -> None:
+    trials = [
+        (member(sample_count=n).params, final(error, 0.5))
+        for n, error in ((10, 0.0), (20, 0.05), (30, 0.09), (40, 0.2), (50, 0.4))
+    ]
+    found = JOB.summarise(trials, LIMITS)
+    assert found["effective_model_complexity"] == 30.0
+
+
+def test_interpolation_is_from_a_width_on() -> None:
+    """A lucky narrow network that fits is not the threshold if a wider one does not."""
+    errors = [(2, 0.5), (4, 0.0), (8, 0.3), (16, 0.0), (32, 0.0)]
+    found = JOB.summarise([(member(width=w).params, final(e, 0.5)) for w, e in errors], LIMITS)
+    assert found["interpolation_width"] == 16.0
