@@ -102,6 +102,7 @@ class Runner:
         thresholds: what phases are reduced with.
         fingerprint: the thresholds' fingerprint, compared with the record's.
         stop: set from outside (a signal handler) to stop the run.
+        stopped: called once a stopped run is recorded, before its workers are let go of.
     """
 
     def __init__(
@@ -116,12 +117,14 @@ class Runner:
         thresholds: Params,
         fingerprint: str,
         stop: threading.Event | None = None,
+        stopped: Callable[[Summary], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job_name, self._planner, self._sampler, self._tracker = job_name, planner, sampler, tracker
         self._pool, self._progress, self._clock = pool, progress, clock
         self._thresholds, self._fingerprint = thresholds, fingerprint
         self._stop = stop or threading.Event()
+        self._stopped = stopped
         self._dispatcher: Dispatcher | None = None
         self._queue: deque[Pack] = deque()
         self._out: dict[str, _Out] = {}
@@ -157,6 +160,10 @@ class Runner:
                 self._summary.stopped = self._stop.is_set()
                 if broke or self._summary.stopped:
                     self._tracker.end_sweep(Status.KILLED.value if self._summary.stopped else Status.FAILED.value, {})
+                if self._summary.stopped:
+                    self._progress.close()
+                    if self._stopped is not None:
+                        self._stopped(self._summary)
             finally:
                 if self._dispatcher is not None:
                     self._dispatcher.close()

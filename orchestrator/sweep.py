@@ -115,7 +115,7 @@ class Sweep:
             seed=written.seed,
             phases=phases,
             resources=_resources(written.resources),
-            tracking=written.tracking,
+            tracking=_tracking(written.tracking, os.environ if environ is None else environ),
             output=Path(written.output or f"phasefront-out/{name}"),
             written=written,
             first=tuple(first),
@@ -156,7 +156,7 @@ class Sweep:
         Passwords in the tracking address are left out.
         """
         file = self.written
-        tracking = file.tracking.model_dump()
+        tracking = self.tracking.model_dump()
         tracking["uri"] = _without_password(tracking["uri"])
         return dump(
             {
@@ -173,6 +173,14 @@ class Sweep:
                 "output": str(self.output),
             }
         )
+
+
+def _tracking(written: Tracking, environ: Mapping[str, str]) -> Tracking:
+    """As written; an address that is not is MLflow's own `$MLFLOW_TRACKING_URI`, where that is set."""
+    address = environ.get("MLFLOW_TRACKING_URI")
+    if "uri" in written.model_fields_set or not address:
+        return written
+    return written.model_copy(update={"uri": address})
 
 
 def _plain(axis: AxisWritten) -> Any:

@@ -34,7 +34,7 @@ class Tracking(FileModel):
 
     uri: str = key(
         "sqlite:///mlflow.db",
-        meaning="MLflow's tracking address.",
+        meaning="MLflow's tracking address; without it, $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db.",
         valid="text such as sqlite:///mlflow.db, postgresql://user@host/db, http://host:5000",
         min_length=1,
     )

@@ -1,7 +1,10 @@
 """Settings that every test shares."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Two busy cores make no example fail; in CI the same examples run every time, so that a red run can be repeated.
@@ -9,3 +12,18 @@ settings.register_profile(
     "phasefront", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("phasefront")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither read nor write what the user's machine has measured; generated data sets are kept."""
+    data = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phasefront" / "data"
+    before = {name: os.environ.get(name) for name in ("XDG_CACHE_HOME", "PHASEFRONT_DATA", "MLFLOW_TRACKING_URI")}
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["PHASEFRONT_DATA"] = before["PHASEFRONT_DATA"] or str(data)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value

@@ -137,6 +137,17 @@ class Run:
         return self.tags.get("mlflow.parentRunId")
 
 
+def rows_recorded(database: Path) -> int:
+    """How many metric rows an MLflow database holds; 0 where there is no database yet."""
+    if not database.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'metrics'").fetchone():
+            return 0
+        (count,) = connection.execute("SELECT count(*) FROM metrics").fetchone()
+        return int(count)
+
+
 def record(database: Path) -> list[Run]:
     """Every run of an MLflow database, read from its tables; none where there is no database yet."""
     if not database.exists():

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from driving import PATIENCE_S, Run, driver, parents, record, trials, wait_for
+from driving import PATIENCE_S, Run, driver, parents, record, rows_recorded, trials, wait_for
 
 SWEEP = """\
 name: resumed
@@ -19,7 +19,7 @@ job: grokking
 axes:
   weight_decay: {scale: linear, from: 0.0, to: 2.0, points: 4}
   data_fraction: {scale: linear, from: 0.4, to: 0.8, points: 4}
-replicates: 2
+replicates: 6
 fixed: {modulus: 13, steps: 3000, width: 64}
 resources: {workers: 2}
 """
@@ -37,16 +37,12 @@ def folder_with_sweep(parent: Path, name: str) -> Path:
     return folder
 
 
-def rows_recorded(folder: Path) -> int:
-    return sum(len(run.rows) for run in record(folder / "mlflow.db"))
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Run], float]:
     """The record of a run that nobody disturbed, and the seconds from its first row to its end."""
     folder = folder_with_sweep(tmp_path_factory.mktemp("undisturbed"), "sweep")
     with driver(*COMMAND, cwd=folder) as running:
-        wait_for("the first rows", lambda: rows_recorded(folder) > 0, running)
+        wait_for("the first rows", lambda: rows_recorded(folder / "mlflow.db") > 0, running)
         started = time.monotonic()
         text = running.finish()
         took_s = time.monotonic() - started
@@ -61,7 +57,7 @@ def converged(folder: Path) -> dict[str, Run]:
     assert [run.status for run in parents(runs)] == ["FINISHED"]
     by_id = {run.tags["phasefront.trial_id"]: run for run in trials(runs)}
     assert len(by_id) == len(trials(runs)), "a trial has two runs"
-    assert Counter(run.status for run in by_id.values()) == {"FINISHED": 4 * 4 * 2}
+    assert Counter(run.status for run in by_id.values()) == {"FINISHED": 4 * 4 * 6}
     for run in by_id.values():
         repeated = [row for row, times in Counter(row[:2] for row in run.rows).items() if times > 1]
         assert repeated == [], f"rows written twice in {run.run_id}"
@@ -89,10 +85,10 @@ def test_three_kills_leave_the_record_of_an_undisturbed_run(
     moments = random.Random(seed)
     landed = 0
     for _ in range(3):
-        before = rows_recorded(folder)
+        before = rows_recorded(folder / "mlflow.db")
         with driver(*COMMAND, cwd=folder) as running:
-            wait_for("more rows", lambda before=before: rows_recorded(folder) > before, running)
-            time.sleep(moments.uniform(0, took_s / 4))
+            wait_for("more rows", lambda before=before: rows_recorded(folder / "mlflow.db") > before, running)
+            time.sleep(moments.uniform(0, took_s / 6))
             landed += running.kill()
             wait_for("the end of what a killed driver left", lambda running=running: running.left_behind() == [])
     assert landed == 3, "the sweep is too short to be killed three times"
@@ -108,9 +104,9 @@ def test_a_stop_is_clean_and_the_same_command_goes_on(
     expected, _ = undisturbed
     folder = folder_with_sweep(tmp_path, "sweep")
     for number in (signal.SIGTERM, signal.SIGINT):
-        before = rows_recorded(folder)
+        before = rows_recorded(folder / "mlflow.db")
         with driver(*COMMAND, cwd=folder) as running:
-            wait_for("more rows", lambda before=before: rows_recorded(folder) > before, running)
+            wait_for("more rows", lambda before=before: rows_recorded(folder / "mlflow.db") > before, running)
             os.kill(running.popen.pid, number)
             if number == signal.SIGTERM:  # as Ray stops a job: what is not done when its patience ends is not done
                 with contextlib.suppress(subprocess.TimeoutExpired):

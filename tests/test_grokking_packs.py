@@ -1,14 +1,14 @@
 """Laws of a grokking pack: a packed trial is the trial, and the trial is what plain PyTorch makes of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packing import assert_packed_is_solo, assert_same_curves, course_of, curves_of
 from plain_grokking import fresh_block, plain_curves
@@ -60,7 +60,7 @@ def packs(draw: st.DrawFn) -> list[Member[GrokkingParams]]:
         "noise_convention": draw(st.sampled_from(("redrawn", "incorrect"))),
         "stop_accuracy": draw(st.sampled_from((0.0, 0.3))),
     }
-    # A layer norm of two units is a sign: its gradient is all rounding, which Adam would blow up to a step.
+    # Fewer units make ties among the outputs, and signs of layer norms, whose gradients are rounding alone.
     transformer_width = draw(st.sampled_from((8, 12, 16)))
     rate = 0.05 if optimiser == "sgd" else 0.01
     members = []
@@ -69,7 +69,7 @@ def packs(draw: st.DrawFn) -> list[Member[GrokkingParams]]:
             member(
                 draw(SEEDS),
                 **shared,
-                width=transformer_width if model == "transformer" else draw(st.integers(1, 40)),
+                width=transformer_width if model == "transformer" else draw(st.integers(3, 40)),
                 data_fraction=draw(st.floats(0.3, 0.8)),
                 label_noise=draw(st.sampled_from((0.0, 0.2, 1.0))),
                 init_scale=draw(st.sampled_from((0.5, 1.0, 1.5))),
@@ -82,11 +82,20 @@ def packs(draw: st.DrawFn) -> list[Member[GrokkingParams]]:
     return members
 
 
-@settings(max_examples=100)
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """Everything is computed in float64: the same code, without the rounding that training amplifies."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double_precision")
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(members=packs())
 def test_a_packed_trial_is_the_trial(members: list[Member[GrokkingParams]]) -> None:
-    """Tolerance: 1e-3 relative, of float32 training over at most 30 steps; the accuracies may differ by one pair."""
-    assert_packed_is_solo(JOB, members, rtol=1e-3, atol=1e-5, atols=accuracy_steps(members))
+    """Within 1e-7 relative, in float64. Packs in float32 are held to plain PyTorch below."""
+    assert_packed_is_solo(JOB, members, rtol=1e-7, atol=1e-10)
 
 
 def test_a_member_of_many_blocks_is_the_trial() -> None:

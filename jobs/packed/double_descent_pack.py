@@ -18,7 +18,6 @@ from jobs.packed.loop import run_blocks
 from jobs.packed.mlp import MLPBlock, PackData
 from jobs.packed.mlp_cost import models_per_block, padded_width, step_bytes
 from jobs.packed.optim import OptimiserSettings
-from jobs.packed.threads import flush_denormals
 
 if TYPE_CHECKING:
     from jobs.double_descent import DoubleDescentParams
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 def train(pack: Sequence[Member[DoubleDescentParams]], device: str) -> Iterator[Report]:
     """Reports of all members; see `jobs.job.Job.train`."""
-    flush_denormals()
     # Neighbours of similar width share a block: padding inside a block is then small.
     order = sorted(range(len(pack)), key=lambda i: pack[i].params.width)
     first = pack[0].params

@@ -20,7 +20,6 @@ from jobs.packed.modular_block import ModularBlock, Pairs, normal_entries
 from jobs.packed.modular_cost import block_models, padded_outputs
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 from jobs.packed.quadratic import QuadraticBlock
-from jobs.packed.threads import flush_denormals
 
 if TYPE_CHECKING:
     from jobs.grokking import GrokkingParams
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 def train(pack: Sequence[Member[GrokkingParams]], device: str) -> Iterator[Report]:
     """Reports of all members; see `jobs.job.Job.train`."""
-    flush_denormals()
     order = sorted(range(len(pack)), key=lambda i: (pack[i].params.width, pack[i].params.train_pairs))
     first = pack[0].params
     width = padded_width(max(m.params.width for m in pack))

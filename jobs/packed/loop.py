@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.job import Report
+from jobs.packed.threads import flushed_denormals
 
 
 class Block(ABC):
@@ -60,12 +61,15 @@ def run_blocks(
     step = 0
     while states:
         goal = min(state.next_step for state in states)
-        for state in states:
-            state.block.advance(step, goal - step)
+        with flushed_denormals():
+            for state in states:
+                state.block.advance(step, goal - step)
         step = goal
         for state in states:
             if state.next_step == step:
-                yield state.report(step, watch, stop)
+                with flushed_denormals():
+                    report = state.report(step, watch, stop)
+                yield report
         states = [state for state in states if len(state.positions)]
 
 

@@ -41,6 +41,15 @@ def row_macs(params: GrokkingParams, width: int) -> float:
     return full + 10 * width * width + width * p
 
 
+def table_macs(params: GrokkingParams, width: int) -> float:
+    """Multiply-adds of one step's tables over the elements, forward (they do not grow with the pairs)."""
+    if params.model == "quadratic_mlp":
+        return 0.0
+    if params.model == "embedding_mlp":
+        return 2.0 * params.elements * params.embedding * width
+    return 2.0 * (2 * params.elements + 1) * width * width
+
+
 def row_elements(params: GrokkingParams, width: int) -> float:
     """Elements one pair's forward and backward pass visits outside of matrix products."""
     p = padded_outputs(params.elements)
@@ -70,12 +79,12 @@ def pack_cost(params: GrokkingParams, *, extent: tuple[int, ...], models: int, r
     rows = extent[-1] if full else params.batch
     size = parameters(params, width)
     pairs = pair_count(params.operation, params.modulus)
-    macs, elements = row_macs(params, width), row_elements(params, width)
+    macs, elements, tables = row_macs(params, width), row_elements(params, width), table_macs(params, width)
     blocks = math.ceil(models / block_models(params, width, rows, "cpu"))
     launches = {"quadratic_mlp": 25, "embedding_mlp": 60}.get(params.model, 150 * params.layers)
     return Cost(
         launches=blocks * (params.steps * launches + reports * 30),
-        matmul_flop=2.0 * models * (params.steps * rows * 3 * macs + reports * pairs * macs),
+        matmul_flop=2.0 * models * (params.steps * 3 * (rows * macs + tables) + reports * (pairs * macs + tables)),
         element_visits=models * (params.steps * (rows * elements + 14 * size) + reports * pairs * elements),
         memory_bytes=models * (step_bytes(params, width, rows) + 40.0 * pairs),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 
@@ -10,10 +13,16 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(max(1, count))
 
 
-def flush_denormals() -> None:
+@contextlib.contextmanager
+def flushed_denormals() -> Iterator[None]:
     """Treat numbers below 1.2e-38 as zero on the CPU, as every training of a pack does.
 
     Second moments and errors of a model that has converged fall below that, and operations on such
-    numbers are ten times slower. The setting is the thread's; torch leaves it alone.
+    numbers are ten times slower. The setting is the thread's, and is put back at the end.
     """
+    before = float(torch.full((1,), 1e-40) * 1.0) == 0.0
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+LEAVE_AFTER_S = 2.0
+"""Ray kills a stopped job after three seconds; letting go of a Ray that was started here may take longer."""
+
+
 class Stopped(BaseException):
     """A signal came while no trial ran: there is nothing to stop but ourselves."""
 
@@ -51,6 +55,8 @@ class Stopper:
     def __init__(self) -> None:
         self.stop = threading.Event()
         self.signal: int = signal.SIGINT
+        self.recorded = threading.Event()
+        """Set once the record says how every trial stands: from then on the process may end at once."""
         self.at_once = True
         """Before and after the trials a signal raises `Stopped`: starting Ray may take longer than a stop should."""
         self._before: dict[int, Any] = {}
@@ -66,12 +72,22 @@ class Stopper:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def _leave(self) -> None:
+        """End the process as soon as the record is whole; a Ray that was started here dies with it."""
+        self.recorded.wait()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + self.signal)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.stop.is_set():
             os._exit(128 + number)  # a Ray that was started here dies with this process
         self.signal = number
         self.stop.set()
+        leave = threading.Timer(LEAVE_AFTER_S, self._leave)
+        leave.daemon = True
+        leave.start()
         if self.at_once:
             raise Stopped
 
@@ -117,11 +133,11 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> int:
                 thresholds=sweep.thresholds(),
                 fingerprint=sweep.thresholds_fingerprint(),
                 stop=stopper.stop,
+                stopped=lambda summary: _say_stopped(arguments, summary, stopper),
             )
             summary = runner.run()
             progress.close()
             if summary.stopped:
-                print(_stopped_text(arguments, summary))
                 return 128 + stopper.signal
             stopper.at_once = True
             _learn(planner.calibration, sweep, summary, inline=arguments.inline)
@@ -193,9 +209,10 @@ def _again(arguments: argparse.Namespace) -> str:
     return " ".join(words)
 
 
-def _stopped_text(arguments: argparse.Namespace, summary: Summary) -> str:
+def _say_stopped(arguments: argparse.Namespace, summary: Summary, stopper: Stopper) -> None:
     kept = summary.done + summary.skipped
-    return f"stopped: {kept} trials are finished, {summary.killed} were cut short. To go on: {_again(arguments)}"
+    print(f"stopped: {kept} trials are finished, {summary.killed} were cut short. To go on: {_again(arguments)}")
+    stopper.recorded.set()
 
 
 def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, parent: str) -> None:

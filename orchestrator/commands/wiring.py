@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,24 @@ def load_sweep(arguments: argparse.Namespace) -> Sweep:
     overrides = list(arguments.overrides)
     if getattr(arguments, "workers", None) is not None:
         overrides.append(f"resources.workers={arguments.workers}")
-    return Sweep.load(Path(arguments.file), overrides)
+    return lasting(Sweep.load(Path(arguments.file), overrides), Path.cwd())
+
+
+def lasting(sweep: Sweep, folder: Path) -> Sweep:
+    """The sweep with its files where they last, when `folder` is the copy that Ray made for a submitted job.
+
+    Ray deletes that copy; a SQLite record and an output folder named relative to it go to
+    `$PHASEFRONT_HOME` (by default `~/phasefront`) on the head instead.
+    """
+    if "working_dir_files" not in folder.parts:
+        return sweep
+    home = Path(os.environ.get("PHASEFRONT_HOME") or Path.home() / "phasefront")
+    tracking = sweep.tracking
+    scheme, separator, path = tracking.uri.partition(":///")
+    if separator and scheme in ("sqlite", "phasefront-sqlite") and not path.startswith("/"):
+        home.mkdir(parents=True, exist_ok=True)
+        tracking = tracking.model_copy(update={"uri": f"{scheme}:///{home / path}"})
+    return replace(sweep, tracking=tracking, output=home / sweep.output)
 
 
 def sweep_record(sweep: Sweep) -> SweepRecord:

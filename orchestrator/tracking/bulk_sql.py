@@ -8,6 +8,7 @@ dialect renders both its own way, a list always as a single bound value.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import sqlite3
 from abc import ABC, abstractmethod
@@ -23,6 +24,9 @@ TAGS = ("key", "value", "run_uuid")
 PARAMS = ("key", "value", "run_uuid")
 METRICS = ("key", "value", "timestamp", "step", "is_nan", "run_uuid")
 """Columns of `metrics` and of `latest_metrics`."""
+
+FEW = 100
+"""So many rows go in one statement with their values; COPY pays for more."""
 
 Row = tuple[Any, ...]
 Columns = Sequence[Sequence[Any]]
@@ -51,9 +55,13 @@ def run_row(
 class Bulk(ABC):
     """Bulk reads and writes over one DBAPI connection. One thread at a time."""
 
+    _count_runs = "SELECT COUNT(*) FROM runs WHERE run_uuid $in"
+
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self._rendered: dict[str, str] = {}
+        self._inside = False
+        """A transaction of ours is under way."""
 
     @abstractmethod
     def _render(self, sql: str) -> str:
@@ -74,12 +82,16 @@ class Bulk(ABC):
     def transaction(self) -> Iterator[None]:
         """All or nothing of what is written inside."""
         self._begin()
+        self._inside = True
         try:
             yield
         except BaseException:
             self.connection.rollback()
             raise
-        self.connection.commit()
+        else:
+            self.connection.commit()
+        finally:
+            self._inside = False
 
     def query(self, sql: str, *values: Any) -> list[Row]:
         """All rows of a select."""
@@ -124,10 +136,15 @@ class Bulk(ABC):
 
     def metrics(self, rows: Sequence[MetricRow]) -> None:
         """Append metric rows; exact repeats are dropped."""
-        self._insert_rows("metrics", METRICS, rows, "ON CONFLICT DO NOTHING")
+        if rows:
+            self.metric_columns(tuple(zip(*rows, strict=True)))
 
-    def metric_columns(self, columns: Columns) -> None:
-        """Append metric rows given as the columns METRICS; exact repeats are dropped."""
+    def metric_columns(self, columns: Columns, *, runs_checked: bool = False) -> None:
+        """Append metric rows given as the columns METRICS; exact repeats are dropped.
+
+        `runs_checked`: this transaction has asked `missing_runs`, so that no row needs a check of its own.
+        """
+        del runs_checked
         self.insert("metrics", METRICS, columns, "ON CONFLICT DO NOTHING")
 
     def _insert_rows(self, table: str, names: Sequence[str], rows: Sequence[Row], conflict: str) -> None:
@@ -135,9 +152,12 @@ class Bulk(ABC):
             self.insert(table, names, tuple(zip(*rows, strict=True)), conflict)
 
     def missing_runs(self, run_ids: Sequence[str]) -> int:
-        """How many of these runs are not in the database: what a foreign key would find, in one statement."""
+        """How many of these runs are not in the database: what a foreign key would find, in one statement.
+
+        Those that are there stay there until the transaction ends.
+        """
         wanted = set(run_ids)
-        ((there,),) = self.query("SELECT COUNT(*) FROM runs WHERE run_uuid $in", list(wanted))
+        ((there,),) = self.query(self._count_runs, list(wanted))
         return len(wanted) - int(there)
 
     def latest(self, rows: Sequence[MetricRow]) -> None:
@@ -206,11 +226,24 @@ class SqliteBulk(Bulk):
 
 
 class PostgresBulk(Bulk):
-    """PostgreSQL, by psycopg2 or psycopg 3: COPY into a temporary table, then one INSERT ... SELECT."""
+    """PostgreSQL, by psycopg2 or psycopg 3: COPY, into a temporary table first where rows may be there already.
 
-    def __init__(self, connection: Any) -> None:
+    Args:
+        connection: Of either driver.
+        write: It is a bulk writer's own. Its transactions do not wait for the server's disk: should
+            that machine crash, the last half second of them is lost, whole transactions only, and
+            the sweep's next start makes them good.
+    """
+
+    _count_runs = "SELECT COUNT(*) FROM (SELECT 1 FROM runs WHERE run_uuid $in FOR KEY SHARE) held"
+
+    def __init__(self, connection: Any, *, write: bool = False) -> None:
         super().__init__(connection)
-        self._staged: set[str] = set()
+        self._unchecked: bool | None = None
+        """Whether rows may be written without the foreign key's check; None until it was tried."""
+        if write:
+            self.execute("SET synchronous_commit = off")
+            connection.commit()
 
     def _render(self, sql: str) -> str:
         return sql.replace("%", "%%").replace("$in", "= ANY(?)").replace("?", "%s")
@@ -223,26 +256,72 @@ class PostgresBulk(Bulk):
 
     def query(self, sql: str, *values: Any) -> list[Row]:
         """All rows of a select; outside of `transaction` it leaves no transaction open."""
-        idle = self._idle()
         rows = super().query(sql, *values)
-        if idle:
+        if not self._inside:
             self.connection.rollback()
         return rows
 
-    def _idle(self) -> bool:
-        return int(self.connection.info.transaction_status) == 0
+    def metric_columns(self, columns: Columns, *, runs_checked: bool = False) -> None:
+        """Append metric rows: straight into the table, or, where one is there already, by a temporary table.
+
+        Half of the cost is the foreign key's trigger for each row. Where the user may (PostgreSQL's
+        `session_replication_role`, a superuser's right that can be granted) it is left out, for rows
+        whose runs this transaction has found and locked.
+        """
+        if len(columns[0]) <= FEW:
+            self.insert("metrics", METRICS, columns, "ON CONFLICT DO NOTHING")
+            return
+        unchecked = runs_checked and self._may_skip_checks()
+        if unchecked:
+            self.execute("SET LOCAL session_replication_role = replica")
+        cursor = self.connection.cursor()
+        try:
+            cursor.execute("SAVEPOINT phasefront")
+            try:
+                self._copy(cursor, f"COPY metrics ({', '.join(METRICS)}) FROM STDIN", copy_text(columns))
+            except Exception as error:
+                if _sqlstate(error) != "23505":  # unique_violation
+                    raise
+                cursor.execute("ROLLBACK TO SAVEPOINT phasefront")
+                self.insert("metrics", METRICS, columns, "ON CONFLICT DO NOTHING")
+            cursor.execute("RELEASE SAVEPOINT phasefront")
+        finally:
+            cursor.close()
+        if unchecked:
+            self.execute("SET LOCAL session_replication_role = origin")
+
+    def _may_skip_checks(self) -> bool:
+        if self._unchecked is None:
+            ((triggers,),) = self.query(
+                "SELECT COUNT(*) FROM pg_trigger WHERE tgrelid = to_regclass('metrics') AND NOT tgisinternal"
+            )
+            self.execute("SAVEPOINT phasefront")
+            try:
+                self.execute("SET LOCAL session_replication_role = replica")
+            except Exception as error:
+                if _sqlstate(error) != "42501":  # insufficient_privilege
+                    raise
+                self._unchecked = False
+            else:
+                self._unchecked = triggers == 0
+            self.execute("ROLLBACK TO SAVEPOINT phasefront")
+        return self._unchecked
 
     def insert(self, table: str, names: Sequence[str], columns: Columns, conflict: str) -> None:
         """See `Bulk.insert`."""
         named, staging = ", ".join(names), f"phasefront_{table}"
+        if len(columns[0]) <= FEW:
+            marks = ", ".join(["(" + ", ".join("?" * len(names)) + ")"] * len(columns[0]))
+            values = itertools.chain.from_iterable(zip(*columns, strict=True))
+            self.execute(f"INSERT INTO {table} ({named}) VALUES {marks} {conflict}", *map(_without_nul, values))
+            return
         cursor = self.connection.cursor()
         try:
             # The temporary table outlives the transaction, its rows do not.
-            if staging not in self._staged:
-                cursor.execute(
-                    f"CREATE TEMPORARY TABLE IF NOT EXISTS {staging} ON COMMIT DELETE ROWS AS "
-                    f"SELECT {named} FROM {table} WITH NO DATA"
-                )
+            cursor.execute(
+                f"CREATE TEMPORARY TABLE IF NOT EXISTS {staging} ON COMMIT DELETE ROWS AS "
+                f"SELECT {named} FROM {table} WITH NO DATA"
+            )
             cursor.execute(f"DELETE FROM {staging}")
             self._copy(cursor, f"COPY {staging} ({named}) FROM STDIN", copy_text(columns))
             cursor.execute(f"INSERT INTO {table} ({named}) SELECT {named} FROM {staging} {conflict}")
@@ -256,6 +335,16 @@ class PostgresBulk(Bulk):
         else:
             with cursor.copy(statement) as copy:
                 copy.write(text)
+
+
+def _without_nul(value: Any) -> Any:
+    """PostgreSQL's text holds no NUL character."""
+    return value.replace("\0", "") if isinstance(value, str) and "\0" in value else value
+
+
+def _sqlstate(error: Exception) -> str | None:
+    """PostgreSQL's code of an error: `pgcode` to psycopg2, `sqlstate` to psycopg 3."""
+    return getattr(error, "pgcode", None) or getattr(error, "sqlstate", None)
 
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": ""})

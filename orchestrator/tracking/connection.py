@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import UserError
 from orchestrator.tracking.address import CHOICES, DatabaseAddress, hide_password
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
+from orchestrator.tracking.run_table import RunTable
 
 if TYPE_CHECKING:
     from orchestrator.tracking.store import BulkSqlAlchemyStore
@@ -24,6 +25,74 @@ class Experiment:
     id: int
     artifact_location: str
     deleted: bool
+
+
+class Database:
+    """One experiment in one database, connected to when it is first needed.
+
+    Args:
+        address: The database.
+        experiment: Name of the experiment.
+        artifacts: Its artifact location, should it be new.
+        place: Where the user wrote the address, for messages.
+    """
+
+    def __init__(self, address: DatabaseAddress, *, experiment: str, artifacts: str | None, place: str) -> None:
+        self.experiment, self.place = experiment, place
+        self._address, self._artifacts = address, artifacts
+        self._table: RunTable | None = None
+        self._store: BulkSqlAlchemyStore | None = None
+        self._artifact_template = ""
+
+    def existing(self) -> RunTable | None:
+        """The experiment's runs, for reading; None where there is nothing yet."""
+        if self._table is None:
+            bulk = connect(self._address, write=False, place=self.place)
+            if bulk is None:
+                return None
+            found = find_experiment(bulk, self.experiment)
+            if found is None or found.deleted:
+                bulk.close()
+                return None
+            self._table = RunTable(bulk, found.id)
+        return self._table
+
+    def create(self) -> RunTable:
+        """The experiment's runs, for writing; database, schema and experiment are made where missing."""
+        if self._store is not None and self._table is not None:
+            return self._table
+        self.close()
+        self._store = mlflow_store(self._address, self.place)
+        bulk = connect(self._address, write=True, place=self.place)
+        if bulk is None:
+            raise RuntimeError(f"MLflow made no database at {self._address.file}")
+        found = find_experiment(bulk, self.experiment)
+        if found is None:
+            create_experiment(self._store, self.experiment, self._artifacts)
+            found = find_experiment(bulk, self.experiment)
+        if found is None:
+            raise RuntimeError(f"MLflow made no experiment {self.experiment!r}")
+        if found.deleted:
+            bulk.close()
+            raise deleted_experiment(self.experiment, found.id)
+        from mlflow.utils.uri import append_to_uri_path
+
+        self._artifact_template = append_to_uri_path(found.artifact_location, "{run}", "artifacts")
+        self._table = RunTable(bulk, found.id)
+        return self._table
+
+    def artifacts_of(self, run_id: str) -> str:
+        """Where a run keeps its artifacts, as MLflow names it; after `create`."""
+        return self._artifact_template.replace("{run}", run_id)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        if self._table is not None:
+            self._table.bulk.close()
+            self._table = None
+        if self._store is not None:
+            self._store.engine.dispose()
+            self._store = None
 
 
 def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None:
@@ -51,7 +120,7 @@ def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None
     arguments, options = engine.dialect.create_connect_args(engine.url)
     errors: Any = engine.dialect.loaded_dbapi.Error
     try:
-        return PostgresBulk(engine.dialect.connect(*arguments, **options))
+        return PostgresBulk(engine.dialect.connect(*arguments, **options), write=write)
     except errors as error:
         raise unreachable(address, error, place) from None
 

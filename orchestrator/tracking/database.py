@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,19 +22,10 @@ from orchestrator.tracking.address import database_address
 from orchestrator.tracking.artifacts import upload
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
 from orchestrator.tracking.bulk_sql import run_row
-from orchestrator.tracking.connection import (
-    connect,
-    create_experiment,
-    deleted_experiment,
-    find_experiment,
-    mlflow_store,
-)
+from orchestrator.tracking.connection import Database
 from orchestrator.tracking.metric_rows import RowBuffer, latest_of, new_rows, note, observed_rows
 from orchestrator.tracking.run_table import CHUNK, OpenRun, RunTable, chunked
 from orchestrator.trial import Trial
-
-if TYPE_CHECKING:
-    from orchestrator.tracking.store import BulkSqlAlchemyStore
 
 WRITE_EVERY_S = 0.25
 """Rows wait only for others that come within this time, so that those of a slow job are written at once."""
@@ -60,13 +51,11 @@ class DatabaseTracker(Tracker):
     """
 
     def __init__(self, uri: str, *, experiment: str, artifacts: str | None = None, place: str = "tracking.uri") -> None:
-        self._address = database_address(uri, place=place)
-        self._experiment, self._artifacts, self._place = experiment, artifacts, place
-        self._table: RunTable | None = None
-        self._store: BulkSqlAlchemyStore | None = None
+        self._database = Database(
+            database_address(uri, place=place), experiment=experiment, artifacts=artifacts, place=place
+        )
         self._sweep: SweepRecord | None = None
         self._parent = OpenRun(run_id="", status="", start_time=0)
-        self._artifact_template = ""
         self._open: dict[str, OpenRun] = {}
         self._late: set[str] = set()
         """Begun trials whose latest metrics are not written."""
@@ -77,7 +66,8 @@ class DatabaseTracker(Tracker):
 
     def open_sweep(self, sweep: SweepRecord) -> str:
         """Make what is missing, by MLflow's own code, and the parent run; its run id."""
-        table = self._create()
+        self._check_open()
+        table = self._database.create()
         bulk = table.bulk
         now = _now_ms()
         with bulk.transaction():
@@ -284,7 +274,7 @@ class DatabaseTracker(Tracker):
     def attach(self, files: Mapping[str, Path]) -> None:
         """By MLflow's artifact repository for the experiment's artifact location."""
         self._opened()
-        location = self._run_artifacts(self._parent.run_id)
+        location = self._database.artifacts_of(self._parent.run_id)
         from mlflow.exceptions import MlflowException
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -293,7 +283,8 @@ class DatabaseTracker(Tracker):
             upload(files, repository.log_artifact)
         except (MlflowException, OSError) as error:
             raise UserError(
-                f"artifacts cannot be written to {location}, where experiment {self._experiment!r} keeps them: {error}",
+                f"artifacts cannot be written to {location}, the place of experiment "
+                f"{self._database.experiment!r}: {error}",
                 place="tracking.artifacts",
                 next_step="make that place writable from here, or take another tracking.experiment "
                 "with tracking.artifacts set to a place that is",
@@ -322,17 +313,14 @@ class DatabaseTracker(Tracker):
         """Write the latest metrics that are late and close the connections."""
         if self._closed:
             return
-        if self._table is not None:
-            self._write_all()
-            self._table.bulk.close()
-        if self._store is not None:
-            self._store.engine.dispose()
+        self._write_all()
+        self._database.close()
         self._closed = True
 
     def _write_all(self) -> None:
         """Everything that waits, in a transaction of its own."""
-        if self._table is not None and (self._waiting.rows or self._late):
-            with self._table.bulk.transaction():
+        if self._waiting.rows or self._late:
+            with self._opened()[1].bulk.transaction():
                 self._write_waiting()
                 self._write_latest()
 
@@ -341,7 +329,7 @@ class DatabaseTracker(Tracker):
         if self._waiting.rows:
             bulk = self._opened()[1].bulk
             self._check_there(self._waiting.run_ids)
-            bulk.metric_columns(self._waiting.take())
+            bulk.metric_columns(self._waiting.take(), runs_checked=True)
         self._written_at = time.monotonic()
 
     def _write_latest(self) -> None:
@@ -367,61 +355,22 @@ class DatabaseTracker(Tracker):
             name=name,
             user=layout.user(),
             start_time=run.start_time,
-            artifacts=self._run_artifacts(run.run_id),
-            experiment_id=self._table.experiment_id if self._table else 0,
+            artifacts=self._database.artifacts_of(run.run_id),
+            experiment_id=self._database.create().experiment_id,
             status=run.status,
         )
 
-    def _run_artifacts(self, run_id: str) -> str:
-        return self._artifact_template.replace("{run}", run_id)
-
     def _existing(self) -> RunTable | None:
-        """The experiment's runs, for reading; None where there is nothing yet."""
+        """The experiment's runs, for reading what is there."""
         self._check_open()
         self._write_all()
-        if self._table is None:
-            bulk = connect(self._address, write=False, place=self._place)
-            if bulk is None:
-                return None
-            experiment = find_experiment(bulk, self._experiment)
-            if experiment is None or experiment.deleted:
-                bulk.close()
-                return None
-            self._table = RunTable(bulk, experiment.id)
-        return self._table
-
-    def _create(self) -> RunTable:
-        """The experiment's runs, for writing; database, schema and experiment are made where missing."""
-        self._check_open()
-        if self._store is not None and self._table is not None:
-            return self._table
-        if self._table is not None:
-            self._table.bulk.close()
-            self._table = None
-        store = mlflow_store(self._address, self._place)
-        bulk = connect(self._address, write=True, place=self._place)
-        if bulk is None:
-            raise RuntimeError(f"MLflow made no database at {self._address.file}")
-        experiment = find_experiment(bulk, self._experiment)
-        if experiment is None:
-            create_experiment(store, self._experiment, self._artifacts)
-            experiment = find_experiment(bulk, self._experiment)
-        if experiment is None:
-            raise RuntimeError(f"MLflow made no experiment {self._experiment!r}")
-        if experiment.deleted:
-            bulk.close()
-            raise deleted_experiment(self._experiment, experiment.id)
-        from mlflow.utils.uri import append_to_uri_path
-
-        self._artifact_template = append_to_uri_path(experiment.artifact_location, "{run}", "artifacts")
-        self._store, self._table = store, RunTable(bulk, experiment.id)
-        return self._table
+        return self._database.existing()
 
     def _opened(self) -> tuple[SweepRecord, RunTable]:
         self._check_open()
-        if self._sweep is None or self._table is None:
+        if self._sweep is None:
             raise RuntimeError("open_sweep comes before anything is written")
-        return self._sweep, self._table
+        return self._sweep, self._database.create()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -432,7 +381,7 @@ class DatabaseTracker(Tracker):
         if missing:
             raise UserError(
                 f"{missing} runs of this sweep were removed from the tracking database while it ran",
-                place=self._place,
+                place=self._database.place,
                 next_step="run the same command again: their trials are run anew",
             )
 

@@ -29,6 +29,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from mlflow.utils.name_utils import _generate_random_name
 from mlflow.utils.uri import append_to_uri_path
 from mlflow.utils.validation import (
+    _parse_experiment_id,
     _validate_batch_log_data,
     _validate_batch_log_limits,
     _validate_param_keys_unique,
@@ -78,8 +79,6 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
         self, experiment_id: str, user_id: str, start_time: int, tags: list[RunTag] | None, run_name: str | None
     ) -> Run:
         """Create a run with its tags in one transaction (as `SqlAlchemyStore.create_run`)."""
-        experiment = self.get_experiment(experiment_id)
-        self._check_experiment_is_active(experiment)
         given = {tag.key: tag.value for tag in tags or ()}
         named = given.get(MLFLOW_RUN_NAME)
         if run_name and named and run_name != named:
@@ -90,9 +89,11 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
             )
         given[MLFLOW_RUN_NAME] = name = run_name or named or _generate_random_name()
         run_id = uuid.uuid4().hex
-        artifacts = append_to_uri_path(experiment.artifact_location, run_id, self.ARTIFACTS_FOLDER_NAME)
         running = RunStatus.to_string(RunStatus.RUNNING)
         with self.bulk() as bulk, bulk.transaction():
+            artifacts = append_to_uri_path(
+                self._active_experiment(bulk, experiment_id), run_id, self.ARTIFACTS_FOLDER_NAME
+            )
             bulk.new_runs([
                 run_row(
                     run_id, name=name, user=user_id, start_time=start_time, artifacts=artifacts,
@@ -106,6 +107,29 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
                 start_time=start_time, end_time=None, lifecycle_stage=LifecycleStage.ACTIVE, artifact_uri=artifacts,
             ),
             RunData(tags=[RunTag(key, value) for key, value in given.items()]),
+        )  # fmt: skip
+
+    def update_run_info(
+        self, run_id: str, run_status: int | None, end_time: int | None, run_name: str | None
+    ) -> RunInfo:
+        """Set a run's status, end and name (as `SqlAlchemyStore.update_run_info`)."""
+        given = {"status": run_status and RunStatus.to_string(run_status), "end_time": end_time, "name": run_name}
+        changed = {column: value for column, value in given.items() if value or (column == "end_time" and value == 0)}
+        with self.bulk() as bulk, bulk.transaction():
+            self._check_active(bulk, run_id)
+            if changed:
+                setting = ", ".join(f"{column} = ?" for column in changed)
+                bulk.execute(f"UPDATE runs SET {setting} WHERE run_uuid = ?", *changed.values(), run_id)
+            if run_name:
+                bulk.tags([(MLFLOW_RUN_NAME, run_name, run_id)])
+            ((name, number, user, status, start, end, stage, artifacts),) = bulk.query(
+                "SELECT name, experiment_id, user_id, status, start_time, end_time, lifecycle_stage, artifact_uri "
+                "FROM runs WHERE run_uuid = ?",
+                run_id,
+            )
+        return RunInfo(
+            run_id=run_id, run_name=name, experiment_id=str(number), user_id=user, status=status, start_time=start,
+            end_time=end, lifecycle_stage=stage, artifact_uri=artifacts,
         )  # fmt: skip
 
     def log_metric(self, run_id: str, metric: Metric) -> None:
@@ -138,6 +162,18 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
             bulk.metrics(rows)
             bulk.latest(latest_rows(rows))
             bulk.tags([(key, value, run_id) for key, value in {tag.key: tag.value for tag in tags}.items()])
+
+    def _active_experiment(self, bulk: Bulk, experiment_id: str) -> str:
+        """The artifact location of an experiment; MLflow's own code reports one that is not there or deleted."""
+        number = _parse_experiment_id(experiment_id)
+        found = bulk.query(
+            "SELECT artifact_location FROM experiments WHERE experiment_id = ? AND lifecycle_stage = 'active'", number
+        )
+        if found:
+            return str(found[0][0])
+        experiment = self.get_experiment(experiment_id)
+        self._check_experiment_is_active(experiment)
+        return str(experiment.artifact_location)
 
     def _check_active(self, bulk: Bulk, run_id: str) -> None:
         found = bulk.query("SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", run_id)

@@ -112,7 +112,9 @@ def main() -> None:
             ratio = statistics.median(a / b for a, b in zip(rates["phasefront"], rates[name], strict=True))
             print(goal(f"trials/s over {name}", ratio, least))
     print(goal("share of the matrix-product limit", statistics.median(shares), 0.4), f"- {spread(shares)}")
-    print(goal("share of the wall time that is training", 1 - statistics.median(overheads), 0.9), f"- {spread(overheads)}")
+    print(
+        goal("share of the wall time that is training", 1 - statistics.median(overheads), 0.9), f"- {spread(overheads)}"
+    )
 
 
 if __name__ == "__main__":
