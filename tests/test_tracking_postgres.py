@@ -2,6 +2,7 @@
 
 import itertools
 
+import psycopg2
 import pytest
 from servers import postgres_server
 from tracking_contract import TrackerContract, content, finished, rows, trial
@@ -41,12 +42,41 @@ class TestPsycopg2(PostgresContract):
         other.open_sweep(tracker._sweep)
         other.begin([one])
         tracker.record(rows([one], [0, 1]))
-        other.record(rows([one], [0, 1, 2]))
-        tracker.record(rows([one], [2, 3]))
+        tracker.index([])
+        other.record(rows([one], range(200)))
+        other.index([])
+        tracker.record(rows([one], range(2, 210)))
         tracker.end([finished(one)])
-        assert list(dict(tracker.curves([one.id]))[one.id].step) == [0, 1, 2, 3]
+        assert dict(tracker.curves([one.id]))[one.id].step.tolist() == list(range(210))
         assert content(tracker, [one]) == content(other, [one])
         other.close()
+
+
+class TestWithoutSpecialRights(PostgresContract):
+    """A role that owns its database and may do nothing else: foreign keys are checked row by row."""
+
+    scheme = "postgresql+psycopg2"
+
+    @pytest.fixture(autouse=True)
+    def _role(self, server, _record):
+        connection = psycopg2.connect(server)
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = 'plain'")
+            if cursor.fetchone() is None:
+                cursor.execute("CREATE ROLE plain LOGIN")
+                cursor.execute("CREATE DATABASE plain OWNER plain")
+        connection.close()
+        self.uri = self.uri.replace("tester@", "plain@").replace("/postgres", "/plain")
+
+    def test_many_rows_at_once_are_recorded_once(self, tracker):
+        trials = [trial(n) for n in range(20)]
+        tracker.begin(trials)
+        for _ in range(2):
+            tracker.record(rows(trials, range(30)))
+        tracker.index([])
+        assert tracker._database.create().bulk._unchecked is False
+        assert [len(curves.step) for _, curves in tracker.curves([t.id for t in trials])] == [30] * 20
 
 
 class TestPsycopg3(PostgresContract):

@@ -93,6 +93,7 @@ class DatabaseTracker(Tracker):
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
         """Three statements for 10,000 trials: runs, tags, and the last steps of unfinished ones."""
         found: dict[str, Recorded] = {}
+        self._existing()
         for chunk in chunked(trial_ids, CHUNK):
             for trial, _, tags, recorded in self._read(chunk, _READ_TAGS):
                 del tags

@@ -2,12 +2,14 @@
 
     python tests/benchmarks/bench_tracking.py [--rows N] [--runs N] [--repeats N] [--postgres]
 
-The same rows, on the same machine, in the same process, pinned to one core where the system can.
-The client writes them as its documentation advises: `log_batch` with 1,000 metrics a call, and for a
-run `create_run` (with the same tags), `log_batch` (with the same params), `set_terminated`. "Plugin"
-is the same client with the URI scheme `phasefront-sqlite:` or `phasefront-postgresql:` and nothing
-else changed. "Live" is the client with the rows in the order in which a pack reports them, ten steps of a
-trial in a call, as the tracker gets them; without it a trial's rows would be in MLflow only at its end. The tracker does begin, record and end, as the runner calls them.
+All in one process, on one machine, pinned to one core where the system can (a PostgreSQL server too).
+- "MLflow client" writes as its documentation advises: `log_batch` with 1,000 metrics a call, all of
+  one run; and for a run `create_run` (with the tracker's tags), `log_batch` (with its params, then with
+  its observations and result tags), `set_terminated`. It is the client's best case: a trial's rows
+  would be in MLflow only when it has ended.
+- "client, live" writes rows in the order in which a pack reports them: ten steps of a trial a call.
+- "client, plugin" is the first with the URI scheme `phasefront-sqlite:` or `phasefront-postgresql:`.
+- "tracker" does begin, record (ten steps of 500 trials a call) and end, as the runner calls them.
 """
 
 from __future__ import annotations
