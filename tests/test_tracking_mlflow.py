@@ -317,6 +317,26 @@ def test_a_relative_file_lies_in_the_current_folder(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
+def test_rows_that_could_not_be_written_are_written_with_the_next(tracker, monkeypatch):
+    one = trial()
+    tracker.begin([one])
+    bulk, broken = tracker._database.create().bulk, [True]
+    real = type(bulk).metric_columns
+
+    def fails_once(columns, **how):
+        real(bulk, columns, **how)
+        if broken:
+            broken.clear()
+            raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(bulk, "metric_columns", fails_once)
+    monkeypatch.setattr(database, "WRITE_EVERY_S", 0.0)
+    with pytest.raises(sqlite3.OperationalError):
+        tracker.record(rows([one], [0, 1]))
+    tracker.record(rows([one], [2]))
+    assert dict(tracker.curves([one.id]))[one.id].step.tolist() == [0, 1, 2]
+
+
 # Killed at any moment, and started by several at once.
 
 KILLED = """

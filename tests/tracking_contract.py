@@ -120,7 +120,7 @@ class TrackerContract(ABC):
         tracker.end([finished(one, step=5.0, gap=Censored(1e5)), finished(two, phase="confusion")])
         tracker = self.reopened(tracker, sweep=None)
         first, second = tracker.rows([one.id, two.id])
-        assert dict(first.params) == dict(one.settings()) and dict(second.params) == dict(two.settings())
+        assert [dict(first.params), dict(second.params)] == [dict(one.settings()), dict(two.settings())]
         assert [type(value) for value in first.params.values()] == [float, int, bool, str]
         assert (first.replicate, second.replicate) == (0, 1)
         assert first.recorded == Recorded(
@@ -217,7 +217,7 @@ class TrackerContract(ABC):
         values = dict(tracker.curves([one.id]))[one.id].values["loss"]
         assert list(map(repr, values.tolist())) == list(map(repr, given))
         observed = tracker.index([one.id])[one.id].observations
-        assert observed["worst"] == math.inf and math.isnan(observed["lost"])
+        assert [repr(observed[name]) for name in ("worst", "lost")] == ["inf", "nan"]
         assert observed["never"] == Censored(math.inf)
         tracker.close()
 
@@ -313,9 +313,7 @@ class TrackerContract(ABC):
             for pack in (order[:2], order[2:5], order[5:]):
                 tracker.record(rows(pack, steps))
         curves = dict(tracker.curves([t.id for t in trials]))
-        assert {key: value.step.tolist() for key, value in curves.items()} == {
-            t.id: [0, 1, 2, 3, 5, 9] for t in trials
-        }
+        assert {key: value.step.tolist() for key, value in curves.items()} == {t.id: [0, 1, 2, 3, 5, 9] for t in trials}
 
     def test_writing_before_the_sweep_is_open_is_refused(self):
         tracker = self.open()
@@ -334,7 +332,10 @@ class TrackerContract(ABC):
         tracker.begin([one])
         with pytest.raises(UserError, match="metric"):
             tracker.record(rows([one], [0], metrics=("100% wrong",)))
+        with pytest.raises(UserError, match="metric"):
+            tracker.end([finished(one, **{"100% wrong": 1.0})])
         assert list(tracker.curves([one.id])) == []
+        assert tracker.index([one.id])[one.id].status is Status.RUNNING
 
     def test_calls_after_close_are_errors_and_close_is_not(self, tracker):
         tracker.close()

@@ -29,14 +29,34 @@ def publish_record(sweep: Sweep, trials: Sequence[Trial], tracker: Tracker) -> P
     return published
 
 
-def keep_summary(sweep: Sweep, summary: Summary, tracker: Tracker) -> None:
-    """What the run did and took, as `run.json` beside the diagram and with the parent run."""
+SUMMARY = "run.json"
+"""What the last run that did something did and took, beside the diagram and with the parent run."""
+
+
+def keep_summary(sweep: Sweep, summary: Summary, tracker: Tracker, parent: str) -> None:
+    """Write `run.json`."""
     names = ("done", "failed", "skipped", "workers", "seconds", "startup_s", "train_s", "record_s", "estimated_s")
-    path = sweep.output / "run.json"
+    content = {name: getattr(summary, name) for name in names}
+    content |= {"parent": parent, "thresholds": sweep.thresholds_fingerprint()}
+    path = sweep.output / SUMMARY
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps({name: getattr(summary, name) for name in names}, indent=1) + "\n")
+    scratch.write_text(json.dumps(content, indent=1) + "\n")
     scratch.replace(path)
     tracker.attach({path.name: path})
+
+
+def is_published(sweep: Sweep, summary: Summary, parent: str) -> bool:
+    """Whether this run changed nothing, and an earlier one has drawn the whole sweep as it is recorded."""
+    if summary.done or summary.failed or summary.relabelled:
+        return False
+    try:
+        last = json.loads((sweep.output / SUMMARY).read_text())
+        drawn = all((sweep.output / name).exists() for name in ("phase_diagram.png", "trials.parquet"))
+        whole = last["done"] + last["skipped"] == summary.skipped and not last["failed"]
+        same = last["parent"] == parent and last["thresholds"] == sweep.thresholds_fingerprint()
+        return bool(drawn and whole and same)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def print_files(published: Published) -> None:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.inspect import FAILURES_SHOWN, failure_line
-from orchestrator.commands.publishing import keep_summary, print_files, publish_record
+from orchestrator.commands.publishing import is_published, keep_summary, print_files, publish_record
 from orchestrator.commands.wiring import (
     calibration_for,
     load_sweep,
@@ -142,10 +142,12 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> int:
             stopper.at_once = True
             _learn(planner.calibration, sweep, summary, inline=arguments.inline)
             metrics: dict[str, float] = {}
-            if not arguments.no_map and (summary.done or summary.skipped):
+            if is_published(sweep, summary, parent):
+                print(f"nothing to do: all {summary.skipped} trials are recorded, and drawn in {sweep.output}")
+            elif not arguments.no_map and (summary.done or summary.skipped):
                 published = publish_record(sweep, trials, tracker)
                 metrics = published.metrics
-                keep_summary(sweep, summary, tracker)
+                keep_summary(sweep, summary, tracker, parent)
                 print_files(published)
         except Stopped:
             tracker.end_sweep(Status.KILLED.value, {})

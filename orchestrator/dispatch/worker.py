@@ -110,6 +110,10 @@ def execute(
     yield PackEnded(pack_id=task.pack_id, train_s=clock() - started)
 
 
+_Measured = tuple[list[int], list[Values], list[NDArray[np.bool_]]]
+"""Of one trial, report by report: the step, the (K,) values, and which of them were reported."""
+
+
 class _Course:
     """The curves of a pack's unfinished trials, and the rows and results that were not sent yet."""
 
@@ -120,7 +124,7 @@ class _Course:
         self._metrics: list[str] = list(job.metrics)
         self._column = {name: k for k, name in enumerate(self._metrics)}
         self._open_ended = not self._metrics
-        self._open: dict[int, tuple[list[int], list[Values]]] = {i: ([], []) for i in range(len(members))}
+        self._open: dict[int, _Measured] = {i: ([], [], []) for i in range(len(members))}
         self._blocks: list[tuple[NDArray[np.int64], int, Values, NDArray[np.bool_]]] = []
         self._results: list[TrialResult] = []
         self.values = 0
@@ -140,6 +144,7 @@ class _Course:
                     raise ValueError(f"train measured member {position} after it had finished (or there is none)")
                 curve[0].append(report.step)
                 curve[1].append(row)
+                curve[2].append(reported)
         for position in report.failed:
             self._end(int(position), error=report.failed[position])
         for position in report.finished.tolist():
@@ -164,8 +169,8 @@ class _Course:
         return block, reported
 
     def _end(self, position: int, error: str | None = None) -> None:
-        steps, rows = self._open.pop(position, (None, None))
-        if steps is None or rows is None:
+        measured = self._open.pop(position, None)
+        if measured is None:
             raise ValueError(f"train named member {position} in `Report.finished` twice (or there is none)")
         trial_id = self._task.trial_ids[position]
         if error is not None:
@@ -173,7 +178,7 @@ class _Course:
             return
         try:
             phase, observations = reduce_curves(
-                self._job, self._members[position].params, self._curves(steps, rows), self._thresholds
+                self._job, self._members[position].params, self._curves(*measured), self._thresholds
             )
         except Exception:
             self._results.append(
@@ -184,11 +189,14 @@ class _Course:
                 TrialResult(trial_id=trial_id, status=Status.FINISHED, phase=phase, observations=observations)
             )
 
-    def _curves(self, steps: list[int], rows: list[Values]) -> Curves:
-        table = _widen([row[None, :] for row in rows], len(self._metrics), np.nan)
+    def _curves(self, steps: list[int], rows: list[Values], reported: list[NDArray[np.bool_]]) -> Curves:
+        width = len(self._metrics)
+        table = _widen([row[None, :] for row in rows], width, np.nan)
+        held = _widen([row[None, :] for row in reported], width, False)
         return Curves(
             step=np.array(steps, dtype=np.int64),
             values={name: table[:, k] for k, name in enumerate(self._metrics)},
+            present=None if held.all() else {name: held[:, k] for k, name in enumerate(self._metrics)},
         )
 
     def fail_rest(self, error: str) -> None:

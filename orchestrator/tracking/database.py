@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,7 @@ class DatabaseTracker(Tracker):
         if not wanted:
             return
         bulk, now = table.bulk, _now_ms()
-        with bulk.transaction():
-            self._write_waiting()
+        with self._writing():
             found, free = table.locate(wanted)
             new = {
                 trial: OpenRun(run_id=run, status="RUNNING", start_time=now, fresh=True) for trial, run in free.items()
@@ -177,7 +177,7 @@ class DatabaseTracker(Tracker):
         Calls that follow each other closely are written together; every other call of this object
         writes what waits first.
         """
-        _, table = self._opened()
+        self._opened()
         layout.check_metric_names(rows.metrics)
         runs = [self._begun(trial) for trial in rows.trial_ids]
         new = new_rows(rows, runs)
@@ -188,10 +188,8 @@ class DatabaseTracker(Tracker):
         self._late.update(rows.trial_ids[position] for position in np.unique(new.trial).tolist())
         now = time.monotonic()
         if self._waiting.rows >= ROWS_A_WRITE or now - self._written_at > WRITE_EVERY_S:
-            with table.bulk.transaction():
-                self._write_waiting()
-                if now - self._latest_at > LATEST_EVERY_S:
-                    self._write_latest()
+            with self._writing(latest=now - self._latest_at > LATEST_EVERY_S):
+                pass
 
     def end(self, results: Sequence[TrialResult]) -> None:
         """One transaction: status, observations and phase are never apart."""
@@ -209,11 +207,10 @@ class DatabaseTracker(Tracker):
         if not last:
             return
         bulk = table.bulk
-        with bulk.transaction():
+        with self._writing():
             found = table.locate([trial for trial in last if trial not in self._open])[0]
             runs = {trial: self._open.get(trial) or found.get(trial) for trial in last}
             self._check_there([run.run_id for run in runs.values() if run is not None])
-            self._write_waiting()
             replaced, tags, metrics, latest = [], [], [], []
             by_status: dict[str, list[str]] = {}
             for trial, result in last.items():
@@ -321,26 +318,30 @@ class DatabaseTracker(Tracker):
     def _write_all(self) -> None:
         """Everything that waits, in a transaction of its own."""
         if self._waiting.rows or self._late:
-            with self._opened()[1].bulk.transaction():
-                self._write_waiting()
-                self._write_latest()
+            with self._writing(latest=True):
+                pass
 
-    def _write_waiting(self) -> None:
-        """Inside a transaction: the rows that wait."""
-        if self._waiting.rows:
-            bulk = self._opened()[1].bulk
-            self._check_there(self._waiting.run_ids)
-            bulk.metric_columns(self._waiting.take(), runs_checked=True)
+    @contextmanager
+    def _writing(self, *, latest: bool = False) -> Iterator[None]:
+        """A transaction that begins with the rows that wait, and with the latest metrics that are late if `latest`.
+
+        They wait on where it fails, so that no curve has a gap.
+        """
+        bulk = self._opened()[1].bulk
+        with bulk.transaction():
+            if self._waiting.rows:
+                self._check_there(self._waiting.run_ids)
+                bulk.metric_columns(self._waiting.columns(), runs_checked=True)
+            if latest:
+                bulk.latest([row for trial in self._late for row in latest_of(self._open[trial])])
+            yield
         self._written_at = time.monotonic()
-
-    def _write_latest(self) -> None:
-        """Inside a transaction: the latest metrics that are late."""
-        rows = [row for trial in sorted(self._late) for row in latest_of(self._open[trial])]
-        self._opened()[1].bulk.latest(rows)
-        for trial in self._late:
-            self._open[trial].latest.clear()
-        self._late.clear()
-        self._latest_at = time.monotonic()
+        self._waiting.clear()
+        if latest:
+            for trial in self._late:
+                self._open[trial].latest.clear()
+            self._late.clear()
+            self._latest_at = self._written_at
 
     def _forget_results(self, run_ids: list[str], tags: Sequence[str]) -> None:
         """Delete tags and the metrics that are observations."""

@@ -163,7 +163,7 @@ class HttpTracker(Tracker):
         buffer = RowBuffer()
         buffer.add(new, runs)
         of_run: dict[str, list[MetricRow]] = {}
-        for row in zip(*buffer.take(), strict=True):
+        for row in zip(*buffer.columns(), strict=True):
             of_run.setdefault(row[5], []).append(row)
         at_most = min(METRICS_A_REQUEST, BYTES_A_REQUEST // (_ROW_BYTES + max(map(_json_length, rows.metrics))))
 

@@ -89,7 +89,11 @@ def params(trial: Trial) -> list[tuple[str, str]]:
 
 
 def trial_tags(trial: Trial, sweep: SweepRecord, parent: str) -> list[tuple[str, str]]:
-    """The tags that a trial's run begins with."""
+    """The tags that a trial's run begins with, run name and parent first.
+
+    No more than are of use: every one costs a page of an index when runs are many. User and source
+    are the parent's.
+    """
     settings = json.dumps(dict(trial.settings()), separators=(",", ":"))
     if len(settings) > LONGEST_TAG:
         raise UserError(
@@ -100,9 +104,6 @@ def trial_tags(trial: Trial, sweep: SweepRecord, parent: str) -> list[tuple[str,
     return [
         (RUN_NAME, run_name(trial, sweep.axes)),
         (PARENT, parent),
-        ("mlflow.user", user()),
-        ("mlflow.source.name", "phasefront"),
-        ("mlflow.source.type", "LOCAL"),
         (TRIAL_ID, trial.id),
         (JOB, trial.job),
         (REPLICATE, str(trial.replicate)),
@@ -163,6 +164,7 @@ def _tail(error: str) -> str:
 
 def observed_metrics(observations: Observations) -> list[tuple[str, float]]:
     """The observations that are numbers: what was not reached is no metric."""
+    check_metric_names(observations)
     return [(name, float(value)) for name, value in observations.items() if not isinstance(value, Censored)]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jobs.job import Curves, Observations, Scalar
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
-from orchestrator.tracking.layout import check_metric_names
+from orchestrator.tracking.layout import check_metric_names, observed_metrics
 from orchestrator.trial import Trial
 
 
@@ -106,6 +106,7 @@ class MemoryTracker(Tracker):
         sweep = self._opened()
         for result in results:
             run = self._run(result.trial_id)
+            observed_metrics(result.observations)
             run.status, run.phase, run.error = Status(result.status), result.phase, result.error
             run.observations, run.thresholds = dict(result.observations), sweep.thresholds
 

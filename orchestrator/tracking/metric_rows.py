@@ -60,8 +60,8 @@ class RowBuffer:
         """The runs that the waiting rows belong to."""
         return list(self._runs)
 
-    def take(self) -> Columns:
-        """All waiting rows as the columns METRICS, and wait for none.
+    def columns(self) -> Columns:
+        """All waiting rows as the columns METRICS.
 
         Two of the table's three indexes begin with the run, the third with metric and time, of which
         a batch holds few: rows run by run and metric by metric touch each page of an index once.
@@ -73,7 +73,6 @@ class RowBuffer:
         order = np.lexsort((step, metric, rank[run]))
         values, is_nan = stored(value[order])
         names = np.array(list(self._metrics), dtype=object)
-        self._runs, self._metrics, self._parts, self.rows = {}, {}, [], 0
         return (
             names[metric[order]].tolist(),
             values.tolist(),
@@ -82,6 +81,10 @@ class RowBuffer:
             is_nan.tolist(),
             ids[run[order]].tolist(),
         )
+
+    def clear(self) -> None:
+        """The rows are written."""
+        self._runs, self._metrics, self._parts, self.rows = {}, {}, [], 0
 
 
 def stored(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -181,9 +181,10 @@ def align(series: Mapping[str, Series]) -> Curves:
     if all(np.array_equal(first, step) for step, _ in series.values()):
         return Curves(step=first, values={name: series[name][1] for name in names})
     steps = np.unique(np.concatenate([step for step, _ in series.values()]))
-    values = {}
+    values, present = {}, {}
     for name in names:
         step, value = series[name]
-        values[name] = np.full(len(steps), np.nan)
-        values[name][np.searchsorted(steps, step)] = value
-    return Curves(step=steps, values=values)
+        at = np.searchsorted(steps, step)
+        values[name], present[name] = np.full(len(steps), np.nan), np.zeros(len(steps), dtype=np.bool_)
+        values[name][at], present[name][at] = value, True
+    return Curves(step=steps, values=values, present=present)

@@ -1,0 +1,44 @@
+"""The same trial on a GPU: packs know one code path, and the device changes no curve beyond rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.double_descent import DoubleDescent, DoubleDescentParams
+from jobs.grokking import Grokking, GrokkingParams
+from jobs.job import Job, Member, Params
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+DESCENT = {"pool": 300, "test_count": 100, "batch_size": 32, "steps": 25, "curve_points": 10}
+GROK = {"modulus": 7, "width": 20, "steps": 25, "curve_points": 10}
+CASES: list[tuple[Job[Any], list[Params]]] = [
+    (DoubleDescent(), [DoubleDescentParams(width=w, label_noise=0.2, **DESCENT) for w in (3, 17, 40)]),
+    (DoubleDescent(), [DoubleDescentParams(width=w, optimiser="adamw", loss="squared", **DESCENT) for w in (5, 9)]),
+    (Grokking(), [GrokkingParams(weight_decay=w, data_fraction=0.6, **GROK) for w in (0.0, 1.0)]),
+    (Grokking(), [GrokkingParams(model="embedding_mlp", loss="cross_entropy", learning_rate=0.001, **GROK)]),
+    (Grokking(), [GrokkingParams(model="transformer", loss="cross_entropy", learning_rate=0.001, **GROK)]),
+]
+
+
+def losses(job: Job[Any], params: list[Params], device: str) -> list[list[float]]:
+    """The training loss of each member at each report."""
+    found: list[list[float]] = [[] for _ in params]
+    pack = [Member(params=p, seed=7 + i) for i, p in enumerate(params)]
+    for report in job.train(pack, device=device):
+        for position, value in zip(report.members, report.values["train_loss"], strict=True):
+            found[position].append(float(value))
+    return found
+
+
+@pytest.mark.parametrize(("job", "params"), CASES)
+def test_a_trial_on_a_gpu_is_the_trial_on_a_cpu(job: Job[Any], params: list[Params]) -> None:
+    for here, there in zip(losses(job, params, "cpu"), losses(job, params, "cuda"), strict=True):
+        np.testing.assert_allclose(there, here, rtol=2e-3, atol=2e-5)
