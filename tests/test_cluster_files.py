@@ -113,7 +113,7 @@ def test_compose_keeps_the_record_in_named_volumes_and_waits_for_health() -> Non
     assert all("healthcheck" in service for service in services.values())
     assert services["database"]["image"] == "postgres:17"
     assert services["mlflow"]["depends_on"] == {"database": {"condition": "service_healthy"}}
-    assert services["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql://")
+    assert services["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql+psycopg2://")
 
 
 def test_compose_opens_no_port_to_the_network_unasked_and_holds_no_password() -> None:
