@@ -6,7 +6,6 @@ bounded, so that a function waits for a slow reader, and a closed reader ends th
 
 from __future__ import annotations
 
-import re
 import threading
 import traceback
 from collections import deque
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.job import Member, Params, Report, Scalar, as_dict
+from jobs.job import LONGEST_METRIC_NAME, Member, Params, Report, Scalar, as_dict, is_metric_name
 
 QUEUE_ROWS = 4096
 """Reports that may wait for the consumer; the function waits when there are as many."""
@@ -25,7 +24,7 @@ POLL_S = 0.05
 END_S = 1.0
 """How long closing waits for the function to come to its next report."""
 
-_METRIC_NAME = re.compile(r"[\w./: -]{1,250}")
+_LONGEST_NAME = LONGEST_METRIC_NAME - len("final_")
 
 
 class ReportError(ValueError):
@@ -193,7 +192,8 @@ def _numbers(metrics: Mapping[str, object], where: str) -> dict[str, float]:
     for name, value in metrics.items():
         if not _is_metric_name(name):
             raise ReportError(
-                f"{where}: a metric's name must be at most 250 letters, digits, _ - . / : or spaces; got {name!r}"
+                f"{where}: a metric's name must be at most {_LONGEST_NAME} letters, digits, _ - . / : or spaces, "
+                f"and not start with / : or a space; got {name!r}"
             )
         values[name] = value if type(value) is float else _number(name, value, where)
     return values
@@ -201,7 +201,7 @@ def _numbers(metrics: Mapping[str, object], where: str) -> dict[str, float]:
 
 @lru_cache(maxsize=4096)
 def _is_metric_name(name: object) -> bool:
-    return isinstance(name, str) and _METRIC_NAME.fullmatch(name) is not None
+    return is_metric_name(name, longest=_LONGEST_NAME)
 
 
 def _number(name: str, value: Any, where: str) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -305,6 +306,21 @@ class Job(ABC, Generic[P]):
     def summarise(self, trials: Sequence[tuple[P, Observations]], thresholds: AnyParams) -> dict[str, float]:
         """Quantities of a whole sweep (e.g. the width at the test-error peak); none by default."""
         return {}
+
+
+LONGEST_METRIC_NAME = 250
+_METRIC_NAME = re.compile(r"[\w.-][/\w. :-]*")
+
+
+def is_metric_name(name: object, *, longest: int = LONGEST_METRIC_NAME) -> bool:
+    """Whether the record (MLflow) takes this name for a metric or an observation.
+
+    Letters, digits, "_", "-", ".", " ", ":" and "/", neither starting with "/", ":" or a space nor going up
+    with "..", and no empty part between slashes.
+    """
+    if not isinstance(name, str) or len(name) > longest or not _METRIC_NAME.fullmatch(name):
+        return False
+    return ".." not in name.split("/") and "//" not in name
 
 
 def log_spaced_steps(horizon: int, points: int) -> NDArray[np.int64]:

@@ -153,12 +153,14 @@ def points_of(axis: AxisModel) -> list[Scalar]:
     """The values that an axis stands for, before the job has seen them.
 
     Linear and log keep their direction (from a large to a small value they fall); `include` is sorted
-    in among them. Integers are `sorted(set(int(w) for w in geomspace(from, to, points)))`.
+    in among them. Integers are `sorted(set(int(w) for w in geomspace(from, to, points)))`, where a point that
+    is a whole number but for rounding is that number (8, not 7.999...).
     """
     if isinstance(axis, ValuesAxis):
         return list(axis.values)
     if isinstance(axis, IntegerAxis):
-        return sorted({int(w) for w in np.geomspace(axis.start, axis.to, axis.points)} | set(axis.include))
+        computed_integers = np.geomspace(axis.start, axis.to, axis.points)
+        return sorted({int(same_on_every_machine(float(w))) for w in computed_integers} | set(axis.include))
     if axis.start == axis.to:
         return sorted({axis.start, *axis.include})
     space = np.geomspace if isinstance(axis, LogAxis) else np.linspace

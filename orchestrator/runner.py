@@ -151,6 +151,8 @@ class Runner:
             self._tracker.reconcile()
             while not self._stop.is_set() and not self._summary.gave_up and self._advance():
                 pass
+            if self._started is not None:
+                self._summary.seconds = self._clock() - self._started
             broke = False
         finally:
             # The record first: workers die in no time, but letting go of Ray takes a second or two of the
@@ -167,8 +169,6 @@ class Runner:
             finally:
                 if self._dispatcher is not None:
                     self._dispatcher.close()
-        if self._started is not None:
-            self._summary.seconds = self._clock() - self._started
         self._show()
         return self._summary
 
@@ -243,7 +243,7 @@ class Runner:
         for result in relabel_stale(self._tracker, self._planner.job, stale, self._thresholds):
             trial = by_id.pop(result.trial_id)
             if result.status is Status.FAILED:
-                self._fail_quietly(trial, result.error or "")
+                self._fail_quietly(trial, f"its curves could not be reduced anew:\n{result.error or ''}")
             else:
                 self._summary.skipped += 1
                 self._summary.relabelled += 1

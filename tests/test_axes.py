@@ -21,8 +21,15 @@ def axis(name: str, count: int, **more: object) -> Axis:
 def test_integer_points_are_the_published_formula(low: int, high: int, points: int) -> None:
     low, high = sorted((low, high))
     made = points_of(IntegerAxis(scale="integer", start=low, to=high, points=points))
-    assert made == sorted({int(w) for w in np.geomspace(low, high, points)})
+    # Rounding may leave a whole number a hair below itself: 7.999999999999998 is 8.
+    assert made == sorted({int(w * (1 + 1e-11)) for w in np.geomspace(low, high, points)})
     assert all(type(value) is int for value in made)
+
+
+@pytest.mark.parametrize("octaves", [6, 8, 12])
+def test_doubling_gives_the_powers_of_two(octaves: int) -> None:
+    made = points_of(IntegerAxis(scale="integer", start=1, to=2**octaves, points=octaves + 1))
+    assert made == [2**k for k in range(octaves + 1)]
 
 
 def test_integer_points_give_the_widths_of_the_double_descent_notebook() -> None:

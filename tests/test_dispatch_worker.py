@@ -1,10 +1,14 @@
 """Laws of what a worker does with one pack."""
 
+import re
+from typing import Any
+
+import numpy as np
 import pytest
 
-from jobs.job import Censored
+from jobs.job import Censored, Cost, Curves, Job, Params
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackTask, Progress
-from orchestrator.dispatch.worker import execute
+from orchestrator.dispatch.worker import execute, reduce_curves
 from orchestrator.records import Status, TrialResult
 from tests.jobs_for_runner import STEPS
 from tests.runner_kit import RAMP, ramp, task
@@ -123,3 +127,38 @@ def test_a_job_that_cannot_be_loaded_is_a_user_error() -> None:
     assert isinstance(last, PackFailed)
     assert last.cause is Cause.USER_ERROR
     assert "Ramp" in last.error
+
+
+@pytest.mark.parametrize(
+    ("observations", "label", "rule"),
+    [
+        ({"ratio": None}, "low", "an observation is a number, or Censored"),
+        ({"a//b": 1.0}, "low", "letters, digits"),
+        ({"ratio": 1.0}, "typo", "not in the job's phases: low, high"),
+    ],
+)
+def test_what_the_record_cannot_hold_is_the_trials_own_failure(
+    observations: dict[str, Any], label: str, rule: str
+) -> None:
+    class Careless(Job[Params]):
+        Params, Thresholds = Params, Params
+        metrics, phases = ("loss",), ("low", "high")
+
+        def pack_key(self, params: Params) -> None:
+            return None
+
+        def cost(self, params: Params, *, extent: tuple[int, ...], models: int) -> Cost:
+            raise NotImplementedError
+
+        def train(self, pack: Any, *, device: str) -> Any:
+            raise NotImplementedError
+
+        def observe(self, params: Params, curves: Curves, thresholds: Params) -> dict[str, Any]:
+            return observations
+
+        def phase(self, params: Params, observations: Any, thresholds: Params) -> str:
+            return label
+
+    curves = Curves(step=np.array([1]), values={"loss": np.array([1.0])})
+    with pytest.raises((TypeError, ValueError), match=re.escape(rule)):
+        reduce_curves(Careless(), Params(), curves, Params())

@@ -94,7 +94,7 @@ def status(arguments: argparse.Namespace) -> int:
     fingerprint = sweep.thresholds_fingerprint()
     tracker = open_tracker(sweep)
     try:
-        parent = getattr(tracker, "find_sweep", lambda _: None)(sweep.id)
+        parent = tracker.find_sweep(sweep.id)
         for row in tracker.rows(by_id):
             counts[row.recorded.status] += 1
             if row.recorded.status is Status.FINISHED:
@@ -117,7 +117,7 @@ def status(arguments: argparse.Namespace) -> int:
     if stale:
         print(f"          {stale} under other thresholds: `phasefront map` or `run` labels them anew, without training")
     for trial, row in failed[:FAILURES_SHOWN]:
-        print(failure_line(trial, getattr(row, "error", None), varied=[axis.name for axis in sweep.axes]))
+        print(failure_line(trial, row.error, varied=[axis.name for axis in sweep.axes]))
         print(f"          run {row.run_id}")
     if len(failed) > FAILURES_SHOWN:
         print(f"          and {len(failed) - FAILURES_SHOWN} more failed trials")

@@ -83,7 +83,8 @@ def map_(arguments: argparse.Namespace) -> int:
                 value=f"{sweep.tracking.uri}, experiment {sweep.tracking.experiment}",
                 next_step=f"phasefront run {arguments.file}",
             )
-        tracker.open_sweep(sweep_record(sweep))
+        # A run may be under way, and what its status says is its own.
+        tracker.open_sweep(sweep_record(sweep), running=False)
         fingerprint = sweep.thresholds_fingerprint()
         finished = [t for t in trials if t.id in recorded and recorded[t.id].status is Status.FINISHED]
         stale = [trial for trial in finished if recorded[trial.id].thresholds != fingerprint]
@@ -92,8 +93,7 @@ def map_(arguments: argparse.Namespace) -> int:
             for result in relabel_stale(tracker, sweep.job_object(), stale, sweep.thresholds())
         )
         published = publish_record(sweep, trials, tracker)
-        complete = len(finished) == len(trials)
-        tracker.end_sweep(Status.FINISHED.value if complete else Status.KILLED.value, published.metrics)
+        tracker.annotate(published.metrics)
     finally:
         tracker.close()
     print(f"{len(finished)} of {len(trials)} trials are finished")

@@ -1,8 +1,12 @@
 """Where curves are kept: the contract that the runner, `map` and `status` use.
 
-Every method that writes is idempotent: what is already recorded is not recorded again. A row of a
-curve is (trial, metric, step), written once; its timestamp is the run's start plus its step in
-milliseconds, so that a repeated write is the same row.
+A curve is of one training: a trial that is begun and has not finished starts its curve anew, whatever
+an earlier attempt has left. From then on every method that writes is idempotent: what is recorded is
+not recorded again. A row of a curve is (trial, metric, step), written once; its timestamp is the run's
+start plus its step in milliseconds, so that a repeated write is the same row.
+
+One driver at a time: `open_sweep` takes the experiment for as long as the tracker is open, by a lock that
+dies with the process. Reading, and `open_sweep(..., running=False)`, need no lock.
 """
 
 from __future__ import annotations
@@ -41,14 +45,30 @@ class TrialRow:
     params: Mapping[str, Scalar]
     replicate: int
     recorded: Recorded
+    error: str | None = None
+    """What a trial that ended otherwise than FINISHED died of, as far as it is kept."""
 
 
 class Tracker(ABC):
     """One writer's connection to the record. Not for use from several threads at once."""
 
     @abstractmethod
-    def open_sweep(self, sweep: SweepRecord) -> str:
-        """Create the sweep's parent run, or reopen it; its address for people to look at (a run id)."""
+    def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
+        """Create the sweep's parent run, or find it; its address for people to look at (a run id).
+
+        Args:
+            sweep: The sweep that all further writing is for.
+            running: Its trials are to run: the experiment is taken, until `close`, and the parent is RUNNING.
+                If False nothing is taken, and a parent's status and end stay (a new one has FINISHED at
+                once): then `begin`, `record`, `end`, `reconcile` and `end_sweep` are errors.
+
+        Raises:
+            UserError: another driver has taken the experiment (by HTTP nobody can tell).
+        """
+
+    @abstractmethod
+    def find_sweep(self, sweep_id: str) -> str | None:
+        """The address of a sweep's parent run, where there is one. Reads only."""
 
     @abstractmethod
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
@@ -59,11 +79,16 @@ class Tracker(ABC):
 
     @abstractmethod
     def begin(self, trials: Sequence[Trial]) -> None:
-        """The trials start: each has one RUNNING run with its parameters; an unfinished one is reopened."""
+        """The trials start: each has one RUNNING run with its parameters, and no curve yet.
+
+        What an unfinished trial's earlier attempt has left (failed, killed, or of a pack that this
+        tracker's driver runs again) is gone: rows, observations, phase and error. Its run is reopened,
+        or, where rows cannot be deleted (HTTP), replaced. A finished trial stays as it is.
+        """
 
     @abstractmethod
     def record(self, rows: CurveRows) -> None:
-        """Append curve rows of begun trials; rows at or before a trial's recorded step are dropped."""
+        """Append curve rows of begun trials; rows at or before a trial's last step since `begin` are dropped."""
 
     @abstractmethod
     def end(self, results: Sequence[TrialResult]) -> None:
@@ -88,6 +113,10 @@ class Tracker(ABC):
     @abstractmethod
     def attach(self, files: Mapping[str, Path]) -> None:
         """Keep files as artifacts of the parent run: artifact path -> local file."""
+
+    @abstractmethod
+    def annotate(self, metrics: Mapping[str, float]) -> None:
+        """The sweep's own metrics, in place of earlier ones of their names; its status stays."""
 
     @abstractmethod
     def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import UserError
 from orchestrator.tracking.address import CHOICES, DatabaseAddress, hide_password
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
+from orchestrator.tracking.lock import FileLock, lock_file, take_session_lock, taken
 from orchestrator.tracking.run_table import RunTable
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Database:
         self._table: RunTable | None = None
         self._store: BulkSqlAlchemyStore | None = None
         self._artifact_template = ""
+        self._locked = False
+        self._lock: FileLock | None = None
 
     def existing(self) -> RunTable | None:
         """The experiment's runs, for reading; None where there is nothing yet."""
@@ -81,6 +84,23 @@ class Database:
         self._table = RunTable(bulk, found.id)
         return self._table
 
+    def take(self) -> None:
+        """Take the experiment, made where missing, until `close`; a process that dies lets go of it.
+
+        Raises:
+            UserError: another writer has taken it.
+        """
+        table = self.create()
+        if self._locked:
+            return
+        if self._address.file is None:
+            self._locked = take_session_lock(table.bulk, table.experiment_id)
+        else:
+            self._lock = FileLock(lock_file(self._address.file, table.experiment_id))
+            self._locked = self._lock.take()
+        if not self._locked:
+            raise taken(hide_password(self._address.uri), self.experiment)
+
     def artifacts_of(self, run_id: str) -> str:
         """Where a run keeps its artifacts, as MLflow names it; after `create`."""
         return self._artifact_template.replace("{run}", run_id)
@@ -93,6 +113,10 @@ class Database:
         if self._store is not None:
             self._store.engine.dispose()
             self._store = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        self._locked = False
 
 
 def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None:

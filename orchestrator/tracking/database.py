@@ -37,8 +37,7 @@ LATEST_EVERY_S = 2.0
 """`latest_metrics` of running trials is written this often, and when a trial ends."""
 
 _READ_TAGS = (layout.PHASE, layout.THRESHOLDS, layout.OBSERVATIONS)
-_BEFORE_START = "timestamp < (SELECT start_time FROM runs WHERE runs.run_uuid = {table}.run_uuid)"
-"""Rows that are observations, not points of a curve."""
+_ROW_TAGS = (layout.PARAMS, layout.REPLICATE, layout.ERROR)
 
 
 class DatabaseTracker(Tracker):
@@ -56,6 +55,7 @@ class DatabaseTracker(Tracker):
             database_address(uri, place=place), experiment=experiment, artifacts=artifacts, place=place
         )
         self._sweep: SweepRecord | None = None
+        self._running = False
         self._parent = OpenRun(run_id="", status="", start_time=0)
         self._open: dict[str, OpenRun] = {}
         self._late: set[str] = set()
@@ -65,31 +65,39 @@ class DatabaseTracker(Tracker):
         self._written_at = 0.0
         self._closed = False
 
-    def open_sweep(self, sweep: SweepRecord) -> str:
+    def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
         """Make what is missing, by MLflow's own code, and the parent run; its run id."""
         self._check_open()
         table = self._database.create()
-        bulk = table.bulk
-        now = _now_ms()
+        if running:
+            self._database.take()
+        bulk, now, name = table.bulk, _now_ms(), sweep.name[: layout.LONGEST_NAME]
         with bulk.transaction():
             found, free = table.locate([sweep.sweep_id], key=layout.SWEEP_ID)
             if sweep.sweep_id in found:
                 self._parent = found[sweep.sweep_id]
-                bulk.execute(
-                    "UPDATE runs SET status = 'RUNNING', end_time = NULL, name = ? WHERE run_uuid = ?",
-                    sweep.name[: layout.LONGEST_NAME],
-                    self._parent.run_id,
-                )
+                bulk.execute("UPDATE runs SET name = ? WHERE run_uuid = ?", name, self._parent.run_id)
+                if running:
+                    self._set_status("RUNNING", None)
             else:
                 self._parent = OpenRun(run_id=free[sweep.sweep_id], status="RUNNING", start_time=now)
-                bulk.new_runs([self._run_row(self._parent, sweep.name[: layout.LONGEST_NAME])])
+                bulk.new_runs([self._run_row(self._parent, name)])
+                if not running:
+                    self._set_status("FINISHED", now)
             bulk.tags([(key, value, self._parent.run_id) for key, value in layout.sweep_tags(sweep)])
+        self._running = running
         self._sweep = sweep
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "sweep.yaml")
             file.write_text(sweep.resolved_yaml)
             self.attach({"sweep.yaml": file})
         return self._parent.run_id
+
+    def find_sweep(self, sweep_id: str) -> str | None:
+        """One statement."""
+        table = self._existing()
+        found = {} if table is None else table.locate([sweep_id], key=layout.SWEEP_ID)[0]
+        return found[sweep_id].run_id if sweep_id in found else None
 
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
         """Three statements for 10,000 trials: runs, tags, and the last steps of unfinished ones."""
@@ -104,13 +112,14 @@ class DatabaseTracker(Tracker):
     def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
         """In the order of `trial_ids`, read 10,000 at a time."""
         for chunk in chunked(trial_ids, CHUNK):
-            for trial, run, tags, recorded in self._read(chunk, (*_READ_TAGS, layout.PARAMS, layout.REPLICATE)):
+            for trial, run, tags, recorded in self._read(chunk, (*_READ_TAGS, *_ROW_TAGS)):
                 yield TrialRow(
                     trial_id=trial,
                     run_id=run.run_id,
                     params=layout.decode_params(tags[layout.PARAMS]),
                     replicate=int(tags[layout.REPLICATE]),
                     recorded=recorded,
+                    error=tags.get(layout.ERROR),
                 )
 
     def _read(
@@ -139,13 +148,13 @@ class DatabaseTracker(Tracker):
 
     def begin(self, trials: Sequence[Trial]) -> None:
         """One transaction: all trials are begun, or none."""
-        sweep, table = self._opened()
-        wanted = {trial.id: trial for trial in trials if trial.id not in self._open}
+        sweep, table = self._driven()
+        wanted = {trial.id: trial for trial in trials}
         if not wanted:
             return
         bulk, now = table.bulk, _now_ms()
         with self._writing():
-            found, free = table.locate(wanted)
+            found, free = table.locate([trial for trial in wanted if trial not in self._open])
             new = {
                 trial: OpenRun(run_id=run, status="RUNNING", start_time=now, fresh=True) for trial, run in free.items()
             }
@@ -158,16 +167,18 @@ class DatabaseTracker(Tracker):
             bulk.new_runs(runs)
             bulk.tags(tags)
             bulk.new_params(params)
-            again = [run.run_id for run in found.values() if run.status != "FINISHED"]
+            known = {**found, **{trial: self._open[trial] for trial in wanted if trial in self._open}}
+            again = {trial: run for trial, run in known.items() if run.status != "FINISHED"}
             if again:
-                self._forget_results(again, layout.RESULT_TAGS)
-                bulk.execute("UPDATE runs SET status = 'RUNNING', end_time = NULL WHERE run_uuid $in", again)
-                bulk.tags([(layout.PARENT, self._parent.run_id, run) for run in again])
-                bulk.rebuild_latest(again)
-            through = table.through_steps([run.run_id for run in found.values()])
-        for run in found.values():
-            run.through_step = through.get(run.run_id, -1)
-            run.fresh = run.status != "FINISHED"
+                table.restart([run.run_id for run in again.values()], self._parent.run_id)
+            through = table.through_steps([run.run_id for trial, run in found.items() if trial not in again])
+        for trial, run in found.items():
+            if trial not in again:
+                run.through_step = through.get(run.run_id, -1)
+        for run in again.values():
+            run.status, run.through_step, run.fresh = "RUNNING", -1, True
+            run.latest.clear()
+        self._late.difference_update(again)
         self._open.update(new)
         self._open.update(found)
 
@@ -177,7 +188,7 @@ class DatabaseTracker(Tracker):
         Calls that follow each other closely are written together; every other call of this object
         writes what waits first.
         """
-        self._opened()
+        self._driven()
         layout.check_metric_names(rows.metrics)
         runs = [self._begun(trial) for trial in rows.trial_ids]
         new = new_rows(rows, runs)
@@ -193,7 +204,7 @@ class DatabaseTracker(Tracker):
 
     def end(self, results: Sequence[TrialResult]) -> None:
         """One transaction: status, observations and phase are never apart."""
-        sweep, table = self._opened()
+        sweep, table = self._driven()
         self._conclude(results, sweep, table, ended=True)
 
     def relabel(self, results: Sequence[TrialResult]) -> None:
@@ -226,7 +237,7 @@ class DatabaseTracker(Tracker):
                     latest += latest_of(run)
             if replaced:
                 keep = () if ended else (layout.ERROR,)
-                self._forget_results(replaced, [key for key in layout.RESULT_TAGS if key not in keep])
+                table.forget_results(replaced, [key for key in layout.RESULT_TAGS if key not in keep])
             if not ended:
                 tags = [row for row in tags if row[0] != layout.ERROR]
             bulk.tags(tags)
@@ -243,20 +254,10 @@ class DatabaseTracker(Tracker):
 
     def reconcile(self, running: Iterable[str] = ()) -> int:
         """One statement ends them, one makes good the latest metrics that a dead driver was late with."""
-        _, table = self._opened()
+        _, table = self._driven()
         bulk = table.bulk
         self._write_all()
-        orphans: dict[str, str] = dict(
-            bulk.query(
-                "SELECT t.value, r.run_uuid FROM runs r JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = ? "
-                "JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = ? WHERE r.experiment_id = ? "
-                "AND r.status = 'RUNNING' AND r.lifecycle_stage = 'active' AND p.value = ?",
-                layout.PARENT,
-                layout.TRIAL_ID,
-                table.experiment_id,
-                self._parent.run_id,
-            )
-        )
+        orphans = table.orphans(self._parent.run_id)
         for trial in running:
             orphans.pop(trial, None)
         ids = list(orphans.values())
@@ -288,8 +289,19 @@ class DatabaseTracker(Tracker):
                 "with tracking.artifacts set to a place that is",
             ) from error
 
+    def annotate(self, metrics: Mapping[str, float]) -> None:
+        """One transaction."""
+        with self._annotating(metrics):
+            pass
+
     def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:
-        """Metrics of an earlier end of the same sweep are replaced."""
+        """One transaction: status and metrics are never apart."""
+        self._driven()
+        with self._annotating(metrics):
+            self._set_status(Status(status).value, _now_ms())
+
+    @contextmanager
+    def _annotating(self, metrics: Mapping[str, float]) -> Iterator[None]:
         _, table = self._opened()
         layout.check_metric_names(metrics)
         bulk, run = table.bulk, self._parent
@@ -300,12 +312,13 @@ class DatabaseTracker(Tracker):
                 bulk.execute(f"DELETE FROM {name} WHERE run_uuid = ? AND key $in", run.run_id, list(metrics))
             bulk.metrics(rows)
             bulk.latest(rows)
-            bulk.execute(
-                "UPDATE runs SET status = ?, end_time = ? WHERE run_uuid = ?",
-                Status(status).value,
-                _now_ms(),
-                run.run_id,
-            )
+            yield
+
+    def _set_status(self, status: str, end_time: int | None) -> None:
+        """Of the parent run, in the transaction that is under way."""
+        self._database.create().bulk.execute(
+            "UPDATE runs SET status = ?, end_time = ? WHERE run_uuid = ?", status, end_time, self._parent.run_id
+        )
 
     def close(self) -> None:
         """Write the latest metrics that are late and close the connections."""
@@ -343,14 +356,6 @@ class DatabaseTracker(Tracker):
             self._late.clear()
             self._latest_at = self._written_at
 
-    def _forget_results(self, run_ids: list[str], tags: Sequence[str]) -> None:
-        """Delete tags and the metrics that are observations."""
-        bulk = self._opened()[1].bulk
-        bulk.execute("DELETE FROM tags WHERE run_uuid $in AND key $in", run_ids, list(tags))
-        for table in ("metrics", "latest_metrics"):
-            observed = _BEFORE_START.format(table=table)
-            bulk.execute(f"DELETE FROM {table} WHERE run_uuid $in AND {observed}", run_ids)
-
     def _run_row(self, run: OpenRun, name: str) -> tuple[Any, ...]:
         return run_row(
             run.run_id,
@@ -373,6 +378,12 @@ class DatabaseTracker(Tracker):
         if self._sweep is None:
             raise RuntimeError("open_sweep comes before anything is written")
         return self._sweep, self._database.create()
+
+    def _driven(self) -> tuple[SweepRecord, RunTable]:
+        opened = self._opened()
+        if not self._running:
+            raise RuntimeError("open_sweep(..., running=True) comes before trials are run")
+        return opened
 
     def _check_open(self) -> None:
         if self._closed:

@@ -4,9 +4,11 @@ MLflow's REST interface knows no bulk creation of runs: one run costs a few requ
 are under way at a time. Rows go in batches up to MLflow's limits, whole steps in one request, so that
 a kill never tears a step; a run's status is set last, so that a FINISHED run has everything.
 
-Two things that SQL can do have no request: a metric cannot be deleted, so an observation that no
-longer holds gets a newer row (NaN where it became censored); and a created run has the server's id,
-so a creation that the network repeats leaves a second, empty run.
+Three things that SQL can do have no request. A metric cannot be deleted: an observation that no longer
+holds gets a newer row (NaN where it became censored), and an unfinished trial with rows that is begun
+again gets another run, the old one being deleted as MLflow does it (it is kept in the trash). A created
+run has the server's id, so a creation that the network repeats leaves a second, empty run. And nothing
+can be locked: that two drivers do not run into the same experiment is the user's business.
 """
 
 from __future__ import annotations
@@ -56,28 +58,40 @@ class HttpTracker(Tracker):
         self._known: dict[str, str] | None = None
         """trial id -> run id of every trial of the experiment."""
         self._sweep: SweepRecord | None = None
+        self._running = False
         self._parent = ""
         self._parent_start = 0
         self._open: dict[str, OpenRun] = {}
         self._closed = False
 
-    def open_sweep(self, sweep: SweepRecord) -> str:
-        """Make the experiment where there is none, and the parent run; its run id."""
+    def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
+        """Make the experiment where there is none, and the parent run; its run id. Nothing is locked."""
         experiment = self._find_experiment() or self._create_experiment()
         tags = layout.sweep_tags(sweep)
-        found = list(self._api.search(experiment, f"tags.`{layout.SWEEP_ID}` = '{sweep.sweep_id}'"))
+        found = list(self._api.search(experiment, _is_sweep(sweep.sweep_id)))
         if found:
             self._parent, self._parent_start = found[0].run_id, found[0].start_time
             self._api.log(self._parent, tags=tags)
-            self._api.post("runs/update", {"run_id": self._parent, "status": "RUNNING"})
+            if running:
+                self._api.post("runs/update", {"run_id": self._parent, "status": "RUNNING"})
         else:
             self._parent, self._parent_start = self._create_run(experiment, sweep.name, tags)
+            if not running:
+                ended = {"run_id": self._parent, "status": "FINISHED", "end_time": self._parent_start}
+                self._api.post("runs/update", ended)
+        self._running = running
         self._sweep = sweep
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "sweep.yaml")
             file.write_text(sweep.resolved_yaml)
             self.attach({"sweep.yaml": file})
         return self._parent
+
+    def find_sweep(self, sweep_id: str) -> str | None:
+        """One search."""
+        experiment = self._find_experiment()
+        found = self._api.search(experiment, _is_sweep(sweep_id)) if experiment else iter(())
+        return next((run.run_id for run in found), None)
 
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
         """Pages of 5,000 runs where many are asked for, else 500 a request."""
@@ -97,6 +111,7 @@ class HttpTracker(Tracker):
                     params=layout.decode_params(run.tags[layout.PARAMS]),
                     replicate=int(run.tags[layout.REPLICATE]),
                     recorded=_recorded(run),
+                    error=run.tags.get(layout.ERROR),
                 )
 
     def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
@@ -123,17 +138,24 @@ class HttpTracker(Tracker):
 
     def begin(self, trials: Sequence[Trial]) -> None:
         """Two requests for a new trial, side by side with other trials'."""
-        sweep = self._opened()
-        wanted = {trial.id: trial for trial in trials if trial.id not in self._open}
+        sweep = self._driven()
+        done = {trial for trial, run in self._open.items() if run.status == "FINISHED"}
+        wanted = {trial.id: trial for trial in trials if trial.id not in done}
         found = self._runs(list(wanted))
 
         def begin_one(trial: Trial) -> tuple[str, OpenRun]:
             run = found.get(trial.id)
+            if run is not None and run.status != "FINISHED" and run.through_step >= 0:
+                self._api.post("runs/delete", {"run_id": run.run_id})
+                run = None
             if run is None:
                 tags = layout.trial_tags(trial, sweep, self._parent)
                 made, start = self._create_run(str(self._experiment_id), tags[0][1], tags)
                 self._api.log(made, params=layout.params(trial))
                 return trial.id, OpenRun(run_id=made, status="RUNNING", start_time=start, fresh=True)
+            opened = OpenRun(
+                run_id=run.run_id, status=run.status, start_time=run.start_time, through_step=run.through_step
+            )
             if run.status != "FINISHED":
                 for key in layout.RESULT_TAGS:
                     if key in run.tags and key != layout.OBSERVATIONS:
@@ -144,9 +166,8 @@ class HttpTracker(Tracker):
                     self._retract(run, keep=())
                     self._api.post("runs/delete-tag", {"run_id": run.run_id, "key": layout.OBSERVATIONS})
                 self._api.post("runs/update", {"run_id": run.run_id, "status": "RUNNING"})
-            return trial.id, OpenRun(
-                run_id=run.run_id, status=run.status, start_time=run.start_time, through_step=run.through_step
-            )
+                opened.status = "RUNNING"
+            return trial.id, opened
 
         for trial, run in self._api.each(begin_one, wanted.values()):
             self._open[trial] = run
@@ -154,7 +175,7 @@ class HttpTracker(Tracker):
 
     def record(self, rows: CurveRows) -> None:
         """Whole steps of one trial in one request, up to MLflow's limits."""
-        self._opened()
+        self._driven()
         layout.check_metric_names(rows.metrics)
         runs = [self._begun(trial) for trial in rows.trial_ids]
         new = new_rows(rows, runs)
@@ -177,6 +198,7 @@ class HttpTracker(Tracker):
 
     def end(self, results: Sequence[TrialResult]) -> None:
         """Observations and phase in one request, then the status in another."""
+        self._driven()
         self._conclude(results, ended=True)
         for result in results:
             self._open.pop(result.trial_id, None)
@@ -228,7 +250,7 @@ class HttpTracker(Tracker):
 
     def reconcile(self, running: Iterable[str] = ()) -> int:
         """One search, then one request for each orphan."""
-        self._opened()
+        self._driven()
         alive = set(running)
         condition = f"tags.`{layout.PARENT}` = '{self._parent}' AND attributes.status = 'RUNNING'"
         orphans = {
@@ -262,8 +284,8 @@ class HttpTracker(Tracker):
                 "with tracking.artifacts set to a place that can be written from here",
             ) from error
 
-    def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:
-        """Metrics of an earlier end of the same sweep are overlaid."""
+    def annotate(self, metrics: Mapping[str, float]) -> None:
+        """Earlier metrics of these names are overlaid."""
         self._opened()
         layout.check_metric_names(metrics)
         now = _now_ms()
@@ -273,7 +295,13 @@ class HttpTracker(Tracker):
             rows.append((name, number, now, 0, is_nan, self._parent))
         for batch in chunked(rows, METRICS_A_REQUEST):
             self._api.log(self._parent, metrics=batch)
-        self._api.post("runs/update", {"run_id": self._parent, "status": Status(status).value, "end_time": now})
+
+    def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:
+        """The metrics, then the status."""
+        self._driven()
+        self.annotate(metrics)
+        body = {"run_id": self._parent, "status": Status(status).value, "end_time": _now_ms()}
+        self._api.post("runs/update", body)
 
     def close(self) -> None:
         """End the connections."""
@@ -347,6 +375,12 @@ class HttpTracker(Tracker):
             raise RuntimeError("open_sweep comes before anything is written")
         return self._sweep
 
+    def _driven(self) -> SweepRecord:
+        sweep = self._opened()
+        if not self._running:
+            raise RuntimeError("open_sweep(..., running=True) comes before trials are run")
+        return sweep
+
     def _begun(self, trial: str) -> OpenRun:
         try:
             return self._open[trial]
@@ -382,6 +416,10 @@ def _json_length(name: str) -> int:
 def _revised(row: MetricRow, revision: int) -> MetricRow:
     key, value, timestamp, step, is_nan, run = row
     return key, value, timestamp + min(revision, layout.OBSERVED_BEFORE_MS - 1), step, is_nan, run
+
+
+def _is_sweep(sweep_id: str) -> str:
+    return f"tags.`{layout.SWEEP_ID}` = '{sweep_id}'"
 
 
 def _recorded(run: ServerRun) -> Recorded:

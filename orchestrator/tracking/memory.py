@@ -15,6 +15,7 @@ from jobs.job import Curves, Observations, Scalar
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
 from orchestrator.tracking.layout import check_metric_names, observed_metrics
+from orchestrator.tracking.lock import taken
 from orchestrator.trial import Trial
 
 
@@ -44,6 +45,8 @@ class MemoryRecord:
     """(sweep id, artifact path) -> content."""
     metrics: dict[tuple[str, str], float] = field(default_factory=dict)
     """(sweep id, name) -> the sweep's own metric."""
+    writer: MemoryTracker | None = None
+    """Who has taken it."""
 
 
 class MemoryTracker(Tracker):
@@ -52,6 +55,7 @@ class MemoryTracker(Tracker):
     def __init__(self, record: MemoryRecord | None = None) -> None:
         self._kept = record if record is not None else MemoryRecord()
         self._sweep: SweepRecord | None = None
+        self._running = False
         self._closed = False
 
     @property
@@ -59,13 +63,24 @@ class MemoryTracker(Tracker):
         """The record itself."""
         return self._kept
 
-    def open_sweep(self, sweep: SweepRecord) -> str:
+    def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
         """The sweep's address is its id."""
         self._check_open()
-        self._sweep = sweep
-        self._kept.sweeps[sweep.sweep_id] = Status.RUNNING.value
+        if running:
+            if self._kept.writer not in (None, self):
+                raise taken("memory:", sweep.name)
+            self._kept.writer = self
+            self._kept.sweeps[sweep.sweep_id] = Status.RUNNING.value
+        else:
+            self._kept.sweeps.setdefault(sweep.sweep_id, Status.FINISHED.value)
+        self._sweep, self._running = sweep, running
         self._kept.artifacts[sweep.sweep_id, "sweep.yaml"] = sweep.resolved_yaml.encode()
         return sweep.sweep_id
+
+    def find_sweep(self, sweep_id: str) -> str | None:
+        """The sweep's address is its id."""
+        self._check_open()
+        return sweep_id if sweep_id in self._kept.sweeps else None
 
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
         """Of every trial begun in any sweep of this record."""
@@ -74,8 +89,8 @@ class MemoryTracker(Tracker):
         return {trial: _recorded(runs[trial]) for trial in trial_ids if trial in runs}
 
     def begin(self, trials: Sequence[Trial]) -> None:
-        """A finished trial stays as it is."""
-        sweep = self._opened()
+        """A finished trial stays as it is; any other starts anew."""
+        sweep = self._driven()
         for trial in trials:
             run = self._kept.runs.get(trial.id)
             if run is None:
@@ -85,10 +100,11 @@ class MemoryTracker(Tracker):
             elif run.status is not Status.FINISHED:
                 run.status, run.sweep_id = Status.RUNNING, sweep.sweep_id
                 run.phase, run.observations, run.thresholds, run.error = None, {}, "", None
+                run.steps, run.points = [], []
 
     def record(self, rows: CurveRows) -> None:
         """Keep the rows that lie beyond the trial's last step."""
-        self._opened()
+        self._driven()
         check_metric_names(rows.metrics)
         runs = [self._run(trial) for trial in rows.trial_ids]
         through = [run.steps[-1] if run.steps else -1 for run in runs]
@@ -103,7 +119,7 @@ class MemoryTracker(Tracker):
 
     def end(self, results: Sequence[TrialResult]) -> None:
         """Under the thresholds of the open sweep."""
-        sweep = self._opened()
+        sweep = self._driven()
         for result in results:
             run = self._run(result.trial_id)
             observed_metrics(result.observations)
@@ -112,7 +128,7 @@ class MemoryTracker(Tracker):
 
     def reconcile(self, running: Iterable[str] = ()) -> int:
         """Orphans are trials that an earlier tracker on the same record left RUNNING."""
-        sweep = self._opened()
+        sweep = self._driven()
         alive = set(running)
         orphans = [
             run
@@ -142,6 +158,7 @@ class MemoryTracker(Tracker):
                     params=dict(run.params),
                     replicate=run.replicate,
                     recorded=_recorded(run),
+                    error=run.error,
                 )
 
     def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
@@ -168,15 +185,23 @@ class MemoryTracker(Tracker):
         for path, file in files.items():
             self._kept.artifacts[sweep.sweep_id, path] = Path(file).read_bytes()
 
-    def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:
-        """See `MemoryRecord.sweeps` and `MemoryRecord.metrics`."""
+    def annotate(self, metrics: Mapping[str, float]) -> None:
+        """See `MemoryRecord.metrics`."""
         sweep = self._opened()
-        self._kept.sweeps[sweep.sweep_id] = Status(status).value
+        check_metric_names(metrics)
         for name, value in metrics.items():
             self._kept.metrics[sweep.sweep_id, name] = float(value)
 
+    def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:
+        """See `MemoryRecord.sweeps` and `MemoryRecord.metrics`."""
+        sweep = self._driven()
+        self.annotate(metrics)
+        self._kept.sweeps[sweep.sweep_id] = Status(status).value
+
     def close(self) -> None:
         """The record itself stays with who holds it."""
+        if self._kept.writer is self:
+            self._kept.writer = None
         self._closed = True
 
     def _check_open(self) -> None:
@@ -188,6 +213,12 @@ class MemoryTracker(Tracker):
         if self._sweep is None:
             raise RuntimeError("open_sweep comes before anything is written")
         return self._sweep
+
+    def _driven(self) -> SweepRecord:
+        sweep = self._opened()
+        if not self._running:
+            raise RuntimeError("open_sweep(..., running=True) comes before trials are run")
+        return sweep
 
     def _run(self, trial: str) -> _Run:
         try:

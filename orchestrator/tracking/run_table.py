@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 
 from jobs.job import Curves
 from orchestrator.tracking.bulk_sql import Bulk
-from orchestrator.tracking.layout import SWEEP_ID, TRIAL_ID, as_measured, run_id
+from orchestrator.tracking.layout import PARENT, RESULT_TAGS, SWEEP_ID, TRIAL_ID, as_measured, run_id
 
 CHUNK = 10_000
 """Trials looked up in one statement."""
 
 CURVE_ROWS = 200_000
 """Curve rows in memory at a time."""
+
+_BEFORE_START = "timestamp < (SELECT start_time FROM runs WHERE runs.run_uuid = {table}.run_uuid)"
+"""Rows that are observations, not points of a curve."""
 
 T = TypeVar("T")
 
@@ -40,9 +43,9 @@ class OpenRun:
     start_time: int
     """ms since the epoch."""
     through_step: int = -1
-    """The last step whose rows are written."""
+    """The last step whose rows are written, or wait to be."""
     fresh: bool = False
-    """Made by this process and not ended since: it has no result to replace."""
+    """Begun by this process and not ended since: it has no result to replace."""
     latest: dict[tuple[str, ...], tuple[int, NDArray[np.float64]]] = field(default_factory=dict)
     """Metric names -> the last step they were recorded at and its values, not yet in `latest_metrics`."""
 
@@ -124,6 +127,36 @@ class RunTable:
         ):
             tags[run][key] = value
         return tags
+
+    def orphans(self, parent: str) -> dict[str, str]:
+        """The RUNNING trials of a sweep's parent run: trial id -> run id."""
+        return dict(
+            self.bulk.query(
+                "SELECT t.value, r.run_uuid FROM runs r JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = ? "
+                "JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = ? WHERE r.experiment_id = ? "
+                "AND r.status = 'RUNNING' AND r.lifecycle_stage = 'active' AND p.value = ?",
+                PARENT,
+                TRIAL_ID,
+                self.experiment_id,
+                parent,
+            )
+        )
+
+    def restart(self, run_ids: Sequence[str], parent: str) -> None:
+        """Reopen runs as if they were new, under this parent: no rows, no observations, no result."""
+        ids = list(run_ids)
+        self.bulk.execute("DELETE FROM tags WHERE run_uuid $in AND key $in", ids, list(RESULT_TAGS))
+        for table in ("metrics", "latest_metrics"):
+            self.bulk.execute(f"DELETE FROM {table} WHERE run_uuid $in", ids)
+        self.bulk.execute("UPDATE runs SET status = 'RUNNING', end_time = NULL WHERE run_uuid $in", ids)
+        self.bulk.tags([(PARENT, parent, run) for run in ids])
+
+    def forget_results(self, run_ids: Sequence[str], tags: Sequence[str]) -> None:
+        """Delete tags and the metrics that are observations."""
+        self.bulk.execute("DELETE FROM tags WHERE run_uuid $in AND key $in", list(run_ids), list(tags))
+        for table in ("metrics", "latest_metrics"):
+            observed = _BEFORE_START.format(table=table)
+            self.bulk.execute(f"DELETE FROM {table} WHERE run_uuid $in AND {observed}", list(run_ids))
 
     def curves(self, runs: Mapping[str, str]) -> Iterator[tuple[str, Curves]]:
         """The curves of trials (trial id -> run id), a bounded number of rows in memory at a time."""
