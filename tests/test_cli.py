@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import environment, parents, record, run, trials
+from tests.driving import driver, environment, parents, record, run, trials, wait_for
 
 JOB = """\
 def train(params, seed, device, report):
@@ -102,6 +102,9 @@ def test_a_sweep_from_plan_to_map(folder: Path) -> None:
     assert status.returncode == 0, status.stderr
     assert "6: 4 finished, 0 running, 2 failed, 0 killed, 0 missing" in status.stdout
     assert "lr=3.0, replicate=1" in status.stdout
+    (parent,) = parents(runs)
+    assert f"parent    {parent.run_id}" in status.stdout
+    assert "lr=3.0, replicate=0: ValueError: lr is too large" in status.stdout
 
     assert "4 finished, 2 to run" in phasefront("plan", "sweep.yaml", cwd=folder).stdout
 
@@ -116,6 +119,59 @@ def test_a_sweep_from_plan_to_map(folder: Path) -> None:
     assert "4 of 6 trials are finished" in mapped.stdout
     assert (folder / "phasefront-out" / "small" / "phase_diagram.png").exists()
     assert len(trials(record(folder / "mlflow.db"))) == 6
+    assert [run_.status for run_ in parents(record(folder / "mlflow.db"))] == ["FAILED"]
+
+
+MENDED = """\
+def train(params, seed, device, report):
+    for step in range(2, 9, 2):
+        report(step, loss=10 * params["lr"] / step)
+"""
+
+
+@pytest.mark.slow
+def test_a_mended_function_s_curve_is_wholly_its_own(folder: Path) -> None:
+    assert phasefront("run", "sweep.yaml", "--inline", "--no-map", "--quiet", cwd=folder).returncode == 1
+    (folder / "mine.py").write_text(MENDED)
+    done = phasefront("run", "sweep.yaml", "--inline", "--no-map", "--quiet", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    runs = trials(record(folder / "mlflow.db"))
+    assert len(runs) == 6
+    curves = {(t.params["lr"], tuple(row[1:3] for row in t.rows if row[0] == "loss")) for t in runs}
+    assert curves == {
+        ("1.0", ((1, 1.0), (2, 0.5), (3, 1 / 3))),
+        ("2.0", ((1, 2.0), (2, 1.0), (3, 2 / 3))),
+        ("3.0", ((2, 15.0), (4, 7.5), (6, 5.0), (8, 3.75))),
+    }
+
+
+STUCK = """\
+import pathlib, time
+def train(params, seed, device, report):
+    pathlib.Path("stuck").touch()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_map_and_status_work_beside_a_run_and_leave_it_running_and_a_second_run_is_refused(folder: Path) -> None:
+    assert phasefront("run", "sweep.yaml", "--inline", "--no-map", "--quiet", cwd=folder).returncode == 1
+    (folder / "mine.py").write_text(STUCK)
+    with driver("run", "sweep.yaml", "--inline", "--no-map", cwd=folder) as running:
+        wait_for("a trial that trains", lambda: (folder / "stuck").exists(), running)
+        (before,) = parents(record(folder / "mlflow.db"))
+        assert before.status == "RUNNING"
+        second = phasefront("run", "sweep.yaml", "--inline", cwd=folder)
+        assert second.returncode == 2
+        assert "another phasefront run writes to this experiment" in second.stderr
+        assert "Traceback" not in second.stderr
+        mapped = phasefront("map", "sweep.yaml", cwd=folder)
+        assert mapped.returncode == 0, mapped.stderr
+        assert "4 of 6 trials are finished" in mapped.stdout
+        assert "4 finished, 2 running" in phasefront("status", "sweep.yaml", cwd=folder).stdout
+        (after,) = parents(record(folder / "mlflow.db"))
+        assert (after.run_id, after.status) == (before.run_id, "RUNNING")
+        assert running.popen.poll() is None
 
 
 @pytest.mark.slow

@@ -5,11 +5,11 @@ import math
 
 import pytest
 from servers import empty_sqlite, free_port, mlflow_server
-from tracking_contract import TrackerContract, finished, rows, trial
+from tracking_contract import TrackerContract, finished, parent_by_mlflow, rows, trial
 
 from orchestrator.errors import UserError
 from orchestrator.tracking.factory import open_tracker
-from orchestrator.tracking.http import whole_steps
+from orchestrator.tracking.http_rows import whole_steps
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +23,8 @@ def server(tmp_path_factory):
 
 
 class TestHttp(TrackerContract):
+    LOCKS = False
+    KEEPS_RUN = False
     _numbers = itertools.count()
 
     @pytest.fixture(autouse=True)
@@ -32,6 +34,9 @@ class TestHttp(TrackerContract):
     def open(self):
         return open_tracker(self.uri, experiment=self.experiment)
 
+    def parent(self, sweep):
+        return parent_by_mlflow(self.uri, self.experiment, sweep)
+
     def test_a_long_curve_goes_in_batches_and_comes_back_whole(self, tracker):
         one, two = trial(0), trial(1)
         tracker.begin([one, two])
@@ -40,6 +45,21 @@ class TestHttp(TrackerContract):
         curves = dict(tracker.curves([one.id, two.id]))
         assert curves[two.id].step.tolist() == steps
         assert curves[two.id].values["b"][-1] == 1000.0 + steps[-1] / 7 + 1
+
+    def test_the_run_of_a_torn_attempt_goes_to_the_trash(self, tracker):
+        from mlflow import MlflowClient
+
+        one = trial()
+        tracker.begin([one])
+        tracker.record(rows([one], [0, 1]))
+        (before,) = tracker.rows([one.id])
+        tracker.begin([one])
+        (after,) = tracker.rows([one.id])
+        client = MlflowClient(self.uri)
+        assert client.get_run(before.run_id).info.lifecycle_stage == "deleted"
+        assert client.get_run(after.run_id).info.lifecycle_stage == "active"
+        tracker.begin([one])
+        assert next(tracker.rows([one.id])).run_id == after.run_id
 
     def test_an_observation_that_no_longer_holds_is_shown_as_nan(self, tracker):
         from mlflow import MlflowClient

@@ -14,6 +14,10 @@ class TestMemory(TrackerContract):
     def open(self):
         return MemoryTracker(self.kept)
 
+    def parent(self, sweep):
+        metrics = {name: value for (of, name), value in self.kept.metrics.items() if of == sweep.sweep_id}
+        return self.kept.sweeps[sweep.sweep_id], None, metrics
+
     def test_the_parent_holds_sweep_file_status_and_metrics(self, tracker):
         tracker.end_sweep("FAILED", {"boundary": 1.5})
         assert self.kept.sweeps == {SWEEP.sweep_id: "FAILED"}

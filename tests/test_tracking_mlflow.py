@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from servers import empty_sqlite
 from tracking_contract import OTHER, SWEEP, content, finished, rows, trial
+from tracking_drivers import another_driver, open_when_free
 
 from jobs.job import Censored
 from orchestrator.errors import UserError
@@ -149,15 +150,14 @@ def test_latest_metrics_of_a_killed_driver_s_trials_are_made_good(tracker, uri):
     one, two = trial(0), trial(1)
     tracker.begin([one, two])
     tracker.record(rows([one, two], [0, 5]))
-    tracker.index([])
+    tracker.close()
     connection = sqlite3.connect(uri.removeprefix("sqlite:///"))
     with connection:
         connection.execute("DELETE FROM latest_metrics")
     connection.close()
     again = open_tracker(uri, experiment="tests")
     again.open_sweep(SWEEP)
-    again.begin([one])
-    assert again.reconcile(running=[one.id]) == 1
+    assert again.reconcile() == 2
     assert [run.data.metrics for run in runs_of(uri, "params.width = '1'")] == [
         {"loss": 5 / 7, "test/accuracy": 1 + 5 / 7}
     ]
@@ -209,6 +209,7 @@ def test_a_run_that_a_server_named_is_found(tracker, uri):
     run = mlflow.create_run(number, tags=dict(trial_tags(one, SWEEP, "x" * 32))).info.run_id
     mlflow.log_batch(run, tags=[RunTag("phasefront.phase", "grokking")])
     mlflow.set_terminated(run)
+    tracker.close()
     again = open_tracker(uri, experiment="tests")
     again.open_sweep(OTHER)
     assert again.index([one.id])[one.id].phase == "grokking"
@@ -298,6 +299,7 @@ def test_an_address_that_is_none_is_a_user_s_error_that_names_the_choices(uri):
 def test_an_experiment_deleted_in_mlflow_is_a_user_s_error_with_the_way_out(tracker, uri):
     mlflow = client(uri)
     mlflow.delete_experiment(mlflow.get_experiment_by_name("tests").experiment_id)
+    tracker.close()
     again = open_tracker(uri, experiment="tests")
     assert again.index([trial().id]) == {}
     with pytest.raises(UserError, match="mlflow experiments restore"):
@@ -335,6 +337,58 @@ def test_rows_that_could_not_be_written_are_written_with_the_next(tracker, monke
         tracker.record(rows([one], [0, 1]))
     tracker.record(rows([one], [2]))
     assert dict(tracker.curves([one.id]))[one.id].step.tolist() == [0, 1, 2]
+
+
+def test_a_retried_trial_leaves_nothing_of_its_first_training_in_the_tables(tracker, uri, monkeypatch):
+    """Rows and latest metrics, written or waiting."""
+    one, two = trial(0), trial(1)
+    for every_s in (0.0, math.inf):
+        monkeypatch.setattr(database, "WRITE_EVERY_S", every_s)
+        tracker.begin([one, two])
+        tracker.record(rows([one, two], [0, 9], metrics=("loss", "gone")))
+    tracker.begin([one, two])
+    tracker.record(rows([one, two], [0, 4], metrics=("loss",), shift=0.5))
+    tracker.end([finished(one), finished(two)])
+    expected = [("loss", 0.5, 0), ("loss", 0.5 + 4 / 7, 4), ("loss", 1000.5, 0), ("loss", 1000.5 + 4 / 7, 4)]
+    assert _select(uri, "key, value, step", "metrics") == sorted(expected)
+    assert _select(uri, "key, value, step", "latest_metrics") == sorted(expected[1::2])
+
+
+def test_a_statement_count_of_a_retry_does_not_grow_with_the_trials(tracker):
+    def statements(trials):
+        seen = []
+        tracker.begin(trials)
+        tracker.record(rows(trials, [0]))
+        tracker.index([])
+        connection = tracker._database.create().bulk.connection
+        connection.set_trace_callback(lambda text: seen.append(re.split(r"VALUES|json_each", text)[0]))
+        tracker.begin(trials)
+        connection.set_trace_callback(None)
+        inserts = {text for text in seen if text.startswith("INSERT")}  # SQLite traces executemany row by row
+        return [text for text in seen if text not in inserts], inserts
+
+    assert statements([trial(n) for n in range(100, 300)]) == statements([trial(n) for n in range(2)])
+
+
+def test_a_second_process_is_refused_until_the_first_has_died(uri):
+    one = trial()
+    with another_driver(uri, "tests") as process:
+        second = open_tracker(uri, experiment="tests")
+        with pytest.raises(UserError, match="another phasefront run") as caught:
+            second.open_sweep(SWEEP)
+        assert caught.value.mistakes[0].place == uri
+        assert second.index([one.id])[one.id].status is Status.RUNNING
+        assert second.find_sweep(SWEEP.sweep_id) == second.open_sweep(SWEEP, running=False)
+        second.close()
+        elsewhere = open_tracker(uri, experiment="another")
+        elsewhere.open_sweep(SWEEP)
+        elsewhere.close()
+        process.kill()
+        process.wait()
+        second = open_tracker(uri, experiment="tests")
+        second.open_sweep(SWEEP)
+        assert second.reconcile() == 1
+        second.close()
 
 
 # Killed at any moment, and started by several at once.
@@ -403,7 +457,7 @@ def test_killed_at_any_moment_the_same_writes_converge_to_the_undisturbed_record
 
 def _open_one(uri, results):
     tracker = open_tracker(uri, experiment="tests")
-    results.put(tracker.open_sweep(SWEEP))
+    results.put(open_when_free(tracker))
     tracker.close()
 
 

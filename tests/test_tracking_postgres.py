@@ -5,7 +5,8 @@ import itertools
 import psycopg2
 import pytest
 from servers import postgres_server
-from tracking_contract import TrackerContract, content, finished, rows, trial
+from tracking_contract import SWEEP, TrackerContract, finished, parent_by_mlflow, rows, trial
+from tracking_drivers import another_driver, open_when_free
 
 from orchestrator.errors import UserError
 from orchestrator.tracking.factory import open_tracker
@@ -31,25 +32,35 @@ class PostgresContract(TrackerContract):
     def open(self):
         return open_tracker(self.uri, experiment=self.experiment)
 
+    def parent(self, sweep):
+        return parent_by_mlflow(self.uri.removeprefix("phasefront-"), self.experiment, sweep)
+
 
 class TestPsycopg2(PostgresContract):
     scheme = "postgresql+psycopg2"
 
-    def test_two_writers_of_one_trial_leave_each_row_once(self, tracker):
+    def test_rows_that_are_in_the_table_already_are_left_once(self, tracker):
+        """As after a connection that was lost when the server had committed: the rows wait on and come again."""
         one = trial()
         tracker.begin([one])
-        other = self.open()
-        other.open_sweep(tracker._sweep)
-        other.begin([one])
-        tracker.record(rows([one], [0, 1]))
+        tracker.record(rows([one], range(200)))
         tracker.index([])
-        other.record(rows([one], range(200)))
-        other.index([])
-        tracker.record(rows([one], range(2, 210)))
+        tracker._open[one.id].through_step = -1
+        tracker.record(rows([one], range(210)))
         tracker.end([finished(one)])
         assert dict(tracker.curves([one.id]))[one.id].step.tolist() == list(range(210))
-        assert content(tracker, [one]) == content(other, [one])
-        other.close()
+
+    def test_the_experiment_is_free_when_the_driver_has_died(self):
+        with another_driver(self.uri, self.experiment) as process:
+            tracker = self.open()
+            with pytest.raises(UserError, match="another phasefront run"):
+                tracker.open_sweep(SWEEP)
+            tracker.close()
+            process.kill()
+            process.wait()
+        tracker = self.open()
+        open_when_free(tracker)
+        tracker.close()
 
 
 class TestWithoutSpecialRights(PostgresContract):

@@ -16,6 +16,7 @@ from jobs.job import Censored, Curves, Params, param
 from orchestrator.errors import UserError
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
+from orchestrator.tracking.quiet import quiet_mlflow
 from orchestrator.trial import Trial
 
 
@@ -86,8 +87,24 @@ def plain_curves(curves: Curves) -> tuple[object, ...]:
     return (curves.step.tolist(), {name: list(map(repr, value.tolist())) for name, value in curves.values.items()})
 
 
+def parent_by_mlflow(uri: str, experiment: str, sweep: SweepRecord) -> tuple[object, ...]:
+    """What MLflow's own client says of a sweep's one parent run: status, end time, metrics."""
+    quiet_mlflow("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name(experiment)
+    (run,) = client.search_runs([found.experiment_id], f"tags.`phasefront.sweep_id` = '{sweep.sweep_id}'")
+    return run.info.status, run.info.end_time, dict(run.data.metrics)
+
+
 class TrackerContract(ABC):
     """Inherit as `class TestX(TrackerContract)`."""
+
+    LOCKS = True
+    """A second driver on the same experiment is refused."""
+    KEEPS_RUN = True
+    """An unfinished trial that has rows is begun again in the same run."""
 
     @abstractmethod
     def open(self) -> Tracker:
@@ -166,37 +183,162 @@ class TrackerContract(ABC):
         assert content(tracker, trials) == once
         tracker.close()
 
-    def test_a_step_is_written_once_even_with_other_values(self, tracker):
+    def test_a_step_of_one_training_is_written_once_even_with_other_values(self, tracker):
         one = trial()
         tracker.begin([one])
         tracker.record(rows([one], [0, 1, 2]))
         before = dict(tracker.curves([one.id]))[one.id]
-        tracker.record(rows([one], [0, 1, 2], shift=0.25))
-        tracker = self.reopened(tracker)
-        tracker.begin([one])
         tracker.record(rows([one], [0, 1, 2, 3], shift=0.25))
         after = dict(tracker.curves([one.id]))[one.id]
         assert after.step.tolist() == [0, 1, 2, 3]
         assert after.values["loss"][:3].tolist() == before.values["loss"].tolist()
+
+    @pytest.mark.parametrize("status", [Status.FAILED, Status.KILLED, Status.RUNNING])
+    def test_a_mended_trial_has_only_its_own_curve(self, tracker, status):
+        mended, other = trial(0), trial(1)
+        tracker.begin([mended, other])
+        tracker.record(rows([mended, other], [0, 1, 2, 5], metrics=("loss", "gone")))
+        tracker.end([finished(other)])
+        untouched = content(tracker, [other])
+        if status is not Status.RUNNING:
+            tracker.end([TrialResult(trial_id=mended.id, status=status, error="x", observations={"loss": 1.0})])
+        tracker = self.reopened(tracker)
+        tracker.begin([mended, other])
+        assert list(tracker.curves([mended.id])) == []
+        tracker.record(rows([mended], [1, 3], metrics=("loss",), shift=0.5))
+        tracker.end([finished(mended)])
+        curves = dict(tracker.curves([mended.id]))[mended.id]
+        assert plain_curves(curves) == ([1, 3], {"loss": [repr(0.5 + 1 / 7), repr(0.5 + 3 / 7)]})
+        assert content(tracker, [other]) == untouched
         tracker.close()
 
-    def test_an_interrupted_trial_is_continued_in_the_same_run(self, tracker):
+    def test_a_trial_that_is_begun_again_by_the_same_driver_has_only_the_second_curve(self, tracker):
+        again, other = trial(0), trial(1)
+        tracker.begin([again, other])
+        tracker.record(rows([again, other], [0, 1, 2, 5], metrics=("loss", "gone")))
+        tracker.begin([again])
+        assert tracker.index([again.id])[again.id].through_step == -1
+        tracker.record(rows([again], [1, 3], metrics=("loss",), shift=0.5))
+        tracker.end([finished(again), finished(other)])
+        curves = dict(tracker.curves([again.id, other.id]))
+        assert plain_curves(curves[again.id]) == ([1, 3], {"loss": [repr(0.5 + 1 / 7), repr(0.5 + 3 / 7)]})
+        assert curves[other.id].step.tolist() == [0, 1, 2, 5]
+
+    def test_an_interrupted_trial_is_one_run_that_begins_anew(self, tracker):
         one = trial()
         tracker.begin([one])
-        tracker.record(rows([one], [0, 1]))
         (before,) = tracker.rows([one.id])
         for status in (Status.KILLED, Status.FAILED):
+            tracker.record(rows([one], [0, 1]))
             tracker.end([TrialResult(trial_id=one.id, status=status, error="Traceback: x", observations={"a": 1.0})])
             assert tracker.index([one.id])[one.id].status is status
             assert tracker.index([one.id])[one.id].through_step == 1
             tracker = self.reopened(tracker)
             tracker.begin([one])
-            assert plain_recorded(tracker.index([one.id])[one.id]) == ("RUNNING", None, {}, "", 1)
+            assert plain_recorded(tracker.index([one.id])[one.id]) == ("RUNNING", None, {}, "", -1)
         tracker.record(rows([one], [0, 1, 2]))
         tracker.end([finished(one)])
         (after,) = tracker.rows([one.id])
-        assert after.run_id == before.run_id
+        assert after.run_id == before.run_id or not self.KEEPS_RUN
+        assert after.error is None
         assert dict(tracker.curves([one.id]))[one.id].step.tolist() == [0, 1, 2]
+        tracker.close()
+
+    def test_an_interrupted_trial_without_rows_goes_on_in_its_run(self, tracker):
+        one = trial()
+        tracker.begin([one])
+        (before,) = tracker.rows([one.id])
+        tracker = self.reopened(tracker)
+        tracker.begin([one])
+        (after,) = tracker.rows([one.id])
+        assert after.run_id == before.run_id
+        tracker.close()
+
+    def test_a_failed_trial_s_row_says_what_it_died_of(self, tracker):
+        failed, well = trial(0), trial(1)
+        tracker.begin([failed, well])
+        tracker.end([TrialResult(trial_id=failed.id, status=Status.FAILED, error="Traceback\nValueError: why")])
+        tracker.end([finished(well)])
+        tracker = self.reopened(tracker, sweep=None)
+        assert [row.error for row in tracker.rows([failed.id, well.id])] == ["Traceback\nValueError: why", None]
+        tracker.close()
+
+    def test_the_parent_of_a_sweep_is_found_without_opening_it(self):
+        tracker = self.open()
+        assert tracker.find_sweep(SWEEP.sweep_id) is None
+        address = tracker.open_sweep(SWEEP)
+        tracker = self.reopened(tracker, sweep=None)
+        assert tracker.find_sweep(SWEEP.sweep_id) == address
+        assert tracker.find_sweep(OTHER.sweep_id) is None
+        tracker.close()
+
+    def test_a_second_driver_of_an_experiment_is_refused_and_readers_are_not(self, tracker):
+        if not self.LOCKS:
+            pytest.skip("it cannot lock")
+        one = trial()
+        tracker.begin([one])
+        for sweep in (SWEEP, OTHER):
+            second = self.open()
+            with pytest.raises(UserError, match="another phasefront run") as caught:
+                second.open_sweep(sweep)
+            assert "tracking.experiment" in caught.value.text
+            second.close()
+        reader = self.open()
+        assert reader.find_sweep(SWEEP.sweep_id) is not None
+        assert reader.index([one.id])[one.id].status is Status.RUNNING
+        reader.open_sweep(SWEEP, running=False)
+        reader.close()
+        tracker.open_sweep(SWEEP)
+        tracker.end([finished(one)])
+        tracker = self.reopened(tracker)
+        assert tracker.index([one.id])[one.id].status is Status.FINISHED
+        tracker.close()
+
+    @abstractmethod
+    def parent(self, sweep: SweepRecord) -> tuple[object, ...]:
+        """Status and end time of a sweep's parent run, as the record has it, and its metrics as a dict."""
+
+    def test_a_sweep_opened_without_running_it_keeps_its_status_and_end(self, tracker, tmp_path: Path):
+        one = trial()
+        tracker.begin([one])
+        tracker.record(rows([one], [0, 1]))
+        tracker.end([finished(one)])
+        file = tmp_path / "map.txt"
+        file.write_text("map")
+
+        def map_it(level: float) -> None:
+            reader = self.open()
+            reader.open_sweep(SWEEP, running=False)
+            reader.relabel([finished(one, phase="memorization")])
+            reader.attach({"map.txt": file})
+            reader.annotate({"boundary": level})
+            reader.close()
+
+        running = self.parent(SWEEP)
+        map_it(1.5)
+        assert self.parent(SWEEP) == (*running[:2], {"boundary": 1.5})
+        assert running[0] == "RUNNING"
+        tracker.end_sweep("FAILED", {"boundary": 2.5})
+        ended = self.parent(SWEEP)
+        assert (ended[0], ended[2]) == ("FAILED", {"boundary": 2.5})
+        tracker.close()
+        map_it(3.5)
+        assert self.parent(SWEEP) == (*ended[:2], {"boundary": 3.5})
+
+    def test_a_sweep_that_nobody_runs_is_not_running_and_runs_no_trials(self):
+        tracker = self.open()
+        address = tracker.open_sweep(SWEEP, running=False)
+        assert tracker.find_sweep(SWEEP.sweep_id) == address
+        assert self.parent(SWEEP)[0] == "FINISHED"
+        for call in (
+            lambda: tracker.begin([trial()]),
+            lambda: tracker.record(rows([trial()], [0])),
+            lambda: tracker.end([finished(trial())]),
+            lambda: tracker.reconcile(),
+            lambda: tracker.end_sweep("FINISHED", {}),
+        ):
+            with pytest.raises(RuntimeError, match="running=True"):
+                call()
         tracker.close()
 
     def test_not_finite_values_mean_what_they_say(self, tracker):

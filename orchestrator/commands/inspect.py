@@ -100,7 +100,7 @@ def status(arguments: argparse.Namespace) -> int:
             if row.recorded.status is Status.FINISHED:
                 phases[row.recorded.phase or "no phase"] += 1
                 stale += row.recorded.thresholds != fingerprint
-            elif row.recorded.status is Status.FAILED:
+            elif row.recorded.status is Status.FAILED and len(failed) < FAILURES_SHOWN:
                 failed.append((by_id[row.trial_id], row))
     finally:
         tracker.close()
@@ -116,11 +116,11 @@ def status(arguments: argparse.Namespace) -> int:
         print(f"phases    {phase_counts(phases)}")
     if stale:
         print(f"          {stale} under other thresholds: `phasefront map` or `run` labels them anew, without training")
-    for trial, row in failed[:FAILURES_SHOWN]:
+    for trial, row in failed:
         print(failure_line(trial, row.error, varied=[axis.name for axis in sweep.axes]))
         print(f"          run {row.run_id}")
-    if len(failed) > FAILURES_SHOWN:
-        print(f"          and {len(failed) - FAILURES_SHOWN} more failed trials")
+    if counts[Status.FAILED] > FAILURES_SHOWN:
+        print(f"          and {counts[Status.FAILED] - FAILURES_SHOWN} more failed trials")
     return 0
 
 

@@ -7,6 +7,29 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
+from orchestrator.errors import UserError
+
+
+def upload_to(location: str, files: Mapping[str, Path], *, experiment: str) -> None:
+    """Put files where a run keeps its artifacts, by MLflow's artifact repository for that place.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        repository = get_artifact_repository(location)
+        upload(files, repository.log_artifact)
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"artifacts cannot be written to {location}, the place of experiment {experiment!r}: {error}",
+            place="tracking.artifacts",
+            next_step="make that place writable from here, or take another tracking.experiment "
+            "with tracking.artifacts set to a place that is",
+        ) from error
+
 
 def upload(files: Mapping[str, Path], log_artifact: Callable[[str, str | None], None]) -> None:
     """Hand each file to MLflow's `log_artifact(local file, artifact folder)`.

@@ -20,7 +20,7 @@ from orchestrator.errors import UserError
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking import layout
 from orchestrator.tracking.address import database_address
-from orchestrator.tracking.artifacts import upload
+from orchestrator.tracking.artifacts import upload_to
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
 from orchestrator.tracking.bulk_sql import run_row
 from orchestrator.tracking.connection import Database
@@ -170,6 +170,7 @@ class DatabaseTracker(Tracker):
             known = {**found, **{trial: self._open[trial] for trial in wanted if trial in self._open}}
             again = {trial: run for trial, run in known.items() if run.status != "FINISHED"}
             if again:
+                self._check_there([run.run_id for run in again.values()])
                 table.restart([run.run_id for run in again.values()], self._parent.run_id)
             through = table.through_steps([run.run_id for trial, run in found.items() if trial not in again])
         for trial, run in found.items():
@@ -273,21 +274,7 @@ class DatabaseTracker(Tracker):
     def attach(self, files: Mapping[str, Path]) -> None:
         """By MLflow's artifact repository for the experiment's artifact location."""
         self._opened()
-        location = self._database.artifacts_of(self._parent.run_id)
-        from mlflow.exceptions import MlflowException
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        try:
-            repository = get_artifact_repository(location)
-            upload(files, repository.log_artifact)
-        except (MlflowException, OSError) as error:
-            raise UserError(
-                f"artifacts cannot be written to {location}, the place of experiment "
-                f"{self._database.experiment!r}: {error}",
-                place="tracking.artifacts",
-                next_step="make that place writable from here, or take another tracking.experiment "
-                "with tracking.artifacts set to a place that is",
-            ) from error
+        upload_to(self._database.artifacts_of(self._parent.run_id), files, experiment=self._database.experiment)
 
     def annotate(self, metrics: Mapping[str, float]) -> None:
         """One transaction."""

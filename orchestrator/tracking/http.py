@@ -37,6 +37,7 @@ from orchestrator.tracking.http_api import (
     ServerError,
     ServerRun,
 )
+from orchestrator.tracking.http_rows import json_length, revised, whole_steps
 from orchestrator.tracking.metric_rows import RowBuffer, new_rows, observed_rows
 from orchestrator.tracking.run_table import OpenRun, align, chunked, curve_series
 from orchestrator.trial import Trial
@@ -153,9 +154,7 @@ class HttpTracker(Tracker):
                 made, start = self._create_run(str(self._experiment_id), tags[0][1], tags)
                 self._api.log(made, params=layout.params(trial))
                 return trial.id, OpenRun(run_id=made, status="RUNNING", start_time=start, fresh=True)
-            opened = OpenRun(
-                run_id=run.run_id, status=run.status, start_time=run.start_time, through_step=run.through_step
-            )
+            opened = run.opened()
             if run.status != "FINISHED":
                 for key in layout.RESULT_TAGS:
                     if key in run.tags and key != layout.OBSERVATIONS:
@@ -186,7 +185,7 @@ class HttpTracker(Tracker):
         of_run: dict[str, list[MetricRow]] = {}
         for row in zip(*buffer.columns(), strict=True):
             of_run.setdefault(row[5], []).append(row)
-        at_most = min(METRICS_A_REQUEST, BYTES_A_REQUEST // (_ROW_BYTES + max(map(_json_length, rows.metrics))))
+        at_most = min(METRICS_A_REQUEST, BYTES_A_REQUEST // (_ROW_BYTES + max(map(json_length, rows.metrics))))
 
         def log_run(item: tuple[str, list[MetricRow]]) -> None:
             for batch in whole_steps(item[1], at_most):
@@ -215,7 +214,7 @@ class HttpTracker(Tracker):
         def conclude(result: TrialResult) -> None:
             run, known = self._open.get(result.trial_id), found.get(result.trial_id)
             if known is not None:
-                run = OpenRun(run_id=known.run_id, status=known.status, start_time=known.start_time)
+                run = known.opened()
             if run is None:
                 raise LookupError(f"trial {result.trial_id} was never begun")
             revision = 0
@@ -229,7 +228,7 @@ class HttpTracker(Tracker):
                     self._api.post("runs/delete-tag", {"run_id": run.run_id, "key": key})
             if not ended:
                 tags.pop(layout.ERROR, None)
-            metrics = [_revised(row, revision) for row in observed_rows(run, observed)]
+            metrics = [revised(row, revision) for row in observed_rows(run, observed)]
             self._api.log(run.run_id, metrics=metrics, tags=[*tags.items(), (REVISION, str(revision))])
             if ended:
                 status = Status(result.status).value
@@ -244,8 +243,7 @@ class HttpTracker(Tracker):
         observed = layout.observed_metrics(layout.decode_observations(run.tags.get(layout.OBSERVATIONS)))
         gone = [(name, float("nan")) for name, _ in observed if name not in keep]
         if gone:
-            as_open = OpenRun(run_id=run.run_id, status=run.status, start_time=run.start_time)
-            rows = [_revised(row, revision) for row in observed_rows(as_open, gone)]
+            rows = [revised(row, revision) for row in observed_rows(run.opened(), gone)]
             self._api.log(run.run_id, metrics=rows, tags=[(REVISION, str(revision))])
 
     def reconcile(self, running: Iterable[str] = ()) -> int:
@@ -300,8 +298,8 @@ class HttpTracker(Tracker):
         """The metrics, then the status."""
         self._driven()
         self.annotate(metrics)
-        body = {"run_id": self._parent, "status": Status(status).value, "end_time": _now_ms()}
-        self._api.post("runs/update", body)
+        ended = {"run_id": self._parent, "status": Status(status).value, "end_time": _now_ms()}
+        self._api.post("runs/update", ended)
 
     def close(self) -> None:
         """End the connections."""
@@ -386,36 +384,6 @@ class HttpTracker(Tracker):
             return self._open[trial]
         except KeyError:
             raise LookupError(f"trial {trial} was never begun") from None
-
-
-def whole_steps(rows: Sequence[MetricRow], at_most: int) -> Iterator[list[MetricRow]]:
-    """One run's rows in batches of at most that many, in step order, a step never in two of them.
-
-    A step with more metrics than a request holds goes alone, in several batches.
-    """
-    batch: list[MetricRow] = []
-    by_step: dict[int, list[MetricRow]] = {}
-    for row in rows:
-        by_step.setdefault(row[3], []).append(row)
-    for step in sorted(by_step):
-        if batch and len(batch) + len(by_step[step]) > at_most:
-            yield batch
-            batch = []
-        batch += by_step[step]
-        while len(batch) > at_most:
-            yield batch[:at_most]
-            batch = batch[at_most:]
-    if batch:
-        yield batch
-
-
-def _json_length(name: str) -> int:
-    return 6 * len(name)
-
-
-def _revised(row: MetricRow, revision: int) -> MetricRow:
-    key, value, timestamp, step, is_nan, run = row
-    return key, value, timestamp + min(revision, layout.OBSERVED_BEFORE_MS - 1), step, is_nan, run
 
 
 def _is_sweep(sweep_id: str) -> str:

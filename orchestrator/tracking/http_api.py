@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
 from orchestrator.tracking.bulk_sql import MetricRow
-from orchestrator.tracking.run_table import chunked
+from orchestrator.tracking.run_table import OpenRun, chunked
 
 CONNECTIONS = 8
 METRICS_A_REQUEST = 1000
@@ -65,6 +65,12 @@ class ServerRun:
     def through_step(self) -> int:
         """The last recorded step of its curves; -1 where there is none."""
         return max((step for timestamp, step in self.newest.values() if timestamp >= self.start_time), default=-1)
+
+    def opened(self) -> OpenRun:
+        """As the writer knows it."""
+        return OpenRun(
+            run_id=self.run_id, status=self.status, start_time=self.start_time, through_step=self.through_step
+        )
 
 
 class MlflowApi:

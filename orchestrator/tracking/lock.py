@@ -22,7 +22,7 @@ class FileLock:
     """An advisory lock on a file of its own, which stays there, empty, when the lock is let go of.
 
     A process that is started meanwhile does not inherit it. Where the system or the file's file system
-    knows no such locks (some network mounts), there is none.
+    knows no such locks (some network mounts), or the file cannot be made, there is none.
     """
 
     def __init__(self, file: Path) -> None:
@@ -33,7 +33,11 @@ class FileLock:
         """Whether it is ours; at once."""
         if self._descriptor is not None or fcntl is None:
             return True
-        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            # Read only, as another user may have made the file; a descriptor of Python's is not inherited.
+            descriptor = os.open(self._file, os.O_RDONLY | os.O_CREAT, 0o666)
+        except OSError:
+            return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
