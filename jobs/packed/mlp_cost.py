@@ -10,7 +10,7 @@ from jobs.job import Cost
 WIDTH_MULTIPLE = 16
 """Widths are stored padded to a multiple of this: a batched product of narrower matrices costs as much."""
 CACHE_BYTES = 3 << 20
-"""Working set of one block of models on a CPU: what a core reaches fast (measured best; see the benchmarks)."""
+"""Working set of one block of models on a CPU, about what a core reaches fast; 1 to 20 MiB measured alike."""
 
 
 def padded_width(width: int) -> int:
