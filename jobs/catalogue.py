@@ -12,6 +12,8 @@ from jobs.job import Job
 BUILT_IN = {
     "double_descent": "jobs.double_descent:DoubleDescent",
     "grokking": "jobs.grokking:Grokking",
+    "ridge": "jobs.ridge:Ridge",
+    "image_double_descent": "jobs.image_double_descent:ImageDoubleDescent",
 }
 """Names that a sweep file may use as they are; any other job is `package.module:Name`."""
 

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# As workers train. Before torch is imported: several threads of one product wait for each other on a busy machine.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
 # Two busy cores make no example fail; in CI the same examples run every time, so that a red run can be repeated.
 settings.register_profile(
     "phasefront", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
