@@ -1,12 +1,14 @@
-"""Double descent: perceptrons of any depth and width on MNIST-1D and on Gaussian data.
+"""Double descent: perceptrons of any depth and width on MNIST-1D, on images and on Gaussian data.
 
 Protocols: Nakkiran et al. 2019 (arXiv 1912.02292) for the axes and the noise conventions; Greydanus
 2020, notebook deep-double-descent, for MNIST-1D (MLP 40-h-h-10, SGD 0.01 with momentum 0.9, batch
-100, 500 epochs, 15% of the labels redrawn).
+100, 500 epochs, 15% of the labels redrawn). Belkin et al. 2019 (arXiv 1812.11118) for two-layer networks on a subset
+of MNIST with the squared loss.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jobs.curves import diverged, first_at_most
+from jobs.data.images import SOURCES
 from jobs.job import (
     AnyParams,
     Censored,
@@ -32,7 +35,9 @@ from jobs.job import (
     param,
 )
 
-DATA_SETS = ("mnist1d", "gaussian_linear", "gaussian_teacher")
+INPUTS = {"mnist1d": 40} | {name: math.prod(source.shape) for name, source in SOURCES.items()}
+"""Data set -> its number of inputs, where that is given: MNIST-1D, and images as rows of pixels from 0 to 1."""
+DATA_SETS = ("mnist1d", "gaussian_linear", "gaussian_teacher", *SOURCES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,13 @@ class DoubleDescentParams(Params):
         meaning="training examples used, a random subset of the pool; 0 means all of it",
     )  # fmt: skip
     test_count: int = param(1000, unit="examples", low=1, high=1_000_000, meaning="test examples")
-    inputs: int = param(40, low=1, high=10_000, meaning="input features (40 for mnist1d)")
+    archive: str = param(
+        "", added=True,
+        meaning="an image data set's file or folder on the worker's disk; empty: the standard one in the data folder",
+    )  # fmt: skip
+    inputs: int = param(
+        40, low=1, high=10_000, meaning="input features (40 for mnist1d, 784 for mnist, 3072 for cifar10)"
+    )
     width: int = param(64, unit="units", low=1, high=16_384, meaning="units of each hidden layer")
     depth: int = param(2, unit="layers", low=0, high=16, meaning="hidden layers; 0 is a linear model")
     init_scale: float = param(1.0, above=0, high=1e3, meaning="factor on the initial weights and biases")
@@ -79,8 +90,10 @@ class DoubleDescentParams(Params):
         super().__post_init__()
         if self.sample_count > self.pool:
             raise ParamError("sample_count", f"must be at most pool ({self.pool})", self.sample_count)
-        if self.data == "mnist1d" and self.inputs != 40:
-            raise ParamError("inputs", "must be 40 for data: mnist1d", self.inputs)
+        if self.inputs != INPUTS.get(self.data, self.inputs):
+            raise ParamError("inputs", f"must be {INPUTS[self.data]} for data: {self.data}", self.inputs)
+        if self.archive and self.data not in SOURCES:
+            raise ParamError("archive", "is for image data", self.archive, ("",))
         if self.data == "gaussian_linear" and self.loss != "squared":
             raise ParamError("loss", "must be squared for data: gaussian_linear (regression)", self.loss, ("squared",))
         if self.data == "gaussian_linear" and self.label_noise:
@@ -105,8 +118,10 @@ class DoubleDescentParams(Params):
 
     @property
     def outputs(self) -> int:
-        """Network outputs: 10 classes, or one number."""
-        return 1 if self.data == "gaussian_linear" else 10
+        """Network outputs: one for each class, or one number."""
+        if self.data == "gaussian_linear":
+            return 1
+        return SOURCES[self.data].classes if self.data in SOURCES else 10
 
 
 @dataclass(frozen=True, kw_only=True)

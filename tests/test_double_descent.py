@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from jobs.data.mnist1d import mnist1d
 from jobs.double_descent import DoubleDescent, DoubleDescentParams, DoubleDescentThresholds
 from jobs.job import Member, ParamError, log_spaced_steps
 from jobs.packed import random
+from tests.image_files import write_idx
 from tests.packing import assert_packed_is_solo, assert_same_curves, course_of, curves_of
 
 JOB = DoubleDescent()
@@ -393,3 +395,22 @@ def test_a_setting_that_makes_no_sense_is_refused_by_name(changes: dict[str, Any
     with pytest.raises(ParamError) as refused:
         member(**changes)
     assert refused.value.name == name
+
+
+def test_perceptrons_learn_images_from_the_published_files(tmp_path: Path) -> None:
+    """Two-layer networks with the squared loss on MNIST's format, packed as alone; the pool is the archive's first."""
+    archive = str(write_idx(tmp_path / "mnist", train=120, test=60))
+    common: dict[str, Any] = {
+        "data": "mnist", "archive": archive, "inputs": 784, "pool": 100, "test_count": 60, "depth": 1,
+        "loss": "squared", "batch_size": 20, "learning_rate": 0.02, "steps": 150, "curve_points": 6,
+    }  # fmt: skip
+    members = [
+        Member(params=DoubleDescentParams(width=32, **common), seed=1),
+        Member(params=DoubleDescentParams(width=9, sample_count=50, label_noise=0.1, **common), seed=2),
+    ]
+    course = assert_packed_is_solo(DoubleDescent(), members, rtol=2e-3, atol=2e-3)
+    assert course.curves[0].values["test_error"][-1] < 0.2 < course.curves[0].values["test_error"][0]
+    with pytest.raises(ParamError, match="inputs: must be 784"):
+        DoubleDescentParams(**{**common, "inputs": 40})
+    with pytest.raises(ParamError, match="at most 120"):
+        curves_of(DoubleDescent(), [Member(params=DoubleDescentParams(**{**common, "pool": 121}), seed=1)])

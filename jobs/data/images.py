@@ -131,6 +131,19 @@ def load_images(name: str, archive: str = "") -> Images:
     return _read(name, where, stamp)
 
 
+def first_images(name: str, archive: str, *, train: int, test: int) -> Images:
+    """The first `train` training and `test` test images of a data set.
+
+    Raises:
+        ParamError: see `load_images`; or it holds fewer.
+    """
+    found = load_images(name, archive)
+    for parameter, wanted, held in (("pool", train, len(found.x)), ("test_count", test, len(found.x_test))):
+        if wanted > held:
+            raise ParamError(parameter, f"must be at most {held}, which is all that the archive holds", wanted)
+    return Images(x=found.x[:train], y=found.y[:train], x_test=found.x_test[:test], y_test=found.y_test[:test])
+
+
 @lru_cache(maxsize=2)
 def _read(name: str, where: Path, stamp: object) -> Images:  # noqa: ARG001 - part of the key
     """Read once per worker; `stamp` tells a file that was changed since."""

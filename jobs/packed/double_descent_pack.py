@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.data.gaussian import gaussian_linear, gaussian_teacher
+from jobs.data.images import SOURCES, first_images
 from jobs.data.labels import noisy_labels
-from jobs.data.mnist1d import CLASSES, mnist1d
+from jobs.data.mnist1d import mnist1d
 from jobs.job import Member, Report, log_spaced_steps
 from jobs.packed import random
 from jobs.packed.batches import Batches
@@ -68,8 +71,9 @@ def _block(members: Sequence[Member[DoubleDescentParams]], device: str) -> MLPBl
 def _data(params: Sequence[DoubleDescentParams], seeds: Sequence[int], device: str) -> PackData:
     first = params[0]
     train, test = first.pool, first.test_count
-    if first.data == "mnist1d":
-        x, y, x_test, y_test = (torch.from_numpy(a).to(device).unsqueeze(0) for a in mnist1d(train, test))
+    if first.data == "mnist1d" or first.data in SOURCES:
+        arrays = mnist1d(train, test) if first.data == "mnist1d" else _pixels(first)
+        x, y, x_test, y_test = (torch.from_numpy(a).to(device).unsqueeze(0) for a in arrays)
         source = torch.zeros(len(params), dtype=torch.int64, device=device)
     else:
         # Equal seeds (and noise) share one data set.
@@ -85,10 +89,19 @@ def _data(params: Sequence[DoubleDescentParams], seeds: Sequence[int], device: s
     labels = y[source]
     if first.data != "gaussian_linear":
         labels = noisy_labels(
-            labels, seeds=seeds, rates=[p.label_noise for p in params], classes=CLASSES,
+            labels, seeds=seeds, rates=[p.label_noise for p in params], classes=first.outputs,
             convention=first.noise_convention,
         )  # fmt: skip
     return _subsets(PackData(x_SND=x, y_MN=labels, xt_STD=x_test, yt_ST=y_test, source_M=source), params, seeds)
+
+
+def _pixels(
+    params: DoubleDescentParams,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    """Images as rows of pixels from 0 to 1, and their classes: the first of the archive, training and test."""
+    images = first_images(params.data, params.archive, train=params.pool, test=params.test_count)
+    x, x_test = ((a.reshape(len(a), -1) / 255).astype(np.float32) for a in (images.x, images.x_test))
+    return x, images.y, x_test, images.y_test
 
 
 def _subsets(data: PackData, params: Sequence[DoubleDescentParams], seeds: Sequence[int]) -> PackData:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from jobs.data.images import SOURCES, load_images
+from jobs.data.images import SOURCES, first_images
 from jobs.data.labels import noisy_labels
 from jobs.data.mnist1d import mnist1d
-from jobs.job import Member, ParamError, Report, log_spaced_steps
+from jobs.job import Member, Report, log_spaced_steps
 from jobs.packed import random
 from jobs.packed.batches import Batches
 from jobs.packed.convolution import make_network
@@ -52,15 +52,8 @@ def _images(params: ImageParams, device: str) -> ImageData:
         x, y, x_test, y_test = (torch.from_numpy(a) for a in mnist1d(params.pool_count, params.tested))
         x, x_test = x[:, None, None, :], x_test[:, None, None, :]
     else:
-        found = load_images(params.data, params.archive)
-        for name, wanted, held in (
-            ("pool", params.pool_count, len(found.x)),
-            ("test_count", params.tested, len(found.x_test)),
-        ):
-            if wanted > held:
-                raise ParamError(name, f"must be at most {held}, which is all that the archive holds", wanted)
-        x, y = torch.tensor(found.x[: params.pool_count]), torch.tensor(found.y[: params.pool_count])
-        x_test, y_test = torch.tensor(found.x_test[: params.tested]), torch.tensor(found.y_test[: params.tested])
+        found = first_images(params.data, params.archive, train=params.pool_count, test=params.tested)
+        x, y, x_test, y_test = (torch.tensor(a) for a in (found.x, found.y, found.x_test, found.y_test))
         source = SOURCES[params.data]
         mean, std = torch.tensor(source.mean), torch.tensor(source.std)
     return ImageData(
