@@ -18,7 +18,7 @@ RUN_STAMP := .venv/.installed-run-$(KEY)
 DEV_STAMP := .venv/.installed-dev-$(KEY)
 DEMOS := configs/demo_double_descent.yaml configs/demo_grokking.yaml
 
-.PHONY: help install install-dev demo test lint bench clean
+.PHONY: help install install-dev demo test lint bench science clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -57,6 +57,9 @@ test: lint  ## lint, then every test; those whose system package is missing are 
 
 bench: $(DEV_STAMP)  ## the measurements, printed with hardware and versions
 	$(BIN)/python -m tests.benchmarks
+
+science: $(DEV_STAMP)  ## the closed forms against trained models: deviation beside tolerance, an exit code
+	$(BIN)/python -m tests.science
 
 clean:  ## remove .venv and caches; results (mlflow.db, phasefront-out) stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench

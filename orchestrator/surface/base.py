@@ -1,0 +1,132 @@
+"""What is believed of a phase map between its trials, and what asks for the next trials.
+
+Shapes: n evaluated trials, d searched axes, K classes, q query points. Positions are in the unit box: every axis runs
+from 0 to 1 in its own scale (a logarithmic axis in its logarithm). The search, the map and the rule that ends a search
+share these objects; nothing here knows Optuna, a sweep file or a record.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Points = NDArray[np.float64]
+"""(q, d) positions in the unit box."""
+
+BAND = 0.9
+"""The belief of the band: outside it the leading class has at least 95% of the belief, 5% being left on either side."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """The trials that have ended, in the order they were told. A setting may occur more than once: its replicates."""
+
+    x: Points
+    """(n, d)"""
+    label: NDArray[np.int64]
+    """(n,) index of the class that the trial showed; -1 where it has none (a ridge needs no labels)."""
+    value: NDArray[np.float64]
+    """(n,) the metric that a level or a ridge is looked for in; NaN where there is none (a diverged trial)."""
+    censored: NDArray[np.bool_]
+    """(n,) whether `value` is only a lower bound: the trial did not reach it within its horizon."""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+class Surface(ABC):
+    """A belief over the unit box, fitted to evidence. Immutable; the same evidence in any order, the same belief."""
+
+    @property
+    @abstractmethod
+    def dimensions(self) -> int:
+        """d"""
+
+    @abstractmethod
+    def uncertain_area(self) -> float:
+        """The share of the box (of its projection, for a ridge) that lies in the band: where it ends is not known."""
+
+
+class ClassSurface(Surface):
+    """Which class is the most frequent one (over replicates) at each point, and how sure that is.
+
+    A class that no trial has shown so far has belief 0 everywhere; with one class only, its belief is below 1 where
+    nothing was tried near by.
+    """
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """K"""
+
+    @abstractmethod
+    def belief(self, x: Points) -> NDArray[np.float64]:
+        """(q, K) the probability that class k is the one shown by most replicates at x; rows sum to 1."""
+
+    def label(self, x: Points) -> NDArray[np.int64]:
+        """(q,) the class with the largest belief."""
+        return np.asarray(self.belief(x).argmax(axis=1), dtype=np.int64)
+
+    def in_band(self, x: Points) -> NDArray[np.bool_]:
+        """(q,) whether the leading class has less than 95% of the belief."""
+        return np.asarray(self.belief(x).max(axis=1) < (1 + BAND) / 2, dtype=np.bool_)
+
+    @abstractmethod
+    def noise(self) -> float:
+        """The share of replicates that show another label than the most frequent one, away from the boundary."""
+
+
+class RidgeSurface(Surface):
+    """Where a metric peaks along one axis, as a function of the others."""
+
+    @property
+    @abstractmethod
+    def along(self) -> int:
+        """The axis (0..d-1) along which the peak is looked for."""
+
+    @abstractmethod
+    def mean(self, x: Points) -> NDArray[np.float64]:
+        """(q,) the expected metric, replicates averaged."""
+
+    @abstractmethod
+    def peak(self, others: Points) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """The peak's position for (q, d-1) positions on the other axes: median, 5% and 95% quantile, each (q,)."""
+
+
+S = TypeVar("S", bound=Surface)
+Snap = Callable[[Points], Points]
+"""Moves positions to the nearest ones that a trial can have (whole numbers, the values of a grid)."""
+
+
+class Target(ABC, Generic[S]):
+    """What is looked for: how evidence becomes a belief, and which trials would tell most. Holds no state."""
+
+    start: int = 64
+    """Trials at positions of a scrambled Sobol sequence before the belief is used."""
+
+    @abstractmethod
+    def fit(self, evidence: Evidence, *, previous: S | None = None) -> S:
+        """The belief after this evidence. `previous` may speed the fit up; it changes it within its tolerance only."""
+
+    @abstractmethod
+    def suggest(
+        self,
+        surface: S,
+        evidence: Evidence,
+        *,
+        pending: Points,
+        count: int,
+        snap: Snap,
+        rng: np.random.Generator,
+    ) -> Points:
+        """(m, d) positions to try next, m <= `count`, best first.
+
+        Every position has been through `snap`. Positions in `evidence` and in `pending` (trials that have not ended)
+        count as tried. A position may be one already tried only where another replicate of it tells more than a new
+        setting does. Fewer than `count` only where `snap` leaves nothing untried.
+        """

@@ -1,0 +1,1 @@
+"""The science, checked against mathematics: `python -m tests.science`."""

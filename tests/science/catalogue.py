@@ -1,0 +1,8 @@
+"""All checks, in the order they run. Another module of checks is added here."""
+
+from __future__ import annotations
+
+from tests.science import grokking, linear
+from tests.science.check import Check
+
+CHECKS: tuple[Check, ...] = (*linear.CHECKS, *grokking.CHECKS)
