@@ -49,6 +49,8 @@ class ParamSpec:
     above: float | None = None
     below: float | None = None
     choices: tuple[Scalar, ...] = ()
+    added: bool = False
+    """Came after the job's first release: not part of a trial's identity where it has its default."""
 
     @property
     def required(self) -> bool:
@@ -113,11 +115,16 @@ def param(
     above: float | None = None,
     below: float | None = None,
     choices: Sequence[Scalar] = (),
+    added: bool = False,
 ) -> Any:
-    """A field of a `Params` class: its meaning, unit and range, checked at construction."""
+    """A field of a `Params` class: its meaning, unit and range, checked at construction.
+
+    An option that a later release adds is marked `added`, and its default must mean what the job did
+    before: then every trial that was run without it stays the trial it was.
+    """
     rules = {
         "meaning": meaning, "unit": unit, "low": low, "high": high,
-        "above": above, "below": below, "choices": tuple(choices),
+        "above": above, "below": below, "choices": tuple(choices), "added": added,
     }  # fmt: skip
     return field(default=default, metadata={"param": rules})
 
@@ -182,6 +189,12 @@ def as_dict(params: Params) -> dict[str, Scalar]:
     return {name: getattr(params, name) for name in specs(type(params))}
 
 
+def identity(params: Params) -> dict[str, Scalar]:
+    """What of a `Params` makes a trial the trial it is: all but the added parameters that have their default."""
+    known = specs(type(params))
+    return {name: v for name, v in as_dict(params).items() if not (known[name].added and v == known[name].default)}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member(Generic[P]):
     """One model of a pack: a trial as the job sees it."""
@@ -231,6 +244,24 @@ Observations = Mapping[str, float | Censored]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What a closed form says of one observation or one curve of a trial, to be drawn beside the measurement.
+
+    It is the mean over the trial's seeds (the median of a step, where it may be censored). A measured mean m of R
+    replicates with spread s deviates by (m - value) / sqrt(s^2 / R + standard_error^2) standard errors.
+    """
+
+    value: float | Censored | NDArray[np.float64]
+    """One number, not reached, or (N,) values at `step`."""
+    source: str
+    """Paper and theorem, in a few words."""
+    step: NDArray[np.int64] | None = None
+    """(N,) steps of a curve; None: the prediction is of an observation."""
+    standard_error: float | NDArray[np.float64] = 0.0
+    """Of the prediction itself, where it was averaged over drawn data; 0 where it is exact."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
     """What one pack costs, in machine-independent counts (whole training, evaluations included)."""
 
@@ -244,6 +275,12 @@ class Cost:
     """Peak resident memory of the pack beyond the data set."""
     seconds: float = 0.0
     """Time that is none of these (a plain function's own estimate)."""
+    steps: int = 0
+    """Optimiser steps of the whole training; 0: not said."""
+    reports: int = 0
+    """How often the models are measured in the whole training."""
+    at_most: bool = False
+    """Whether trials may end before the horizon by a criterion of the science: the counts are the most."""
 
 
 class Job(ABC, Generic[P]):
@@ -275,6 +312,25 @@ class Job(ABC, Generic[P]):
         """How many steps of the trial's curves are recorded at most; 0 where it cannot be known."""
         return 0
 
+    def shortened(self, params: P, *, steps: int, reports: int) -> P | None:
+        """The same trial with a horizon of `steps` and about `reports` log-spaced reports, to be timed.
+
+        None where that cannot be had. By default the parameters `steps` and `curve_points` say both (and
+        `epochs`, where there is one, is 0: it would override `steps`); other names need another method.
+        """
+        names = specs(type(params))
+        if not {"steps", "curve_points"} <= names.keys():
+            return None
+        changes = {"steps": steps, "curve_points": reports} | ({"epochs": 0} if "epochs" in names else {})
+        try:
+            return dataclasses.replace(params, **changes)
+        except ParamError:
+            return None
+
+    def metrics_of(self, params: P) -> tuple[str, ...]:
+        """The curves of a trial like this one, where an option adds some; the same for all trials of a pack."""
+        return self.metrics
+
     @abstractmethod
     def pack_key(self, params: P) -> Hashable:
         """Trials with equal keys can share tensors (widths and other paddable extents aside)."""
@@ -305,6 +361,10 @@ class Job(ABC, Generic[P]):
 
     def summarise(self, trials: Sequence[tuple[P, Observations]], thresholds: AnyParams) -> dict[str, float]:
         """Quantities of a whole sweep (e.g. the width at the test-error peak); none by default."""
+        return {}
+
+    def theory(self, params: P) -> Mapping[str, Prediction]:
+        """What closed forms say of trials like this: observation or metric -> prediction; none by default."""
         return {}
 
 

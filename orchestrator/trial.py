@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jobs.job import Params, Scalar, as_dict
+from jobs.job import Params, Scalar, as_dict, identity
 
 
 def _digest(*parts: object) -> bytes:
@@ -32,7 +32,7 @@ class Trial:
     """The job as the sweep file names it."""
     job_version: int
     params: Params
-    """All parameters, the job's defaults included."""
+    """All parameters, the job's defaults included (the id leaves out later options that are at their default)."""
     replicate: int
     base_seed: int = 0
     id: str = field(init=False)
@@ -40,7 +40,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         content = _digest(
-            "trial", self.job, self.job_version, as_dict(self.params), self.replicate, self.base_seed
+            "trial", self.job, self.job_version, identity(self.params), self.replicate, self.base_seed
         )
         object.__setattr__(self, "id", content.hex())
 

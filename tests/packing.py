@@ -28,7 +28,8 @@ def course_of(job: Job[Any], members: Sequence[Member[Any]], *, device: str = "c
     course = Course(curves={})
     for report in job.train(members, device=device):
         course.reports += 1
-        assert not job.metrics or set(report.values) == set(job.metrics) or not len(report.members)
+        names = job.metrics_of(members[0].params)
+        assert not names or set(report.values) == set(names) or not len(report.members)
         assert len(set(report.members.tolist())) == len(report.members)
         for name, values in report.values.items():
             assert values.dtype == np.float64, name

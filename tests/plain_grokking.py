@@ -5,12 +5,14 @@ It starts from the weights, split, labels and batches of the packed trial and sh
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from jobs.data import digits
 from jobs.data.modular import operation_pairs
 from jobs.grokking import Grokking, GrokkingParams
 from jobs.job import Member
@@ -34,21 +36,46 @@ class PlainQuadratic(nn.Module):
 
 
 class PlainEmbedding(nn.Module):
-    """Embeddings of both elements, concatenated, through ReLU layers to a linear readout."""
+    """Embeddings (or one-hot vectors) of both elements, concatenated or added, through hidden layers to a readout."""
 
-    def __init__(self, layers: Sequence[Tensor], width: int, elements: int) -> None:
+    def __init__(self, layers: Sequence[Tensor], params: GrokkingParams) -> None:
         super().__init__()
-        embedding, for_x, for_y, bias, *rest, readout, offsets = layers
-        self.embedding = nn.Embedding.from_pretrained(embedding, freeze=False)
-        first = torch.cat([for_x, for_y])[:, :width]
-        linear = [_linear(first, bias[0, :width])]
-        for weight, offset in zip(rest[0::2], rest[1::2], strict=True):
-            linear += [nn.ReLU(), _linear(weight[:width, :width], offset[0, :width])]
-        last = _linear(readout[:elements, :width].T, offsets[:elements, 0])
-        self.network = nn.Sequential(*linear, nn.ReLU(), last)
+        self.params = params
+        rest = list(layers)
+        self.embedding = nn.Embedding.from_pretrained(rest.pop(0), freeze=False) if params.embedding else None
+        first = rest.pop(0) if params.combine == "sum" else torch.cat([rest.pop(0), rest.pop(0)])
+        self.network = plain_perceptron([first, *rest], params)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.network(torch.cat([self.embedding(x), self.embedding(y)], 1))
+        vectors = [
+            self.embedding(z) if self.embedding else functional.one_hot(z, self.params.elements).double()
+            for z in (x, y)
+        ]
+        return self.network(vectors[0] + vectors[1] if self.params.combine == "sum" else torch.cat(vectors, 1))
+
+
+class PlainImage(nn.Module):
+    """Pixels through hidden layers to a readout."""
+
+    def __init__(self, layers: Sequence[Tensor], params: GrokkingParams) -> None:
+        super().__init__()
+        self.pixels = torch.from_numpy(digits.load(params.operation, params.archive)[0]).double()
+        self.network = plain_perceptron(layers, params)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.network(self.pixels[x])
+
+
+def plain_perceptron(layers: Sequence[Tensor], params: GrokkingParams) -> nn.Sequential:
+    """First layer, bias, then further layers with theirs, readout (O, W) and its bias."""
+    first, bias, *rest, readout, offsets = layers
+    width, outputs = params.width, params.outputs
+    activation = nn.ReLU if params.activation == "relu" else nn.Tanh
+    linear: list[nn.Module] = [_linear(first[:, :width], bias[0, :width])]
+    for weight, offset in zip(rest[0::2], rest[1::2], strict=True):
+        linear += [activation(), _linear(weight[:width, :width], offset[0, :width])]
+    last = _linear(readout[:outputs, :width].T, offsets[:outputs, 0])
+    return nn.Sequential(*linear, activation(), last)
 
 
 class PlainTransformer(nn.Module):
@@ -105,7 +132,9 @@ def plain_network(params: GrokkingParams, layers: Sequence[Tensor]) -> nn.Module
     if params.model == "quadratic_mlp":
         return PlainQuadratic(layers, params.width, params.elements)
     if params.model == "embedding_mlp":
-        return PlainEmbedding(layers, params.width, params.elements)
+        return PlainEmbedding(layers, params)
+    if params.model == "image_mlp":
+        return PlainImage(layers, params)
     return PlainTransformer(layers, params.elements, heads=params.heads, blocks=params.layers, norm=params.layer_norm)
 
 
@@ -114,13 +143,61 @@ def plain_optimiser(params: GrokkingParams, network: nn.Module) -> torch.optim.O
     if params.optimiser == "sgd":
         return torch.optim.SGD(network.parameters(), momentum=params.momentum, **common)
     kind = torch.optim.AdamW if params.optimiser == "adamw" else torch.optim.Adam
-    return kind(network.parameters(), betas=(params.beta1, params.beta2), **common)
+    groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
+    if isinstance(network, PlainEmbedding) and network.embedding:
+        embedding = list(network.embedding.parameters())
+        groups = [{"params": embedding}, {"params": list(network.network.parameters())}]
+        if params.embedding_learning_rate:
+            groups[0]["lr"] = params.embedding_learning_rate
+        if not params.decay_embedding:
+            groups[0]["weight_decay"] = 0.0
+    return kind(groups, betas=(params.beta1, params.beta2), **common)
+
+
+class PlainFilter:
+    """Grokfast and perpGrad on the gradients of a network, by the papers' formulas."""
+
+    def __init__(self, params: GrokkingParams, network: nn.Module) -> None:
+        self.params, self.weights = params, list(network.parameters())
+        self.averages: list[Tensor] = []
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        params, gradients = self.params, [w.grad for w in self.weights]
+        if params.grokfast_lambda:
+            alpha = params.grokfast_alpha
+            before = self.averages or [g.clone() for g in gradients]
+            self.averages = [alpha * a + (1 - alpha) * g for a, g in zip(before, gradients, strict=True)]
+            for g, a in zip(gradients, self.averages, strict=True):
+                g += params.grokfast_lambda * a
+        if params.perp_grad == "layers":
+            for w, g in zip(self.weights, gradients, strict=True):
+                if w.square().sum() > 0:
+                    g -= (w * g).sum() / (w * w).sum() * w
+        elif params.perp_grad == "whole":
+            w, g = (torch.cat([z.flatten() for z in column]) for column in (self.weights, gradients))
+            share = (w @ g) / (w @ w)
+            for weight, gradient in zip(self.weights, gradients, strict=True):
+                gradient -= share * weight
 
 
 def plain_loss(params: GrokkingParams, outputs: Tensor, label: Tensor) -> Tensor:
     if params.loss == "cross_entropy":
         return functional.cross_entropy(outputs, label)
-    return (outputs - functional.one_hot(label, params.elements)).square().sum(1).mean() / 2
+    if params.loss == "stablemax":
+        # Either branch is finite everywhere, as the gradient of a choice between them asks for.
+        stable = torch.where(outputs >= 0, outputs + 1, 1 / (1 + outputs.abs()))
+        return -(stable / stable.sum(1, keepdim=True)).gather(1, label[:, None]).log().mean()
+    return (outputs - functional.one_hot(label, params.outputs)).square().sum(1).mean() / 2
+
+
+def examples(params: GrokkingParams) -> tuple[Tensor, Tensor, Tensor]:
+    """x, y and the right answer of the whole table (of an image: its number, nothing, its class)."""
+    if params.images:
+        classes = torch.from_numpy(digits.load(params.operation, params.archive)[1])
+        return torch.arange(len(classes)), torch.zeros_like(classes), classes
+    x, y, result = (torch.from_numpy(column) for column in operation_pairs(params.operation, params.modulus))
+    return x, y, result
 
 
 def fresh_block(members: Sequence[Member[GrokkingParams]]) -> ModularBlock:
@@ -132,18 +209,20 @@ def plain_curves(member: Member[GrokkingParams], steps: Sequence[int]) -> Mappin
     """The trial in plain PyTorch, from the weights, labels, split and batches that the packed one starts from."""
     params, block = member.params, fresh_block([member])
     network = plain_network(params, [view[0].clone() for view in block.parameters.views()])
-    optimiser = plain_optimiser(params, network)
-    x, y, result = (torch.from_numpy(column) for column in operation_pairs(params.operation, params.modulus))
+    optimiser, filtered = plain_optimiser(params, network), PlainFilter(params, network)
+    x, y, result = examples(params)
     order, noisy = block.pairs.order_MP[0], block.pairs.labels_MP[0]
     train, test = order[: params.train_pairs], order[params.train_pairs :]
     curves: dict[str, list[float]] = {name: [] for name in Grokking.metrics}
+    rates = [group["lr"] for group in optimiser.param_groups]
     for step in range(max(steps)):
         batch = train if params.batch == params.train_pairs else train[block.batches.draw(step, 1)[0, 0]]
         assert len(batch) == params.batch
-        for group in optimiser.param_groups:
-            group["lr"] = params.learning_rate * min(1.0, (step + 1) / max(1, params.warmup_steps))
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, (step + 1) / max(1, params.warmup_steps))
         optimiser.zero_grad()
         plain_loss(params, network(x[batch], y[batch]), noisy[batch]).backward()
+        filtered.apply()
         optimiser.step()
         if step + 1 not in steps:
             continue

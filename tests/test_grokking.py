@@ -67,6 +67,14 @@ def test_the_phase_is_liu_s(train: int | None, test: int | None, phase: str) -> 
     assert JOB.phase(PARAMS, observed(train, test), LIU) == phase
 
 
+def test_a_network_that_gives_up_wrong_labels_ends_in_inversion() -> None:
+    """Doshi et al. 2024: training passes on the way, weight decay takes the memorised labels back."""
+    train = [0.95 if 10 <= step <= 500 else 0.8 for step in STEPS]
+    for test, phase in ((rising_at(100), "inversion"), (rising_at(None), "memorization")):
+        seen = JOB.observe(PARAMS, curves(train, test, steps=STEPS), LIU)
+        assert JOB.phase(PARAMS, seen, LIU) == phase
+
+
 @pytest.mark.parametrize("train", [10, None])
 @pytest.mark.parametrize("test", [100, None])
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

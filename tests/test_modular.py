@@ -11,10 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.data.labels import CONVENTIONS, noisy_labels
-from jobs.data.modular import OPERATIONS, S5_SIZE, operation_pairs, pair_count, set_size, train_count
+from jobs.data.modular import (
+    OPERATIONS,
+    S5_SIZE,
+    operation_pairs,
+    pair_count,
+    result_count,
+    set_size,
+    train_count,
+)
+from jobs.data.permutations import inverse
 
 MODULI = [2, 3, 4, 5, 9, 12, 13, 30, 31]
-MODULAR = [operation for operation in OPERATIONS if operation != "s5"]
+PERMUTING = ["s5", "s5_conjugate", "s5_xyx"]
+MODULAR = [operation for operation in OPERATIONS if operation not in (*PERMUTING, "sum")]
+PARTIAL = ["divide", "divide_or_subtract"]
 
 
 def rows(operation: str, modulus: int) -> list[tuple[int, int, int]]:
@@ -31,6 +42,11 @@ def rows(operation: str, modulus: int) -> list[tuple[int, int, int]]:
         ("multiply", lambda x, y, z, p: (sum([x] * y) - z) % p == 0),
         ("polynomial", lambda x, y, z, p: ((x + y) ** 2 - x * y - z) % p == 0),
         ("divide", lambda x, y, z, p: y * z % p == x),
+        ("divide_or_subtract", lambda x, y, z, p: y * z % p == x if y % 2 else (z + y) % p == x),
+        ("squares", lambda x, y, z, p: ((x + y) ** 2 - 2 * x * y - z) % p == 0),
+        ("polynomial_x", lambda x, y, z, p: (x * (x + y + 1) + y**2 - z) % p == 0),
+        ("cube", lambda x, y, z, p: (x * (x**2 + y) - z) % p == 0),
+        ("cube_y", lambda x, y, z, p: (x * (x**2 + y**2) + y - z) % p == 0),
     ],
 )
 def test_every_result_fulfils_the_definition(operation, holds, p) -> None:
@@ -42,7 +58,7 @@ def test_every_result_fulfils_the_definition(operation, holds, p) -> None:
 
 
 @pytest.mark.parametrize("p", MODULI)
-@pytest.mark.parametrize("operation", [name for name in MODULAR if name != "divide"])
+@pytest.mark.parametrize("operation", [name for name in MODULAR if name not in PARTIAL])
 def test_a_total_operation_has_every_pair_once(operation: str, p: int) -> None:
     assert Counter((x, y) for x, y, _ in rows(operation, p)) == Counter(itertools.product(range(p), repeat=2))
 
@@ -52,6 +68,73 @@ def test_division_has_a_pair_exactly_where_the_quotient_is_unique(p: int) -> Non
     """y divides x in one way for each x exactly if multiplication by y is a bijection."""
     unique = [y for y in range(p) if len({y * z % p for z in range(p)}) == p]
     assert Counter((x, y) for x, y, _ in rows("divide", p)) == Counter(itertools.product(range(p), unique))
+
+
+@pytest.mark.parametrize("p", MODULI)
+def test_divide_or_subtract_lacks_only_the_odd_y_that_cannot_divide(p: int) -> None:
+    kept = [y for y in range(p) if y % 2 == 0 or len({y * z % p for z in range(p)}) == p]
+    assert Counter((x, y) for x, y, _ in rows("divide_or_subtract", p)) == Counter(itertools.product(range(p), kept))
+
+
+def by_search(operation: str, x: int, y: int, p: int) -> int | None:
+    """The result by counting on the number line and by search, sharing no arithmetic with the job; None: none."""
+
+    def plus(a: int, b: int) -> int:
+        return next(z for z in range(p) if (a + b - z) % p == 0)
+
+    def times(a: int, b: int) -> int:
+        total = 0
+        for _ in range(b):
+            total = plus(total, a)
+        return total
+
+    def over(a: int, b: int) -> int | None:
+        found = [z for z in range(p) if times(z, b) == a]
+        return found[0] if len(found) == 1 else None
+
+    square, minus = times(x, x), next(z for z in range(p) if plus(z, y) == x)
+    return {
+        "add": lambda: plus(x, y),
+        "subtract": lambda: minus,
+        "multiply": lambda: times(x, y),
+        "divide": lambda: over(x, y),
+        "divide_or_subtract": lambda: over(x, y) if y % 2 else minus,
+        "squares": lambda: plus(square, times(y, y)),
+        "polynomial": lambda: plus(plus(square, times(x, y)), times(y, y)),
+        "polynomial_x": lambda: plus(plus(plus(square, times(x, y)), times(y, y)), x),
+        "cube": lambda: plus(times(square, x), times(x, y)),
+        "cube_y": lambda: plus(plus(times(square, x), times(x, times(y, y))), y),
+    }[operation]()
+
+
+@pytest.mark.parametrize("p", [2, 5, 7, 11])
+@pytest.mark.parametrize("operation", MODULAR)
+def test_the_whole_table_is_that_of_an_independent_search(operation: str, p: int) -> None:
+    """Prime moduli: there an element divides exactly if it is not zero."""
+    searched = {(x, y): by_search(operation, x, y, p) for x in range(p) for y in range(p)}
+    assert {(x, y): z for x, y, z in rows(operation, p)} == {k: z for k, z in searched.items() if z is not None}
+
+
+def test_the_table_of_a_large_prime_is_no_overflow() -> None:
+    """x^3 for x near 1,000 stays far below 2^63: the cubes agree with Python's own whole numbers."""
+    p = 997
+    x, y, z = operation_pairs("cube_y", p)
+    some = range(0, len(x), 4999)
+    assert [int(z[k]) for k in some] == [(int(x[k]) ** 3 + int(x[k]) * int(y[k]) ** 2 + int(y[k])) % p for k in some]
+
+
+@given(p=st.integers(2, 40))
+def test_the_sum_is_not_modular_and_has_each_unordered_pair_once(p: int) -> None:
+    table = rows("sum", p)
+    assert len(table) == p * (p + 1) // 2 == len({frozenset((x, y)) for x, y, _ in table})
+    assert all(z == x + y for x, y, z in table)
+    assert {z for _, _, z in table} == set(range(result_count("sum", p)))
+
+
+def test_the_sum_of_ten_digits_has_the_fifty_five_pairs_of_liu() -> None:
+    assert pair_count("sum", 10) == 55
+    assert result_count("sum", 10) == 19
+    assert train_count("sum", 10, 45 / 55) == 45
 
 
 @given(p=st.integers(2, 60))
@@ -67,7 +150,8 @@ def test_division_is_no_floor_division(p: int) -> None:
 def test_the_pair_count_is_the_number_of_pairs(operation: str, p: int) -> None:
     x, y, result = operation_pairs(operation, p)
     assert len(x) == len(y) == len(result) == pair_count(operation, p)
-    assert 0 <= result.min() <= result.max() < set_size(operation, p)
+    assert 0 <= result.min() <= result.max() < result_count(operation, p)
+    assert max(x.max(), y.max()) < set_size(operation, p)
 
 
 def test_an_unknown_operation_is_named_with_the_choices() -> None:
@@ -80,8 +164,8 @@ def test_an_unknown_operation_is_named_with_the_choices() -> None:
 PERMUTATIONS = list(itertools.permutations(range(5)))
 
 
-def s5_table() -> np.ndarray:
-    x, y, result = operation_pairs("s5", 97)
+def s5_table(operation: str = "s5") -> np.ndarray:
+    x, y, result = operation_pairs(operation, 97)
     table = np.full((S5_SIZE, S5_SIZE), -1)
     table[x, y] = result
     return table
@@ -112,8 +196,46 @@ def test_s5_is_a_group_that_does_not_commute() -> None:
     assert (table != table.T).any()
 
 
-def test_s5_does_not_depend_on_the_modulus() -> None:
-    assert rows("s5", 2) == rows("s5", 97)
+def test_the_inverse_undoes_from_both_sides() -> None:
+    table, back, everything = s5_table(), inverse(), np.arange(S5_SIZE)
+    assert (table[everything, back] == 0).all()
+    assert (table[back, everything] == 0).all()
+    for i, permutation in enumerate(PERMUTATIONS):
+        assert tuple(PERMUTATIONS[back[i]][permutation[k]] for k in range(5)) == tuple(range(5))
+
+
+def test_conjugation_and_xyx_are_what_they_say_on_the_permutations_themselves() -> None:
+    conjugate, sandwich = s5_table("s5_conjugate"), s5_table("s5_xyx")
+    number = {permutation: i for i, permutation in enumerate(PERMUTATIONS)}
+    for (i, x), (j, y) in itertools.product(enumerate(PERMUTATIONS), repeat=2):
+        undone = tuple(x.index(k) for k in range(5))
+        assert conjugate[i, j] == number[tuple(x[y[undone[k]]] for k in range(5))]
+        assert sandwich[i, j] == number[tuple(x[y[x[k]]] for k in range(5))]
+
+
+def test_conjugation_keeps_the_class_and_is_an_automorphism() -> None:
+    """Cycle lengths stay; (x y x^-1)(x z x^-1) = x (y z) x^-1."""
+    table, conjugate = s5_table(), s5_table("s5_conjugate")
+
+    def cycles(permutation: tuple[int, ...]) -> tuple[int, ...]:
+        lengths, seen = [], set[int]()
+        for start in range(5):
+            length = 0
+            while start not in seen:
+                seen.add(start)
+                start, length = permutation[start], length + 1
+            lengths.append(length)
+        return tuple(sorted(lengths))
+
+    kinds = np.array([hash(cycles(permutation)) for permutation in PERMUTATIONS])
+    assert (kinds[conjugate] == kinds[None, :]).all()
+    for x in range(0, S5_SIZE, 7):
+        np.testing.assert_array_equal(table[conjugate[x][:, None], conjugate[x][None, :]], conjugate[x][table])
+
+
+@pytest.mark.parametrize("operation", PERMUTING)
+def test_s5_does_not_depend_on_the_modulus(operation: str) -> None:
+    assert rows(operation, 2) == rows(operation, 97)
 
 
 @given(operation=st.sampled_from(OPERATIONS), p=st.integers(2, 40), fraction=st.floats(1e-6, 1 - 1e-6))

@@ -1,6 +1,6 @@
-"""Grokking networks whose gradient torch derives: embedding perceptron and transformer, many as one.
+"""Grokking networks whose gradient torch derives: perceptrons and transformer, many as one.
 
-Both look up tables over the elements: whatever depends on one element alone (embeddings, and the
+Those on pairs look up tables over the elements: whatever depends on one element alone (embeddings, and the
 first layer applied to them) is computed once per element, not once per pair. Only the last
 position's output is read, so the last block computes that position alone.
 
@@ -9,22 +9,18 @@ Shape suffixes: M models, B pairs, T positions, V tokens, D residual width, H he
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.packed.modular_block import ModularBlock, row_loss
+from jobs.packed.grokking_loss import row_loss
+from jobs.packed.modular_block import ModularBlock, look_up
 
 
 class AutogradBlock(ModularBlock):
     """Networks given by their forward pass on the views of the flat parameters."""
-
-    @abstractmethod
-    def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
-        """(M, O, B) outputs."""
 
     def _train_step(self, x_MB: Tensor, y_MB: Tensor, label_MB: Tensor) -> None:
         flat = self.parameters.flat
@@ -47,29 +43,74 @@ class AutogradBlock(ModularBlock):
             return self.forward(self.parameters.views(), x_MB, y_MB)
 
 
-def _look_up(table_MVD: Tensor, index_MB: Tensor) -> Tensor:
-    """(M, B, D) rows of each model's own table."""
-    models, tokens, width = table_MVD.shape
-    offset = torch.arange(models, device=index_MB.device)[:, None] * tokens
-    return table_MVD.reshape(-1, width).index_select(0, (index_MB + offset).reshape(-1)).view(models, -1, width)
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
 
 
-class EmbeddingMLPBlock(AutogradBlock):
-    """Embeddings of both elements, concatenated, then ReLU layers and a linear readout.
+class PerceptronBlock(AutogradBlock):
+    """Hidden layers of one activation and a linear readout, behind a first layer that a subclass computes.
 
-    Parameters: embedding (E, D), first layer for x and for y (D, W) each and its bias, then (W, W)
-    and bias for each further layer, then the readout (O, W) and its bias (O, 1).
+    Parameters after those of the first layer: for each further layer (W, W) and a bias (1, W), then the
+    readout (O, W) and its bias (O, 1).
     """
 
-    def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
-        embedding, for_x, for_y, bias, *rest, readout, offsets = layers
-        hidden = _look_up(torch.bmm(embedding, for_x), x_MB) + _look_up(torch.bmm(embedding, for_y), y_MB) + bias
-        for weight, offset in zip(rest[0::2], rest[1::2], strict=True):
-            hidden = torch.baddbmm(offset, hidden.relu(), weight)
-        return torch.baddbmm(offsets, readout, hidden.relu().transpose(1, 2))[:, : self.pairs.elements]
+    def __init__(self, *, activation: str, **rest: object) -> None:
+        self._activate = ACTIVATIONS[activation]
+        super().__init__(**rest)  # type: ignore[arg-type]
+
+    def _rest(self, layers: Sequence[Tensor], hidden_MBW: Tensor) -> Tensor:
+        """(M, O, B) outputs, from the first layer's values before the activation."""
+        *further, readout, offsets = layers
+        for weight, offset in zip(further[0::2], further[1::2], strict=True):
+            hidden_MBW = torch.baddbmm(offset, self._activate(hidden_MBW), weight)
+        last = self._activate(hidden_MBW).transpose(1, 2)
+        return torch.baddbmm(offsets, readout, last)[:, : self.pairs.outputs]
 
     def row_bytes(self) -> int:
         return 4 * 4 * max(shape[-1] for shape in self.parameters.shapes)
+
+
+class EmbeddingMLPBlock(PerceptronBlock):
+    """Embeddings of both elements, concatenated or added, then hidden layers and a linear readout.
+
+    Parameters: embedding (E, D), unless the inputs are one-hot; first layer for x and for y (D, W) each
+    (one for both where embeddings are added; D = E where inputs are one-hot) and its bias; then the rest.
+    """
+
+    def __init__(self, *, embedded: bool, added: bool, **rest: object) -> None:
+        self._embedded, self._added = embedded, added
+        super().__init__(**rest)  # type: ignore[arg-type]
+
+    def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
+        first = self._embedded + (1 if self._added else 2)
+        tables = [torch.bmm(layers[0], w) for w in layers[1:first]] if self._embedded else layers[:first]
+        hidden = look_up(tables[0], x_MB) + look_up(tables[-1], y_MB) + layers[first]
+        return self._rest(layers[first + 1 :], hidden)
+
+    def spectrum_table(self) -> Tensor:
+        return self.parameters.views()[0]
+
+
+class ImageMLPBlock(PerceptronBlock):
+    """A perceptron on images. Parameters: first layer (pixels, W) and its bias, then the rest."""
+
+    def _set_up(self) -> None:
+        self._held: tuple[Tensor, Tensor] | None = None
+        super()._set_up()
+        if self._fixed is not None:
+            # The full batch is the same at every step.
+            self._held = self._fixed[0], self._pixels(self._fixed[0])
+
+    def _pixels(self, x_MB: Tensor) -> Tensor:
+        if self._held is not None and x_MB is self._held[0]:
+            return self._held[1]
+        images = self.pairs.images_PD
+        if images is None:
+            raise ValueError("there are no images")
+        return images[x_MB]
+
+    def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
+        first, bias, *rest = layers
+        return self._rest(rest, torch.baddbmm(bias, self._pixels(x_MB), first))
 
 
 class TransformerBlock(AutogradBlock):
@@ -100,14 +141,14 @@ class TransformerBlock(AutogradBlock):
             q, k, v, o, *mlp = rest[block * per_block : (block + 1) * per_block]
             last = block == self._blocks - 1
             if stream is None:
-                keys, values = (_look_up(torch.bmm(table, w), place).view(models, batch, 3, -1) for w in (k, v))
-                here = equals.expand(-1, batch, -1).unsqueeze(2) if last else _look_up(table, place).view(
+                keys, values = (look_up(torch.bmm(table, w), place).view(models, batch, 3, -1) for w in (k, v))
+                here = equals.expand(-1, batch, -1).unsqueeze(2) if last else look_up(table, place).view(
                     models, batch, 3, width
                 )
                 queries = (
                     torch.bmm(equals, q).expand(-1, batch, -1).unsqueeze(2)
                     if last
-                    else _look_up(torch.bmm(table, q), place).view(models, batch, 3, -1)
+                    else look_up(torch.bmm(table, q), place).view(models, batch, 3, -1)
                 )
             else:
                 keys, values = (_apply(stream, w) for w in (k, v))
@@ -116,7 +157,10 @@ class TransformerBlock(AutogradBlock):
             mixed = _apply(_attend(queries, keys, values, self._heads), o)
             stream = self._feed_forward(here + mixed, mlp)
         assert stream is not None  # there is at least one block
-        return torch.bmm(rest[-1], stream[:, :, -1].transpose(1, 2))[:, : self.pairs.elements]
+        return torch.bmm(rest[-1], stream[:, :, -1].transpose(1, 2))[:, : self.pairs.outputs]
+
+    def spectrum_table(self) -> Tensor:
+        return self.parameters.views()[0][:, : self.pairs.elements]
 
     def _feed_forward(self, stream: Tensor, mlp: Sequence[Tensor]) -> Tensor:
         w_in, b_in, w_out, b_out = mlp[:4]

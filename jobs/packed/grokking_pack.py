@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from jobs.data import digits
 from jobs.data.labels import noisy_labels
 from jobs.data.modular import operation_pairs
 from jobs.job import Member, Report, log_spaced_steps
 from jobs.packed import random
-from jobs.packed.autograd_block import EmbeddingMLPBlock, TransformerBlock
+from jobs.packed.autograd_block import EmbeddingMLPBlock, ImageMLPBlock, TransformerBlock
 from jobs.packed.batches import Batches
+from jobs.packed.grokking_optim import Changes, make
 from jobs.packed.loop import run_blocks
 from jobs.packed.mlp_cost import padded_width
 from jobs.packed.modular_block import ModularBlock, Pairs, normal_entries
 from jobs.packed.modular_cost import block_models, padded_outputs
-from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
+from jobs.packed.optim import FlatParameters, OptimiserSettings
 from jobs.packed.quadratic import QuadraticBlock
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def _block(members: Sequence[Member[GrokkingParams]], device: str) -> ModularBlo
         order="shuffled", device=device,
     )  # fmt: skip
     parameters = _initial(params, seeds, device)
-    optimiser = make_optimiser(
+    optimiser = make(
         OptimiserSettings(
             kind=first.optimiser,
             learning_rate=torch.tensor([p.learning_rate for p in params]),
@@ -58,27 +60,57 @@ def _block(members: Sequence[Member[GrokkingParams]], device: str) -> ModularBlo
             momentum=first.momentum, beta1=first.beta1, beta2=first.beta2,
         ),
         parameters,
+        _changes(params),
     )  # fmt: skip
     common = {
         "pairs": _pairs(params, seeds, device), "batches": batches, "parameters": parameters,
         "optimiser": optimiser, "loss": first.loss, "warmup_steps": first.warmup_steps,
+        "progress": first.progress, "operation": first.operation,
     }  # fmt: skip
     if first.model == "quadratic_mlp":
         return QuadraticBlock(**common)  # type: ignore[arg-type]
     if first.model == "embedding_mlp":
-        return EmbeddingMLPBlock(**common)  # type: ignore[arg-type]
+        return EmbeddingMLPBlock(
+            activation=first.activation, embedded=first.embedding > 0, added=first.combine == "sum", **common
+        )
+    if first.model == "image_mlp":
+        return ImageMLPBlock(activation=first.activation, **common)
     return TransformerBlock(heads=first.heads, blocks=first.layers, layer_norm=first.layer_norm, **common)
+
+
+def _changes(params: Sequence[GrokkingParams]) -> Changes:
+    first = params[0]
+    fast = first.grokfast_lambda > 0
+    own_rate = any(p.embedding_learning_rate for p in params)
+    return Changes(
+        perp_grad=first.perp_grad,
+        grokfast_lambda=torch.tensor([p.grokfast_lambda for p in params]) if fast else None,
+        grokfast_alpha=torch.tensor([p.grokfast_alpha for p in params]) if fast else None,
+        embedding_rate=torch.tensor([p.embedding_learning_rate for p in params]) if own_rate else None,
+        decay_embedding=first.decay_embedding,
+    )
 
 
 def _pairs(params: Sequence[GrokkingParams], seeds: Sequence[int], device: str) -> Pairs:
     first = params[0]
-    x, y, result = (torch.from_numpy(a).to(device) for a in operation_pairs(first.operation, first.modulus))
-    order = random.permutation(random.stream_keys(seeds, "split", device), len(x))
+    images, official = None, 0
+    if first.images:
+        pixels, classes = digits.load(first.operation, first.archive)
+        images = torch.from_numpy(pixels).to(device, torch.get_default_dtype())
+        result = torch.from_numpy(classes).to(device)
+        x, y = torch.arange(len(result), device=device), torch.zeros_like(result)
+        official = digits.SOURCES[first.operation].test
+    else:
+        x, y, result = (torch.from_numpy(a).to(device) for a in operation_pairs(first.operation, first.modulus))
+    order = random.permutation(random.stream_keys(seeds, "split", device), len(x) - official)
     labels = noisy_labels(
         result.expand(len(params), -1), seeds=seeds, rates=[p.label_noise for p in params],
-        classes=first.elements, convention=first.noise_convention,
+        classes=first.outputs, convention=first.noise_convention,
     )  # fmt: skip
-    return Pairs(x_P=x, y_P=y, result_P=result, order_MP=order, labels_MP=labels, elements=first.elements)
+    return Pairs(
+        x_P=x, y_P=y, result_P=result, order_MP=order, labels_MP=labels, elements=first.elements,
+        outputs=first.outputs, official=official, images_PD=images,
+    )  # fmt: skip
 
 
 def _initial(params: Sequence[GrokkingParams], seeds: Sequence[int], device: str) -> FlatParameters:
@@ -102,7 +134,11 @@ def _initial(params: Sequence[GrokkingParams], seeds: Sequence[int], device: str
             deviation = scale * 0.5 / (2 * width) ** (1 / 3)
         else:
             fan_in = columns if kind in ("embedding", "readout") else rows
+            if kind == "one_hot" and first.combine == "concatenate":
+                fan_in = 2 * fan_in
             deviation = scale / fan_in.float().sqrt()
+            if layout[0][0] == name and kind == "embedding":
+                deviation = deviation * torch.tensor([p.embedding_scale for p in params], device=device)
         view.copy_(normal_entries(seeds, name, (shape[0], shape[1]), (rows, columns), device))
         view.mul_(deviation[:, None, None])
     return parameters
@@ -110,21 +146,22 @@ def _initial(params: Sequence[GrokkingParams], seeds: Sequence[int], device: str
 
 def _true_size(length: int, axis: int, kind: str, width: Tensor, first: GrokkingParams) -> Tensor:
     """(M,) how many rows (axis 0) or columns (axis 1) of a layer are real."""
-    if kind in (("both",), ("columns", "both", "readout"))[axis]:
+    if kind in (("both",), ("columns", "one_hot", "both", "readout"))[axis]:
         return width
     if axis == 0 and kind == "readout":
-        return torch.full_like(width, first.elements)
+        return torch.full_like(width, first.outputs)
     return torch.full_like(width, length)
 
 
 def _layout(first: GrokkingParams, width: int) -> list[tuple[str, tuple[int, int], str]]:
     """Name, padded shape and kind of each layer.
 
-    Kind: which axes hold padded widths ("columns", "both", "none"); "embedding" is scaled by its
-    columns; "readout" is (padded outputs, padded width); "zero" and "one" are constant.
+    Kind: which axes hold padded widths ("columns", "both", "none"); "one_hot" is "columns" on one-hot
+    inputs, "embedding" is scaled by its columns; "readout" is (padded outputs, padded width); "zero"
+    and "one" are constant. An embedding comes first.
     """
     elements = first.elements
-    outputs = padded_outputs(elements)
+    outputs = padded_outputs(first.outputs)
     if first.model == "quadratic_mlp":
         return [
             ("u", (elements, width), "columns"),
@@ -132,16 +169,16 @@ def _layout(first: GrokkingParams, width: int) -> list[tuple[str, tuple[int, int
             ("w2", (outputs, width), "readout"),
         ]
     if first.model == "embedding_mlp":
-        size = first.embedding
-        layers = [
-            ("embedding", (elements, size), "embedding"),
-            ("for_x", (size, width), "columns"),
-            ("for_y", (size, width), "columns"),
-            ("bias/0", (1, width), "zero"),
-        ]
-        for layer in range(1, first.layers):
-            layers += [(f"hidden/{layer}", (width, width), "both"), (f"bias/{layer}", (1, width), "zero")]
-        return [*layers, ("readout", (outputs, width), "readout"), ("readout bias", (outputs, 1), "zero")]
+        size = first.embedding or elements
+        kind = "columns" if first.embedding else "one_hot"
+        layers = [("embedding", (elements, size), "embedding")] if first.embedding else []
+        layers += [("for_x", (size, width), kind)]
+        layers += [("for_y", (size, width), kind)] if first.combine == "concatenate" else []
+        return [*layers, ("bias/0", (1, width), "zero"), *_further(first, outputs, width)]
+    if first.model == "image_mlp":
+        pixels = digits.SOURCES[first.operation].inputs
+        layers = [("first", (pixels, width), "columns"), ("bias/0", (1, width), "zero")]
+        return [*layers, *_further(first, outputs, width)]
     d = first.width
     layers = [("tokens", (elements + 1, d), "embedding"), ("positions", (3, d), "embedding")]
     for block in range(first.layers):
@@ -156,3 +193,11 @@ def _layout(first: GrokkingParams, width: int) -> list[tuple[str, tuple[int, int
                 (f"{block}/norm 2 gain", (1, d), "one"), (f"{block}/norm 2 offset", (1, d), "zero"),
             ]  # fmt: skip
     return [*layers, ("readout", (outputs, d), "readout")]
+
+
+def _further(first: GrokkingParams, outputs: int, width: int) -> list[tuple[str, tuple[int, int], str]]:
+    """A perceptron's layers behind the first."""
+    layers: list[tuple[str, tuple[int, int], str]] = []
+    for layer in range(1, first.layers):
+        layers += [(f"hidden/{layer}", (width, width), "both"), (f"bias/{layer}", (1, width), "zero")]
+    return [*layers, ("readout", (outputs, width), "readout"), ("readout bias", (outputs, 1), "zero")]

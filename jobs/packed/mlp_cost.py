@@ -60,4 +60,6 @@ def pack_cost(
         matmul_flop=2.0 * models * (steps * step_macs + reports * evaluated * macs),
         element_visits=models * (steps * elements + reports * measured),
         memory_bytes=models * (per_model + 8.0 * examples * 2),
+        steps=steps,
+        reports=reports,
     )

@@ -1,18 +1,20 @@
-"""The data side of a grokking pack: pairs, splits, labels, batches and measurements.
+"""The data side of a grokking pack: examples, splits, labels, batches and measurements.
 
-Shape suffixes: M models, P pairs of the operation's table, B pairs of a batch, O elements (outputs).
+Shape suffixes: M models, P examples of the table, B examples of a batch, E examples measured, O outputs.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from jobs.packed import grokking_progress
 from jobs.packed.batches import Batches
+from jobs.packed.grokking_loss import row_loss
 from jobs.packed.loop import Block, predicted
 from jobs.packed.optim import FlatParameters, Optimiser
 
@@ -28,18 +30,22 @@ class Pairs:
     y_P: Tensor
     result_P: Tensor
     order_MP: Tensor
-    """Each model's random order of the pairs: its first `count` ones are for training."""
+    """Each model's random order of the pairs that it may train on: its first `count` ones it does."""
     labels_MP: Tensor
     """Training labels by pair, with noise."""
     elements: int
+    """Elements that x and y are among."""
+    outputs: int
+    """Results that there may be."""
+    official: int = 0
+    """Length of a test set of its own, the last rows of the table; 0: all that is not trained on is tested."""
+    images_PD: Tensor | None = None
+    """What x stands for, where it is an image."""
 
     def keep(self, index: Tensor) -> Pairs:
         """The pairs of these models only."""
         index = index.to(self.x_P.device)
-        return Pairs(
-            x_P=self.x_P, y_P=self.y_P, result_P=self.result_P, order_MP=self.order_MP[index],
-            labels_MP=self.labels_MP[index], elements=self.elements,
-        )  # fmt: skip
+        return replace(self, order_MP=self.order_MP[index], labels_MP=self.labels_MP[index])
 
 
 class ModularBlock(Block):
@@ -47,12 +53,13 @@ class ModularBlock(Block):
 
     def __init__(
         self, *, pairs: Pairs, batches: Batches, parameters: FlatParameters, optimiser: Optimiser,
-        loss: str, warmup_steps: int,
+        loss: str, warmup_steps: int, progress: str = "none", operation: str = "",
     ) -> None:  # fmt: skip
         self.pairs, self.batches = pairs, batches
         self.parameters, self.optimiser = parameters, optimiser
         self._loss = loss
         self._warmup = warmup_steps
+        self._progress, self._operation = progress, operation
         self._set_up()
 
     def _set_up(self) -> None:
@@ -60,11 +67,22 @@ class ModularBlock(Block):
         self._fixed: tuple[Tensor, Tensor, Tensor] | None = None
         if self.batches.full:
             self._fixed = self._pairs_of(self.batches.draw(0, 1)[0])
-        count = self.batches.counts[:, None]
-        rank = torch.empty_like(self.pairs.order_MP)
+        pairs, count = self.pairs, self.batches.counts[:, None]
+        models = len(pairs.order_MP)
+        if pairs.official:
+            # The train set of each model, then the test set; the rest of the table is not looked at.
+            most = int(count.max())
+            tests = torch.arange(len(pairs.x_P) - pairs.official, len(pairs.x_P), device=count.device)
+            self._rows: Tensor | None = torch.cat([pairs.order_MP[:, :most], tests.expand(models, -1)], 1)
+            column = torch.arange(self._rows.shape[1], device=count.device)
+            self._trained, self._tested = column < count, (column >= most).expand(models, -1)
+            return
+        rank = torch.empty_like(pairs.order_MP)
         ranks = torch.arange(rank.shape[1], device=rank.device).expand_as(rank)
-        rank.scatter_(1, self.pairs.order_MP, ranks)
-        self._trained_MP = rank < count
+        rank.scatter_(1, pairs.order_MP, ranks)
+        self._rows = None
+        self._trained = rank < count
+        self._tested = ~self._trained
 
     def keep(self, index: Tensor) -> None:
         self.pairs = self.pairs.keep(index)
@@ -101,45 +119,83 @@ class ModularBlock(Block):
         """(M, O, B) network outputs, without gradient."""
 
     @abstractmethod
+    def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
+        """(M, O, B) outputs of networks with these parameters, in a form that torch can derive."""
+
+    @abstractmethod
     def row_bytes(self) -> int:
         """Bytes of activations that one pair of one model holds in `outputs`."""
+
+    def spectrum_table(self) -> Tensor | None:
+        """(M, E, D) what the network knows of each element by itself, the elements in their order; None: nothing."""
+        return None
+
+    def chunk_rows(self) -> int:
+        """How many examples a model is measured on at a time."""
+        models, size = self._trained.shape
+        return max(32, min(size, _EVALUATION_BYTES // (self.row_bytes() * models)))
+
+    def examples(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x, y, label, whether trained on, whether tested, (M, E) each, of measured columns from `start` on."""
+        pairs, models = self.pairs, len(self._trained)
+        part = slice(start, stop)
+        trained, tested = self._trained[:, part], self._tested[:, part]
+        if self._rows is None:
+            x, y, clean = (column[part].expand(models, -1) for column in (pairs.x_P, pairs.y_P, pairs.result_P))
+            noisy = pairs.labels_MP[:, part]
+        else:
+            rows = self._rows[:, part]
+            x, y, clean = pairs.x_P[rows], pairs.y_P[rows], pairs.result_P[rows]
+            noisy = pairs.labels_MP.gather(1, rows)
+        return x, y, torch.where(trained, noisy, clean), trained, tested
 
     @torch.no_grad()
     def measure(self) -> Mapping[str, Tensor]:
         """train_* on the training labels (with noise), test_* on the other pairs, and the norm of all weights."""
-        pairs = self.pairs
-        models, size = pairs.order_MP.shape
-        rows = max(32, min(size, _EVALUATION_BYTES // (self.row_bytes() * models)))
-        sums = torch.zeros(4, models, dtype=torch.float64, device=pairs.x_P.device)
+        models, size = self._trained.shape
+        rows = self.chunk_rows()
+        sums = torch.zeros(5, models, dtype=torch.float64, device=self.pairs.x_P.device)
         for start in range(0, size, rows):
-            part = slice(start, start + rows)
-            trained = self._trained_MP[:, part]
-            outputs = self.outputs(pairs.x_P[part].expand(models, -1), pairs.y_P[part].expand(models, -1))
-            label = torch.where(trained, pairs.labels_MP[:, part], pairs.result_P[part])
+            x, y, label, trained, tested = self.examples(start, start + rows)
+            outputs = self.outputs(x, y)
             loss = row_loss(outputs, label, self._loss)
             right = predicted(outputs) == label
             sums[0] += torch.where(trained, loss, 0.0).sum(1, dtype=torch.float64)
             sums[1] += (right & trained).sum(1)
-            sums[2] += torch.where(trained, 0.0, loss).sum(1, dtype=torch.float64)
-            sums[3] += (right & ~trained).sum(1)
-        counts = self.batches.counts
-        return {
+            sums[2] += torch.where(tested, loss, 0.0).sum(1, dtype=torch.float64)
+            sums[3] += (right & tested).sum(1)
+            if self._progress != "none":
+                margin = _margin(outputs, label)
+                sums[4] += torch.where(trained, margin, 0.0).sum(1, dtype=torch.float64)
+        counts, tests = self.batches.counts, self._tested.sum(1)
+        measured = {
             "train_loss": sums[0] / counts,
             "train_accuracy": sums[1] / counts,
-            "test_loss": sums[2] / (size - counts),
-            "test_accuracy": sums[3] / (size - counts),
+            "test_loss": sums[2] / tests,
+            "test_accuracy": sums[3] / tests,
             "weight_norm": self.parameters.norm(),
         }
+        if self._progress == "none":
+            return measured
+        measured["logit_margin"] = sums[4] / counts
+        measured["gradient_norm"] = grokking_progress.gradient_norm(self, self._loss)
+        if self._progress == "fourier":
+            measured |= grokking_progress.fourier(self, self._loss, self._operation)
+        return measured
 
 
-def row_loss(outputs_MOB: Tensor, label_MB: Tensor, loss: str) -> Tensor:
-    """(M, B) loss of each row: half the squared distance to the one-hot label, or -log softmax at it."""
-    if loss == "cross_entropy":
-        outputs_MOB = torch.log_softmax(outputs_MOB, 1)
-    at_label = outputs_MOB.gather(1, label_MB[:, None, :]).squeeze(1)
-    if loss == "cross_entropy":
-        return -at_label
-    return (outputs_MOB.square().sum(1) - 2 * at_label + 1) / 2
+def _margin(outputs_MOE: Tensor, label_ME: Tensor) -> Tensor:
+    """(M, E) the label's output less the largest of the others."""
+    at_label = outputs_MOE.gather(1, label_ME[:, None, :])
+    others = outputs_MOE.scatter(1, label_ME[:, None, :], -torch.inf).max(1).values
+    return at_label.squeeze(1) - others
+
+
+def look_up(table_MVD: Tensor, index_MB: Tensor) -> Tensor:
+    """(M, B, D) rows of each model's own table."""
+    models, tokens, width = table_MVD.shape
+    offset = torch.arange(models, device=index_MB.device)[:, None] * tokens
+    return table_MVD.reshape(-1, width).index_select(0, (index_MB + offset).reshape(-1)).view(models, -1, width)
 
 
 def normal_entries(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from jobs.data.modular import pair_count
+from jobs.data.digits import SOURCES
 from jobs.job import Cost
 from jobs.packed.mlp_cost import models_per_block, padded_width
 
@@ -21,49 +21,67 @@ def padded_outputs(elements: int) -> int:
 
 def parameters(params: GrokkingParams, width: int) -> int:
     """Number of parameters of one network of this (padded) width."""
-    p = params.elements
+    p, outputs = params.elements, params.outputs
     if params.model == "quadratic_mlp":
-        return 3 * p * width
-    if params.model == "embedding_mlp":
+        return (2 * p + outputs) * width
+    if params.model in ("embedding_mlp", "image_mlp"):
         hidden = (params.layers - 1) * width * (width + 1)
-        return p * params.embedding + 2 * params.embedding * width + width + hidden + (width + 1) * p
-    return (p + 1 + 3) * width + params.layers * (12 * width * width + 9 * width) + width * p
+        return first_layer(params, width) + width + hidden + (width + 1) * outputs
+    return (p + 1 + 3) * width + params.layers * (12 * width * width + 9 * width) + width * outputs
+
+
+def first_layer(params: GrokkingParams, width: int) -> int:
+    """Parameters of a perceptron's embedding and first layer, without its bias."""
+    if params.images:
+        return pixels(params) * width
+    tables = 1 if params.combine == "sum" else 2
+    if not params.embedding:
+        return tables * params.elements * width
+    return params.elements * params.embedding + tables * params.embedding * width
+
+
+def pixels(params: GrokkingParams) -> int:
+    """Inputs of a network that learns images; 0 for all others."""
+    return SOURCES[params.operation].inputs if params.images else 0
 
 
 def row_macs(params: GrokkingParams, width: int) -> float:
     """Multiply-adds of one pair's forward pass (tables over the elements left out: they are few)."""
-    p = padded_outputs(params.elements)
+    p = padded_outputs(params.outputs)
     if params.model == "quadratic_mlp":
         return width * p
-    if params.model == "embedding_mlp":
-        return (params.layers - 1) * width * width + width * p
+    if params.model in ("embedding_mlp", "image_mlp"):
+        return pixels(params) * width + (params.layers - 1) * width * width + width * p
     full = (params.layers - 1) * 3 * (12 * width * width)
     return full + 10 * width * width + width * p
 
 
 def table_macs(params: GrokkingParams, width: int) -> float:
     """Multiply-adds of one step's tables over the elements, forward (they do not grow with the pairs)."""
-    if params.model == "quadratic_mlp":
+    if params.model in ("quadratic_mlp", "image_mlp"):
         return 0.0
     if params.model == "embedding_mlp":
-        return 2.0 * params.elements * params.embedding * width
+        return (1.0 if params.combine == "sum" else 2.0) * params.elements * params.embedding * width
     return 2.0 * (2 * params.elements + 1) * width * width
 
 
 def row_elements(params: GrokkingParams, width: int) -> float:
     """Elements one pair's forward and backward pass visits outside of matrix products."""
-    p = padded_outputs(params.elements)
+    p = padded_outputs(params.outputs)
     if params.model == "quadratic_mlp":
         return 14 * width + 6 * p
-    if params.model == "embedding_mlp":
-        return 16 * width * params.layers + 12 * p
+    if params.model in ("embedding_mlp", "image_mlp"):
+        return pixels(params) + 16 * width * params.layers + 12 * p
     return 90 * width * params.layers + 12 * p
 
 
 def step_bytes(params: GrokkingParams, width: int, rows: int) -> float:
     """Bytes one model touches in a step."""
-    live = {"quadratic_mlp": 4 * width, "embedding_mlp": 6 * width * params.layers}.get(params.model, 40 * width)
-    return 4.0 * (5 * parameters(params, width) + rows * (live + 3 * padded_outputs(params.elements)))
+    perceptron = pixels(params) + 6 * width * params.layers
+    live = {"quadratic_mlp": 4 * width, "embedding_mlp": perceptron, "image_mlp": perceptron}.get(
+        params.model, 40 * width
+    )
+    return 4.0 * (5 * parameters(params, width) + rows * (live + 3 * padded_outputs(params.outputs)))
 
 
 def block_models(params: GrokkingParams, width: int, rows: int, device: str) -> int:
@@ -78,13 +96,20 @@ def pack_cost(params: GrokkingParams, *, extent: tuple[int, ...], models: int, r
     full = params.batch == params.train_pairs
     rows = extent[-1] if full else params.batch
     size = parameters(params, width)
-    pairs = pair_count(params.operation, params.modulus)
+    pairs = params.measured
     macs, elements, tables = row_macs(params, width), row_elements(params, width), table_macs(params, width)
     blocks = math.ceil(models / block_models(params, width, rows, "cpu"))
-    launches = {"quadratic_mlp": 25, "embedding_mlp": 60}.get(params.model, 150 * params.layers)
+    launches = {"quadratic_mlp": 25, "embedding_mlp": 60, "image_mlp": 50}.get(params.model, 150 * params.layers)
+    launches += 24 if params.perp_grad != "none" else 0
+    # A report's passes over what it measures: outputs; for progress the gradient (3) and the ablations (2) too.
+    passes = {"none": 1, "basic": 4, "fourier": 6}[params.progress]
+    measured = reports * passes
     return Cost(
-        launches=blocks * (params.steps * launches + reports * 30),
-        matmul_flop=2.0 * models * (params.steps * 3 * (rows * macs + tables) + reports * (pairs * macs + tables)),
-        element_visits=models * (params.steps * (rows * elements + 14 * size) + reports * pairs * elements),
-        memory_bytes=models * (step_bytes(params, width, rows) + 40.0 * pairs),
+        launches=blocks * (params.steps * launches + measured * 30),
+        matmul_flop=2.0 * models * (params.steps * 3 * (rows * macs + tables) + measured * (pairs * macs + tables)),
+        element_visits=models * (params.steps * (rows * elements + 14 * size) + measured * pairs * elements),
+        memory_bytes=models * (step_bytes(params, width, rows) + 40.0 * max(pairs, params.table_size)),
+        steps=params.steps,
+        reports=reports,
+        at_most=params.stop_accuracy > 0,
     )

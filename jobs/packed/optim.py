@@ -49,6 +49,17 @@ class FlatParameters:
         """(M,) Euclidean norm of each model's parameters."""
         return sum((view.flatten(1).square().sum(1) for view in self.views()), torch.zeros(())).sqrt()
 
+    def norm_of(self, flat: Tensor) -> Tensor:
+        """(M,) Euclidean norm of each model's part of a tensor that is laid out like `flat`."""
+        other = FlatParameters.like(self)
+        other.flat = flat
+        return other.norm()
+
+    def spread_two(self, first_M: Tensor, rest_M: Tensor) -> Tensor:
+        """A value per model over its first layer, and another over all the others."""
+        values = [first_M, *[rest_M] * (len(self._sizes) - 1)]
+        return torch.cat([v.repeat_interleave(size) for v, size in zip(values, self._sizes, strict=True)])
+
     def spread(self, values_M: Tensor) -> Tensor:
         """A value per model laid out over its parameters; a scalar tensor where all models have the same."""
         if bool((values_M == values_M[0]).all()):

@@ -9,11 +9,14 @@ Shape suffixes: M models, B batch, E elements, W padded width, O padded outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.packed.modular_block import ModularBlock
+from jobs.packed.grokking_loss import log_stable
+from jobs.packed.modular_block import ModularBlock, look_up
 
 
 class QuadraticBlock(ModularBlock):
@@ -74,9 +77,16 @@ class QuadraticBlock(ModularBlock):
     def _loss_gradient(self, out: Tensor, label_MB: Tensor) -> None:
         """Outputs become d(mean loss)/d(output), in place, times the optimiser's gradient scale."""
         if self._loss == "cross_entropy":
-            real = out[:, : self.pairs.elements]
+            real = out[:, : self.pairs.outputs]
             real.copy_(torch.softmax(real, 1))
+        slope = None
+        if self._loss == "stablemax":
+            real = out[:, : self.pairs.outputs]
+            slope = 1 / (1 + real.abs())
+            real.copy_(torch.softmax(log_stable(real), 1))
         out.scatter_add_(1, label_MB[:, None, :], self._minus_one)
+        if slope is not None:
+            out[:, : self.pairs.outputs] *= slope
         scale = self.batches.weights
         if self.optimiser.gradient_scale is not None:
             scale = scale * self.optimiser.gradient_scale[:, None]
@@ -84,7 +94,15 @@ class QuadraticBlock(ModularBlock):
 
     def outputs(self, x_MB: Tensor, y_MB: Tensor) -> Tensor:
         hidden = functional.embedding_bag(self._table_rows(x_MB, y_MB), self._table, mode="sum")
-        return torch.bmm(self._w2, hidden.square_().view(*x_MB.shape, -1).transpose(1, 2))[:, : self.pairs.elements]
+        return torch.bmm(self._w2, hidden.square_().view(*x_MB.shape, -1).transpose(1, 2))[:, : self.pairs.outputs]
+
+    def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
+        u, v, w2 = layers
+        square = (look_up(u, x_MB) + look_up(v, y_MB)).square()
+        return torch.bmm(w2, square.transpose(1, 2))[:, : self.pairs.outputs]
+
+    def spectrum_table(self) -> Tensor:
+        return self.parameters.views()[0]
 
     def row_bytes(self) -> int:
         return 4 * (2 * self._w2.shape[2] + 3 * self._w2.shape[1])
