@@ -1,8 +1,9 @@
 """What this machine takes for what a pack counts, and how far past estimates were off.
 
 A short probe (`jobs.packed.probe`, a process of its own, so that the driver never loads torch)
-measures the machine once; what runs then really took corrects the estimates, job by job. Both are
-kept in one small file per machine under the user's cache folder. Losing it costs nothing but a probe.
+measures the machine once. Short real trainings (`orchestrator.rehearsal`), and then what runs really
+took, correct the counts, for each kind of pack apart (`orchestrator.kinds`). All is kept in one small
+file per machine under the user's cache folder. Losing it costs nothing but a few seconds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job import Cost
+from orchestrator.kinds import KindHistory, SweepHistory, Tally
 
 PROBE_TIMEOUT_S = 30.0
 """A probe takes about three seconds, loading torch included; a machine this slow gets the defaults."""
@@ -28,8 +30,12 @@ MEMORY = 0.5
 """Weight of the newest run in the exponential average of past runs."""
 RATIO_BOUNDS = (0.02, 50.0)
 """An actual/estimated ratio beyond these is an accident, not a property of the job."""
-RECORD_S_PER_TRIAL = 0.0008
-"""Seconds of the driver to record one trial, where no run has measured it."""
+RECORD_S_PER_TRIAL = 0.0004
+"""Seconds of the driver to begin and end the run of one trial, where no run has measured it."""
+RECORD_S_PER_ROW = 6e-6
+"""Seconds of the driver to record one value of a curve, where no run has measured it."""
+KEPT = 400
+"""Kinds of packs, and sweeps, that are remembered: the newest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,12 @@ class Machine:
             + cost.seconds
         )
 
+    def shape(self, cost: Cost) -> float:
+        """How large a pack's operations are: log of what they compute over what launching them takes."""
+        launching = cost.launches * self.launch_s
+        rest = self.seconds(cost) - launching
+        return math.log(rest / launching) if launching > 0 and rest > 0 else 0.0
+
 
 DEFAULT_CPU = Machine()
 DEFAULT_CUDA = Machine(launch_s=8e-6, matmul_flop_per_s=1.5e13, element_s=4e-12, device="cuda")
@@ -67,7 +79,9 @@ class JobHistory:
     """What past runs of a job say. Empty for a job never run here."""
 
     ratio: float = 1.0
-    """Actual over estimated training seconds, with which estimates are multiplied."""
+    """Actual over counted training seconds: the correction of kinds of packs that were never timed."""
+    early: float | None = None
+    """Share of the estimated seconds that trials took which could end early."""
     trial_s: float | None = None
     """Training seconds of one trial: the estimate for a job that states no cost."""
     record_s: float | None = None
@@ -114,12 +128,66 @@ class Calibration:
 
     machine: Machine = DEFAULT_CPU
     jobs: Mapping[str, JobHistory] = field(default_factory=dict)
+    kinds: Mapping[str, KindHistory] = field(default_factory=dict)
+    """Of each kind of pack that was timed or run, the oldest first (see `orchestrator.kinds.kind_of`)."""
+    sweeps: Mapping[str, SweepHistory] = field(default_factory=dict)
+    """Of sweeps, by their id, the oldest first."""
     startup_s: float | None = None
     """Seconds from the start of a pool of workers to its readiness, as last seen."""
+
+    def ratio(self, job: str, kind: str, shape: float) -> float:
+        """Actual over counted seconds of a pack: as its kind was seen, or its job's other kinds, or the job."""
+        own = self.kinds.get(kind)
+        if own is not None and own.points:
+            return own.ratio(shape)
+        family = kind.partition("/")[0]
+        others = [point for name, other in self.kinds.items() if name.partition("/")[0] == family
+                  for point in other.points]  # fmt: skip
+        return KindHistory(points=tuple(others)).blurred(shape) if others else self.history(job).ratio
 
     def history(self, job: str) -> JobHistory:
         """What past runs of a job say."""
         return self.jobs.get(job, JobHistory())
+
+    def trial_s(self, job: str, sweep_id: str) -> float:
+        """Seconds of one trial of a job that states no cost; 0: never seen."""
+        sweep = self.sweeps.get(sweep_id)
+        return (sweep and sweep.trial_s) or self.history(job).trial_s or 0.0
+
+    def early(self, job: str, sweep_id: str) -> tuple[float | None, bool]:
+        """(share of the estimate after which trials ended that may, whether in a run of this very sweep)."""
+        sweep = self.sweeps.get(sweep_id)
+        if sweep is not None and sweep.early is not None:
+            return sweep.early, True
+        return self.history(job).early, False
+
+    def learnt(
+        self, *, job: str, sweep_id: str, tally: Tally, trials: int, train_s: float, record_s: float,
+        startup_s: float | None,
+    ) -> Calibration:  # fmt: skip
+        """With what a run took.
+
+        Args:
+            trials: how many trials its packs held.
+            train_s: seconds of training in all, over workers.
+            record_s: seconds of the driver to record them.
+            startup_s: until the pool stood; None: there was none to start.
+        """
+        if trials < 1 or train_s <= 0:
+            return self
+        old = self.history(job)
+        expected_s = tally.counted_s * old.ratio * train_s / tally.actual_s if tally.actual_s else 0.0
+        history = old.learn(estimated_s=expected_s, actual_s=train_s, trials=trials, record_s=record_s)
+        history = replace(history, early=_mix(old.early, tally.early))
+        kinds = {name: kind for name, kind in self.kinds.items() if name not in tally.seen}
+        for name, seen in tally.seen.items():
+            kinds[name] = self.kinds.get(name, KindHistory()).learn(seen)
+        sweeps = {name: sweep for name, sweep in self.sweeps.items() if name != sweep_id}
+        sweeps[sweep_id] = SweepHistory(early=tally.early, trial_s=train_s / trials)
+        return replace(
+            self, jobs={**self.jobs, job: history}, kinds=kinds, sweeps=sweeps,
+            startup_s=self.startup_s if startup_s is None else startup_s,
+        )  # fmt: skip
 
 
 def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
@@ -151,6 +219,8 @@ def save(calibration: Calibration) -> None:
     data = {
         "machine": asdict(calibration.machine),
         "jobs": {name: asdict(history) for name, history in calibration.jobs.items()},
+        "kinds": {name: asdict(kind) for name, kind in list(calibration.kinds.items())[-KEPT:]},
+        "sweeps": {name: asdict(sweep) for name, sweep in list(calibration.sweeps.items())[-KEPT:]},
         "startup_s": calibration.startup_s,
     }
     scratch = path.with_suffix(f".{os.getpid()}.tmp")
@@ -167,6 +237,8 @@ def _read(path: Path, device: str) -> Calibration:
         return Calibration(
             machine=Machine(**data["machine"]),
             jobs={name: JobHistory(**history) for name, history in data["jobs"].items()},
+            kinds={name: KindHistory.from_json(kind) for name, kind in data["kinds"].items()},
+            sweeps={name: SweepHistory(**sweep) for name, sweep in data["sweeps"].items()},
             startup_s=data["startup_s"],
         )
     except (OSError, ValueError, TypeError, KeyError):

@@ -18,7 +18,7 @@ SAMPLE = 12
 """Trials of a group that are asked whether they cost alike."""
 
 Estimate = Callable[[Trial, tuple[int, ...], int], tuple[float, float]]
-"""(trial, extent, models) -> (seconds, bytes) of a pack."""
+"""(trial, extent, models) -> (seconds, bytes) of a pack; of trials of one pack key."""
 
 
 @dataclass(eq=False)
@@ -147,16 +147,19 @@ class Segment:
             yield tuple(trials[low:high])
 
 
-def classes_of(job: Job[Any], trials: Sequence[Trial], estimate: Estimate) -> list[Class]:
-    """The trials by pack key, and within it by extent."""
+def classes_of(
+    job: Job[Any], trials: Sequence[Trial], estimate_of: Callable[[Hashable], Estimate]
+) -> list[Class]:
+    """The trials by pack key, and within it by extent; `estimate_of` gives a key's own estimate."""
     found: dict[Hashable, dict[tuple[int, ...], list[Trial]]] = {}
     for trial in trials:
         by_extent = found.setdefault(job.pack_key(trial.params), {})
         by_extent.setdefault(job.extent(trial.params), []).append(trial)
-    return [
-        Class([Group(extent, by_extent[extent], estimate) for extent in sorted(by_extent)])
-        for by_extent in found.values()
-    ]
+    classes = []
+    for key, by_extent in found.items():
+        estimate = estimate_of(key)
+        classes.append(Class([Group(extent, by_extent[extent], estimate) for extent in sorted(by_extent)]))
+    return classes
 
 
 def cut(one: Class, target_s: float, memory_bytes: float, overhead_s: float) -> tuple[Segment, ...]:

@@ -32,6 +32,8 @@ class Snapshot:
     """Label -> finished trials, those found finished included."""
     note: str = ""
     """What happens besides, e.g. "starting workers"."""
+    left_s: float | None = None
+    """Seconds until the end, by the plan at the pace seen so far; None: not known."""
 
 
 def duration(seconds: float) -> str:
@@ -57,13 +59,14 @@ def amount_of_bytes(count: float) -> str:
 def line(snapshot: Snapshot, *, rate: float | None) -> str:
     """One line on a run, without the time of day."""
     ended = snapshot.done + snapshot.failed
+    left_s = snapshot.left_s
     parts = [f"{snapshot.skipped + snapshot.done}/{snapshot.total} done"]
     parts += [f"{snapshot.running} running", f"{snapshot.failed} failed"]
     if rate:
         parts.append(f"{rate:.3g} trials/s")
         left = snapshot.total - snapshot.skipped - ended
         if left > 0:
-            parts.append(f"about {duration(left / rate)} left")
+            parts.append(f"about {duration(left / rate if left_s is None else left_s)} left")
     if snapshot.note:
         parts.append(snapshot.note)
     return ", ".join(parts)

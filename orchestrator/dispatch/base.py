@@ -48,6 +48,8 @@ class PackEnded:
     pack_id: str
     train_s: float
     """Seconds of training on the worker, from its first step to its last."""
+    busy_s: float | None = None
+    """Of these, the seconds that the worker had a core to itself; None: all of them, as far as is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from jobs.catalogue import load_job
 from jobs.job import Censored, Curves, Job, Member, Observations, Params, Report, is_metric_name, params_from
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackTask, Progress
+from orchestrator.environment import Trained, pack_digest, setting
 from orchestrator.records import CurveRows, Status, TrialResult
 
 FLUSH_S = 2.0
@@ -81,6 +82,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
 
 
+def busy_clock(job: Job[Any], device: str) -> Callable[[], float]:
+    """What tells the work of a training from its waiting for a core that others use too.
+
+    A training by torch in one thread on a CPU takes its thread's processor time; any other (it may
+    wait for something else than a core) takes the time on the wall.
+    """
+    torch = getattr(job, "needs_torch", True)
+    alone = torch and device.startswith("cpu") and os.environ.get("OMP_NUM_THREADS") == "1"
+    return time.thread_time if alone else time.monotonic
+
+
 def execute(
     task: PackTask,
     *,
@@ -97,6 +109,8 @@ def execute(
     started = clock()
     try:
         job = load_job(task.job)
+        busy = busy_clock(job, device)
+        busy_from = busy()
         thresholds = params_from(job.Thresholds, task.thresholds)
         members = [
             Member(params=job.params_for(values), seed=seed)
@@ -106,7 +120,7 @@ def execute(
         yield PackFailed(pack_id=task.pack_id, cause=Cause.USER_ERROR, error=traceback.format_exc())
         return
 
-    course = _Course(task, job, members, thresholds)
+    course = _Course(task, job, members, thresholds, device)
     flushed = clock()
     try:
         for report in job.train(members, device=device):
@@ -128,7 +142,7 @@ def execute(
         "every member of a pack must be named there exactly once"
     )
     yield from course.flush_rest()
-    yield PackEnded(pack_id=task.pack_id, train_s=clock() - started)
+    yield PackEnded(pack_id=task.pack_id, train_s=clock() - started, busy_s=busy() - busy_from)
 
 
 _Measured = tuple[list[int], list[Values], list[NDArray[np.bool_]]]
@@ -139,10 +153,11 @@ class _Course:
     """The curves of a pack's unfinished trials, and the rows and results that were not sent yet."""
 
     def __init__(
-        self, task: PackTask, job: Job[Any], members: Sequence[Member[Any]], thresholds: Params
+        self, task: PackTask, job: Job[Any], members: Sequence[Member[Any]], thresholds: Params, device: str
     ) -> None:
         self._task, self._job, self._members, self._thresholds = task, job, members, thresholds
-        self._metrics: list[str] = list(job.metrics)
+        self._device, self._pack = device, pack_digest(task.trial_ids)
+        self._metrics: list[str] = list(job.metrics_of(members[0].params))
         self._column = {name: k for k, name in enumerate(self._metrics)}
         self._open_ended = not self._metrics
         self._open: dict[int, _Measured] = {i: ([], [], []) for i in range(len(members))}
@@ -198,22 +213,27 @@ class _Course:
         measured = self._open.pop(position, None)
         if measured is None:
             raise ValueError(f"train named member {position} in `Report.finished` twice (or there is none)")
-        trial_id = self._task.trial_ids[position]
         if error is not None:
-            self._results.append(TrialResult(trial_id=trial_id, status=Status.FAILED, error=error))
+            self._results.append(self._result(position, status=Status.FAILED, error=error))
             return
         try:
             phase, observations = reduce_curves(
                 self._job, self._members[position].params, self._curves(*measured), self._thresholds
             )
         except Exception:
-            self._results.append(
-                TrialResult(trial_id=trial_id, status=Status.FAILED, error=traceback.format_exc())
-            )
+            self._results.append(self._result(position, status=Status.FAILED, error=traceback.format_exc()))
         else:
             self._results.append(
-                TrialResult(trial_id=trial_id, status=Status.FINISHED, phase=phase, observations=observations)
+                self._result(position, status=Status.FINISHED, phase=phase, observations=observations)
             )
+
+    def _result(self, position: int, **ended: Any) -> TrialResult:
+        """How the member ended, with how it was trained."""
+        trained = Trained(
+            pack=self._pack, at=position, of=len(self._members), seed=self._task.seeds[position],
+            version=self._job.version, setting=setting(self._task.job, self._device),
+        )  # fmt: skip
+        return TrialResult(trial_id=self._task.trial_ids[position], trained=trained.text(), **ended)
 
     def _curves(self, steps: list[int], rows: list[Values], reported: list[NDArray[np.bool_]]) -> Curves:
         width = len(self._metrics)
