@@ -35,11 +35,14 @@ THRESHOLDS = "phasefront.thresholds"
 CENSORED = "phasefront.censored"
 OBSERVATIONS = "phasefront.observations"
 ERROR = "phasefront.error"
+TRAINED = "phasefront.trained"
 RUN_NAME = "mlflow.runName"
 PARENT = "mlflow.parentRunId"
 
-RESULT_TAGS = (PHASE, THRESHOLDS, CENSORED, OBSERVATIONS, ERROR)
+RESULT_TAGS = (PHASE, THRESHOLDS, CENSORED, OBSERVATIONS, ERROR, TRAINED)
 """Tags that say how a trial ended; a trial that is begun anew has none of them."""
+KEPT_TAGS = (ERROR, TRAINED)
+"""Of those, what stays where a trial is only labelled anew."""
 
 LONGEST_TAG = 8000
 LONGEST_PARAM = 6000
@@ -79,6 +82,8 @@ def _short(value: Scalar) -> str:
 
 def param_text(value: Scalar) -> str:
     """A parameter as MLflow shows it: text as it is, numbers so that they read back exactly."""
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return repr(value)  # as JSON has it, without the cost of an encoder
     return (value if isinstance(value, str) else json.dumps(value))[:LONGEST_PARAM]
 
 
@@ -146,6 +151,8 @@ def result_tags(result: TrialResult, thresholds: str) -> list[tuple[str, str]]:
             tags.append((CENSORED, json.dumps(censored)))
     if result.error:
         tags.append((ERROR, _tail(result.error)))
+    if result.trained:
+        tags.append((TRAINED, result.trained))
     for key, text in tags:
         if len(text) > LONGEST_TAG:
             raise UserError(

@@ -1,0 +1,87 @@
+"""replay: train one recorded trial again, and compare its curve with the record."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from orchestrator.errors import UserError
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """0 where the curve is the recorded one (bit for bit in the same setting, else within tolerance), 1 where not."""
+    from jobs.catalogue import JobNotFound, load_job
+    from jobs.job import Member, ParamError
+    from orchestrator.commands.wiring import local_gpus
+    from orchestrator.dispatch.worker import prepare
+    from orchestrator.environment import setting
+    from orchestrator.replay import compare, train_again
+    from orchestrator.tracking.replay_source import ReplaySource
+
+    uri = arguments.tracking or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    source = ReplaySource(uri)
+    trial = source.trial(arguments.run_id)
+    try:
+        job = load_job(trial.job)
+    except JobNotFound as error:
+        raise UserError(str(error), place=f"run {trial.run_id}", value=trial.job, next_step=_FOLDER) from error
+    if job.version != trial.trained.version:
+        raise UserError(
+            "the job must have the version that the trial was trained with",
+            place=f"run {trial.run_id}",
+            value=f"{trial.job} is of version {job.version} here, and was of version {trial.trained.version}",
+            next_step="check out the code of that version to replay it; a new run trains the trial anew",
+        )
+    pack = [] if arguments.alone else source.pack(trial)
+    whole = len(pack) == trial.trained.of
+    if not whole:
+        pack = [member for member in pack if member.trial_id == trial.trial_id]
+    try:
+        members: list[Member[Any]] = [
+            Member(params=job.params_for(m.params), seed=m.trained.seed) for m in pack
+        ] or [Member(params=job.params_for(trial.params), seed=trial.trained.seed)]
+    except ParamError as error:
+        raise UserError(str(error), place=f"run {trial.run_id}", next_step=_FOLDER) from error
+    was = trial.trained.setting
+    device = "cuda" if local_gpus() and not _is_processor(was.device) else "cpu"
+    prepare(threads=max(1, was.threads), job=trial.job)
+    here = setting(trial.job, device)
+    differences = was.differences(here)
+    print(f"run       {trial.run_id}: {trial.job}, {len(trial.curves.step)} steps of {', '.join(trial.curves.values)}")
+    if whole:
+        print(f"pack      {len(members)} trials, as it was")
+    else:
+        why = "as asked" if arguments.alone else f"{trial.trained.of - 1} others were with it, and are not all recorded"
+        print(f"pack      alone: {why}" if trial.trained.of > 1 else "pack      alone, as it was")
+    print("setting   " + ("as it was" if not differences else "differs (then, now): " + "; ".join(differences)))
+    same_setting = not differences and (whole or trial.trained.of == 1)
+    again = train_again(job, members, trial.trained.at if whole else 0, device=device)
+    found = compare(trial.curves, again, tolerance=arguments.tolerance)
+    for name, (apart, step) in found.deviation.items():
+        print(f"          {name}: largest difference {apart:.3g}, at step {step}")
+    if not found.same_steps:
+        print(f"result    DIFFERENT: {len(again.step)} steps were measured, {len(trial.curves.step)} are recorded")
+        return 1
+    if found.exact:
+        print("result    the same curve, bit for bit")
+        return 0
+    if same_setting:
+        print("result    DIFFERENT, in the setting and pack it was trained in")
+        return 1
+    if not found.within:
+        first = ", ".join(f"{name} from step {step}" for name, step in found.beyond.items())
+        print(f"result    DIFFERENT beyond the tolerance of {arguments.tolerance:g}: {first}")
+        return 1
+    print(f"result    the same within {arguments.tolerance:g} of the value, plus {arguments.tolerance:g}")
+    return 0
+
+
+def _is_processor(device: str) -> bool:
+    """Whether a recorded device names a processor's instruction set, not a GPU."""
+    return device.split()[0].lower() in ("x86_64", "amd64", "aarch64", "arm64")
+
+
+_FOLDER = "start the command in the folder that holds the job's module, with the code that trained the trial"
