@@ -39,8 +39,9 @@ class _AxisModel(FileModel):
 
 
 class _RangeAxis(_AxisModel):
-    points: int = key(
-        meaning="Number of points, both ends included.",
+    points: int | None = key(
+        None,
+        meaning="Number of points, both ends included; a boundary search without them looks anywhere in between.",
         valid=f"a whole number from 1 to {MOST_POINTS}",
         ge=1,
         le=MOST_POINTS,
@@ -134,6 +135,8 @@ class Axis:
     """The axis exists only where each of these parameters has one of these values."""
     group: int | None = None
     """Axes with the same number advance together."""
+    between: bool = False
+    """Whether a search may give it any value from the first to the last of `values`, which are then its two ends."""
 
     def exists(self, settings: Mapping[str, Scalar]) -> bool:
         """Whether the condition holds for these values (of the other axes, fixed ones and defaults)."""
@@ -150,7 +153,7 @@ def same_on_every_machine(value: float) -> float:
 
 
 def points_of(axis: AxisModel) -> list[Scalar]:
-    """The values that an axis stands for, before the job has seen them.
+    """The values that an axis stands for, before the job has seen them; its two ends where it has no `points`.
 
     Linear and log keep their direction (from a large to a small value they fall); `include` is sorted
     in among them. Integers are `sorted(set(int(w) for w in geomspace(from, to, points)))`, where a point that
@@ -158,6 +161,8 @@ def points_of(axis: AxisModel) -> list[Scalar]:
     """
     if isinstance(axis, ValuesAxis):
         return list(axis.values)
+    if axis.points is None:
+        return [axis.start, axis.to]
     if isinstance(axis, IntegerAxis):
         computed_integers = np.geomspace(axis.start, axis.to, axis.points)
         return sorted({int(same_on_every_machine(float(w))) for w in computed_integers} | set(axis.include))

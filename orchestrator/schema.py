@@ -20,6 +20,27 @@ Schema = dict[str, Any]
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 _ENVIRONMENT: Schema = {"$ref": "#/$defs/environment"}
 _AXIS_MODELS = ("LinearAxis", "LogAxis", "IntegerAxis", "ValuesAxis")
+_POINTS_OF_A_GRID: Schema = {
+    "if": {
+        "not": {
+            "properties": {
+                "search": {"type": "object", "properties": {"kind": {"const": "boundary"}}, "required": ["kind"]}
+            },
+            "required": ["search"],
+        }
+    },
+    "then": {
+        "properties": {
+            "axes": {
+                "additionalProperties": {
+                    "if": {"type": "object", "required": ["from"]},
+                    "then": {"required": ["points"]},
+                }
+            }
+        }
+    },
+}
+"""Without a boundary search every axis from here to there says how many points it has."""
 
 
 def sweep_schema(job_names: Iterable[str] = tuple(BUILT_IN)) -> Schema:
@@ -40,6 +61,7 @@ def sweep_schema(job_names: Iterable[str] = tuple(BUILT_IN)) -> Schema:
         described = properties[section].pop("description")
         properties[section] = {"description": described, "anyOf": [properties[section], {"type": "null"}]}
     schema["allOf"] = [_for_job(name, load_job(name)) for name in names]
+    schema |= _POINTS_OF_A_GRID
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Phasefront sweep", **schema}
 
 

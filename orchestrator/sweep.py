@@ -8,15 +8,18 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from jobs.catalogue import load_job
-from jobs.job import Job, Params, Scalar, as_dict
+from jobs.job import Job, ParamError, Params, Scalar, as_dict
 from orchestrator.axes import Axis, AxisWritten
 from orchestrator.errors import UserError
+from orchestrator.search.space import Slice
 from orchestrator.sweep_check import check_thresholds, check_values, combinations, find_job, replicated
-from orchestrator.sweep_file import ResourcesKeys, SweepFile, Tracking, check_form
+from orchestrator.sweep_file import ResourcesKeys, SearchKeys, SweepFile, Tracking, check_form
+from orchestrator.sweep_search import check_search, interior, spread
 from orchestrator.sweep_yaml import dump, read
 from orchestrator.trial import Trial
 
@@ -24,6 +27,8 @@ __all__ = ["Axis", "Resources", "Sweep", "Tracking", "UserError"]
 
 FORMAT = 1
 """Part of a sweep's identity: raise it when the same file no longer means the same trials."""
+MOST_WITHOUT_BUDGET = 10_000
+"""Trials of a search that ends by what is known alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,10 @@ class Sweep:
     written: SweepFile = field(repr=False)
     """The file's own keys, overrides and environment applied."""
     first: tuple[Trial, ...] = field(repr=False, compare=False)
-    """Replicate 0 of every distinct setting, in order."""
+    """Replicate 0 of every distinct setting, in order; of a sample of them, where an axis has no points."""
+    search: SearchKeys = field(default_factory=SearchKeys)
+    slices: tuple[Slice, ...] = field(default=(), repr=False, compare=False)
+    """Where a boundary search looks; none for a grid."""
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Sweep:
@@ -102,7 +110,12 @@ class Sweep:
         document.stop_if_wrong()
         if written is None:
             raise UserError("is no sweep file", place=str(path))
-        first = combinations(document, known, axes, fixed, replicates=written.replicates, seed=written.seed)
+        slices = check_search(document, axes, fixed, known.defaults)
+        is_open = any(axis.between for axis in axes)
+        first = combinations(
+            document, known, axes, fixed, replicates=1 if slices else written.replicates, seed=written.seed,
+            also=interior(slices) if is_open and not document.wrong_under(("search",)) else (),
+        )  # fmt: skip
         document.stop_if_wrong()
         name = written.name or path.stem
         return cls(
@@ -119,18 +132,50 @@ class Sweep:
             output=Path(written.output or f"phasefront-out/{name}"),
             written=written,
             first=tuple(first),
+            search=written.search,
+            slices=slices,
         )
 
     @property
     def id(self) -> str:
-        """32 hexadecimal digits: the hash of name, job, axes, fixed, replicates and seed."""
+        """32 hexadecimal digits: the hash of name, job, axes, fixed, replicates and seed.
+
+        Of a search, what it looks for, its start and its seed belong to it; its budget does not: with a larger one the
+        same search goes on.
+        """
         axes = [[axis.name, axis.values, dict(axis.when), axis.group] for axis in self.axes]
         content = [
             "sweep", FORMAT, self.name, self.job, self.job_object().version, axes, dict(self.fixed),
             self.replicates, self.seed,
         ]  # fmt: skip
+        if self.is_search:
+            keys = self.search.model_dump(include={"kind", "target", "start"})
+            content.append([keys, self.search_seed, [axis.between for axis in self.axes]])
         text = json.dumps(content, separators=(",", ":"), sort_keys=True, allow_nan=False)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def is_search(self) -> bool:
+        """Whether a search decides which trials are run, rather than the grid of the axes."""
+        return self.search.kind == "boundary"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether some axis has no points, so that nobody can list the trials."""
+        return any(axis.between for axis in self.axes)
+
+    @property
+    def most_trials(self) -> int:
+        """How many trials there are, or how many a search may ask for."""
+        if not self.is_search:
+            return len(self.first) * self.replicates
+        most = MOST_WITHOUT_BUDGET if self.search.budget is None else self.search.budget
+        return most if self.is_open else min(most, len(self.first) * self.replicates)
+
+    @property
+    def search_seed(self) -> int:
+        """Base of the search's own random numbers."""
+        return self.seed if self.search.seed is None else self.search.seed
 
     def job_object(self) -> Job[Any]:
         """The job itself."""
@@ -147,8 +192,29 @@ class Sweep:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def trials(self) -> list[Trial]:
-        """Every trial once, in an order that depends on the file alone; replicates of a setting are neighbours."""
-        return replicated(list(self.first), self.replicates)
+        """Every trial once, in an order that depends on the file alone; replicates of a setting are neighbours.
+
+        Those that a search may choose from; none where an axis has no points.
+        """
+        return list(self._trials)
+
+    @cached_property
+    def _trials(self) -> tuple[Trial, ...]:
+        return () if self.is_open else tuple(replicated(list(self.first), self.replicates))
+
+    def trial(self, setting: Mapping[str, Scalar], replicate: int) -> Trial | None:
+        """The trial of a setting; None where the job refuses these values together."""
+        job = self.job_object()
+        try:
+            params = job.params_for(setting)
+        except ParamError:
+            return None
+        return Trial(job=self.job, job_version=job.version, params=params, replicate=replicate, base_seed=self.seed)
+
+    def sample(self, count: int) -> list[Trial]:
+        """At most `count` trials like those that a search will ask for, to estimate by."""
+        found = (self.trial(setting, 0) for setting in spread(self.slices, count))
+        return [trial for trial in found if trial is not None]
 
     def resolved_yaml(self) -> str:
         """The sweep as YAML with every key said, for the record: it loads as a sweep with the same `id`.
@@ -167,12 +233,22 @@ class Sweep:
                 "fixed": dict(self.fixed),
                 "replicates": self.replicates,
                 "seed": self.seed,
+                **({"search": self._plain_search()} if self.is_search else {}),
                 "phases": as_dict(self.thresholds()),
                 "resources": file.resources.model_dump(),
                 "tracking": tracking,
                 "output": str(self.output),
             }
         )
+
+    def _plain_search(self) -> dict[str, Any]:
+        keys = self.search.model_dump(exclude_none=True)
+        return {**keys, "storage": self.storage_shown}
+
+    @property
+    def storage_shown(self) -> str:
+        """Where the study is, without a password."""
+        return _without_password(self.search.storage)
 
 
 def _tracking(written: Tracking, environ: Mapping[str, str]) -> Tracking:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from orchestrator.axes import Axis, AxisModel, ValuesAxis, points_of
 from orchestrator.document import Document, Keys
 from orchestrator.errors import NOTHING, nearest, show
 from orchestrator.expand import Cycle, TooManyTrials, expand
-from orchestrator.sweep_file import parse_axis, unknown
+from orchestrator.sweep_file import parse_axis, unknown, valid_values
 from orchestrator.trial import Trial
 
 
@@ -91,8 +91,11 @@ def check_values(document: Document, known: Vocabulary) -> tuple[list[Axis], dic
             )  # fmt: skip
         if name not in groups:  # zipped values stand by their positions; others need to be there once
             values = list({(type(value), value): value for value in values}.values())
+        between = not isinstance(written, ValuesAxis) and written.points is None
         axes.append(
-            Axis(name=name, scale=written.scale, values=tuple(values), when=when, group=groups.get(name))
+            Axis(
+                name=name, scale=written.scale, values=tuple(values), when=when, group=groups.get(name), between=between
+            )
         )  # fmt: skip
     _check_zip(document, axes)
     for name, spec in known.params.items():
@@ -101,6 +104,10 @@ def check_values(document: Document, known: Vocabulary) -> tuple[list[Axis], dic
             rule = f"parameter '{name}' of job {known.spec!r} is missing: {spec.describe_range()} ({spec.meaning})"
             document.add(where, rule, key=True, next_step=f"add '{name}: ...' under 'fixed:' or 'axes:'")
     return axes, fixed, phases
+
+
+def _is_boundary(document: Document) -> bool:
+    return bool(document.get(("search", "kind")) == "boundary")
 
 
 def _mapping(document: Document, section: str) -> dict[str, Any]:
@@ -160,6 +167,15 @@ def _axis_values(document: Document, spec: ParamSpec | None, keys: Keys, written
             value=written.scale, next_step="list its values: [...]",
         )  # fmt: skip
         return []
+    if written.points is None and not _is_boundary(document):
+        valid = valid_values(type(written), "points")
+        document.add(keys, f"'points' is missing: {valid}", key=True, next_step="add 'points: ...'")
+        return []
+    if written.points is None and written.include:
+        document.add(
+            (*keys, "include"), "'include' goes with 'points': without them a search looks everywhere in between",
+            key=True, value=written.include, next_step="add 'points: ...', or remove it",
+        )  # fmt: skip
     include: list[Scalar] = list(written.include)
     for position, value in enumerate(include):
         _checked(document, spec, (*keys, "include", position), value)
@@ -232,7 +248,7 @@ def _check_zip(document: Document, axes: list[Axis]) -> None:
         if axis.group is not None:
             members.setdefault(axis.group, []).append(axis)
     for group, zipped in members.items():
-        lengths = {axis.name: len(axis.values) for axis in zipped}
+        lengths = {axis.name: len(axis.values) for axis in zipped if not axis.between}
         if len(set(lengths.values())) > 1:
             document.add(
                 ("zip", group), "zipped axes have equally many values; these have "
@@ -267,8 +283,12 @@ def combinations(
     *,
     replicates: int,
     seed: int,
+    also: Iterable[dict[str, Scalar]] = (),
 ) -> list[Trial]:
-    """The first replicate of every distinct setting, in order; mistakes are noted."""
+    """The first replicate of every distinct setting, in order; mistakes are noted.
+
+    Axes without points stand for their two ends, and `also` for settings in between.
+    """
     try:
         settings, never = expand(axes, fixed, known.defaults, replicates=replicates)
     except Cycle as error:
@@ -285,6 +305,7 @@ def combinations(
             value=document.get(("axes", name, "when")),
             next_step="a condition sees the other axes, fixed parameters and the job's defaults",
         )  # fmt: skip
+    settings += also
     first: dict[str, Trial] = {}
     wrong: dict[str | None, list[tuple[Exception, dict[str, Scalar]]]] = {}
     for setting in settings:

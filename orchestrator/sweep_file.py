@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from orchestrator.axes import AXIS_MODELS, AxisModel, AxisWritten, FileModel, ScalarValue, ValuesAxis, axis_kind, key
 from orchestrator.document import Document, Keys
@@ -44,6 +44,102 @@ class Tracking(FileModel):
     )
 
 
+class LevelKeys(FileModel):
+    """Where a metric crosses a level."""
+
+    metric: str = key(
+        meaning="An observation of the job, such as final_test_accuracy.", valid="text, not empty", min_length=1
+    )
+    level: float = key(meaning="The value whose crossing is looked for.", valid="a number")
+
+
+class RidgeKeys(FileModel):
+    """Where a metric peaks along one axis, as the others vary."""
+
+    ridge: str = key(
+        meaning="An observation of the job, such as final_test_error.", valid="text, not empty", min_length=1
+    )
+    along: str = key(meaning="The axis along which it peaks.", valid="the name of an axis", min_length=1)
+
+
+class UntilKeys(FileModel):
+    """When a search may end before its budget is spent."""
+
+    uncertain_area: float = key(
+        meaning="The share of the map in which it is not yet known on which side of the boundary it lies.",
+        valid="a number > 0 and < 1",
+        gt=0,
+        lt=1,
+    )
+
+
+def target_kind(written: Any) -> str | None:
+    """Which kind of target something written is meant to be."""
+    if isinstance(written, str):
+        return "phase"
+    if isinstance(written, RidgeKeys | LevelKeys):
+        return "ridge" if isinstance(written, RidgeKeys) else "level"
+    if isinstance(written, dict):
+        return "ridge" if "ridge" in written or "along" in written else "level"
+    return None
+
+
+TargetWritten = Annotated[
+    Annotated[Literal["phase"], Tag("phase")] | Annotated[LevelKeys, Tag("level")] | Annotated[RidgeKeys, Tag("ridge")],
+    Discriminator(target_kind),
+]
+
+
+class SearchKeys(FileModel):
+    """Which trials are run, and when there are enough."""
+
+    kind: Literal["grid", "boundary"] = key(
+        "grid",
+        meaning="grid runs every trial; boundary those that tell most about where one phase ends.",
+        valid="one of grid, boundary",
+    )
+    target: TargetWritten = key(
+        "phase",
+        meaning="The boundary that is looked for: of the phases, of a metric's level, or the ridge of a metric.",
+        valid="phase, {metric: NAME, level: NUMBER} or {ridge: NAME, along: AXIS}",
+    )
+    budget: int | None = key(
+        None,
+        meaning="The most trials, replicates counted.",
+        valid="a whole number from 1 to 2000000",
+        ge=1,
+        le=2_000_000,
+    )
+    until: UntilKeys | None = key(
+        None, meaning="End as soon as the boundary is known so well.", valid="{uncertain_area: NUMBER}"
+    )
+    batch: Annotated[int, Field(ge=1)] | Literal["auto"] = key(
+        "auto",
+        meaning="The most trials that have been asked for and have not ended; auto is 32, or 2 for every worker.",
+        valid="a whole number >= 1, or auto",
+    )
+    start: int = key(
+        64,
+        meaning="Trials spread evenly before the first are chosen by what is known; at most half of the budget.",
+        valid="a whole number from 4 to 100000",
+        ge=4,
+        le=100_000,
+    )
+    storage: str = key(
+        "sqlite:///optuna.db",
+        meaning="Where Optuna keeps the study: the address of a database of its own.",
+        valid="text such as sqlite:///optuna.db, postgresql+psycopg2://user@host/db",
+        min_length=1,
+    )
+    seed: int | None = key(
+        None,
+        meaning="Of the search's own random numbers; by default the sweep's.",
+        valid="a whole number from 0 to 2^63 - 1, or null",
+        ge=0,
+        le=2**63 - 1,
+    )
+
+
 class SweepFile(FileModel):
     """A sweep: one job, the axes it is varied along, and where the results go."""
 
@@ -79,6 +175,9 @@ class SweepFile(FileModel):
         ge=0,
         le=2**63 - 1,
     )
+    search: SearchKeys = key(
+        SearchKeys(), meaning="Which trials are run; without it, all of the grid.", valid="a mapping"
+    )
     phases: dict[str, ScalarValue] = key(
         {}, meaning="The job's thresholds, by which a trial gets its phase.", valid="a mapping of threshold to value"
     )
@@ -92,7 +191,7 @@ class SweepFile(FileModel):
     )
 
 
-SECTIONS = ("axes", "zip", "fixed", "phases", "resources", "tracking")
+SECTIONS = ("axes", "zip", "fixed", "search", "phases", "resources", "tracking")
 """Keys that may stand without a value, as where all that is below them is commented out."""
 
 _AXIS: TypeAdapter[Any] = TypeAdapter(AxisWritten)
@@ -138,7 +237,8 @@ def _note(document: Document, error: ValidationError) -> None:
 def _real(document: Document, location: tuple[str | int, ...]) -> Keys:
     """A location of pydantic's without what is not in the file (the names of a union's branches)."""
     keys: Keys = ()
-    if location[0] == "axes":  # axes, NAME, branch of the union, ...: a branch may be called like a key
+    # axes, NAME, branch of the union, ...: a branch may be called like a key
+    if location[0] == "axes" or location[:2] == ("search", "target"):
         location = (*location[:2], *location[3:])
     for part in location:
         if document.get((*keys, part)) is not NOTHING:
@@ -154,7 +254,12 @@ def model_at(document: Document, keys: Keys) -> type[BaseModel] | None:
         return ResourcesKeys if keys == ("resources",) else Tracking
     if len(keys) == 2 and keys[0] == "axes":
         return AXIS_MODELS.get(axis_kind(document.get(keys)) or "")
-    return None
+    targets: dict[str | None, type[BaseModel]] = {"level": LevelKeys, "ridge": RidgeKeys}
+    if keys == ("search", "target"):
+        return targets.get(target_kind(document.get(keys)))
+    if keys == ("search", "until"):
+        return UntilKeys
+    return SearchKeys if keys == ("search",) else None
 
 
 def names_of(model: type[BaseModel]) -> tuple[str, ...]:

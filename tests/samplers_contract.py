@@ -54,6 +54,19 @@ class SamplerContract(ABC):
             assert self.drive(sampler, 4, shuffle=shuffle)
             assert sampler.exhausted
 
+    def test_the_order_in_which_a_batch_is_told_is_irrelevant(self) -> None:
+        def asked(shuffle: int) -> list[str]:
+            sampler, order, ids = self.sampler(), random.Random(shuffle), []
+            while not sampler.exhausted:
+                batch = sampler.ask(1000)
+                ids += [trial.id for trial in batch]
+                order.shuffle(batch)
+                for trial in batch:
+                    sampler.tell(self.outcome(trial))
+            return ids
+
+        assert asked(1) == asked(2) == asked(3)
+
     def test_asking_for_none_gives_none_and_changes_nothing(self) -> None:
         with_zero, without = self.sampler(), self.sampler()
         for _ in range(3):

@@ -44,12 +44,26 @@ def _map(arguments: argparse.Namespace) -> int:
     return map_(arguments)
 
 
+def _replay(arguments: argparse.Namespace) -> int:
+    from orchestrator.commands.replay import replay
+
+    return replay(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from orchestrator.commands.compare import compare
+
+    return compare(arguments)
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "check": _check,
     "plan": _plan,
     "run": _run,
     "status": _status,
     "map": _map,
+    "compare": _compare,
+    "replay": _replay,
     "schema": _schema,
 }
 """Name -> command; each gives the exit code."""

@@ -6,18 +6,24 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 
+from orchestrator.axes import Axis
+from orchestrator.commands.searching import study_name, trials_at_hand, trials_to_come
 from orchestrator.commands.wiring import (
     calibration_for,
+    load_now,
     load_sweep,
-    memory_budget,
+    make_planner,
     open_tracker,
+    rehearsed,
     resources_at_hand,
     states_cost,
 )
 from orchestrator.failures import last_line
-from orchestrator.plan import Planner, PlanSummary, summarise
+from orchestrator.plan import PlanSummary, summarise
 from orchestrator.progress import amount_of_bytes, duration, phase_counts
 from orchestrator.records import Status
+from orchestrator.sweep import Sweep
+from orchestrator.sweep_file import LevelKeys, RidgeKeys
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
 
@@ -25,35 +31,64 @@ FAILURES_SHOWN = 10
 """Failed trials that are listed one by one."""
 
 
+BUSY = 1.2
+"""A machine that is slowed by more is said to be in use by others."""
+
+
 def check(arguments: argparse.Namespace) -> int:
     """Validate the file, down to every trial's parameters."""
     sweep = load_sweep(arguments)
-    trials = sweep.trials()
-    axes = " x ".join(f"{axis.name} {len(axis.values)}" for axis in sweep.axes) or "no axes"
-    print(f"{arguments.file}: valid. {len(trials)} trials of {sweep.job} ({axes}; replicates {sweep.replicates})")
+    axes = " x ".join(f"{axis.name} {_extent(axis)}" for axis in sweep.axes) or "no axes"
+    most = "at most " if sweep.is_search else ""
+    print(
+        f"{arguments.file}: valid. {most}{sweep.most_trials} trials of {sweep.job} "
+        f"({axes}; replicates {sweep.replicates})"
+    )
+    if sweep.is_search:
+        print("\n".join(search_lines(sweep)))
     return 0
+
+
+def _extent(axis: Axis) -> str:
+    return f"{axis.values[0]:g} to {axis.values[-1]:g}" if axis.between else str(len(axis.values))
+
+
+def search_lines(sweep: Sweep) -> list[str]:
+    """What a search looks for, in words."""
+    search, target = sweep.search, sweep.search.target
+    if isinstance(target, LevelKeys):
+        what = f"where {target.metric} passes {target.level:g}"
+    elif isinstance(target, RidgeKeys):
+        what = f"where {target.ridge} peaks along {target.along}"
+    else:
+        what = "where one phase ends and another begins"
+    until = [] if search.until is None else [f"until the uncertain area is {search.until.uncertain_area:g} of the map"]
+    ends = ", or ".join([*until, f"after {sweep.most_trials} trials"])
+    slices = f", in {len(sweep.slices)} slices" if len(sweep.slices) > 1 else ""
+    return [f"search    {what}{slices}; {ends}"]
 
 
 def plan(arguments: argparse.Namespace) -> int:
     """What a run would do, and take."""
     sweep = load_sweep(arguments)
-    trials = sweep.trials()
     tracker = open_tracker(sweep)
     try:
+        trials = trials_at_hand(sweep, tracker)
         recorded = tracker.index([trial.id for trial in trials])
     finally:
         tracker.close()
     todo = [t for t in trials if t.id not in recorded or recorded[t.id].status is not Status.FINISHED]
+    if sweep.is_search:
+        to_come = trials_to_come(sweep, len(trials))
+        trials, todo = [*trials, *to_come], [*todo, *to_come]
+        print("\n".join(search_lines(sweep)))
     workers, device = resources_at_hand(sweep, inline=arguments.inline)
     calibration = calibration_for(device, needed=states_cost(sweep, todo))
-    planner = Planner(
-        job_name=sweep.job,
-        job=sweep.job_object(),
-        calibration=calibration,
-        memory_budget_bytes=memory_budget(sweep, calibration.machine, workers=workers),
-    )
+    planner = make_planner(sweep, calibration, workers=workers)
+    planner = rehearsed(planner, sweep, todo, workers=workers)
     packs = planner.plan(todo, workers=workers)
-    found = summarise(planner, todo, packs, finished=len(trials) - len(todo), workers=workers)
+    slowdown = load_now(planner)
+    found = summarise(planner, todo, packs, finished=len(trials) - len(todo), workers=workers, slowdown=slowdown)
     print("\n".join(plan_lines(found, sizes=[len(pack.trials) for pack in packs], inline=arguments.inline)))
     return 0
 
@@ -67,13 +102,10 @@ def plan_lines(found: PlanSummary, *, sizes: Sequence[int], inline: bool = False
     size = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     lines.append(f"packs     {found.packs}, of {size} trials")
     lines.append(f"workers   {found.workers} on {found.device}")
-    if found.estimate_s is None:
-        lines.append("time      unknown: the job states no cost and has not run here yet")
-    else:
-        origin = "" if found.measured else ", from stated defaults: this machine was not measured"
-        lines.append(f"time      about {duration(found.estimate_s)}{origin}")
-        if not inline:
-            lines.append(f"start-up  about {duration(found.startup_s)} before that")
+    lines.append(f"time      {time_words(found)}")
+    if not inline and found.estimate_s is not None:
+        seen = found.startup_s
+        lines.append(f"start-up  {'not seen here yet' if seen is None else 'about ' + duration(seen)}, before that")
     if found.memory_bytes:
         memory = amount_of_bytes(found.memory_bytes)
         lines.append(f"memory    about {memory} for all workers, beyond data and libraries")
@@ -82,11 +114,25 @@ def plan_lines(found: PlanSummary, *, sizes: Sequence[int], inline: bool = False
     return lines
 
 
+def time_words(found: PlanSummary) -> str:
+    """The estimate in words: a bound where trials may end early, and what came of it before."""
+    if found.estimate_s is None:
+        return "unknown: the job states no cost, has not run here yet, and no trial ended within seconds"
+    origin = "" if found.measured else ", from stated defaults: this machine was not measured"
+    if found.slowdown >= BUSY:
+        origin += f" (others use this machine now: {found.slowdown:.1f} times what it takes alone)"
+    if not found.at_most:
+        return f"about {duration(found.estimate_s)}{origin}"
+    most = f"at most {duration(found.estimate_s)}{origin}: trials may end early"
+    if found.early_s is None:
+        return most
+    whose = "trials of this sweep" if found.early_seen else "trials of this job"
+    return f"{most}; about {duration(found.early_s)} if as early as the last {whose}"
+
+
 def status(arguments: argparse.Namespace) -> int:
     """How the sweep stands in the record."""
     sweep = load_sweep(arguments)
-    trials = sweep.trials()
-    by_id = {trial.id: trial for trial in trials}
     counts: Counter[Status] = Counter()
     phases: Counter[str] = Counter()
     stale = 0
@@ -94,6 +140,8 @@ def status(arguments: argparse.Namespace) -> int:
     fingerprint = sweep.thresholds_fingerprint()
     tracker = open_tracker(sweep)
     try:
+        trials = trials_at_hand(sweep, tracker)
+        by_id = {trial.id: trial for trial in trials}
         parent = tracker.find_sweep(sweep.id)
         for row in tracker.rows(by_id):
             counts[row.recorded.status] += 1
@@ -108,6 +156,9 @@ def status(arguments: argparse.Namespace) -> int:
     print(f"sweep     {sweep.name} ({sweep.id})")
     print(f"record    {sweep.tracking.uri}, experiment {sweep.tracking.experiment}")
     print(f"parent    {parent if parent else 'no run yet'}")
+    if sweep.is_search:
+        print("\n".join(search_lines(sweep)))
+        print(f"study     {study_name(sweep)!r} in {sweep.storage_shown}: {len(trials)} of its trials are asked")
     print(
         f"trials    {len(trials)}: {counts[Status.FINISHED]} finished, {counts[Status.RUNNING]} running, "
         f"{counts[Status.FAILED]} failed, {counts[Status.KILLED]} killed, {missing} missing"

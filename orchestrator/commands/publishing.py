@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.searching import history, trials_at_hand
 from orchestrator.commands.wiring import load_sweep, open_tracker, sweep_record
 from orchestrator.records import Status
 from orchestrator.relabel import relabel_stale
@@ -15,18 +16,53 @@ from orchestrator.trial import Trial
 
 if TYPE_CHECKING:
     from orchestrator.phases.publish import Published
+    from orchestrator.phases.publish_surface import Drawing
     from orchestrator.runner import Summary
     from orchestrator.sweep import Sweep
 
 
-def publish_record(sweep: Sweep, trials: Sequence[Trial], tracker: Tracker) -> Published:
-    """Draw what is recorded of these trials, and keep the files with the parent run."""
+def publish_record(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    tracker: Tracker,
+    *,
+    classifier: bool = False,
+    history: Sequence[tuple[int, float]] = (),
+) -> Published:
+    """Draw what is recorded of these trials, and keep the files with the parent run.
+
+    Args:
+        sweep: what was asked.
+        trials: all its trials so far, in the order in which they were asked.
+        tracker: the record.
+        classifier: whether the classifier draws a grid's map; a search's it always does.
+        history: (trials, uncertain area) as a search went, where that is known.
+    """
     from orchestrator.phases.publish import publish
 
     rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
-    published = publish(sweep, trials, rows, sweep.output)
+    drawing = drawing_of(sweep, history) if classifier or sweep.is_search else None
+    published = publish(sweep, trials, rows, sweep.output, drawing=drawing, curves=tracker.curves)
     tracker.attach(published.files)
     return published
+
+
+def drawing_of(sweep: Sweep, history: Sequence[tuple[int, float]] = ()) -> Drawing:
+    """How the classifier draws a sweep: what its search looks for, or the phases of a grid."""
+    from orchestrator.phases.classify import Aim
+    from orchestrator.phases.publish_surface import Drawing
+    from orchestrator.sweep_file import LevelKeys, RidgeKeys
+
+    if not sweep.is_search:
+        return Drawing()
+    target = sweep.search.target
+    if isinstance(target, LevelKeys):
+        aim = Aim(kind="level", metric=target.metric, level=target.level, listed=True)
+    elif isinstance(target, RidgeKeys):
+        aim = Aim(kind="ridge", metric=target.ridge, along=target.along, listed=True)
+    else:
+        aim = Aim(listed=True)
+    return Drawing(aim=aim, search=True, history=history)
 
 
 SUMMARY = "run.json"
@@ -60,7 +96,9 @@ def is_published(sweep: Sweep, summary: Summary, parent: str) -> bool:
 
 
 def print_files(published: Published) -> None:
-    """Where the files are."""
+    """What the map says, and where the files are."""
+    for note in published.notes:
+        print(note)
     for name, path in sorted(published.files.items()):
         print(f"{name:<25} {path}")
     for warning in published.warnings:
@@ -70,9 +108,9 @@ def print_files(published: Published) -> None:
 def map_(arguments: argparse.Namespace) -> int:
     """Rebuild the diagram from the record alone; phases under other thresholds are reduced anew."""
     sweep = load_sweep(arguments)
-    trials = sweep.trials()
     tracker = open_tracker(sweep)
     try:
+        trials = trials_at_hand(sweep, tracker)
         recorded = tracker.index([trial.id for trial in trials])
         if not recorded:
             from orchestrator.errors import UserError
@@ -92,7 +130,9 @@ def map_(arguments: argparse.Namespace) -> int:
             result.status is Status.FINISHED
             for result in relabel_stale(tracker, sweep.job_object(), stale, sweep.thresholds())
         )
-        published = publish_record(sweep, trials, tracker)
+        published = publish_record(
+            sweep, trials, tracker, classifier=arguments.classifier, history=history(sweep)
+        )
         tracker.annotate(published.metrics)
     finally:
         tracker.close()

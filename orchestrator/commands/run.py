@@ -9,32 +9,30 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.inspect import FAILURES_SHOWN, failure_line
 from orchestrator.commands.publishing import is_published, keep_summary, print_files, publish_record
+from orchestrator.commands.searching import examples, history, opened_sampler, trials_at_hand
 from orchestrator.commands.wiring import (
     calibration_for,
     load_sweep,
+    make_planner,
     make_pool,
-    make_sampler,
-    memory_budget,
     open_tracker,
     resources_at_hand,
     states_cost,
     sweep_record,
 )
 from orchestrator.dispatch.base import Dispatcher
-from orchestrator.plan import Planner
 from orchestrator.progress import duration, for_stream, phase_counts
 from orchestrator.records import Status
 from orchestrator.runner import Runner, Summary
 
 if TYPE_CHECKING:
-    from orchestrator.calibration import Calibration
+    from orchestrator.plan import Planner
     from orchestrator.sweep import Sweep
     from orchestrator.trial import Trial
 
@@ -115,37 +113,38 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> int:
-    trials = sweep.trials()
     tracker = open_tracker(sweep)
     progress = for_stream(sys.stdout, quiet=arguments.quiet)
     try:
         parent = tracker.open_sweep(sweep_record(sweep))
         try:
-            progress.say(f"sweep {sweep.name}: {len(trials)} trials, recorded in {sweep.tracking.uri} (run {parent})")
-            planner = _planner(arguments, sweep, trials)
-            runner = Runner(
-                job_name=sweep.job,
-                planner=planner,
-                sampler=make_sampler(trials),
-                tracker=tracker,
-                pool=_pool(arguments, sweep, stopper),
-                progress=progress,
-                thresholds=sweep.thresholds(),
-                fingerprint=sweep.thresholds_fingerprint(),
-                stop=stopper.stop,
-                stopped=lambda summary: _say_stopped(arguments, summary, stopper),
-            )
-            summary = runner.run()
+            most = f"at most {sweep.most_trials} trials" if sweep.is_search else f"{sweep.most_trials} trials"
+            progress.say(f"sweep {sweep.name}: {most}, recorded in {sweep.tracking.uri} (run {parent})")
+            planner, workers = _planner(arguments, sweep, examples(sweep))
+            with opened_sampler(sweep, tracker, workers=workers) as sampler:
+                runner = Runner(
+                    job_name=sweep.job,
+                    planner=planner,
+                    sampler=sampler,
+                    tracker=tracker,
+                    pool=_pool(arguments, sweep, stopper),
+                    progress=progress,
+                    thresholds=sweep.thresholds(),
+                    fingerprint=sweep.thresholds_fingerprint(),
+                    stop=stopper.stop,
+                    stopped=lambda summary: _say_stopped(arguments, summary, stopper),
+                )
+                summary = runner.run()
             progress.close()
             if summary.stopped:
                 return 128 + stopper.signal
             stopper.at_once = True
-            _learn(planner.calibration, sweep, summary, inline=arguments.inline)
+            _learn(planner, summary, inline=arguments.inline)
             metrics: dict[str, float] = {}
             if is_published(sweep, summary, parent):
                 print(f"nothing to do: all {summary.skipped} trials are recorded, and drawn in {sweep.output}")
             elif not arguments.no_map and (summary.done or summary.skipped):
-                published = publish_record(sweep, trials, tracker)
+                published = publish_record(sweep, trials_at_hand(sweep, tracker), tracker, history=history(sweep))
                 metrics = published.metrics
                 keep_summary(sweep, summary, tracker, parent)
                 print_files(published)
@@ -164,15 +163,11 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> int:
     return 1 if failed else 0
 
 
-def _planner(arguments: argparse.Namespace, sweep: Sweep, trials: Sequence[Trial]) -> Planner:
+def _planner(arguments: argparse.Namespace, sweep: Sweep, trials: Sequence[Trial]) -> tuple[Planner, int]:
+    """The planner, and for how many workers it is."""
     workers, device = resources_at_hand(sweep, inline=arguments.inline)
     calibration = calibration_for(device, needed=states_cost(sweep, trials))
-    return Planner(
-        job_name=sweep.job,
-        job=sweep.job_object(),
-        calibration=calibration,
-        memory_budget_bytes=memory_budget(sweep, calibration.machine, workers=workers),
-    )
+    return make_planner(sweep, calibration, workers=workers), workers
 
 
 def _pool(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> Callable[[], Dispatcher]:
@@ -189,20 +184,22 @@ def _pool(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> Call
     return ready
 
 
-def _learn(calibration: Calibration, sweep: Sweep, summary: Summary, *, inline: bool) -> None:
+def _learn(planner: Planner, summary: Summary, *, inline: bool) -> None:
     """Correct the next estimate by what this run took."""
     from orchestrator.calibration import save
 
-    if not summary.trained:
-        return
-    history = calibration.history(sweep.job).learn(
-        estimated_s=summary.estimated_s,
-        actual_s=summary.train_s,
-        trials=summary.trained,
-        record_s=summary.record_s,
-    )
-    startup_s = calibration.startup_s if inline else summary.startup_s
-    save(replace(calibration, jobs={**calibration.jobs, sweep.job: history}, startup_s=startup_s))
+    if summary.trained:
+        save(
+            planner.calibration.learnt(
+                job=planner.job_name,
+                sweep_id=planner.sweep_id,
+                tally=planner.tally,
+                trials=summary.trained,
+                train_s=summary.train_s,
+                record_s=summary.record_s,
+                startup_s=None if inline else summary.startup_s,
+            )
+        )
 
 
 def _again(arguments: argparse.Namespace) -> str:

@@ -14,7 +14,7 @@ from orchestrator.dispatch.base import Dispatcher
 if TYPE_CHECKING:
     import argparse
 
-    from orchestrator.search.base import Sampler
+    from orchestrator.plan import Planner
     from orchestrator.sweep import Sweep
     from orchestrator.tracking.base import SweepRecord, Tracker
     from orchestrator.trial import Trial
@@ -49,12 +49,21 @@ def lasting(sweep: Sweep, folder: Path) -> Sweep:
     if "working_dir_files" not in folder.parts:
         return sweep
     home = Path(os.environ.get("PHASEFRONT_HOME") or Path.home() / "phasefront")
-    tracking = sweep.tracking
-    scheme, separator, path = tracking.uri.partition(":///")
-    if separator and scheme in ("sqlite", "phasefront-sqlite") and not path.startswith("/"):
-        home.mkdir(parents=True, exist_ok=True)
-        tracking = tracking.model_copy(update={"uri": f"{scheme}:///{home / path}"})
-    return replace(sweep, tracking=tracking, output=home / sweep.output)
+    return replace(
+        sweep,
+        tracking=sweep.tracking.model_copy(update={"uri": _lasting_uri(sweep.tracking.uri, home)}),
+        search=sweep.search.model_copy(update={"storage": _lasting_uri(sweep.search.storage, home)}),
+        output=home / sweep.output,
+    )
+
+
+def _lasting_uri(uri: str, home: Path) -> str:
+    """The address of a SQLite file named relative to a folder that does not last, below one that does."""
+    scheme, separator, path = uri.partition(":///")
+    if not separator or scheme not in ("sqlite", "phasefront-sqlite") or path.startswith("/"):
+        return uri
+    home.mkdir(parents=True, exist_ok=True)
+    return f"{scheme}:///{home / path}"
 
 
 def sweep_record(sweep: Sweep) -> SweepRecord:
@@ -77,13 +86,6 @@ def open_tracker(sweep: Sweep) -> Tracker:
 
     tracking = sweep.tracking
     return factory.open_tracker(tracking.uri, experiment=tracking.experiment, artifacts=tracking.artifacts)
-
-
-def make_sampler(trials: Sequence[Trial]) -> Sampler:
-    """What decides which trials run: the whole grid."""
-    from orchestrator.search.grid import GridSampler
-
-    return GridSampler(trials)
 
 
 def on_cluster() -> bool:
@@ -160,6 +162,43 @@ def calibration_for(device: str, *, needed: bool) -> Calibration:
     from orchestrator.calibration import load
 
     return load(device, probe=needed)
+
+
+def make_planner(sweep: Sweep, calibration: Calibration, *, workers: int) -> Planner:
+    """What cuts the sweep's trials into packs, for so many workers."""
+    from orchestrator.plan import Planner
+
+    local = calibration.machine.device == "cpu" and not on_cluster()
+    return Planner(
+        job_name=sweep.job,
+        job=sweep.job_object(),
+        calibration=calibration,
+        memory_budget_bytes=memory_budget(sweep, calibration.machine, workers=workers),
+        at_once=min(workers, cores()) if local else 1,
+        sweep_id=sweep.id,
+    )
+
+
+def load_now(planner: Planner) -> float:
+    """By what factor others' use of this machine slows the workers now; 1 where they run elsewhere."""
+    from orchestrator.load import slowdown
+
+    machine = planner.calibration.machine
+    return 1.0 if machine.device != "cpu" or on_cluster() else slowdown(planner.at_once)
+
+
+def rehearsed(planner: Planner, sweep: Sweep, trials: Sequence[Trial], *, workers: int) -> Planner:
+    """The planner after a few short trainings of packs that it does not know, where they can run here."""
+    from orchestrator.calibration import save
+    from orchestrator.rehearsal import rehearse
+
+    if on_cluster() and not local_gpus() and planner.calibration.machine.device != "cpu":
+        return planner
+    threads = max(1, int(sweep.resources.cpus_per_worker))
+    calibration = rehearse(planner, trials, workers=workers, threads=threads)
+    if calibration != planner.calibration:
+        save(calibration)
+    return make_planner(sweep, calibration, workers=workers)
 
 
 def memory_budget(sweep: Sweep, machine: Machine, *, workers: int) -> float:

@@ -281,8 +281,8 @@ def _beliefs(mean: Floats, sd: Floats) -> Floats:
 def _hyper(data: Counts, prior: Prior, old: GpClasses | None, learn_from: int) -> tuple[Hyper, int]:
     """Hyper-parameters, and how many settings there were when they were learned.
 
-    Those of an earlier belief stand while settings grew by less than _GROWTH and the same classes are seen: what that
-    changes in a belief is well inside its band.
+    Those of an earlier belief stand while settings grew by less than _GROWTH and the same classes are seen, so that a
+    belief with a past may differ from one without.
     """
     known = len(data.x)
     if old is not None and np.array_equal(old.data.seen, data.seen) and len(data.seen) > 1:
@@ -324,7 +324,7 @@ def fit_classifier(
         x: Settings; equal ones are replicates.
         label: Index of the class that each trial showed, below `classes`.
         classes: K.
-        previous: A belief after some of these trials: where to start, not what to find.
+        previous: A belief after some of these trials: where to start; see `_hyper` for what it may change.
         prior: Of the hyper-parameters.
         rank: Size of the low-rank basis; exact up to as many settings.
         learn_from: How many settings the hyper-parameters are learned from.

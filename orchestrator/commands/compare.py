@@ -1,0 +1,113 @@
+"""compare: two phase maps and their difference."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestrator.phases.compare import Side
+    from orchestrator.phases.table import AxisNote, TrialTable
+
+TABLE = "trials.parquet"
+_KINDS = ("a sweep file (.yaml)", f"a folder with {TABLE}", "a table of trials (.parquet)")
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Draw two maps by the same classifier, and say in how much of the area they differ."""
+    from orchestrator.phases.compare import NotComparable, draw_comparison, report
+    from orchestrator.phases.compare import compare as compare_maps
+
+    sides = [_read(Path(given)) for given in (arguments.first, arguments.second)]
+    for given, one in zip((arguments.first, arguments.second), sides, strict=True):
+        if not one.found.fitted:
+            raise UserError(
+                "has no map: two numeric axes must vary, and a trial must have finished",
+                place=str(given), next_step="phasefront run, then compare",
+            )  # fmt: skip
+    try:
+        found = compare_maps(sides[0], sides[1])
+    except NotComparable as error:
+        raise UserError(
+            f"these two cannot be compared: {error}", place=f"{arguments.first}, {arguments.second}",
+            next_step="compare sweeps over the same axes, with ranges that overlap",
+        ) from error  # fmt: skip
+    print("\n".join(report(found)))
+    output = Path(arguments.output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draw_comparison(found, output)
+    except OSError as error:
+        raise UserError(f"cannot be written: {error}", place=str(output), next_step="give another -o") from error
+    print(f"picture: {output}")
+    return 0
+
+
+def _read(path: Path) -> Side:
+    if path.suffix in (".yaml", ".yml"):
+        return _of_sweep(path)
+    file = path / TABLE if path.is_dir() else path
+    if not file.exists():
+        raise UserError("is not there", place=str(file), choices=_KINDS, next_step="name a sweep that was run")
+    return _of_table(file)
+
+
+def _of_sweep(path: Path) -> Side:
+    """From the record alone, as `map` draws it."""
+    from orchestrator.commands.searching import trials_at_hand
+    from orchestrator.commands.wiring import open_tracker
+    from orchestrator.phases.compare import side
+    from orchestrator.phases.table import collect
+    from orchestrator.sweep import Sweep
+
+    sweep = Sweep.load(path)
+    tracker = open_tracker(sweep)
+    try:
+        trials = trials_at_hand(sweep, tracker)
+        rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
+    finally:
+        tracker.close()
+    if not rows:
+        raise UserError(
+            "nothing is recorded of this sweep yet", place=str(path),
+            value=f"{sweep.tracking.uri}, experiment {sweep.tracking.experiment}", next_step=f"phasefront run {path}",
+        )  # fmt: skip
+    table = collect(trials, rows)
+    return side(sweep.name, table, sweep.axes, sweep.job_object().phases, listed=sweep.is_search)
+
+
+def _of_table(file: Path) -> Side:
+    """From the table that `map` and `run` write."""
+    import pyarrow as pa
+
+    from orchestrator.phases.compare import side
+    from orchestrator.phases.table import read_note, read_table
+
+    try:
+        table, note = read_table(file), read_note(file)
+    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UserError(
+            f"is no table of trials: {error}", place=str(file), choices=_KINDS,
+            next_step="give a sweep file, or the folder that its map lies in",
+        ) from error  # fmt: skip
+    if note is not None:
+        return side(note.name, table, note.axes, note.phases, listed=note.search)
+    phases = sorted({phase for phase in table.phase if phase is not None})
+    name = file.stem if file.name != TABLE else file.resolve().parent.name
+    return side(name, table, _guessed(table), phases)
+
+
+def _guessed(table: TrialTable) -> Sequence[AxisNote]:
+    """The axes of a table that remembers none: every parameter that varies."""
+    from orchestrator.phases.table import AxisNote
+
+    axes = []
+    for name, column in table.params.items():
+        values = tuple(dict.fromkeys(v for v in column if v is not None))
+        if len(set(column)) > 1:
+            axes.append(AxisNote(name=name, scale="values", values=values))
+    return axes

@@ -1,0 +1,303 @@
+"""A sampler for Optuna that looks for a boundary instead of an optimum. It needs nothing else of this project.
+
+    from optuna.distributions import FloatDistribution, IntDistribution
+    from orchestrator.search.optuna_sampler import PhaseBoundarySampler
+    from orchestrator.surface.phase import PhaseTarget
+
+    space = {"weight_decay": FloatDistribution(0.01, 10, log=True), "width": IntDistribution(8, 512, log=True)}
+    sampler = PhaseBoundarySampler(PhaseTarget(classes=3), space, seed=0)
+    study = optuna.create_study(sampler=sampler)
+
+    def objective(trial):
+        width = trial.suggest_int("width", 8, 512, log=True)
+        weight_decay = trial.suggest_float("weight_decay", 0.01, 10, log=True)
+        trial.set_user_attr("phase", train(width, weight_decay))  # a label: "grokking", "memorization", ...
+        return 0.0
+
+    study.optimize(objective, n_trials=400, n_jobs=8)
+
+For a level or a ridge the objective returns the metric itself. User attributes of a trial that the sampler reads:
+
+- `phase`: the label (text, or any plain value), for a target of classes;
+- `value`: the metric, in place of what the objective returned (null where the trial has none, as when it diverged);
+- `censored`: true where the metric is only a lower bound.
+
+Categorical parameters have no between: each combination of their choices is searched apart, and the budget goes where
+the boundary is least known. A study that goes on, and one shared by several processes, is read anew at every ask, by
+one query for the trials that are new or had not ended. Processes that share a study should differ in their seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from jobs.job import Scalar
+from orchestrator.search.proposals import Proposal, Proposer, Told
+from orchestrator.search.space import MOST_COORDINATES, Continuous, Coordinate, Listed, Slice, Whole, locate
+from orchestrator.surface.base import Surface, Target
+
+BATCH = 32
+"""Suggestions that are made at a time: the belief is fitted once for all of them."""
+PHASE, VALUE, CENSORED, REPLICATE = "phase", "value", "censored", "replicate"
+"""User attributes of a trial."""
+MOST_STEPS = 100_000
+"""Values of a number with a step that is not 1."""
+
+
+class PhaseBoundarySampler(BaseSampler):
+    """Suggests the trials that tell most about where one phase (or side of a level) ends, or where a ridge runs.
+
+    Thread-safe. Its own time for an ask is that of one query of the storage, and once a batch that of a fit.
+
+    Args:
+        target: What is looked for, e.g. `PhaseTarget(classes=K)`.
+        space: Parameter -> distribution; one to four of them are numbers.
+        seed: Of all random numbers; without it, another one every time.
+        start: Trials that are spread evenly at first; the target's own number by default.
+        batch: Suggestions made at a time. A smaller batch learns sooner and costs more.
+        labels: The K labels by their class; without it they get their class as they come.
+
+    Raises:
+        ValueError: the space is not one that can be searched.
+    """
+
+    def __init__(
+        self,
+        target: Target[Any],
+        space: Mapping[str, BaseDistribution],
+        *,
+        seed: int | None = None,
+        start: int | None = None,
+        batch: int = BATCH,
+        labels: Sequence[Any] | None = None,
+    ) -> None:
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+        slices = slices_of_space(space)
+        self._prepare(
+            dict(space),
+            lambda: Proposer(slices, lambda _: target, start=target.start if start is None else start, seed=seed),
+            most_labels=getattr(target, "classes", None),
+            seed=seed, batch=batch, labels=labels,
+        )  # fmt: skip
+
+    @classmethod
+    def over(
+        cls,
+        make_proposer: Callable[[], Proposer],
+        space: Mapping[str, BaseDistribution],
+        *,
+        seed: int,
+        batch: int = BATCH,
+        labels: Sequence[Any] | None = None,
+    ) -> PhaseBoundarySampler:
+        """A sampler over slices that distributions alone cannot say: conditional axes, zipped ones, grids."""
+        sampler = cls.__new__(cls)
+        sampler._prepare(dict(space), make_proposer, most_labels=None, seed=seed, batch=batch, labels=labels)
+        return sampler
+
+    def _prepare(
+        self,
+        space: dict[str, BaseDistribution],
+        make_proposer: Callable[[], Proposer],
+        *,
+        most_labels: int | None,
+        seed: int,
+        batch: int,
+        labels: Sequence[Any] | None,
+    ) -> None:
+        self._space, self._make = space, make_proposer
+        self._batch, self._most_labels = max(1, batch), most_labels
+        self._rng = np.random.default_rng([seed, 1])
+        self._given = list(labels) if labels is not None else None
+        self._lock = threading.RLock()
+        self._reset("")
+
+    def _reset(self, study_name: str) -> None:
+        self._study_name = study_name
+        self._proposer = self._make()
+        self._labels: list[Any] = list(self._given or [])
+        self._open: set[int] = set()
+        self._next = 0
+        self._queue: deque[Proposal] = deque()
+        self._told_at_fit = 0
+
+    # --- what Optuna calls ---
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All of the space."""
+        return dict(self._space)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The next suggestion."""
+        with self._lock:
+            self.follow(study)
+            proposal = self._pop()
+            if proposal is None:
+                return {}
+            self._proposer.asked(trial.number, proposal.slice, proposal.x)
+            return {name: value for name, value in proposal.setting.items() if name in search_space}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A random value: of a parameter that is not in the space, or where nothing is left to try in it."""
+        with self._lock:
+            if isinstance(param_distribution, CategoricalDistribution):
+                return param_distribution.choices[int(self._rng.integers(len(param_distribution.choices)))]
+            coordinate = _coordinate(param_name, param_distribution)
+            return coordinate.values(float(coordinate.snap(self._rng.random(1))[0]))[0]
+
+    def reseed_rng(self) -> None:
+        """Called for every thread of `optimize`: they share one sampler, so there is nothing to do."""
+
+    # --- for who wants more than Optuna asks for ---
+
+    def suggest(self, study: optuna.Study, count: int) -> list[Proposal]:
+        """Up to `count` settings to try next, none of them asked yet; fewer where nothing is left to try.
+
+        Make them trials of the study (`enqueue_trial`, `add_trial`) before the next call.
+        """
+        with self._lock:
+            return self.follow(study).propose(count)
+
+    def surfaces(self, study: optuna.Study) -> list[Surface | None]:
+        """What is believed after all trials of the study: one surface a slice, None where nothing is known."""
+        with self._lock:
+            return self.follow(study).surfaces()
+
+    def uncertain_area(self, study: optuna.Study) -> float:
+        """The share of the space in which it is not known which class is the most frequent one."""
+        with self._lock:
+            return self.follow(study).uncertain_area()
+
+    @property
+    def proposer(self) -> Proposer:
+        """What it knows, as of the last call."""
+        return self._proposer
+
+    @property
+    def labels(self) -> list[Any]:
+        """The labels by their class, as far as they are known."""
+        return list(self._labels)
+
+    # --- reading the study ---
+
+    def follow(self, study: optuna.Study) -> Proposer:
+        """Take note of the trials that are new, and of those that have ended since; what is known then."""
+        if study.study_name != self._study_name:
+            self._reset(study.study_name)
+        trials = study.get_trials(deepcopy=False)
+        for number in [*sorted(self._open), *range(self._next, len(trials))]:
+            self._note(trials[number])
+        self._next = len(trials)
+        return self._proposer
+
+    def _note(self, trial: FrozenTrial) -> None:
+        number, ended = trial.number, trial.state.is_finished()
+        place = locate(self._proposer.slices, trial.params, self._space)
+        if place is not None:
+            self._proposer.asked(number, *place, trial.user_attrs.get(REPLICATE))
+        elif ended:
+            self._proposer.forget(number)  # its parameters are none of the space's
+        if not ended:
+            self._open.add(number)
+            return
+        self._open.discard(number)
+        told = self._told(trial)
+        if place is not None and told is not None:
+            self._proposer.tell(number, told)
+
+    def _told(self, trial: FrozenTrial) -> Told | None:
+        """What it says; None where it failed, and was not pruned with a label."""
+        attributes = trial.user_attrs
+        if trial.state == TrialState.FAIL or (trial.state == TrialState.PRUNED and PHASE not in attributes):
+            return None
+        value = attributes[VALUE] if VALUE in attributes else (trial.values or [None])[0]
+        return Told(
+            label=self._class_of(attributes[PHASE]) if PHASE in attributes else -1,
+            value=math.nan if value is None else float(value),
+            censored=bool(attributes.get(CENSORED, False)),
+        )
+
+    def _class_of(self, label: Any) -> int:
+        if label not in self._labels:
+            most = len(self._given) if self._given is not None else self._most_labels
+            if most is not None and len(self._labels) >= most:
+                raise ValueError(
+                    f"the label {label!r} is one more than the {most} classes of the target: {self._labels}; "
+                    "give the target more classes"
+                )
+            self._labels.append(label)
+        return self._labels.index(label)
+
+    def _pop(self) -> Proposal | None:
+        if self._proposer.told - self._told_at_fit >= self._batch:
+            self._queue.clear()
+        for fresh in (False, True):
+            if fresh:
+                self._told_at_fit = self._proposer.told
+                self._queue.extend(self._proposer.propose(self._batch))
+            while self._queue:
+                proposal = self._queue.popleft()
+                if not self._proposer.is_tried(proposal):
+                    return proposal
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("a PhaseBoundarySampler is made anew: it reads all that it knows from the study")
+
+
+def slices_of_space(space: Mapping[str, BaseDistribution]) -> tuple[Slice, ...]:
+    """The slices of a space of distributions: one for each combination of categorical choices.
+
+    Raises:
+        ValueError: it has no numeric parameter, or more than four.
+    """
+    choices = {name: d.choices for name, d in space.items() if isinstance(d, CategoricalDistribution)}
+    numbers = {name: d for name, d in space.items() if name not in choices}
+    if not 1 <= len(numbers) <= MOST_COORDINATES:
+        raise ValueError(f"a boundary search has 1 to {MOST_COORDINATES} numeric parameters; got {list(numbers)}")
+    coordinates = tuple(_coordinate(name, distribution) for name, distribution in numbers.items())
+    return tuple(
+        Slice(fixed=dict(zip(choices, chosen, strict=True)), coordinates=coordinates)
+        for chosen in itertools.product(*choices.values())
+    )
+
+
+def _coordinate(name: str, distribution: BaseDistribution) -> Coordinate:
+    if isinstance(distribution, IntDistribution):
+        return Whole(
+            name=name, low=distribution.low, high=distribution.high, log=distribution.log, step=distribution.step
+        )
+    if not isinstance(distribution, FloatDistribution):
+        raise ValueError(f"{name}: a boundary search knows no {type(distribution).__name__}")
+    if distribution.step is None:
+        return Continuous(name=name, low=distribution.low, high=distribution.high, log=distribution.log)
+    steps = math.floor((distribution.high - distribution.low) / distribution.step + 1e-8)
+    if steps >= MOST_STEPS:
+        raise ValueError(f"{name}: at most {MOST_STEPS} steps; leave 'step' out")
+    rows = tuple((distribution.low + k * distribution.step,) for k in range(steps + 1))
+    return Listed(names=(name,), rows=rows, at=np.linspace(0, 1, steps + 1) if steps else np.zeros(1))
+
+
+def distribution_of(values: Sequence[Scalar], *, log: bool) -> BaseDistribution:
+    """The distribution of a numeric axis, as a study shows it: all that lies between its values."""
+    numbers = [value for value in values if not isinstance(value, str)]
+    log = log and min(numbers) > 0
+    if all(isinstance(value, int) for value in numbers):
+        return IntDistribution(int(min(numbers)), int(max(numbers)), log=log)
+    return FloatDistribution(float(min(numbers)), float(max(numbers)), log=log)

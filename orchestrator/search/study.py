@@ -1,0 +1,158 @@
+"""A sweep's Optuna study: opened, read, and written with one short transaction a trial.
+
+A trial of the study holds the searched parameters, and as user attributes the trial's id in the record (`trial_id`),
+its `replicate`, and how it ended: `phase`, or `value` and `censored`. Its objective value is the class of the phase, or
+the metric; it is there to be looked at in Optuna's dashboard and is no optimum of anything.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from jobs.job import Scalar
+from orchestrator.errors import UserError
+
+TRIAL_ID, ERROR, TOLD, AREA = "trial_id", "error", "told", "uncertain_area"
+SQLITE_WAIT_S = 60.0
+"""How long a write waits for another process's."""
+LONGEST_ERROR = 500
+"""Characters of a failed trial's error that the study keeps; the record has all of it."""
+
+
+class SweepStudy:
+    """One study in one storage. Not for use from several threads at once.
+
+    Args:
+        storage: a database's address as SQLAlchemy reads it, or an open storage of Optuna's.
+        name: of the study; made where it is not there.
+        place: of the address in the sweep file, for messages.
+
+    Raises:
+        UserError: the storage cannot be opened.
+    """
+
+    def __init__(self, storage: str | optuna.storages.BaseStorage, name: str, *, place: str = "search.storage") -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            self._storage = optuna.storages.get_storage(_rdb(storage) if isinstance(storage, str) else storage)
+            self.study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
+        except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"the study's storage cannot be opened: {_first_line(error)}",
+                place=place,
+                value=without_password(str(storage)),
+                choices=("sqlite:///optuna.db", "postgresql+psycopg2://user@host/db", "mysql+pymysql://user@host/db"),
+                next_step="check the address, that the database runs, and that it is not MLflow's own",
+            ) from error
+        self._id = self._storage.get_study_id_from_name(name)
+        self._rows: dict[str, int] = {}
+
+    def trials(self) -> list[FrozenTrial]:
+        """All of them, in the order they were asked. Not to be changed."""
+        found: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
+        return found
+
+    def create(
+        self,
+        trial_id: str,
+        params: Mapping[str, Scalar],
+        distributions: Mapping[str, BaseDistribution],
+        replicate: int,
+        **more: float,
+    ) -> None:
+        """A RUNNING trial; `more` are further attributes."""
+        template = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions={name: distributions[name] for name in params},
+            user_attrs={TRIAL_ID: trial_id, "replicate": replicate, **more},
+        )
+        self._rows[trial_id] = self._storage.create_new_trial(self._id, template)
+
+    def adopt(self, trial: FrozenTrial) -> None:
+        """A trial that was RUNNING when the study was read: it ends by its trial's id."""
+        self._rows[trial.user_attrs[TRIAL_ID]] = trial._trial_id
+
+    def finish(self, trial_id: str, attributes: Mapping[str, Any], value: float) -> None:
+        """The trial has a result. One that is not RUNNING stays as it is."""
+        self._end(trial_id, attributes, TrialState.COMPLETE, [value if not math.isnan(value) else math.inf])
+
+    def fail(self, trial_id: str, error: str = "") -> None:
+        """The trial has none."""
+        self._end(trial_id, {ERROR: error[:LONGEST_ERROR]} if error else {}, TrialState.FAIL, None)
+
+    def _end(self, trial_id: str, attributes: Mapping[str, Any], state: TrialState, values: list[float] | None) -> None:
+        row = self._rows.pop(trial_id, None)
+        if row is None:
+            return
+        for name, value in attributes.items():
+            self._storage.set_trial_user_attr(row, name, value)
+        self._storage.set_trial_state_values(row, state, values)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._storage.remove_session()
+
+
+def read_trials(storage: str, name: str) -> list[FrozenTrial]:
+    """The trials of the studies whose names begin with `name`, those that are there; nothing is made or changed."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    file = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]*).*", storage)
+    if file is not None and not Path(file[1]).exists():
+        return []
+    try:
+        rdb = optuna.storages.get_storage(_rdb(storage))
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError):
+        return []
+    found: list[FrozenTrial] = []
+    for study in rdb.get_all_studies():
+        if study.study_name.startswith(name):
+            found += rdb.get_all_trials(study._study_id, deepcopy=False)
+    rdb.remove_session()
+    return found
+
+
+def history_of(trials: Iterable[FrozenTrial]) -> list[tuple[int, float]]:
+    """(trials told, uncertain area then) as a search went: each batch's first trial holds what was known before it."""
+    return [(int(t.user_attrs[TOLD]), float(t.user_attrs[AREA])) for t in trials if AREA in t.user_attrs]
+
+
+def _rdb(storage: str) -> optuna.storages.RDBStorage:
+    is_sqlite = storage.startswith("sqlite")
+    kwargs: dict[str, Any] = {"connect_args": {"timeout": SQLITE_WAIT_S}} if is_sqlite else {"pool_pre_ping": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rdb = optuna.storages.RDBStorage(storage, engine_kwargs=kwargs)
+    if is_sqlite:
+        # The driver may be killed at any moment, and that loses nothing; what is saved is a wait for the disk at
+        # each of a thousand commits.
+        sqlalchemy.event.listen(rdb.engine, "connect", _write_ahead)
+        rdb.engine.dispose()
+    return rdb
+
+
+def _write_ahead(connection: Any, record: Any) -> None:
+    del record
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def without_password(address: str) -> str:
+    """The address as a message may show it."""
+    return re.sub(r"(://[^/@:]*):.*@", r"\1:***@", address)

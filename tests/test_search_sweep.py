@@ -1,0 +1,222 @@
+"""`search:` in a sweep file: what it may say, what it means, and what is said of its mistakes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.schema import sweep_schema
+from orchestrator.search.space import Continuous, Listed, Whole
+from orchestrator.sweep import Sweep
+from orchestrator.sweep_yaml import read
+
+JOB = "job: jobs_for_tests:Descent\n"
+AXES = """\
+axes:
+  learning_rate: {scale: log, from: 0.01, to: 1}
+  dimension: {scale: integer, from: 1, to: 40}
+  model: [plain, heavy]
+"""
+POINTS = """\
+axes:
+  learning_rate: {scale: log, from: 0.01, to: 1, points: 5}
+  weight_decay: {scale: linear, from: 0, to: 2, points: 3}
+"""
+SEARCH = "search: {kind: boundary, budget: 50}\n"
+SOUGHT = POINTS + "search: {kind: boundary, budget: 9, target: "
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> Sweep:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(JOB + text)
+    return Sweep.load(path, overrides)
+
+
+def test_axes_without_points_are_searched_in_between(tmp_path: Path) -> None:
+    sweep = load(tmp_path, AXES + SEARCH)
+    assert sweep.is_search and sweep.is_open
+    assert [dict(one.fixed) for one in sweep.slices] == [{"model": "plain"}, {"model": "heavy"}]
+    rate, size = sweep.slices[0].coordinates
+    assert isinstance(rate, Continuous) and isinstance(size, Whole)
+    assert (sweep.most_trials, sweep.trials()) == (50, [])
+    sample = sweep.sample(20)
+    assert len(sample) == 20
+    assert {trial.settings()["model"] for trial in sample} == {"plain", "heavy"}
+
+
+def test_with_points_the_trials_are_those_of_the_grid(tmp_path: Path) -> None:
+    search = load(tmp_path, POINTS + SEARCH)
+    grid = load(tmp_path, POINTS)
+    assert not search.is_open
+    assert {trial.id for trial in search.trials()} == {trial.id for trial in grid.trials()}
+    (one,) = search.slices
+    assert all(isinstance(coordinate, Listed) for coordinate in one.coordinates)
+    x = one.snap(np.random.default_rng(0).random((500, 2)))
+    found = [search.trial(one.setting(row), 0) for row in x]
+    assert {trial.id for trial in found if trial is not None} == {trial.id for trial in grid.trials()}
+
+
+def test_a_grid_keeps_its_identity(tmp_path: Path) -> None:
+    bare, said = load(tmp_path, POINTS), load(tmp_path, POINTS + "search: {kind: grid}\n")
+    assert bare.id == said.id
+    assert load(tmp_path, POINTS + "search:\n").id == bare.id
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("search.budget=60", True),
+        ("search.batch=8", True),
+        ("search.storage=sqlite:///other.db", True),
+        ("search.until={uncertain_area: 0.01}", True),
+        ("search.start=32", False),
+        ("search.seed=7", False),
+        ("search.target={metric: final_loss, level: 0.5}", False),
+        ("search.kind=grid", False),
+        ("axes.learning_rate.to=2", False),
+    ],
+)
+def test_what_is_looked_for_is_the_searchs_identity_and_not_when_it_ends(
+    tmp_path: Path, override: str, same: bool
+) -> None:
+    text = POINTS + "search: {kind: boundary, budget: 50}\n"
+    overrides = [override]
+    if override == "search.kind=grid":
+        overrides = ["search={kind: grid}"]
+    assert (load(tmp_path, text, *overrides).id == load(tmp_path, text).id) is same
+
+
+def test_points_make_another_search_than_none(tmp_path: Path) -> None:
+    two = AXES.replace("to: 1}", "to: 1, points: 2}").replace("to: 40}", "to: 40, points: 2}")
+    assert load(tmp_path, AXES + SEARCH).id != load(tmp_path, two + SEARCH).id
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        "{kind: boundary, budget: 50, seed: 3, batch: 4}",
+        "{kind: boundary, until: {uncertain_area: 0.05}, target: {metric: final_loss, level: 0.5}}",
+        "{kind: boundary, budget: 9, target: {ridge: final_loss, along: dimension}, storage: 'sqlite:///x.db'}",
+    ],
+)
+def test_the_resolved_file_is_the_same_search(tmp_path: Path, search: str) -> None:
+    sweep = load(tmp_path, AXES + f"search: {search}\n")
+    again = tmp_path / "again.yaml"
+    again.write_text(sweep.resolved_yaml())
+    assert Sweep.load(again).id == sweep.id
+    assert Sweep.load(again).search == sweep.search
+
+
+WRONG: dict[str, tuple[str, ...]] = {
+    "no end": (AXES + "search: {kind: boundary}", "6:1: a boundary search says when it ends", "add 'budget: 400'"),
+    "budget of a grid": (POINTS + "search: {budget: 9}", "'budget' is for a boundary search", "add 'kind: boundary'"),
+    "no points in a grid": (AXES, "3:3: 'points' is missing"),
+    "unknown key": (POINTS + "search: {kind: boundary, bugdet: 9}", "unknown key 'bugdet'", "did you mean 'budget'?"),
+    "unknown kind": (POINTS + "search: {kind: boundry, budget: 9}", "'kind' must be one of grid", "mean 'boundary'?"),
+    "zero budget": (
+        POINTS + "search: {kind: boundary, budget: 0}",
+        "5:34: 'budget' must be a whole number",
+        "value: 0",
+    ),
+    "unknown target": (SOUGHT + "phases}", "'target' must be phase, {metric"),
+    "half a level": (SOUGHT + "{metric: a}}", "'level' is missing: a number"),
+    "half a ridge": (SOUGHT + "{ridge: a}}", "'along' is missing"),
+    "level as text": (
+        SOUGHT + "{metric: a, level: x}}",
+        "'level' must be a number",
+        "value: 'x'",
+    ),
+    "strange target": (
+        SOUGHT + "{metric: a, level: 1, levle: 2}}",
+        "unknown key 'levle'",
+        "did you mean 'level'?",
+    ),
+    "along no axis": (
+        SOUGHT + "{ridge: a, along: weight_decai}}",
+        "'weight_decai' is no axis with a scale everywhere",
+        "did you mean 'weight_decay'?",
+    ),
+    "along a list": (
+        AXES + "search: {kind: boundary, budget: 9, target: {ridge: a, along: model}}",
+        "'model' is no axis with a scale everywhere",
+        "valid: learning_rate, dimension",
+    ),
+    "area": (
+        POINTS + "search: {kind: boundary, until: {uncertain_area: 1}}",
+        "'uncertain_area' must be a number > 0 and < 1",
+    ),
+    "strange until": (
+        POINTS + "search: {kind: boundary, until: {area: 1}}",
+        "unknown key 'area'",
+        "valid: uncertain_area",
+    ),
+    "no scale": (
+        "axes: {model: [plain, heavy]}\n" + SEARCH,
+        "has 1 to 4 axes with a scale; it has 0 where model is plain",
+    ),
+    "a ridge along all": (
+        "axes: {weight_decay: {scale: linear, from: 0, to: 1}}\n"
+        "search: {kind: boundary, budget: 9, target: {ridge: a, along: weight_decay}}",
+        "has 2 to 4 axes with a scale; it has 1",
+    ),
+    "fewer trials than slices": (
+        AXES + "search: {kind: boundary, budget: 1}",
+        "there are 2 slices",
+        "raise the budget",
+    ),
+    "include": (
+        "axes: {weight_decay: {scale: log, from: 1, to: 9, include: [0]}}\n" + SEARCH,
+        "'include' goes with 'points'",
+    ),
+    "condition": (
+        AXES + "  steps: {values: [1, 2], when: {dimension: 4}}\n" + SEARCH,
+        "its condition is on 'dimension', which a boundary search moves",
+    ),
+    "half zipped": (
+        "axes:\n  weight_decay: {scale: linear, from: 0, to: 1}\n"
+        "  learning_rate: {scale: log, from: 0.1, to: 1, points: 2}\nzip: [[weight_decay, learning_rate]]\n" + SEARCH,
+        "axes that are zipped all have points, or all have none",
+    ),
+    "one database": (
+        POINTS
+        + "search: {kind: boundary, budget: 9, storage: 'sqlite:///mlflow.db'}\ntracking: {uri: 'sqlite:///mlflow.db'}",
+        "the study needs a database of its own",
+    ),
+    "out of range": (
+        "axes: {dimension: {scale: integer, from: 1, to: 101}}\n" + SEARCH,
+        "'dimension' must be a whole number",
+        "value: 101",
+    ),
+    "inside": (
+        "axes: {dimension: {scale: integer, from: 2, to: 40}}\nfixed: {heads: 2}\n" + SEARCH,
+        "'heads' must divide dimension",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), [(text, said) for text, *said in WRONG.values()], ids=list(WRONG))
+def test_a_mistake_is_said_with_its_place(tmp_path: Path, text: str, said: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, text)
+    assert caught.value.text.startswith(str(tmp_path))
+    for words in said:
+        assert words in caught.value.text
+
+
+@pytest.mark.parametrize("text", [AXES + SEARCH, POINTS, POINTS + "search: {kind: grid}\n", POINTS + SEARCH])
+def test_the_schema_takes_what_the_program_takes(tmp_path: Path, text: str) -> None:
+    load(tmp_path, text)
+    data: Any = read(tmp_path / "sweep.yaml", (), {}).data
+    jsonschema.Draft202012Validator(json.loads(json.dumps(sweep_schema()))).validate(data)
+
+
+@pytest.mark.parametrize("text", [AXES, POINTS + "search: {kind: boundry}\n", POINTS + "search: {target: 3}\n"])
+def test_the_schema_refuses_what_the_program_refuses(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError):
+        load(tmp_path, text)
+    data: Any = read(tmp_path / "sweep.yaml", (), {}).data
+    assert not jsonschema.Draft202012Validator(sweep_schema()).is_valid(data)

@@ -1,0 +1,191 @@
+"""Where the next trials go."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import qmc
+
+from orchestrator.surface.base import Evidence, Points
+from orchestrator.surface.lookahead import LookAhead, _risks
+from orchestrator.surface.phase import PhaseTarget, fit_classifier
+from orchestrator.surface.placement import band, void_share
+
+
+def sobol(n: int, d: int = 2, seed: int = 0) -> np.ndarray:
+    return qmc.Sobol(d, rng=np.random.default_rng(seed)).random_base2(int(np.log2(n)))
+
+
+def gap(x: np.ndarray) -> np.ndarray:
+    return x[:, 1] - 0.5 - 0.2 * np.sin(5 * x[:, 0])
+
+
+def evidence(x: np.ndarray, label: np.ndarray) -> Evidence:
+    return Evidence(x=x, label=label, value=np.full(len(x), np.nan), censored=np.zeros(len(x), dtype=bool))
+
+
+def as_is(x: Points) -> Points:
+    return x
+
+
+def eighths(x: Points) -> Points:
+    return np.round(x * 8) / 8
+
+
+def suggest(x, label, *, count=16, snap=as_is, pending=None, seed=1, classes=2, previous=None) -> np.ndarray:
+    target = PhaseTarget(classes=classes)
+    told = evidence(x, label)
+    pending = np.empty((0, x.shape[1])) if pending is None else pending
+    return target.suggest(
+        target.fit(told, previous=previous), told,
+        pending=pending, count=count, snap=snap, rng=np.random.default_rng(seed),
+    )
+
+
+def test_suggestions_are_near_the_boundary() -> None:
+    x = sobol(64)
+    found = suggest(x, (gap(x) > 0).astype(np.int64), count=32)
+    assert found.shape == (32, 2)
+    assert np.median(np.abs(gap(found))) < 0.25 * np.median(np.abs(gap(sobol(1024))))
+
+
+def test_suggestions_are_distinct_new_and_in_the_box() -> None:
+    x = sobol(64)
+    found = suggest(x, (gap(x) > 0).astype(np.int64), count=40)
+    assert found.min() >= 0 and found.max() <= 1
+    everything = np.concatenate([x, found])
+    assert len(np.unique(everything, axis=0)) == len(everything)
+
+
+def test_the_same_evidence_and_randomness_give_the_same_batch() -> None:
+    x = sobol(64)
+    label = (gap(x) > 0).astype(np.int64)
+    np.testing.assert_array_equal(suggest(x, label), suggest(x, label))
+
+
+def test_pending_trials_are_not_asked_again_and_push_others_away() -> None:
+    x = sobol(64)
+    label = (gap(x) > 0).astype(np.int64)
+    first = suggest(x, label, count=16)
+    apart = [
+        np.linalg.norm(suggest(x, label, count=4, pending=given)[:3, None] - first, axis=2).min(axis=1).mean()
+        for given in (None, first)
+    ]
+    assert apart[1] > 2 * apart[0]
+
+
+def test_suggestions_keep_to_what_a_trial_can_have() -> None:
+    x = np.unique(eighths(sobol(32)), axis=0)
+    found = suggest(x, (gap(x) > 0).astype(np.int64), snap=eighths)
+    np.testing.assert_array_equal(found, eighths(found))
+    assert not {tuple(p) for p in found} & {tuple(p) for p in x}
+
+
+@pytest.mark.parametrize("left", [0, 5])
+def test_fewer_only_where_nothing_is_left(left: int) -> None:
+    x = np.stack(np.meshgrid(*[np.arange(9) / 8] * 2), -1).reshape(-1, 2)
+    x = x[np.random.default_rng(0).permutation(81)][: 81 - left]
+    found = suggest(x, (gap(x) > 0).astype(np.int64), snap=eighths, count=8)
+    assert len(np.unique(found, axis=0)) == left
+
+
+def test_one_class_alone_sends_trials_into_voids() -> None:
+    x = 0.5 * sobol(64)
+    found = suggest(x, np.zeros(64, dtype=np.int64), count=8)
+    assert np.all(found.max(axis=1) > 0.5)
+    assert np.linalg.norm(found[0] - 1) < 0.05
+
+
+def test_trials_without_a_label_count_as_tried() -> None:
+    x = eighths(sobol(64))
+    found = suggest(x, np.full(64, -1), snap=eighths, count=64)
+    assert len(found) == 81 - len(np.unique(x, axis=0))
+    assert not {tuple(p) for p in found} & {tuple(p) for p in x}
+
+
+def test_a_lone_odd_label_is_checked_once() -> None:
+    x = sobol(128)
+    label = (gap(x) > 0).astype(np.int64)
+    odd = int(np.argmin(np.linalg.norm(x - [0.3, 0.2], axis=1)))
+    label[odd] = 1
+    found = suggest(x, label, count=12)
+    check = found[np.linalg.norm(found - x[odd], axis=1) < 0.03]
+    assert len(check) == 1
+    again = suggest(x, label, count=12, pending=check)
+    assert not np.any(np.linalg.norm(again - x[odd], axis=1) < 0.03)
+
+
+def test_a_setting_is_repeated_only_where_its_label_is_doubted() -> None:
+    x = np.unique(eighths(sobol(64)), axis=0)
+    label = (gap(x) > 0).astype(np.int64)
+    odd = int(np.argmin(np.linalg.norm(x - [0.25, 0.125], axis=1)))
+    label[odd] = 1
+    repeated = {tuple(p) for p in suggest(x, label, count=16, snap=eighths)} & {tuple(p) for p in x}
+    assert repeated <= {tuple(x[odd])}
+
+
+def test_some_trials_go_into_the_largest_void() -> None:
+    x = sobol(256)
+    x = x[np.linalg.norm(x - [0.25, 0.12], axis=1) > 0.13]
+    found = suggest(x, (gap(x) > 0).astype(np.int64), count=32)
+    assert np.linalg.norm(found - [0.25, 0.12], axis=1).min() < 0.07
+    assert void_share(64) > void_share(512) > 0
+
+
+def test_four_phases_in_three_dimensions() -> None:
+    x = sobol(128, 3)
+    label = (2 * (x[:, 0] > 0.4) + (x[:, 1] + 0.3 * x[:, 2] > 0.6)).astype(np.int64)
+    found = suggest(x, label, count=32, classes=5)
+    apart = np.minimum(np.abs(found[:, 0] - 0.4), np.abs(found[:, 1] + 0.3 * found[:, 2] - 0.6))
+    assert np.median(apart) < 0.08
+
+
+def test_a_single_suggestion_can_be_asked() -> None:
+    x = sobol(64)
+    assert suggest(x, (gap(x) > 0).astype(np.int64), count=1).shape == (1, 2)
+
+
+def test_the_expected_risk_is_that_of_drawn_futures() -> None:
+    """The mean moves by what is learned, the variance shrinks: drawn 200,000 times."""
+    random = np.random.default_rng(0)
+    for row, column in ((0, 60), (20, 90), (40, 110)):
+        a, share = row * 4.5 / 95, (column / 127) ** 2
+        moved = a + np.sqrt(share) * random.standard_normal(200_000)
+        truth = moved + np.sqrt(1 - share) * random.standard_normal(200_000)
+        assert _risks()[row, column] == pytest.approx(np.mean((truth > 0) != (moved > 0)), abs=3e-3)
+    assert np.all(np.diff(_risks(), axis=1) < 1e-4)
+
+
+def test_a_pick_takes_the_gain_that_was_foretold() -> None:
+    x = sobol(64)
+    surface = fit_classifier(x, (gap(x) > 0).astype(np.int64), classes=2)
+    points = band(surface, as_is, np.random.default_rng(0), want=200)
+    ahead = LookAhead(surface, points, 150, np.empty((0, 2)))
+    first = ahead.gains()
+    assert first.min() >= -1e-9
+    pick = int(first.argmax())
+    ahead.pick(pick)
+    assert ahead.gains()[pick] < 0.7 * first[pick]
+    told = LookAhead(surface, points, 150, points[pick : pick + 1])
+    np.testing.assert_allclose(told.gains(), ahead.gains(), atol=0.02 * first[pick])
+
+
+def test_a_search_beats_a_sequence_and_finds_the_island() -> None:
+    def truth(at: np.ndarray) -> np.ndarray:
+        return ((gap(at) > 0.1) | (np.linalg.norm(at - [0.7, 0.15], axis=1) < 0.1)).astype(np.int64)
+
+    target, query = PhaseTarget(classes=2), sobol(4096, seed=9)
+    x = sobol(64, seed=3)
+    surface = target.fit(evidence(x, truth(x)))
+    for step in range(4):
+        more = target.suggest(
+            surface, evidence(x, truth(x)),
+            pending=np.empty((0, 2)), count=24, snap=as_is, rng=np.random.default_rng(step),
+        )
+        x = np.concatenate([x, more])
+        surface = target.fit(evidence(x, truth(x)), previous=surface)
+    spread = sobol(256, seed=3)[: len(x)]
+    even = fit_classifier(spread, truth(spread), classes=2)
+    wrong = [np.mean(s.label(query) != truth(query)) for s in (surface, even)]
+    assert wrong[0] < 0.5 * wrong[1]
+    assert surface.label(np.array([[0.7, 0.15]]))[0] == 1
