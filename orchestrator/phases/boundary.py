@@ -74,22 +74,36 @@ def half_level(
     A share of exactly 1/2 counts as above where `ties` (U, V) says so. In a saddle the mean of the four corners decides
     which of them are joined; where that is 1/2 too, `saddle` does.
     """
-    if len(u) < 2 or len(v) < 2:
-        return []
     high = share > 0.5 if ties is None else (share > 0.5) | ((share == 0.5) & ties)
-    corners, above = _corners(share), _corners(high)
+    chains = contours(high, share - 0.5, saddle=saddle)
+    return [np.array([_crossing(edge, u, v, share) for edge in chain]) for chain in chains]
+
+
+Edge = tuple[int, int, int]
+"""An edge between neighbouring points of a grid, (direction, i, j): 0 runs along u from point (i, j), 1 along v."""
+
+
+def contours(high: NDArray[np.bool_], excess: NDArray[np.float64], *, saddle: bool = False) -> list[list[Edge]]:
+    """The lines that part the points of a grid that are `high` (U, V) from the others, as the edges that they cross.
+
+    A closed line ends with the edge that it began with. In a saddle the mean of the four corners' `excess` (U, V)
+    decides which of them are joined: above 0 the high ones; where it is 0, `saddle` says whether they are. A
+    square with a NaN is crossed by no line.
+    """
+    if min(high.shape) < 2:
+        return []
+    corners, above = _corners(excess), _corners(high)
     case = (above * np.array([1, 2, 4, 8])[:, None, None]).sum(axis=0)
     case[np.isnan(corners).any(axis=0)] = 0
-    ends: dict[tuple[int, int, int], list[tuple[int, int, int]]] = defaultdict(list)
+    ends: dict[Edge, list[Edge]] = defaultdict(list)
     for i, j in zip(*np.nonzero((case != 0) & (case != 15)), strict=True):
         mean = float(corners[:, i, j].mean())
-        joined = mean > 0.5 or (mean == 0.5 and bool(saddle))
-        # Edges of the grid are named by (direction, i, j): 0 runs along u from point (i, j), 1 along v.
+        joined = mean > 0 or (mean == 0 and bool(saddle))
         sides = ((0, int(i), int(j)), (1, int(i) + 1, int(j)), (0, int(i), int(j) + 1), (1, int(i), int(j)))
         for a, b in _segments(int(case[i, j]), joined):
             ends[sides[a]].append(sides[b])
             ends[sides[b]].append(sides[a])
-    return [np.array([_crossing(edge, u, v, share) for edge in chain]) for chain in _chains(ends)]
+    return _chains(ends)
 
 
 def _corners(grid: NDArray[Any]) -> NDArray[Any]:
@@ -112,7 +126,7 @@ def _segments(case: int, joined: bool) -> tuple[tuple[int, int], ...]:
 
 
 def _crossing(
-    edge: tuple[int, int, int], u: NDArray[np.float64], v: NDArray[np.float64], share: NDArray[np.float64]
+    edge: Edge, u: NDArray[np.float64], v: NDArray[np.float64], share: NDArray[np.float64]
 ) -> tuple[float, float]:
     direction, i, j = edge
     k, m = (i + 1, j) if direction == 0 else (i, j + 1)
@@ -121,7 +135,7 @@ def _crossing(
     return float(u[i] + t * (u[k] - u[i])), float(v[j] + t * (v[m] - v[j]))
 
 
-def _chains(ends: dict[tuple[int, int, int], list[tuple[int, int, int]]]) -> list[list[tuple[int, int, int]]]:
+def _chains(ends: dict[Edge, list[Edge]]) -> list[list[Edge]]:
     """Join segments into lines: open ones from their ends, then closed ones."""
     chains = []
     left = {edge: list(others) for edge, others in ends.items()}

@@ -27,6 +27,7 @@ from orchestrator.phases.text import (
     number,
     words,
 )
+from orchestrator.phases.theory_overlay import COLOURS, MEAN, Overlay, TheoryLine, caption
 
 Trace = dict[str, Any]
 _RUNS_SHOWN = 4
@@ -79,8 +80,10 @@ def _safe(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def label_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, texts: str) -> list[Trace]:
-    """The label map of one panel: colours, holes, cells whose replicates disagree, boundary, legend."""
+def label_traces(
+    diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, texts: str, theory: Overlay | None = None
+) -> list[Trace]:
+    """The label map of one panel: colours, holes, cells whose replicates disagree, boundaries, legend."""
     cells = panel.cells
     majority = diagram.majority
     total = diagram.counts.sum(axis=0)
@@ -108,18 +111,26 @@ def label_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, tex
         share = np.where(grid[:, :, None] < 0, np.nan, diagram.share[grid])
         drawn = boundary(diagram.axes[x], diagram.axes[y], share).drawn
         if drawn:
-            across: list[float | None] = []
-            up: list[float | None] = []
-            for line in drawn:
-                across += [*map(float, line[:, 0]), None]
-                up += [*map(float, line[:, 1]), None]
-            traces.append(
-                {"type": "scatter", "mode": "lines", "x": across, "y": up, "line": {"color": INK, "width": 1.6},
-                 "hoverinfo": "skip", "name": "boundary (share 1/2)", "showlegend": True}
-            )  # fmt: skip
+            traces.append(_polylines(drawn, "boundary (share 1/2)", {"color": INK, "width": 1.6}))
+        told = theory.map_of(diagram, panel, x, y) if theory is not None else None
+        if told is not None:
+            style = {"color": COLOURS[0], "width": 2.2, "dash": "dash"}
+            traces.append(_polylines(told.lines, caption(told.compared, told.differ), style))
     for i in used:
         traces.append(_legend_entry(diagram.labels[i], label_colour(i)))
     return traces
+
+
+def _polylines(lines: Sequence[NDArray[np.float64]], name: str, style: dict[str, Any]) -> Trace:
+    across: list[float | None] = []
+    up: list[float | None] = []
+    for line in lines:
+        across += [*map(float, line[:, 0]), None]
+        up += [*map(float, line[:, 1]), None]
+    return {
+        "type": "scatter", "mode": "lines", "x": across or [None], "y": up or [None], "line": style,
+        "hoverinfo": "skip", "name": name, "showlegend": True,
+    }  # fmt: skip
 
 
 def value_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, name: str, texts: str) -> list[Trace]:
@@ -159,9 +170,15 @@ def value_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, nam
 
 
 def line_traces(
-    diagram: PhaseDiagram, panel: Panel, x: int, names: Sequence[str], metrics: Mapping[str, float], texts: str
+    diagram: PhaseDiagram,
+    panel: Panel,
+    x: int,
+    names: Sequence[str],
+    metrics: Mapping[str, float],
+    texts: str,
+    theory: Overlay | None = None,
 ) -> list[Trace]:
-    """Medians along x with the replicates' range; the phases as coloured squares below, on a second y axis."""
+    """Medians along x with the replicates' range, theory dashed; the phases as coloured squares below."""
     axis = diagram.axes[x]
     cells = panel.cells[np.argsort(diagram.codes[panel.cells, x])]
     u = axis.position[diagram.codes[cells, x]]
@@ -193,6 +210,15 @@ def line_traces(
                  "meta": {"texts": texts, "cells": [int(c) for c in cells[off]]},
                  "hovertemplate": "%{text}<extra></extra>"}
             )  # fmt: skip
+    for k, name in enumerate(names):
+        told = theory.lines.get(name) if theory is not None else None
+        if told is not None and np.isfinite(told.value[cells]).any():
+            traces.append(
+                {"type": "scatter", "x": _list(u), "y": _list(told.value[cells]), "mode": "lines",
+                 "line": {"color": COLOURS[k % len(COLOURS)], "dash": "dash", "width": 2.2}, "connectgaps": False,
+                 "name": told.label(name, len(names) > 1), "hovertemplate": "theory: %{y:.4g}<extra></extra>"}
+            )  # fmt: skip
+            traces += _means(told, u, cells, COLOURS[k % len(COLOURS)])
     for k, mark in enumerate(markers(metrics, axis, panel)):
         place = axis.to_position(mark.value)
         if place is not None:
@@ -212,6 +238,18 @@ def line_traces(
     )  # fmt: skip
     total = diagram.counts.sum(axis=0)
     return traces + [_legend_entry(diagram.labels[i], label_colour(i)) for i in range(len(total)) if total[i]]
+
+
+def _means(told: TheoryLine, u: NDArray[np.float64], cells: NDArray[np.int64], colour: str) -> list[Trace]:
+    some = np.isfinite(told.mean[cells])
+    if not some.any():
+        return []
+    error = {"type": "data", "array": _list(told.mean_error[cells][some]), "color": colour, "thickness": 1.2}
+    return [
+        {"type": "scatter", "x": _list(u[some]), "y": _list(told.mean[cells][some]), "mode": "markers",
+         "marker": {"symbol": "diamond-open", "size": 7, "color": colour}, "error_y": error | {"width": 0},
+         "name": MEAN, "hovertemplate": "mean %{y:.4g}<extra></extra>"}
+    ]  # fmt: skip
 
 
 def _grid(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None) -> NDArray[np.int64] | None:

@@ -22,6 +22,7 @@ from orchestrator.phases.page import PAGE
 from orchestrator.phases.plot_png import summary
 from orchestrator.phases.table import TrialTable
 from orchestrator.phases.text import INK, label_colour, number, words
+from orchestrator.phases.theory_overlay import Overlay
 
 
 def write_html(
@@ -31,6 +32,10 @@ def write_html(
     metrics: Mapping[str, float],
     params: Mapping[str, ParamSpec],
     path: Path,
+    *,
+    before: Sequence[dict[str, Any]] = (),
+    note: str = "",
+    theory: Overlay | None = None,
 ) -> None:
     """Write the page: a choice of view (phase, each observation, lines) and of slice, and what hovering tells.
 
@@ -41,6 +46,9 @@ def write_html(
         metrics: the sweep's numbers, listed below the plot.
         params: for the units of the parameters that do not vary.
         path: where to write.
+        before: views that come before these, made as they are.
+        note: follows the summary.
+        theory: what it predicts is drawn beside; None also where the diagram joins values.
     """
     from plotly.offline import get_plotlyjs
 
@@ -48,7 +56,7 @@ def write_html(
     ever = [name for name, cells in diagram.observations.items() if cells.reached.any() or cells.censored.any()]
     first = headline(wanted, diagram.observations)
     names = [*first, *(name for name in ever if name not in first)]
-    views = _views(diagram, layout, names, first, metrics)
+    views = [*before, *_views(diagram, layout, names, first, metrics, theory)]
     page = {
         "views": views,
         "texts": {"cells": hover_texts(diagram, table, names)},
@@ -61,7 +69,7 @@ def write_html(
     ]
     text = PAGE.substitute(
         title=html.escape(diagram.name),
-        summary=html.escape(summary(diagram)),
+        summary=html.escape(summary(diagram) + note),
         plotly=get_plotlyjs(),
         data=json.dumps(page, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
         fixed=_rows(fixed),
@@ -71,15 +79,21 @@ def write_html(
 
 
 def _views(
-    diagram: PhaseDiagram, layout: Layout, names: Sequence[str], first: Sequence[str], metrics: Mapping[str, float]
+    diagram: PhaseDiagram,
+    layout: Layout,
+    names: Sequence[str],
+    first: Sequence[str],
+    metrics: Mapping[str, float],
+    theory: Overlay | None,
 ) -> list[dict[str, Any]]:
     """The views in the order of the menu: name and slices; a slice: title, traces and plotly layout."""
     x, y = layout.x, layout.y
     if x is None:
-        return [{"name": "phase", "slices": [{"title": "", "traces": _bars(diagram), "layout": _base()}]}]
+        return [{"name": "phase", "slices": [{"title": "", "traces": _bars(diagram), "layout": base_layout()}]}]
     maps: list[dict[str, Any]] = [
         {"name": "phase", "slices": [
-            {"title": p.title, "traces": label_traces(diagram, p, x, y, "cells"), "layout": _map_layout(diagram, x, y)}
+            {"title": p.title, "traces": label_traces(diagram, p, x, y, "cells", theory),
+             "layout": _map_layout(diagram, x, y)}
             for p in layout.panels]}
     ]  # fmt: skip
     maps += [
@@ -93,7 +107,7 @@ def _views(
         return maps
     lines = [
         {"name": "lines: " + ", ".join(map(words, group)), "slices": [
-            {"title": p.title, "traces": line_traces(diagram, p, x, group, metrics, "cells"),
+            {"title": p.title, "traces": line_traces(diagram, p, x, group, metrics, "cells", theory),
              "layout": _line_layout(diagram, x, group)}
             for p in layout.lines]}
         for group in [*alike(first), *alike([n for n in names if n not in first])]
@@ -101,7 +115,8 @@ def _views(
     return [*lines, maps[0]] if y is None else [*maps, *lines]
 
 
-def _base() -> dict[str, Any]:
+def base_layout() -> dict[str, Any]:
+    """What all plots share."""
     return {
         "font": {"family": "system-ui, sans-serif", "size": 14, "color": INK}, "paper_bgcolor": "white",
         "plot_bgcolor": "white", "margin": {"l": 80, "r": 20, "t": 34, "b": 60}, "autosize": True,
@@ -115,7 +130,7 @@ def _map_layout(diagram: PhaseDiagram, x: int, y: int | None) -> dict[str, Any]:
     upright = {"visible": False, "range": [0, 1]} if y is None else axis_layout(diagram.axes[y])
     # The colour bar stands at the right edge of the plot; the legend goes below it all.
     legend = {"orientation": "h", "x": 0, "y": -0.16, "xanchor": "left", "yanchor": "top"}
-    base = _base()
+    base = base_layout()
     return base | {"xaxis": axis_layout(diagram.axes[x]), "yaxis": upright, "legend": base["legend"] | legend}
 
 
@@ -129,7 +144,7 @@ def _line_layout(diagram: PhaseDiagram, x: int, names: Sequence[str]) -> dict[st
         "type": "log" if wants_log(names[0], values) else "linear",
         "title": {"text": shared_words(names)},
     }  # fmt: skip
-    return _base() | {
+    return base_layout() | {
         "xaxis": across, "yaxis": up, "yaxis2": {"domain": [0, 0.06], "visible": False, "range": [0, 1]},
         "yaxis3": {"overlaying": "y", "visible": False, "range": [0, 1], "fixedrange": True}, "bargap": 0,
     }  # fmt: skip

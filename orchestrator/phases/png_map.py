@@ -14,14 +14,21 @@ from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.layout import Layout, Panel, grid_of, spread_out, wants_log
 from orchestrator.phases.scale import AxisScale, linear_ticks, log_ticks
 from orchestrator.phases.text import INK, NOT_REACHED, SOFT, label_colour, number, words
+from orchestrator.phases.theory_overlay import COLOURS, DASH, Overlay, caption
 
 _SPLIT_UP_TO = 10_000
 """Cells up to which disagreement is drawn as split cells; beyond, as paler colour."""
 
 
-def draw_labels(ax: Any, diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, title: str) -> None:
-    """The majority label of every cell; where replicates disagree, a corner as large as the runner-up's share."""
+def draw_labels(
+    ax: Any, diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, title: str, theory: Overlay | None = None
+) -> None:
+    """The majority label of every cell; where replicates disagree, a corner as large as the runner-up's share.
+
+    The boundary of the phases that theory predicts is dashed.
+    """
     from matplotlib.collections import LineCollection, PolyCollection
+    from matplotlib.patheffects import withStroke
 
     colours = _colours(diagram, pale=len(panel.cells) > _SPLIT_UP_TO)
     boxes = _frame(ax, diagram, x, y, title)
@@ -56,6 +63,12 @@ def draw_labels(ax: Any, diagram: PhaseDiagram, panel: Panel, x: int, y: int | N
         width = float(np.clip(75 / max(grid.shape), 0.4, 1.5))
         for colour, drawn_width in (("white", width + 1.7), (INK, width)) if width > 1 else ((INK, width),):
             ax.add_collection(LineCollection(lines, colors=colour, linewidths=drawn_width, capstyle="round"))
+        told = theory.map_of(diagram, panel, x, y) if theory is not None else None
+        if told is not None:
+            # Dashes edged in white are seen on any phase, and between them the measured line below.
+            dashes = LineCollection(told.lines, colors=COLOURS[0], linewidths=width + 0.4, linestyles=[DASH])
+            dashes.set(path_effects=[withStroke(linewidth=width + 1.9, foreground="white")], zorder=2.5)
+            ax.add_collection(dashes)
 
 
 def draw_values(
@@ -118,7 +131,9 @@ def draw_bars(ax: Any, diagram: PhaseDiagram) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def legend_marks(diagram: PhaseDiagram, panels: Sequence[Panel], layout: Layout) -> list[Any]:
+def legend_marks(
+    diagram: PhaseDiagram, panels: Sequence[Panel], layout: Layout, theory: Overlay | None = None
+) -> list[Any]:
     """Handles that explain the colours and marks that occur."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -140,6 +155,11 @@ def legend_marks(diagram: PhaseDiagram, panels: Sequence[Panel], layout: Layout)
         marks.append(Patch(facecolor="white", edgecolor=INK, hatch="xxxx", linewidth=0.5, label="failed"))
     if (holes & (diagram.failed[cells] == 0)).any():
         marks.append(Patch(facecolor="white", edgecolor="#AAAAAA", hatch="////", linewidth=0.5, label="missing"))
+    told = [one for panel in panels if theory is not None
+            if (one := theory.map_of(diagram, panel, layout.x, layout.y)) is not None]  # fmt: skip
+    if told:
+        text = caption(sum(t.compared for t in told), sum(t.differ for t in told))
+        marks.append(Line2D([], [], color=COLOURS[0], linestyle=DASH, linewidth=2, label=text))
     return marks
 
 

@@ -7,14 +7,17 @@ import math
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.job import specs
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.layout import headline, lay_out
-from orchestrator.phases.table import TrialTable, collect, write_table
+from orchestrator.phases.publish_surface import Drawing, draw
+from orchestrator.phases.table import TrialTable, collect, note_of, write_table
+from orchestrator.phases.theory_curves import ReadCurves
+from orchestrator.phases.theory_publish import set_beside
 from orchestrator.phases.view import SweepView
 from orchestrator.records import Status
 from orchestrator.tracking.base import TrialRow
@@ -34,10 +37,24 @@ class Published:
     """Numbers of the whole sweep, all finite."""
     warnings: tuple[str, ...] = ()
     """What went wrong without stopping it, for people to read."""
+    notes: tuple[str, ...] = ()
+    """What the map says in a line, for people to read."""
+    curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    """Numbers of the whole sweep that changed as it went: (trials spent, value)."""
 
 
-def publish(sweep: SweepView, trials: Sequence[Trial], rows: Mapping[str, TrialRow], folder: Path) -> Published:
+def publish(
+    sweep: SweepView,
+    trials: Sequence[Trial],
+    rows: Mapping[str, TrialRow],
+    folder: Path,
+    *,
+    drawing: Drawing | None = None,
+    curves: ReadCurves | None = None,
+) -> Published:
     """Write the phase diagram (PNG, HTML), the table of trials and the sweep's metrics into `folder`.
+
+    With a `drawing` the classifier draws the map, and the boundary is written as data (see `publish_surface`).
 
     Each file is written aside and then put in its place, so that a reader sees the old or the new one, never half of
     one; other files of the folder are left alone.
@@ -47,6 +64,8 @@ def publish(sweep: SweepView, trials: Sequence[Trial], rows: Mapping[str, TrialR
         trials: all its trials so far; one without a row is missing.
         rows: trial id -> what is recorded.
         folder: made where it is not there.
+        drawing: how the classifier draws it; None: the settings are drawn as they are.
+        curves: reads recorded curves, for those that the job's theory predicts; None: they are not drawn.
 
     Raises:
         OSError: the folder cannot be written.
@@ -67,23 +86,50 @@ def publish(sweep: SweepView, trials: Sequence[Trial], rows: Mapping[str, TrialR
     def write(name: str, make: Callable[[Path], None]) -> None:
         files[name] = _write_whole(folder / name, make)
 
-    write("trials.parquet", lambda path: write_table(table, path))
+    drawn = None
+    if drawing is not None:
+        drawn = draw(drawing, sweep, diagram, table, [trial.id for trial in trials], folder, write)
+        metrics |= drawn.metrics
+        warnings += drawn.warnings
+    told = set_beside(sweep, trials, diagram, table, write, curves)
+    metrics |= told.metrics
+    warnings += told.warnings
+    over = {} if told.overlay is None else {"theory": told.overlay}
+    remembered = note_of(sweep, search=drawing is not None and drawing.search)
+    write("trials.parquet", lambda path: write_table(table, path, remembered))
     text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write("sweep_metrics.json", lambda path: _write_text(path, text))
     lines = bool(layout.lines and headline(job.headline, diagram.observations))
-    if lines and layout.y is None:
-        write("phase_diagram.png", lambda path: draw_curves(diagram, layout, job.headline, metrics, path))
+    if drawn is not None and drawn.pictured:
+        pass  # the classifier's picture is the diagram
+    elif lines and layout.y is None:
+        write("phase_diagram.png", lambda path: draw_curves(diagram, layout, job.headline, metrics, path, **over))
     else:
-        write("phase_diagram.png", lambda path: draw_map(diagram, layout, job.headline, path))
+        write("phase_diagram.png", lambda path: draw_map(diagram, layout, job.headline, path, **over))
         if lines:
-            write("phase_diagram_lines.png", lambda path: draw_curves(diagram, layout, job.headline, metrics, path))
+            write(
+                "phase_diagram_lines.png",
+                lambda path: draw_curves(diagram, layout, job.headline, metrics, path, **over),
+            )
     coarse = diagram
     if len(diagram.codes) > MOST_INTERACTIVE_CELLS:
         coarse = phase_diagram(
             sweep.name, sweep.axes, job.phases, table, params, most_cells=MOST_INTERACTIVE_CELLS
         )  # fmt: skip
-    write("phase_diagram.html", lambda path: write_html(coarse, table, job.headline, metrics, params, path))
-    return Published(files=files, metrics=metrics, warnings=tuple(warnings))
+    views = drawn.views(coarse) if drawn is not None else ()
+    note = f"  ·  {drawn.note}" if drawn is not None and drawn.note else ""
+    shown = over if coarse.joined == 1 else {}
+    write(
+        "phase_diagram.html",
+        lambda path: write_html(coarse, table, job.headline, metrics, params, path, before=views, note=note, **shown),
+    )
+    return Published(
+        files=files,
+        metrics=metrics,
+        warnings=tuple(warnings),
+        notes=(*(drawn.notes if drawn is not None else ()), *told.notes),
+        curves=drawn.curves if drawn is not None else {},
+    )
 
 
 def sweep_metrics(

@@ -41,6 +41,8 @@ class AxisScale:
     """(V,) where its cell begins, in u."""
     high: NDArray[np.float64]
     """(V,) where its cell ends."""
+    continuous: bool = False
+    """Whether anything between the values is drawn too: then ticks are round numbers, whatever the values are."""
 
     @property
     def numeric(self) -> bool:
@@ -87,7 +89,7 @@ class AxisScale:
         at = [float(u) for u in self.position[: self.special]]
         texts = [self.text(i) for i in range(self.special)]
         rest = range(self.special, len(self.values))
-        if self.kind == "category" or len(rest) <= min(most, 6):
+        if self.kind == "category" or (len(rest) <= min(most, 6) and not self.continuous):
             stride = max(1, math.ceil(len(rest) / max(most, 1)))
             if self.kind == "category" or self._apart(rest, most):
                 at += [float(self.position[i]) for i in rest][::stride]

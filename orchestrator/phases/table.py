@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Censored, Observations, Scalar
+from orchestrator.phases.view import SweepView
 from orchestrator.records import Status
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
@@ -26,6 +27,7 @@ MISSING = "MISSING"
 """Status of a trial that the record does not hold."""
 
 _META = b"phasefront"
+_ABOUT = b"phasefront.sweep"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -129,8 +131,48 @@ def _columns(observed: Sequence[Observations]) -> dict[str, ObservationColumn]:
     return columns
 
 
-def write_table(table: TrialTable, path: Path) -> None:
-    """Write the table as Parquet (see the module for its columns).
+@dataclass(frozen=True, kw_only=True)
+class AxisNote:
+    """What a table remembers of an axis of its sweep; an `AxisView`."""
+
+    name: str
+    scale: str
+    values: tuple[Scalar, ...]
+    """All of them where they are listed, else the two ends."""
+    when: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
+    group: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableNote:
+    """What a table remembers of its sweep, so that a map can be drawn from it alone."""
+
+    name: str
+    phases: tuple[str, ...]
+    axes: tuple[AxisNote, ...]
+    search: bool
+
+
+def note_of(sweep: SweepView, *, search: bool) -> TableNote:
+    """What a table is to remember of a sweep."""
+    axes = []
+    for axis in sweep.axes:
+        listed = axis.scale == "values"
+        values = tuple(axis.values) if listed else (min(axis.values), max(axis.values))
+        axes.append(
+            AxisNote(
+                name=axis.name,
+                scale=axis.scale,
+                values=values,
+                group=axis.group,
+                when={k: tuple(v) if isinstance(v, (list, tuple)) else (v,) for k, v in axis.when.items()},
+            )
+        )
+    return TableNote(name=sweep.name, phases=tuple(sweep.job_object().phases), axes=tuple(axes), search=search)
+
+
+def write_table(table: TrialTable, path: Path, note: TableNote | None = None) -> None:
+    """Write the table as Parquet (see the module for its columns), and what it is to remember of its sweep.
 
     A parameter or observation whose name another column has is kept as `param.<name>` or `observation.<name>`.
     """
@@ -157,6 +199,8 @@ def write_table(table: TrialTable, path: Path) -> None:
         arrays[key] = pa.array(column.value, pa.float64(), mask=~column.reached)
         arrays[f"{key}_censored_at"] = pa.array(column.censored_at, pa.float64(), mask=~column.censored)
     meta = {_META: json.dumps({"params": params, "observations": observations}).encode()}
+    if note is not None:
+        meta[_ABOUT] = json.dumps(dataclasses.asdict(note)).encode()
     pq.write_table(pa.table(arrays).replace_schema_metadata(meta), path, compression="zstd")
 
 
@@ -182,6 +226,21 @@ def read_table(path: Path) -> TrialTable:
         status=tuple(read["status"].to_pylist()),
         observations={name: _read_column(read, key) for name, key in names["observations"].items()},
     )
+
+
+def read_note(path: Path) -> TableNote | None:
+    """What a table remembers of its sweep; None where it says nothing."""
+    import pyarrow.parquet as pq
+
+    meta = (pq.read_schema(path).metadata or {}).get(_ABOUT)
+    if meta is None:
+        return None
+    said = json.loads(meta)
+    axes = tuple(
+        AxisNote(**{**axis, "values": tuple(axis["values"]), "when": {k: tuple(v) for k, v in axis["when"].items()}})
+        for axis in said["axes"]
+    )
+    return TableNote(name=said["name"], phases=tuple(said["phases"]), axes=axes, search=said["search"])
 
 
 def _read_column(read: Any, key: str) -> ObservationColumn:

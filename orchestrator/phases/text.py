@@ -43,6 +43,11 @@ def number(value: float) -> str:
     return f"10{power}" if mantissa == "1" else f"{mantissa}×10{power}"
 
 
+def percent(share: float) -> str:
+    """A share of one in per cent, two digits of it."""
+    return f"{float(f'{100 * share:.2g}'):g}%"
+
+
 def words(name: str) -> str:
     """A parameter's or observation's name in words."""
     return name.replace("_", " ")

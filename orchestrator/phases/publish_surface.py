@@ -1,0 +1,158 @@
+"""The files of a map that a classifier draws: the picture, the boundary as data, how the search went, what it saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.phases.boundary_data import boundary_lines, write_geojson, write_parquet
+from orchestrator.phases.classify import PHASES, Aim, classify, describe
+from orchestrator.phases.diagram import PhaseDiagram
+from orchestrator.phases.progress_curve import ProgressCurve, refitted, write_csv
+from orchestrator.phases.savings import Savings, read_savings, savings, write_savings
+from orchestrator.phases.surface_map import FittedMap, FittedSlice, ridge_of
+from orchestrator.phases.table import TrialTable
+from orchestrator.phases.text import percent, plural
+from orchestrator.phases.view import SweepView
+from orchestrator.records import Status
+from orchestrator.surface.base import RidgeSurface, Target
+
+SAVINGS = "search_savings.json"
+
+Write = Callable[[str, Callable[[Path], None]], None]
+"""Writes a file of this name by a function that is given a path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How the classifier draws a sweep's map."""
+
+    aim: Aim = PHASES
+    search: bool = False
+    """Whether a search chose the trials: then it is told how it went, and what it saved."""
+    history: Sequence[tuple[int, float]] = ()
+    """(trials spent, uncertain area) as the search went; where it is empty, the trials are fitted anew."""
+    target: Target[Any] | None = None
+    """What fits, in place of the classifier that a search for this aim uses."""
+
+
+def _no_views(diagram: PhaseDiagram) -> Sequence[dict[str, Any]]:
+    del diagram
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What was made besides the files."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    note: str = ""
+    """What the page says below its title."""
+    pictured: bool = False
+    """Whether `phase_diagram.png` is written."""
+    views: Callable[[PhaseDiagram], Sequence[dict[str, Any]]] = _no_views
+    """The page's views, for the diagram whose cells it has."""
+    notes: tuple[str, ...] = ()
+    """Lines for people."""
+    curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    """See `Published.curves`."""
+
+
+def draw(
+    drawing: Drawing,
+    sweep: SweepView,
+    diagram: PhaseDiagram,
+    table: TrialTable,
+    order: Sequence[str],
+    folder: Path,
+    write: Write,
+) -> Drawn:
+    """Fit, and write the picture, the boundary as data and, of a search, how it went and what it saved.
+
+    Args:
+        drawing: how.
+        sweep: its name and axes.
+        diagram: of the table, nothing joined.
+        table: all trials.
+        order: trial ids in the order in which they were asked.
+        folder: where an earlier estimate of the savings may lie.
+        write: writes a file into it.
+    """
+    from orchestrator.phases.html_surface import map_view, progress_view, ridge_view
+    from orchestrator.phases.png_ridge import draw_ridges
+    from orchestrator.phases.png_surface import draw_surface, panels_of
+
+    aim = drawing.aim
+    found = classify(aim, diagram, table, sweep.axes, order, drawing.target)
+    if not found.fitted:
+        return Drawn(warnings=("the classifier has nothing to draw: it needs two numeric axes and a finished trial",))
+    warnings = []
+    left_out = [one.slice.title for one in found.slices if one.surface is None]
+    if left_out:
+        warnings.append("no map by the classifier where fewer than two numeric axes vary: " + "; ".join(left_out))
+    curve = None
+    saved: Savings | None = None
+    if drawing.search:
+        curve = ProgressCurve.of(drawing.history) if drawing.history else refitted(found)
+        if aim.kind == "phase":
+            saved = savings(found, read_savings(folder / SAVINGS))
+            estimate = saved
+            write(SAVINGS, lambda path: write_savings(estimate, path))
+        made = curve
+        write("search_progress.csv", lambda path: write_csv(made, path))
+        write("search_progress.png", lambda path: _picture(sweep.name, made, path))
+    summary = _summary(aim, found, saved)
+    failed = [row for row, status in enumerate(table.status) if status == Status.FAILED.value]
+    ridges: list[tuple[FittedSlice, RidgeSurface]] = [
+        (one, ridge) for one in found.fitted if (ridge := ridge_of(one)) is not None
+    ]
+    if ridges:
+        write("phase_diagram.png", lambda path: draw_ridges(sweep.name, summary, aim.metric, ridges, curve, path))
+        panels = []
+    else:
+        panels = panels_of(found, failed)
+        write("phase_diagram.png", lambda path: draw_surface(sweep.name, summary, found, panels, curve, path))
+    ready = {s: [p.plane for p in panels if p.of is one] for s, one in enumerate(found.fitted)}
+    lines = boundary_lines(found, ready)
+    write("boundary.parquet", lambda path: write_parquet(lines, path))
+    write("boundary.geojson", lambda path: write_geojson(lines, path))
+
+    def views(shown: PhaseDiagram) -> Sequence[dict[str, Any]]:
+        maps = [ridge_view(ridges, aim.metric) if ridges else map_view(found, panels, shown)]
+        return [*maps, *([progress_view(curve)] if curve is not None else [])]
+
+    metrics = {"uncertain_area": found.uncertain_area()}
+    if saved is not None:
+        metrics |= {"expected_map_error": saved.expected_error}
+        if saved.grid is not None:
+            metrics["grid_of_same_map_error"] = saved.grid
+    return Drawn(
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        warnings=tuple(warnings),
+        note=summary.replace("\n", "  ·  "),
+        pictured=True,
+        views=views,
+        notes=(*([saved.text()] if saved is not None else []), f"uncertain area {percent(found.uncertain_area())}"),
+        curves={} if curve is None else {"uncertain_area": curve.pairs()},
+    )
+
+
+def _summary(aim: Aim, found: FittedMap, saved: Savings | None) -> str:
+    counted = plural(sum(len(one.evidence) for one in found.fitted), "trial") + " with a result"
+    by = "expected by the surface fitted to them" if aim.kind == "ridge" else "drawn by the classifier"
+    lines = "  ·  ".join([counted, f"{describe(aim)}, {by}", f"uncertain area {percent(found.uncertain_area())}"])
+    return lines if saved is None else f"{lines}\n{saved.beside()}"
+
+
+def _picture(name: str, curve: ProgressCurve, path: Path) -> None:
+    from orchestrator.phases.plot_png import DPI, figure
+    from orchestrator.phases.progress_curve import draw_progress
+
+    last = f"{percent(float(curve.uncertain_area[-1]))} after {plural(int(curve.trials[-1]), 'trial')}"
+    with figure(name, last, (6.4, 4.6)) as fig:
+        draw_progress(fig.add_subplot(), curve)
+        fig.savefig(path, format="png", dpi=DPI)
