@@ -53,7 +53,31 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--quiet", action="store_true", help="no progress, only the result")
     run.add_argument("--no-map", action="store_true", help="draw no phase diagram at the end")
     command("status", "count the finished, running, failed and missing trials of a sweep")
-    command("map", "rebuild the phase diagram from the record alone")
+    map_ = command("map", "rebuild the phase diagram from the record alone")
+    map_.add_argument(
+        "--classifier",
+        action="store_true",
+        help="let the classifier draw the map between the trials, with the boundary as data; a search's it always does",
+    )
+    compare = command("compare", "draw two phase maps and their difference side by side", file=False)
+    for name, which in (("first", "one"), ("second", "the other")):
+        compare.add_argument(
+            name, metavar="AB"[name == "second"],
+            help=f"{which}: a sweep file, a folder of results, or a table of trials (Parquet)",
+        )  # fmt: skip
+    compare.add_argument(
+        "-o", "--output", metavar="FILE", default="comparison.png", help="the picture (PNG) [comparison.png]"
+    )
+    replay = command("replay", "train one recorded trial again, and compare its curve with the record", file=False)
+    replay.add_argument("run_id", metavar="RUN_ID", help="the MLflow run of the trial")
+    replay.add_argument(
+        "--tracking", metavar="URI", help="the record; by default $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db"
+    )
+    replay.add_argument("--alone", action="store_true", help="without the trials it was packed with")
+    replay.add_argument(
+        "--tolerance", type=float, default=0.02, metavar="X",
+        help="where the setting differs: a value may differ by X, plus X of itself (default 0.02)",
+    )  # fmt: skip
     command("schema", "print the JSON Schema of sweep files, for an editor", file=False)
     return main_parser
 
@@ -76,6 +100,8 @@ def _version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
+    # A belief over a few thousand trials is many small products: threads would wait for each other and for the workers.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     given = parser().parse_args(arguments)
     if os.getcwd() not in sys.path:  # noqa: PTH109 - the same text as sys.path holds
         sys.path.insert(0, os.getcwd())  # noqa: PTH109 - `job: my_module:train` lies where the command is started

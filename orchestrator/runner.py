@@ -6,6 +6,7 @@ through it. Every pack costs it the same work, however many packs there are.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -133,6 +134,9 @@ class Runner:
         """Trials with a RUNNING run: those handed out, and those of broken packs that wait to run again."""
         self._number = 0
         self._started: float | None = None
+        self._planned = 0
+        """Trials planned so far, and the seconds their packs were estimated at."""
+        self._planned_s = 0.0
         self._watch = FailureWatch()
         self._summary = Summary()
 
@@ -200,8 +204,14 @@ class Runner:
             self._started = self._clock()
             # The plan waited for the number of workers.
             trials = [trial for pack in self._queue for trial in pack.trials]
-            self._queue = deque(self._planner.plan(trials, workers=self._dispatcher.workers))
+            self._queue = deque(self._plan(trials, self._dispatcher))
         return self._dispatcher
+
+    def _plan(self, trials: Sequence[Trial], dispatcher: Dispatcher) -> list[Pack]:
+        packs = self._planner.plan(trials, workers=dispatcher.workers)
+        self._planned += len(trials)
+        self._planned_s += math.fsum(pack.seconds for pack in packs)
+        return packs
 
     # --- ask, and skip what is recorded ---
 
@@ -228,7 +238,7 @@ class Runner:
             if self._dispatcher is None:
                 self._queue.append(Pack(trials=tuple(missing), seconds=0.0))  # planned once workers are known
             else:
-                self._queue.extend(self._planner.plan(missing, workers=self._dispatcher.workers))
+                self._queue.extend(self._plan(missing, self._dispatcher))
         return True
 
     def _skip(self, trial: Trial, found: Recorded) -> None:
@@ -321,6 +331,7 @@ class Runner:
             self._begun.difference_update(trial.id for trial, _ in ended)
             for trial, result in ended:
                 self._tell(trial, result)
+        self._tracker.settle()
         self._summary.record_s += self._clock() - began
 
     def _pack_ended(self, event: PackEnded, out: _Out, ended: list[tuple[Trial, TrialResult]]) -> None:
@@ -328,6 +339,7 @@ class Runner:
         for trial in out.left.values():
             error = "the pack ended without a word on this trial"
             ended.append((trial, TrialResult(trial_id=trial.id, status=Status.FAILED, error=error)))
+        self._planner.took(out.pack, event.train_s if event.busy_s is None else event.busy_s)
         self._summary.train_s += event.train_s
         self._summary.estimated_s += out.pack.seconds
         self._summary.trained += len(out.pack.trials)
@@ -405,5 +417,20 @@ class Runner:
                 workers=0 if self._dispatcher is None else self._dispatcher.workers,
                 phases=dict(summary.phases),
                 note=note,
+                left_s=self._left_s(),
             )
         )
+
+    def _left_s(self) -> float | None:
+        """Seconds until the sweep has trained, by the plan at the pace of the packs that ended; None: not known."""
+        summary = self._summary
+        if not summary.workers or self._started is None or not summary.estimated_s:
+            return None
+        pace = summary.train_s / summary.estimated_s
+        # Since the start every worker was busy: what was spent beyond the ended packs is in those that run.
+        running_s = summary.workers * (self._clock() - self._started) - summary.train_s
+        planned_s = self._planned_s
+        if self._planned:  # a sampler may have asked for a part of the sweep so far
+            planned_s *= max(1.0, (self._sampler.expected_trials - summary.skipped) / self._planned)
+        left_s = (planned_s - summary.estimated_s) * pace - max(0.0, running_s)
+        return max(left_s, 0.0) / summary.workers

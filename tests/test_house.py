@@ -72,7 +72,8 @@ def test_the_orchestrator_imports_no_torch() -> None:
 
 
 def test_jobs_import_only_numbers_and_the_standard_library() -> None:
-    foreign = {name: sorted(imports_of(name) - SCIENCE) for name in modules("jobs")}
+    optional = {"jobs/data/digits.py": {"sklearn"}}  # a data set that comes with a package; said so where it is missing
+    foreign = {name: sorted(imports_of(name) - SCIENCE - optional.get(name, set())) for name in modules("jobs")}
     assert {name: found for name, found in foreign.items() if found} == {}
 
 
@@ -120,4 +121,4 @@ def test_every_sweep_file_is_valid(name: str) -> None:
     from orchestrator.sweep import Sweep
 
     sweep = Sweep.load(ROOT / name)
-    assert sweep.trials()
+    assert sweep.trials() or sweep.sample(10)

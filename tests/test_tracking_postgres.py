@@ -1,7 +1,9 @@
 """The tracker over a real PostgreSQL, with both drivers."""
 
 import itertools
+import math
 
+import numpy as np
 import psycopg2
 import pytest
 from servers import postgres_server
@@ -9,6 +11,7 @@ from tracking_contract import SWEEP, TrackerContract, finished, parent_by_mlflow
 from tracking_drivers import another_driver, open_when_free
 
 from orchestrator.errors import UserError
+from orchestrator.records import CurveRows
 from orchestrator.tracking.factory import open_tracker
 
 pytestmark = pytest.mark.slow
@@ -34,6 +37,24 @@ class PostgresContract(TrackerContract):
 
     def parent(self, sweep):
         return parent_by_mlflow(self.uri.removeprefix("phasefront-"), self.experiment, sweep)
+
+
+    def test_many_rows_of_names_of_all_lengths_read_back_exactly(self, tracker):
+        one, names = trial(), ("k", "größe/µ", "a" * 250)
+        values = np.array([[math.nan, math.inf, -math.inf], [1e-310, 1.7e308, 0.1]] * 50)
+        tracker.begin([one])
+        tracker.record(
+            CurveRows(
+                trial_ids=(one.id,), metrics=names, trial=np.zeros(100, dtype=np.int32),
+                step=np.arange(100) * 10**12, values=values,
+            )
+        )  # fmt: skip
+        tracker.end([finished(one)])
+        curves = dict(tracker.curves([one.id]))[one.id]
+        assert curves.step.tolist() == [step * 10**12 for step in range(100)]
+        assert {name: repr(curves.values[name].tolist()) for name in names} == {
+            name: repr(values[:, k].tolist()) for k, name in enumerate(names)
+        }
 
 
 class TestPsycopg2(PostgresContract):

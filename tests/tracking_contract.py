@@ -260,16 +260,16 @@ class TrackerContract(ABC):
         tracker.end([TrialResult(trial_id=failed.id, status=Status.FAILED, error="Traceback\nValueError: why")])
         tracker.end([finished(well)])
         tracker = self.reopened(tracker, sweep=None)
-        assert [row.error for row in tracker.rows([failed.id, well.id])] == ["Traceback\nValueError: why", None]
+        rows = tracker.rows(tracker.trials_of(SWEEP.sweep_id))
+        assert {row.trial_id: row.error for row in rows} == {failed.id: "Traceback\nValueError: why", well.id: None}
         tracker.close()
 
     def test_the_parent_of_a_sweep_is_found_without_opening_it(self):
         tracker = self.open()
         assert tracker.find_sweep(SWEEP.sweep_id) is None
-        address = tracker.open_sweep(SWEEP)
-        tracker = self.reopened(tracker, sweep=None)
+        address, tracker = tracker.open_sweep(SWEEP), self.reopened(tracker, sweep=None)
         assert tracker.find_sweep(SWEEP.sweep_id) == address
-        assert tracker.find_sweep(OTHER.sweep_id) is None
+        assert tracker.find_sweep(OTHER.sweep_id) is None and tracker.trials_of(OTHER.sweep_id) == []
         tracker.close()
 
     def test_a_second_driver_of_an_experiment_is_refused_and_readers_are_not(self, tracker):

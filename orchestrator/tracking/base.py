@@ -71,6 +71,10 @@ class Tracker(ABC):
         """The address of a sweep's parent run, where there is one. Reads only."""
 
     @abstractmethod
+    def trials_of(self, sweep_id: str) -> list[str]:
+        """The ids of the trials whose runs are nested under a sweep's parent, in any status. Reads only."""
+
+    @abstractmethod
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
         """What is recorded of these trials, in any sweep of the experiment; absent ones are left out.
 
@@ -93,6 +97,13 @@ class Tracker(ABC):
     @abstractmethod
     def end(self, results: Sequence[TrialResult]) -> None:
         """The trials ended: status, observations (as run metrics), phase (as a tag), error (as a tag)."""
+
+    def settle(self) -> None:
+        """Write what has waited long enough; who drives a sweep calls it several times a second.
+
+        A tracker may keep what it is given, for a fraction of a second, to write more of it at once.
+        """
+        return
 
     @abstractmethod
     def reconcile(self, running: Iterable[str] = ()) -> int:

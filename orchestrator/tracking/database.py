@@ -25,13 +25,14 @@ from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
 from orchestrator.tracking.bulk_sql import run_row
 from orchestrator.tracking.connection import Database
 from orchestrator.tracking.metric_rows import RowBuffer, latest_of, new_rows, note, observed_rows
+from orchestrator.tracking.pending import Begun, Concluded
 from orchestrator.tracking.run_table import CHUNK, OpenRun, RunTable, chunked
 from orchestrator.trial import Trial
 
 WRITE_EVERY_S = 0.25
-"""Rows wait only for others that come within this time, so that those of a slow job are written at once."""
+"""Rows and trials wait only for others that come within this time: those of a slow job are written at once."""
 
-ROWS_A_WRITE = 100_000
+TRIALS_A_WRITE = 4_000
 
 LATEST_EVERY_S = 2.0
 """`latest_metrics` of running trials is written this often, and when a trial ends."""
@@ -62,6 +63,9 @@ class DatabaseTracker(Tracker):
         """Begun trials whose latest metrics are not written."""
         self._latest_at = time.monotonic()
         self._waiting = RowBuffer()
+        self._begun_waiting, self._ended_waiting = Begun(), Concluded()
+        self._ended_unwritten: set[str] = set()
+        """The trials of `_ended_waiting`: no longer open, and not yet in the database as what they are."""
         self._written_at = 0.0
         self._closed = False
 
@@ -98,6 +102,11 @@ class DatabaseTracker(Tracker):
         table = self._existing()
         found = {} if table is None else table.locate([sweep_id], key=layout.SWEEP_ID)[0]
         return found[sweep_id].run_id if sweep_id in found else None
+
+    def trials_of(self, sweep_id: str) -> list[str]:
+        """Two statements."""
+        table, parent = self._existing(), self.find_sweep(sweep_id)
+        return [] if table is None or parent is None else table.nested(parent)
 
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
         """Three statements for 10,000 trials: runs, tags, and the last steps of unfinished ones."""
@@ -147,28 +156,32 @@ class DatabaseTracker(Tracker):
             yield from table.curves({trial: found[trial].run_id for trial in dict.fromkeys(chunk) if trial in found})
 
     def begin(self, trials: Sequence[Trial]) -> None:
-        """One transaction: all trials are begun, or none."""
+        """All trials are begun, or none; new ones are written together with what else comes closely."""
         sweep, table = self._driven()
         wanted = {trial.id: trial for trial in trials}
-        if not wanted:
-            return
-        bulk, now = table.bulk, _now_ms()
+        if not self._ended_unwritten.isdisjoint(wanted):
+            self._write_all()
+        found, free = table.locate([trial for trial in wanted if trial not in self._open])
+        now, new, begun = _now_ms(), {}, Begun()
+        for trial, run_id in free.items():
+            new[trial] = run = OpenRun(run_id=run_id, status="RUNNING", start_time=now, fresh=True)
+            tags = layout.trial_tags(wanted[trial], sweep, self._parent.run_id)
+            begun.runs.append(self._run_row(run, tags[0][1]))
+            begun.tags += [(key, value, run_id) for key, value in tags]
+            begun.params += [(key, value, run_id) for key, value in layout.params(wanted[trial])]
+        known = {**found, **{trial: self._open[trial] for trial in wanted if trial in self._open}}
+        self._begun_waiting.take(begun)
+        self._open.update(new)
+        if known:
+            self._begin_known(found, known)
+        else:
+            self._write_if_due()
+
+    def _begin_known(self, found: Mapping[str, OpenRun], known: Mapping[str, OpenRun]) -> None:
+        """Begin trials that have a run: `found` in the database, the others begun by this tracker."""
+        table = self._driven()[1]
+        again = {trial: run for trial, run in known.items() if run.status != "FINISHED"}
         with self._writing():
-            found, free = table.locate([trial for trial in wanted if trial not in self._open])
-            new = {
-                trial: OpenRun(run_id=run, status="RUNNING", start_time=now, fresh=True) for trial, run in free.items()
-            }
-            runs, tags, params = [], [], []
-            for trial, run in new.items():
-                of_trial = layout.trial_tags(wanted[trial], sweep, self._parent.run_id)
-                runs.append(self._run_row(run, of_trial[0][1]))
-                tags += [(key, value, run.run_id) for key, value in of_trial]
-                params += [(key, value, run.run_id) for key, value in layout.params(wanted[trial])]
-            bulk.new_runs(runs)
-            bulk.tags(tags)
-            bulk.new_params(params)
-            known = {**found, **{trial: self._open[trial] for trial in wanted if trial in self._open}}
-            again = {trial: run for trial, run in known.items() if run.status != "FINISHED"}
             if again:
                 self._check_there([run.run_id for run in again.values()])
                 table.restart([run.run_id for run in again.values()], self._parent.run_id)
@@ -180,7 +193,6 @@ class DatabaseTracker(Tracker):
             run.status, run.through_step, run.fresh = "RUNNING", -1, True
             run.latest.clear()
         self._late.difference_update(again)
-        self._open.update(new)
         self._open.update(found)
 
     def record(self, rows: CurveRows) -> None:
@@ -198,60 +210,59 @@ class DatabaseTracker(Tracker):
         self._waiting.add(new, runs)
         note(new, runs)
         self._late.update(rows.trial_ids[position] for position in np.unique(new.trial).tolist())
-        now = time.monotonic()
-        if self._waiting.rows >= ROWS_A_WRITE or now - self._written_at > WRITE_EVERY_S:
-            with self._writing(latest=now - self._latest_at > LATEST_EVERY_S):
-                pass
+        self._write_if_due()
 
     def end(self, results: Sequence[TrialResult]) -> None:
-        """One transaction: status, observations and phase are never apart."""
+        """Status, observations and phase of a trial are written in one transaction, after or with its rows.
+
+        Calls that follow each other closely are written together.
+        """
         sweep, table = self._driven()
-        self._conclude(results, sweep, table, ended=True)
+        last = {result.trial_id: result for result in results}
+        if all(trial in self._open and self._open[trial].fresh for trial in last):
+            concluded = Concluded()
+            for trial, result in last.items():
+                concluded.add(result, self._open[trial], sweep.thresholds, ended=True)
+            self._ended_waiting.take(concluded)
+            self._ended_unwritten.update(last)
+        else:
+            self._conclude(last, sweep, table, ended=True)
+        for trial in last:
+            self._open.pop(trial, None)
+            self._late.discard(trial)
+        self._write_if_due()
+
+    def settle(self) -> None:
+        """One transaction, where anything has waited for its time."""
+        if self._running and not self._closed:
+            self._write_if_due()
 
     def relabel(self, results: Sequence[TrialResult]) -> None:
         """One transaction; status and error stay."""
         sweep, table = self._opened()
-        self._conclude(results, sweep, table, ended=False)
+        self._conclude({result.trial_id: result for result in results}, sweep, table, ended=False)
 
-    def _conclude(self, results: Sequence[TrialResult], sweep: SweepRecord, table: RunTable, *, ended: bool) -> None:
+    def _conclude(
+        self, results: Mapping[str, TrialResult], sweep: SweepRecord, table: RunTable, *, ended: bool
+    ) -> None:
         """Write phases and observations in place of earlier ones, and, where trials have ended, their status."""
-        last = {result.trial_id: result for result in results}
-        if not last:
+        if not results:
             return
-        bulk = table.bulk
         with self._writing():
-            found = table.locate([trial for trial in last if trial not in self._open])[0]
-            runs = {trial: self._open.get(trial) or found.get(trial) for trial in last}
-            self._check_there([run.run_id for run in runs.values() if run is not None])
-            replaced, tags, metrics, latest = [], [], [], []
-            by_status: dict[str, list[str]] = {}
-            for trial, result in last.items():
-                run = runs[trial]
+            found = table.locate([trial for trial in results if trial not in self._open])[0]
+            concluded, replaced = Concluded(), []
+            for trial, result in results.items():
+                run = self._open.get(trial) or found.get(trial)
                 if run is None:
                     raise LookupError(f"trial {trial} was never begun")
                 if not run.fresh:
                     replaced.append(run.run_id)
-                by_status.setdefault(Status(result.status).value, []).append(run.run_id)
-                tags += [(key, value, run.run_id) for key, value in layout.result_tags(result, sweep.thresholds)]
-                metrics += observed_rows(run, layout.observed_metrics(result.observations))
-                if ended:
-                    latest += latest_of(run)
+                concluded.add(result, run, sweep.thresholds, ended=ended)
+            self._check_there(concluded.run_ids)
             if replaced:
-                keep = () if ended else (layout.ERROR,)
+                keep = () if ended else layout.KEPT_TAGS
                 table.forget_results(replaced, [key for key in layout.RESULT_TAGS if key not in keep])
-            if not ended:
-                tags = [row for row in tags if row[0] != layout.ERROR]
-            bulk.tags(tags)
-            bulk.metrics(metrics)
-            known = {(row[0], row[5]) for row in latest}
-            bulk.latest(latest + [row for row in metrics if (row[0], row[5]) not in known])
-            if ended:
-                now = _now_ms()
-                for status, ids in by_status.items():
-                    bulk.execute("UPDATE runs SET status = ?, end_time = ? WHERE run_uuid $in", status, now, ids)
-        for trial in last if ended else ():
-            self._open.pop(trial, None)
-            self._late.discard(trial)
+            concluded.write(table.bulk, _now_ms())
 
     def reconcile(self, running: Iterable[str] = ()) -> int:
         """One statement ends them, one makes good the latest metrics that a dead driver was late with."""
@@ -315,28 +326,45 @@ class DatabaseTracker(Tracker):
         self._database.close()
         self._closed = True
 
+    def _waits(self) -> bool:
+        return bool(self._waiting.rows or self._begun_waiting.runs or self._ended_waiting.run_ids)
+
+    def _write_if_due(self) -> None:
+        """What waits, if it is much or has waited for its time."""
+        now, bulk = time.monotonic(), self._opened()[1].bulk
+        trials = len(self._begun_waiting.runs) + len(self._ended_waiting.run_ids)
+        much = self._waiting.rows >= bulk.ROWS_A_WRITE or trials >= TRIALS_A_WRITE
+        if much or (self._waits() and now - self._written_at > WRITE_EVERY_S):
+            with self._writing(latest=now - self._latest_at > LATEST_EVERY_S):
+                pass
+
     def _write_all(self) -> None:
         """Everything that waits, in a transaction of its own."""
-        if self._waiting.rows or self._late:
+        if self._waits() or self._late:
             with self._writing(latest=True):
                 pass
 
     @contextmanager
     def _writing(self, *, latest: bool = False) -> Iterator[None]:
-        """A transaction that begins with the rows that wait, and with the latest metrics that are late if `latest`.
+        """A transaction that begins with what waits, and with the latest metrics that are late if `latest`.
 
-        They wait on where it fails, so that no curve has a gap.
+        New runs come first, then rows, then what trials ended as. All of it waits on where the
+        transaction fails, so that no curve has a gap.
         """
         bulk = self._opened()[1].bulk
         with bulk.transaction():
+            self._begun_waiting.write(bulk)
+            if self._waits():
+                self._check_there([*self._waiting.run_ids, *self._ended_waiting.run_ids])
             if self._waiting.rows:
-                self._check_there(self._waiting.run_ids)
-                bulk.metric_columns(self._waiting.columns(), runs_checked=True)
-            if latest:
-                bulk.latest([row for trial in self._late for row in latest_of(self._open[trial])])
+                bulk.metric_block(self._waiting.block(), runs_checked=True)
+            late = [row for trial in self._late for row in latest_of(self._open[trial])] if latest else []
+            self._ended_waiting.write(bulk, _now_ms(), late)
             yield
         self._written_at = time.monotonic()
         self._waiting.clear()
+        self._begun_waiting, self._ended_waiting = Begun(), Concluded()
+        self._ended_unwritten.clear()
         if latest:
             for trial in self._late:
                 self._open[trial].latest.clear()

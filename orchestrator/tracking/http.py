@@ -26,7 +26,6 @@ from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking import layout
 from orchestrator.tracking.artifacts import upload
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
-from orchestrator.tracking.bulk_sql import MetricRow
 from orchestrator.tracking.connection import deleted_experiment
 from orchestrator.tracking.http_api import (
     BYTES_A_REQUEST,
@@ -38,6 +37,7 @@ from orchestrator.tracking.http_api import (
     ServerRun,
 )
 from orchestrator.tracking.http_rows import json_length, revised, whole_steps
+from orchestrator.tracking.metric_block import MetricRow
 from orchestrator.tracking.metric_rows import RowBuffer, new_rows, observed_rows
 from orchestrator.tracking.run_table import OpenRun, align, chunked, curve_series
 from orchestrator.trial import Trial
@@ -93,6 +93,14 @@ class HttpTracker(Tracker):
         experiment = self._find_experiment()
         found = self._api.search(experiment, _is_sweep(sweep_id)) if experiment else iter(())
         return next((run.run_id for run in found), None)
+
+    def trials_of(self, sweep_id: str) -> list[str]:
+        """One search."""
+        parent, experiment = self.find_sweep(sweep_id), self._find_experiment()
+        if parent is None or experiment is None:
+            return []
+        found = self._api.search(experiment, f"tags.`{layout.PARENT}` = '{parent}'")
+        return list(dict.fromkeys(run.tags[layout.TRIAL_ID] for run in found if layout.TRIAL_ID in run.tags))
 
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
         """Pages of 5,000 runs where many are asked for, else 500 a request."""
@@ -183,7 +191,7 @@ class HttpTracker(Tracker):
         buffer = RowBuffer()
         buffer.add(new, runs)
         of_run: dict[str, list[MetricRow]] = {}
-        for row in zip(*buffer.columns(), strict=True):
+        for row in zip(*buffer.block().columns(), strict=True):
             of_run.setdefault(row[5], []).append(row)
         at_most = min(METRICS_A_REQUEST, BYTES_A_REQUEST // (_ROW_BYTES + max(map(json_length, rows.metrics))))
 
@@ -223,11 +231,11 @@ class HttpTracker(Tracker):
             if known is not None:
                 revision = int(known.tags.get(REVISION, "0")) + 1
                 self._retract(known, keep=[name for name, _ in observed], revision=revision)
-                keep = (layout.ERROR,) if not ended else ()
+                keep = () if ended else layout.KEPT_TAGS
                 for key in set(layout.RESULT_TAGS) & known.tags.keys() - tags.keys() - set(keep):
                     self._api.post("runs/delete-tag", {"run_id": run.run_id, "key": key})
             if not ended:
-                tags.pop(layout.ERROR, None)
+                tags = {key: text for key, text in tags.items() if key not in layout.KEPT_TAGS}
             metrics = [revised(row, revision) for row in observed_rows(run, observed)]
             self._api.log(run.run_id, metrics=metrics, tags=[*tags.items(), (REVISION, str(revision))])
             if ended:

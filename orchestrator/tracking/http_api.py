@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
-from orchestrator.tracking.bulk_sql import MetricRow
+from orchestrator.tracking.metric_block import MetricRow
 from orchestrator.tracking.run_table import OpenRun, chunked
 
 CONNECTIONS = 8

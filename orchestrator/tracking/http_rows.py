@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.tracking import layout
-from orchestrator.tracking.bulk_sql import MetricRow
+from orchestrator.tracking.metric_block import MetricRow
 
 
 def whole_steps(rows: Sequence[MetricRow], at_most: int) -> Iterator[list[MetricRow]]:

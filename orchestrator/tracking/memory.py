@@ -82,6 +82,11 @@ class MemoryTracker(Tracker):
         self._check_open()
         return sweep_id if sweep_id in self._kept.sweeps else None
 
+    def trials_of(self, sweep_id: str) -> list[str]:
+        """In the order they were begun."""
+        self._check_open()
+        return [trial for trial, run in self._kept.runs.items() if run.sweep_id == sweep_id]
+
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
         """Of every trial begun in any sweep of this record."""
         self._check_open()

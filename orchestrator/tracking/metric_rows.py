@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.records import CurveRows
-from orchestrator.tracking.bulk_sql import Columns, MetricRow
 from orchestrator.tracking.layout import LARGEST, OBSERVED_BEFORE_MS, as_stored
+from orchestrator.tracking.metric_block import MetricBlock, MetricRow
 from orchestrator.tracking.run_table import OpenRun
 
 
@@ -60,27 +60,20 @@ class RowBuffer:
         """The runs that the waiting rows belong to."""
         return list(self._runs)
 
-    def columns(self) -> Columns:
-        """All waiting rows as the columns METRICS.
-
-        Two of the table's three indexes begin with the run, the third with metric and time, of which
-        a batch holds few: rows run by run and metric by metric touch each page of an index once.
-        """
+    def block(self) -> MetricBlock:
+        """All waiting rows, in the order in which a database writes them fastest."""
         run, metric, timestamp, step, value = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        ids = np.array(list(self._runs), dtype=object)
-        rank = np.empty(len(ids), dtype=np.int64)
-        rank[np.argsort(ids)] = np.arange(len(ids))
-        order = np.lexsort((step, metric, rank[run]))
-        values, is_nan = stored(value[order])
-        names = np.array(list(self._metrics), dtype=object)
-        return (
-            names[metric[order]].tolist(),
-            values.tolist(),
-            timestamp[order].tolist(),
-            step[order].tolist(),
-            is_nan.tolist(),
-            ids[run[order]].tolist(),
-        )
+        number, is_nan = stored(value)
+        return MetricBlock(
+            metrics=tuple(self._metrics),
+            runs=tuple(self._runs),
+            metric=metric,
+            run=run,
+            timestamp=timestamp,
+            step=step,
+            value=number,
+            is_nan=is_nan,
+        ).ordered()
 
     def clear(self) -> None:
         """The rows are written."""

@@ -142,6 +142,19 @@ class RunTable:
             )
         )
 
+    def nested(self, parent: str) -> list[str]:
+        """The trials of a sweep's parent run."""
+        rows = self.bulk.query(
+            "SELECT t.value FROM runs r JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = ? "
+            "JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = ? WHERE r.experiment_id = ? "
+            "AND r.lifecycle_stage = 'active' AND p.value = ? ORDER BY r.start_time, t.value",
+            PARENT,
+            TRIAL_ID,
+            self.experiment_id,
+            parent,
+        )
+        return list(dict.fromkeys(trial for (trial,) in rows))
+
     def restart(self, run_ids: Sequence[str], parent: str) -> None:
         """Reopen runs as if they were new, under this parent: no rows, no observations, no result."""
         ids = list(run_ids)

@@ -17,8 +17,10 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 
+import numpy as np
 import sqlalchemy
 from mlflow.entities import Metric, Param, Run, RunData, RunInfo, RunStatus, RunTag
 from mlflow.entities.lifecycle_stage import LifecycleStage
@@ -37,8 +39,10 @@ from mlflow.utils.validation import (
 )
 
 from orchestrator.tracking.address import DatabaseAddress, database_address
-from orchestrator.tracking.bulk_sql import Bulk, MetricRow, PostgresBulk, SqliteBulk, run_row
+from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk, keep_log, run_row, use_log
 from orchestrator.tracking.layout import as_stored
+from orchestrator.tracking.metric_block import MetricBlock, MetricRow, block_of, numbered
+from orchestrator.tracking.metric_rows import stored
 
 _ARTIFACT_ROOT_VARIABLE = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 
@@ -59,17 +63,27 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
         root = artifact_uri or os.environ.get(_ARTIFACT_ROOT_VARIABLE) or beside
         engine = self._get_or_create_engine(address.uri)
         with _one_at_a_time(address, engine):
+            self._has_log = address.file is not None and keep_log(address.file)
             super().__init__(address.uri, root)
 
     @contextmanager
     def bulk(self) -> Iterator[Bulk]:
-        """Bulk statements over a connection of this store's pool."""
+        """Bulk statements over a connection of this store's pool.
+
+        SQLite checks no foreign keys meanwhile: every method has looked up the run, or the
+        experiment, in the transaction that it writes in.
+        """
         connection = self.engine.raw_connection()
         try:
             if self.db_type == "sqlite":
-                connection.execute("PRAGMA foreign_keys = ON")
                 connection.execute("PRAGMA busy_timeout = 20000")
-                yield SqliteBulk(connection)
+                if self._has_log:
+                    use_log(connection.driver_connection)
+                connection.execute("PRAGMA foreign_keys = OFF")
+                try:
+                    yield SqliteBulk(connection)
+                finally:
+                    connection.execute("PRAGMA foreign_keys = ON")
             else:
                 yield PostgresBulk(connection.driver_connection)
         finally:
@@ -147,20 +161,19 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
             super().log_batch(run_id, metrics, params, tags)
             return
         _validate_run_id(run_id)
-        _, params, tags = _validate_batch_log_data(_in_doubt(metrics), params, tags)
+        block, in_doubt = _block(run_id, metrics)
+        _, params, tags = _validate_batch_log_data(in_doubt, params, tags)
         _validate_batch_log_limits(metrics, params, tags)
         _validate_param_keys_unique(params)
-        rows: list[MetricRow] = []
-        for metric in metrics:
-            value, is_nan = as_stored(float(metric.value))
-            rows.append((metric.key, value, int(metric.timestamp), int(metric.step), is_nan, run_id))
         with self.bulk() as bulk, bulk.transaction():
             self._check_active(bulk, run_id)
             if params:
                 self._check_params(bulk, run_id, params)
                 bulk.new_params([(param.key, param.value, run_id) for param in params])
-            bulk.metrics(rows)
-            bulk.latest(latest_rows(rows))
+            if metrics:
+                block = block or block_of([_row(run_id, metric) for metric in metrics])
+                bulk.metric_block(block.ordered())
+                bulk.latest(block.latest())
             bulk.tags([(key, value, run_id) for key, value in {tag.key: tag.value for tag in tags}.items()])
 
     def _active_experiment(self, bulk: Bulk, experiment_id: str) -> str:
@@ -200,31 +213,41 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
             )
 
 
-def _in_doubt(metrics: Sequence[Metric]) -> list[Metric]:
-    """The metrics that MLflow's own validation must see: one of each name, and those of unusual types."""
-    known: set[str] = set()
-    doubtful = []
-    for metric in metrics:
-        if (
-            type(metric.value) is not float
-            or type(metric.timestamp) is not int
-            or metric.timestamp < 0
-            or type(metric.step) is not int
-            or metric.key not in known
-        ):
-            doubtful.append(metric)
-            known.add(metric.key)
-    return doubtful
+_fields = attrgetter("key", "value", "timestamp", "step")
 
 
-def latest_rows(rows: Sequence[MetricRow]) -> list[MetricRow]:
-    """Of each run's metric the row that MLflow calls the latest: highest step, then timestamp, then value."""
-    best: dict[tuple[str, str], MetricRow] = {}
-    for row in rows:
-        known = best.get((row[5], row[0]))
-        if known is None or (row[3], row[2], row[1]) > (known[3], known[2], known[1]):
-            best[row[5], row[0]] = row
-    return sorted(best.values())
+def _block(run_id: str, metrics: Sequence[Metric]) -> tuple[MetricBlock | None, Sequence[Metric]]:
+    """Metrics as rows, and those that MLflow's own validation must see: one of each name.
+
+    Where any is of an unusual type or time there is no block, and it must see all of them.
+    """
+    if not metrics:
+        return None, ()
+    keys, values, timestamps, steps = zip(*map(_fields, metrics), strict=True)
+    if set(map(type, values)) != {float} or {*map(type, timestamps), *map(type, steps)} != {int} or min(timestamps) < 0:
+        return None, metrics
+    try:
+        names, number = numbered(keys)
+        value, is_nan = stored(np.array(values, dtype=np.float64))
+        timestamp, step = np.array(timestamps, dtype=np.int64), np.array(steps, dtype=np.int64)
+    except (TypeError, OverflowError):  # a key that cannot be hashed, a number that no database holds
+        return None, metrics
+    block = MetricBlock(
+        metrics=names,
+        runs=(run_id,),
+        metric=number,
+        run=np.zeros(len(keys), dtype=np.int64),
+        timestamp=timestamp,
+        step=step,
+        value=value,
+        is_nan=is_nan,
+    )
+    return block, list(dict(zip(keys, metrics, strict=True)).values())
+
+
+def _row(run_id: str, metric: Metric) -> MetricRow:
+    value, is_nan = as_stored(float(metric.value))
+    return (metric.key, value, int(metric.timestamp), int(metric.step), is_nan, run_id)
 
 
 @contextmanager
