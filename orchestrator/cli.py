@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     command("check", "validate a sweep file; run nothing")
-    plan = command("plan", "show trials, packs, and the time and memory that a run would take; run nothing")
+    plan = command("plan", "show trials, packs, and the time and memory that a run would take; record nothing")
     run = command("run", "run what is missing of a sweep, and draw its phase diagram")
     for sub in (plan, run):
         sub.add_argument(

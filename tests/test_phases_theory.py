@@ -142,7 +142,7 @@ def test_a_medians_standard_error_is_that_of_many_medians() -> None:
 
 
 def test_a_step_is_held_against_the_median_and_censored_replicates_are_later_than_all() -> None:
-    measured = [20.0, 22.0, 26.0, 40.0, Censored(50.0)]
+    measured: list[float | Censored] = [20.0, 22.0, 26.0, 40.0, Censored(50.0)]
     found = compare(lambda p: {"melting_step": said(30.0, 1.0)}, measured, "melting_step")
     # Hazen's quantiles 1/2 -+ 1/(2 sqrt 5) of five lie sqrt(5) / 2 ranks from the middle; the upper was not reached.
     error = 26 - (22 - (5**0.5 / 2 - 1) * 2)

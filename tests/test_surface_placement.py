@@ -7,9 +7,8 @@ import pytest
 from scipy.stats import qmc
 
 from orchestrator.surface.base import Evidence, Points
-from orchestrator.surface.lookahead import LookAhead, _risks
 from orchestrator.surface.phase import PhaseTarget, fit_classifier
-from orchestrator.surface.placement import band, void_share
+from orchestrator.surface.placement import _dense, undecided_order
 
 
 def sobol(n: int, d: int = 2, seed: int = 0) -> np.ndarray:
@@ -103,33 +102,10 @@ def test_trials_without_a_label_count_as_tried() -> None:
     assert not {tuple(p) for p in found} & {tuple(p) for p in x}
 
 
-def test_a_lone_odd_label_is_checked_once() -> None:
-    x = sobol(128)
-    label = (gap(x) > 0).astype(np.int64)
-    odd = int(np.argmin(np.linalg.norm(x - [0.3, 0.2], axis=1)))
-    label[odd] = 1
-    found = suggest(x, label, count=12)
-    check = found[np.linalg.norm(found - x[odd], axis=1) < 0.03]
-    assert len(check) == 1
-    again = suggest(x, label, count=12, pending=check)
-    assert not np.any(np.linalg.norm(again - x[odd], axis=1) < 0.03)
-
-
-def test_a_setting_is_repeated_only_where_its_label_is_doubted() -> None:
+def test_no_setting_is_repeated_while_others_are_left() -> None:
     x = np.unique(eighths(sobol(64)), axis=0)
-    label = (gap(x) > 0).astype(np.int64)
-    odd = int(np.argmin(np.linalg.norm(x - [0.25, 0.125], axis=1)))
-    label[odd] = 1
-    repeated = {tuple(p) for p in suggest(x, label, count=16, snap=eighths)} & {tuple(p) for p in x}
-    assert repeated <= {tuple(x[odd])}
-
-
-def test_some_trials_go_into_the_largest_void() -> None:
-    x = sobol(256)
-    x = x[np.linalg.norm(x - [0.25, 0.12], axis=1) > 0.13]
-    found = suggest(x, (gap(x) > 0).astype(np.int64), count=32)
-    assert np.linalg.norm(found - [0.25, 0.12], axis=1).min() < 0.07
-    assert void_share(64) > void_share(512) > 0
+    found = suggest(x, (gap(x) > 0).astype(np.int64), count=16, snap=eighths)
+    assert not {tuple(p) for p in found} & {tuple(p) for p in x}
 
 
 def test_four_phases_in_three_dimensions() -> None:
@@ -145,29 +121,17 @@ def test_a_single_suggestion_can_be_asked() -> None:
     assert suggest(x, (gap(x) > 0).astype(np.int64), count=1).shape == (1, 2)
 
 
-def test_the_expected_risk_is_that_of_drawn_futures() -> None:
-    """The mean moves by what is learned, the variance shrinks: drawn 200,000 times."""
-    random = np.random.default_rng(0)
-    for row, column in ((0, 60), (20, 90), (40, 110)):
-        a, share = row * 4.5 / 95, (column / 127) ** 2
-        moved = a + np.sqrt(share) * random.standard_normal(200_000)
-        truth = moved + np.sqrt(1 - share) * random.standard_normal(200_000)
-        assert _risks()[row, column] == pytest.approx(np.mean((truth > 0) != (moved > 0)), abs=3e-3)
-    assert np.all(np.diff(_risks(), axis=1) < 1e-4)
-
-
-def test_a_pick_takes_the_gain_that_was_foretold() -> None:
-    x = sobol(64)
+def test_made_positions_gather_about_the_boundary() -> None:
+    x = sobol(128)
     surface = fit_classifier(x, (gap(x) > 0).astype(np.int64), classes=2)
-    points = band(surface, as_is, np.random.default_rng(0), want=200)
-    ahead = LookAhead(surface, points, 150, np.empty((0, 2)))
-    first = ahead.gains()
-    assert first.min() >= -1e-9
-    pick = int(first.argmax())
-    ahead.pick(pick)
-    assert ahead.gains()[pick] < 0.7 * first[pick]
-    told = LookAhead(surface, points, 150, points[pick : pick + 1])
-    np.testing.assert_allclose(told.gains(), ahead.gains(), atol=0.02 * first[pick])
+    made = _dense(surface, 2, np.random.default_rng(0))
+    assert made.min() >= 0
+    assert made.max() <= 1
+    thirds = np.array_split(np.abs(gap(made)), 3)
+    medians = [float(np.median(third)) for third in thirds]
+    assert medians[2] < medians[0] < 0.05, "of the whole box it is 0.25"
+    least = made[undecided_order(surface, made)[:20]]
+    assert np.median(np.abs(gap(least))) < 0.03
 
 
 def test_a_search_beats_a_sequence_and_finds_the_island() -> None:

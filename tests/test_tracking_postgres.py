@@ -38,7 +38,6 @@ class PostgresContract(TrackerContract):
     def parent(self, sweep):
         return parent_by_mlflow(self.uri.removeprefix("phasefront-"), self.experiment, sweep)
 
-
     def test_many_rows_of_names_of_all_lengths_read_back_exactly(self, tracker):
         one, names = trial(), ("k", "größe/µ", "a" * 250)
         values = np.array([[math.nan, math.inf, -math.inf], [1e-310, 1.7e308, 0.1]] * 50)

@@ -241,7 +241,7 @@ def line_traces(
 
 
 def _means(told: TheoryLine, u: NDArray[np.float64], cells: NDArray[np.int64], colour: str) -> list[Trace]:
-    some = np.isfinite(told.mean[cells])
+    some = np.isfinite(told.mean_error[cells])
     if not some.any():
         return []
     error = {"type": "data", "array": _list(told.mean_error[cells][some]), "color": colour, "thickness": 1.2}

@@ -19,4 +19,6 @@ failed = 0
 for command in BENCHMARKS:
     print(f"\n== {' '.join(command)}", flush=True)
     failed |= subprocess.run([sys.executable, here / command[0], *command[1:]], check=False).returncode
+print("\n== -m tests.benchmarks.boundary", flush=True)
+failed |= subprocess.run([sys.executable, "-m", "tests.benchmarks.boundary"], check=False).returncode
 raise SystemExit(failed)
