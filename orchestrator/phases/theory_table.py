@@ -128,7 +128,10 @@ def _of(name: str, asked: Asked, table: TrialTable) -> dict[str, Any]:
     step = quantity(name) == "step"
     by_median = step or bool(column.censored.any()) or bool(np.isfinite(not_by).any())
     seen = Spread(**{key: part[rows] for key, part in vars(everywhere).items()})
-    rounding = 1 / 12 if step else 0.0
+    with np.errstate(invalid="ignore"):
+        # A difference of steps is a whole number too.
+        whole = by_median & (value % 1 == 0) & (seen.median % 1 == 0)
+    rounding = np.where(whole | step, 1 / 12, 0.0)
     own = seen.median_error if by_median else seen.mean_error
     total = np.sqrt(own**2 + error**2 + rounding)
     deviation = _scaled(seen.median if by_median else seen.mean, value, total)

@@ -55,8 +55,8 @@ class Surface(ABC):
 class ClassSurface(Surface):
     """Which class is the most frequent one (over replicates) at each point, and how sure that is.
 
-    A class that no trial has shown so far has belief 0 everywhere; with one class only, its belief is below 1 where
-    nothing was tried near by.
+    Once two classes were seen, a class that no trial has shown has belief 0 everywhere; with one class only, its belief
+    is below 1 where nothing was tried near by, and the rest is the unseen classes'.
     """
 
     @property
