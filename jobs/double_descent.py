@@ -180,10 +180,7 @@ class DoubleDescent(Job[DoubleDescentParams]):
         return observe_curves(curves, thresholds)
 
     def phase(self, params: DoubleDescentParams, observations: Observations, thresholds: Any) -> str:
-        if isinstance(observations["diverged_step"], float):
-            return "diverged"
-        final = observations["final_train_error"]
-        return "interpolating" if isinstance(final, float) and final <= thresholds.interpolated_error else "underfitted"
+        return fit_phase(observations, thresholds)
 
     def summarise(
         self, trials: Sequence[tuple[DoubleDescentParams, Observations]], thresholds: Any
@@ -195,6 +192,14 @@ _PER_MODEL = (
     "width", "sample_count", "label_noise", "noise_std", "init_scale", "learning_rate", "weight_decay",
     "steps", "epochs", "curve_points",
 )  # fmt: skip
+
+
+def fit_phase(observations: Observations, thresholds: DoubleDescentThresholds) -> str:
+    """Whether a trial interpolates its training data at its end, or has diverged."""
+    if isinstance(observations["diverged_step"], float):
+        return "diverged"
+    final = observations["final_train_error"]
+    return "interpolating" if isinstance(final, float) and final <= thresholds.interpolated_error else "underfitted"
 
 
 def observe_curves(curves: Curves, thresholds: DoubleDescentThresholds) -> dict[str, float | Censored]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jobs.data.images import SOURCES
-from jobs.double_descent import DoubleDescent, DoubleDescentThresholds, observe_curves, summarise_sweep
+from jobs.double_descent import DoubleDescent, DoubleDescentThresholds, fit_phase, observe_curves, summarise_sweep
 from jobs.job import (
     AnyParams,
     Cost,
@@ -170,10 +170,7 @@ class ImageDoubleDescent(Job[ImageParams]):
         return observe_curves(curves, thresholds)
 
     def phase(self, params: ImageParams, observations: Observations, thresholds: Any) -> str:
-        if isinstance(observations["diverged_step"], float):
-            return "diverged"
-        final = observations["final_train_error"]
-        return "interpolating" if isinstance(final, float) and final <= thresholds.interpolated_error else "underfitted"
+        return fit_phase(observations, thresholds)
 
     def summarise(self, trials: Sequence[tuple[ImageParams, Observations]], thresholds: Any) -> dict[str, float]:
         return summarise_sweep(trials, thresholds)  # type: ignore[arg-type]

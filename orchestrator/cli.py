@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--alone", action="store_true", help="without the trials it was packed with")
     replay.add_argument(
-        "--tolerance", type=float, default=0.02, metavar="X",
+        "--tolerance", type=_tolerance, default=0.02, metavar="X",
         help="where the setting differs: a value may differ by X, plus X of itself (default 0.02)",
     )  # fmt: skip
     command("schema", "print the JSON Schema of sweep files, for an editor", file=False)
@@ -87,6 +87,13 @@ def _positive(text: str) -> int:
         if int(text) >= 1:
             return int(text)
     raise argparse.ArgumentTypeError(f"must be a whole number >= 1; got {text!r}")
+
+
+def _tolerance(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number >= 0; got {text!r}")
 
 
 def _version() -> str:

@@ -167,6 +167,49 @@ def test_what_cannot_be_replayed_is_said_without_a_traceback(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("foo://x", "is no address"),
+        ("memory:", "holds nothing"),
+        ("sqlite:///nothere.db", "holds nothing"),
+        ("postgresql://u:secret@127.0.0.1:1/x", "127.0.0.1"),
+        ("http://127.0.0.1:1", "127.0.0.1"),
+    ],
+)
+def test_an_address_without_a_record_is_said_at_once_and_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["replay", "0" * 32, "--tracking", address]) == EXIT_MISTAKE
+    said = capsys.readouterr().err
+    assert what in said
+    assert "Traceback" not in said
+    assert "secret" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trial_that_cannot_be_trained_again_is_no_fault_of_the_program(
+    record: Query, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs.double_descent import DoubleDescent
+
+    def broken(*given: object, **named: object) -> None:
+        raise RuntimeError("no more memory")
+
+    monkeypatch.setattr(DoubleDescent, "train", broken)
+    assert replay(trial_runs(record)[0]) == 1
+    assert "its training failed: no more memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "much"])
+def test_a_tolerance_is_a_number_from_0(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["replay", "0" * 32, "--tolerance", text])
+    assert stopped.value.code == EXIT_MISTAKE
+    assert "must be a number >= 0" in capsys.readouterr().err
+
+
 def test_how_a_trial_was_trained_reads_back() -> None:
     trained = Trained(
         pack=pack_digest(["a", "b"]), at=1, of=2, seed=2**64 - 1, version=3, setting=setting("double_descent", "cpu")

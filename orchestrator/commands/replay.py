@@ -18,11 +18,12 @@ def replay(arguments: argparse.Namespace) -> int:
     from orchestrator.commands.wiring import local_gpus
     from orchestrator.dispatch.worker import prepare
     from orchestrator.environment import setting
+    from orchestrator.failures import last_line
     from orchestrator.replay import compare, train_again
     from orchestrator.tracking.replay_source import ReplaySource
 
     uri = arguments.tracking or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    source = ReplaySource(uri)
+    source = ReplaySource(uri, place="--tracking" if arguments.tracking else "the tracking address")
     trial = source.trial(arguments.run_id)
     try:
         job = load_job(trial.job)
@@ -58,7 +59,11 @@ def replay(arguments: argparse.Namespace) -> int:
         print(f"pack      alone: {why}" if trial.trained.of > 1 else "pack      alone, as it was")
     print("setting   " + ("as it was" if not differences else "differs (then, now): " + "; ".join(differences)))
     same_setting = not differences and (whole or trial.trained.of == 1)
-    again = train_again(job, members, trial.trained.at if whole else 0, device=device)
+    try:
+        again = train_again(job, members, trial.trained.at if whole else 0, device=device)
+    except Exception as error:  # the job's own: nothing of it is a fault of this program
+        print(f"result    its training failed: {last_line(str(error)) or type(error).__name__}")
+        return 1
     found = compare(trial.curves, again, tolerance=arguments.tolerance)
     for name, (apart, step) in found.deviation.items():
         print(f"          {name}: largest difference {apart:.3g}, at step {step}")

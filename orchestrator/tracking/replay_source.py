@@ -12,7 +12,8 @@ from jobs.job import Curves, Scalar
 from orchestrator.environment import Trained
 from orchestrator.errors import UserError
 from orchestrator.tracking import layout
-from orchestrator.tracking.address import PREFIX
+from orchestrator.tracking.address import PREFIX, database_address
+from orchestrator.tracking.factory import MEMORY, open_tracker
 from orchestrator.tracking.quiet import quiet_mlflow
 
 PAGE = 1000
@@ -40,13 +41,14 @@ class PackMember:
 
 
 class ReplaySource:
-    """Reads runs of one tracking address.
+    """Reads runs of one tracking address; creates nothing there.
 
     Raises:
-        UserError: from any method, where the address does not answer.
+        UserError: the address is none, holds nothing, or does not answer.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, place: str) -> None:
+        _look(uri, place)
         quiet_mlflow("mlflow.tracking")
         from mlflow.tracking import MlflowClient
 
@@ -126,6 +128,26 @@ class ReplaySource:
             token = page.token
             if not token:
                 return [members[at] for at in sorted(members)]
+
+
+def _look(uri: str, place: str) -> None:
+    """Whether there is a record at this address: MLflow's client would make a database, or try for minutes."""
+    tracker = open_tracker(uri, experiment="", place=place)
+    try:
+        tracker.find_sweep("0" * 32)
+    finally:
+        tracker.close()
+    nothing = uri == MEMORY
+    if uri.removeprefix(PREFIX).startswith("sqlite"):
+        file = database_address(uri, place=place).file
+        nothing = file is None or not file.exists()
+    if nothing:
+        raise UserError(
+            "there must be a record to replay from",
+            place=place,
+            value=f"{uri}, which holds nothing",
+            next_step="name the database or the server of the run: --tracking sqlite:///folder/mlflow.db",
+        )
 
 
 _WHERE_TRIALS = "choose a finished trial: its run id is in MLflow's UI and in the trials.parquet of the sweep's output"
