@@ -10,10 +10,10 @@ from typing import Any
 from jobs.job import Job
 
 BUILT_IN = {
-    "double_descent": "jobs.double_descent:DoubleDescent",
-    "grokking": "jobs.grokking:Grokking",
-    "ridge": "jobs.ridge:Ridge",
-    "image_double_descent": "jobs.image_double_descent:ImageDoubleDescent",
+    "double_descent": "jobs.double_descent.job:DoubleDescent",
+    "grokking": "jobs.grokking.job:Grokking",
+    "ridge": "jobs.ridge.job:Ridge",
+    "image_double_descent": "jobs.double_descent.image_job:ImageDoubleDescent",
 }
 """Names that a sweep file may use as they are; any other job is `package.module:Name`."""
 

@@ -123,9 +123,15 @@ def param(
     before: then every trial that was run without it stays the trial it was.
     """
     rules = {
-        "meaning": meaning, "unit": unit, "low": low, "high": high,
-        "above": above, "below": below, "choices": tuple(choices), "added": added,
-    }  # fmt: skip
+        "meaning": meaning,
+        "unit": unit,
+        "low": low,
+        "high": high,
+        "above": above,
+        "below": below,
+        "choices": tuple(choices),
+        "added": added,
+    }
     return field(default=default, metadata={"param": rules})
 
 

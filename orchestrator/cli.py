@@ -80,9 +80,10 @@ def parser() -> argparse.ArgumentParser:
     compare = command("compare", "draw two phase maps and their difference side by side", file=False)
     for name, which in (("first", "one"), ("second", "the other")):
         compare.add_argument(
-            name, metavar="AB"[name == "second"],
+            name,
+            metavar="AB"[name == "second"],
             help=f"{which}: a sweep file, a folder of results, or a table of trials (Parquet)",
-        )  # fmt: skip
+        )
     compare.add_argument(
         "-o", "--output", metavar="FILE", default="comparison.png", help="the picture (PNG) [comparison.png]"
     )
@@ -93,9 +94,12 @@ def parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--alone", action="store_true", help="without the trials it was packed with")
     replay.add_argument(
-        "--tolerance", type=_tolerance, default=0.02, metavar="X",
+        "--tolerance",
+        type=_tolerance,
+        default=0.02,
+        metavar="X",
         help="where the setting differs: a value may differ by X, plus X of itself (default 0.02)",
-    )  # fmt: skip
+    )
     command("schema", "print the JSON Schema of sweep files, for an editor", file=False)
     return main_parser
 
@@ -148,8 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in _OURS:
             print(
                 f"phasefront {given.command}: {error.name} is not installed: install phasefront with its libraries "
-                "(make install)", file=sys.stderr,
-            )  # fmt: skip
+                "(make install)",
+                file=sys.stderr,
+            )
             return EXIT_MISTAKE
         import traceback
 

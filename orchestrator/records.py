@@ -49,7 +49,7 @@ class TrialResult:
     error: str | None = None
     """A failed trial's traceback, or what killed it."""
     trained: str = ""
-    """Where and with what it was trained (`orchestrator.environment.Trained.text`); "" where no worker ended it."""
+    """Where and with what it was trained (`Trained.text`); "" where no worker ended it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,9 +34,7 @@ def relabel_stale(
         except Exception:
             yield TrialResult(trial_id=trial_id, status=Status.FAILED, error=traceback.format_exc())
             continue
-        batch.append(
-            TrialResult(trial_id=trial_id, status=Status.FINISHED, phase=phase, observations=observations)
-        )
+        batch.append(TrialResult(trial_id=trial_id, status=Status.FINISHED, phase=phase, observations=observations))
         if len(batch) >= BATCH:
             tracker.relabel(batch)
             yield from batch

@@ -93,9 +93,7 @@ def compare(recorded: Curves, again: Curves, *, tolerance: float = TOLERANCE) ->
     return Comparison(same_steps=same, exact=exact, deviation=deviation, beyond=beyond)
 
 
-def _rows(
-    curves: Curves, name: str, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _rows(curves: Curves, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """The metric's values at these rows, and whether it was reported there."""
     present = None if curves.present is None else curves.present[name][rows]
     return curves.values[name][rows], np.ones(len(rows), np.bool_) if present is None else present

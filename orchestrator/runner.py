@@ -18,7 +18,7 @@ from jobs.job import Params, as_dict
 from orchestrator.dispatch.base import Dispatcher, Event, PackEnded, PackFailed, PackTask
 from orchestrator.dispatch.base import Progress as PackProgress
 from orchestrator.failures import FailureWatch, Remedy, decide, last_line
-from orchestrator.plan import Pack, Planner
+from orchestrator.plan.planner import Pack, Planner
 from orchestrator.progress import Progress, Snapshot
 from orchestrator.records import Recorded, Status, TrialResult
 from orchestrator.relabel import relabel_stale

@@ -39,9 +39,7 @@ class Trial:
     """32 hexadecimal digits: the hash of everything above. Equal content, equal id, in any sweep."""
 
     def __post_init__(self) -> None:
-        content = _digest(
-            "trial", self.job, self.job_version, identity(self.params), self.replicate, self.base_seed
-        )
+        content = _digest("trial", self.job, self.job_version, identity(self.params), self.replicate, self.base_seed)
         object.__setattr__(self, "id", content.hex())
 
     @property

@@ -97,9 +97,13 @@ def driver(*arguments: str, cwd: Path, environ: Mapping[str, str] | None = None)
     with log.open("wb") as sink:
         popen = subprocess.Popen(
             [sys.executable, "-m", "orchestrator", *arguments],
-            cwd=cwd, env={**environment(environ), MARK: mark},
-            stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            cwd=cwd,
+            env={**environment(environ), MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     running = Driver(popen=popen, mark=mark, log=log)
     try:
         yield running
@@ -172,11 +176,15 @@ def record(database: Path) -> list[Run]:
             ).fetchall()
             runs.append(
                 Run(
-                    run_id=run_id, experiment_id=str(experiment_id), name=name, status=status,
+                    run_id=run_id,
+                    experiment_id=str(experiment_id),
+                    name=name,
+                    status=status,
                     rows=tuple((key, step, value, int(nan)) for key, step, value, nan, at in metrics if at >= start),
-                    observed=tuple((key, value, int(nan)) for key, _, value, nan, at in metrics if at < start), **pairs,
+                    observed=tuple((key, value, int(nan)) for key, _, value, nan, at in metrics if at < start),
+                    **pairs,
                 )
-            )  # fmt: skip
+            )
     return runs
 
 

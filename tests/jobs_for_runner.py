@@ -67,9 +67,7 @@ class Ramp(Job[RampParams]):
             broken = np.array([pack[i].params.trouble == "diverge" and step == 2 for i in live])
             value[broken] = np.nan
             done = broken | ((step == STEPS) & ~silent[live])
-            yield Report(
-                step=step, members=live, values={"value": value, "half": value / 2}, finished=live[done]
-            )
+            yield Report(step=step, members=live, values={"value": value, "half": value / 2}, finished=live[done])
             live = live[~broken]
 
     def observe(self, params: RampParams, curves: Curves, thresholds: Params) -> Observations:

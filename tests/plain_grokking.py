@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jobs.data import digits
-from jobs.data.modular import operation_pairs
-from jobs.grokking import Grokking, GrokkingParams
+from jobs.grokking import digits
+from jobs.grokking import pack as grokking_pack
+from jobs.grokking.block import ModularBlock
+from jobs.grokking.job import Grokking, GrokkingParams
+from jobs.grokking.modular import operation_pairs
 from jobs.job import Member
-from jobs.packed import grokking_pack
-from jobs.packed.modular_block import ModularBlock
 
 
 class PlainQuadratic(nn.Module):

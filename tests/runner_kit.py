@@ -9,10 +9,10 @@ from typing import Any
 
 from jobs.catalogue import load_job
 from jobs.job import as_dict
-from orchestrator.calibration import Calibration
 from orchestrator.dispatch.base import Dispatcher, PackTask
 from orchestrator.dispatch.inline import InlineDispatcher
-from orchestrator.plan import Planner
+from orchestrator.plan.calibration import Calibration
+from orchestrator.plan.planner import Planner
 from orchestrator.progress import Progress, Silent
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.runner import Runner, Summary
@@ -110,9 +110,7 @@ class Kept(MemoryTracker):
     def open(self, level: float) -> None:
         """Open the one sweep of these tests, under thresholds of this level."""
         self.open_sweep(
-            SweepRecord(
-                sweep_id="sweep", name="sweep", job="job", resolved_yaml="", thresholds=str({"level": level})
-            )
+            SweepRecord(sweep_id="sweep", name="sweep", job="job", resolved_yaml="", thresholds=str({"level": level}))
         )
 
     @property

@@ -17,7 +17,7 @@ from orchestrator.search.base import Outcome
 from orchestrator.search.boundary import BoundarySampler, Ends, Sought
 from orchestrator.search.space import Slice, slices_of
 from orchestrator.search.study import SweepStudy
-from orchestrator.surface.base import ClassSurface, Evidence, Points, Snap, Target
+from orchestrator.surface.base import ClassSurface, Evidence, Points, Snap, Surrogate
 from orchestrator.trial import Trial
 
 JOB = "jobs_for_tests:Descent"
@@ -67,7 +67,7 @@ class Nearest(ClassSurface):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NearestTarget(Target[Nearest]):
+class NearestSurrogate(Surrogate[Nearest]):
     """A real target, if a poor one: the pool's points that are farthest from what was tried."""
 
     classes: int = 3
@@ -76,9 +76,15 @@ class NearestTarget(Target[Nearest]):
         return Nearest(evidence.x, evidence.label, self.classes)
 
     def suggest(
-        self, surface: Nearest, evidence: Evidence, *, pending: Points, count: int, snap: Snap,
+        self,
+        surface: Nearest,
+        evidence: Evidence,
+        *,
+        pending: Points,
+        count: int,
+        snap: Snap,
         rng: np.random.Generator,
-    ) -> Points:  # fmt: skip
+    ) -> Points:
         pool = np.unique(snap(rng.random((256, surface.dimensions))), axis=0)
         tried = np.concatenate([evidence.x, pending])
         chosen: list[Any] = []
@@ -116,7 +122,7 @@ def boundary(
     storage: Any = None,
     name: str = "study",
     budget: int = 40,
-    target: Target[Any] | None = None,
+    target: Surrogate[Any] | None = None,
     space: Sequence[Slice] | None = None,
     uncertain_area: float | None = None,
     **options: Any,
@@ -124,9 +130,12 @@ def boundary(
     """A sampler with the cheap target, in memory unless told otherwise."""
     options = {"start": 16, "batch": 8, "sought": Sought(labels=LABELS), "trial_of": trial_of, **options}
     if target is None:
-        target = NearestTarget()
+        target = NearestSurrogate()
     return BoundarySampler(
         study=SweepStudy(storage or optuna.storages.InMemoryStorage(), name),
-        space=space or slices_of(axes, {}, {}), axes=axes, target_of=lambda _: target,
-        ends=Ends(budget=budget, uncertain_area=uncertain_area), **options,
-    )  # fmt: skip
+        space=space or slices_of(axes, {}, {}),
+        axes=axes,
+        target_of=lambda _: target,
+        ends=Ends(budget=budget, uncertain_area=uncertain_area),
+        **options,
+    )

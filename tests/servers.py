@@ -48,15 +48,33 @@ def postgres_server() -> Iterator[str]:
         environment = {**os.environ, "LC_ALL": "C"}
         subprocess.run(
             [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "-N", "-E", "UTF8"],
-            check=True, capture_output=True, cwd="/", env=environment,
-        )  # fmt: skip
+            check=True,
+            capture_output=True,
+            cwd="/",
+            env=environment,
+        )
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
-            [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(port), "-c", "listen_addresses=127.0.0.1",
-             "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"],
-            stdout=subprocess.DEVNULL, stderr=log, cwd="/", env=environment,
-            start_new_session=True,
-        )  # fmt: skip
+                [
+                    *as_user,
+                    str(programs / "postgres"),
+                    "-D",
+                    str(data),
+                    "-p",
+                    str(port),
+                    "-c",
+                    "listen_addresses=127.0.0.1",
+                    "-c",
+                    f"unix_socket_directories={folder}",
+                    "-c",
+                    "fsync=off",
+                ],
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd="/",
+                env=environment,
+                start_new_session=True,
+            )
         try:
             _wait(server, lambda: _answers_postgres(programs, port), folder / "log")
             yield f"postgresql://tester@127.0.0.1:{port}/postgres"
@@ -90,11 +108,28 @@ def mlflow_server(backend_uri: str, artifacts: Path) -> Iterator[str]:
     log = artifacts / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend_uri, "--artifacts-destination",
-         str(artifacts), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-        stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=artifacts,
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-    )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--backend-store-uri",
+                backend_uri,
+                "--artifacts-destination",
+                str(artifacts),
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--workers",
+                "1",
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=artifacts,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         _wait(server, lambda: _answers_http(f"{address}/health"), log)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from orchestrator.phases.box import BoxAxis, Slice
-from orchestrator.phases.surface_map import FittedMap, FittedSlice
+from orchestrator.phases.map.box import BoxAxis, Slice
+from orchestrator.phases.map.surface_map import FittedMap, FittedSlice
 from orchestrator.surface.base import ClassSurface, Evidence, Points, Surface
 
 Heights = Callable[[Points], NDArray[np.float64]]

@@ -13,18 +13,24 @@ from jobs_for_phases import GivenSweep, axis, by_id, row, trial
 from surfaces_for_phases import AXES, Formula, above, evidence, one_map, one_slice
 
 from jobs.job import Censored
-from orchestrator.phases.boundary_data import boundary_lines, read_geojson, read_parquet, write_geojson, write_parquet
-from orchestrator.phases.classify import Aim
-from orchestrator.phases.crossing import crossings
-from orchestrator.phases.progress_curve import ProgressCurve, read_csv, refitted, write_csv
+from orchestrator.phases.map.boundary_data import (
+    boundary_lines,
+    read_geojson,
+    read_parquet,
+    write_geojson,
+    write_parquet,
+)
+from orchestrator.phases.map.classify import Aim
+from orchestrator.phases.map.contour import crossings
+from orchestrator.phases.map.progress_curve import ProgressCurve, read_csv, refitted, write_csv
+from orchestrator.phases.map.raster import CHUNK, plane, rasterise
+from orchestrator.phases.map.savings import boundary_size, read_savings, savings, write_savings
+from orchestrator.phases.map.surface_map import expected_error, planes
 from orchestrator.phases.publish import Published, publish
-from orchestrator.phases.publish_surface import Drawing
-from orchestrator.phases.raster import CHUNK, plane, rasterise
-from orchestrator.phases.savings import boundary_size, read_savings, savings, write_savings
-from orchestrator.phases.surface_map import expected_error, planes
+from orchestrator.phases.publish_map import Drawing
 from orchestrator.records import Status
 from orchestrator.surface.base import Points
-from orchestrator.surface.phase import PhaseTarget
+from orchestrator.surface.phase import PhaseSurrogate
 from orchestrator.trial import Trial
 
 NONE = np.zeros((0, 2)), np.zeros(0, dtype=np.int64)
@@ -162,9 +168,14 @@ def test_a_file_that_holds_no_boundary_says_so(tmp_path: Path) -> None:
 def test_an_axis_may_be_called_like_a_column(tmp_path: Path) -> None:
     (line,) = boundary_lines(one_map(WAVE, evidence(*NONE)))
     odd = type(line)(
-        labels=line.labels, axes=("vertex", "heat_at_5"), fixed={"line": "tin"}, points=line.points, at_5=line.at_5,
-        at_95=line.at_95, offsets=line.offsets,
-    )  # fmt: skip
+        labels=line.labels,
+        axes=("vertex", "heat_at_5"),
+        fixed={"line": "tin"},
+        points=line.points,
+        at_5=line.at_5,
+        at_95=line.at_95,
+        offsets=line.offsets,
+    )
     write_parquet([odd], tmp_path / "b.parquet")
     (back,) = read_parquet(tmp_path / "b.parquet")
     assert back.axes == odd.axes and back.fixed == odd.fixed and np.array_equal(back.points, odd.points)
@@ -195,7 +206,7 @@ def test_a_search_near_the_boundary_is_found_to_save_trials_and_is_not_estimated
     rng = np.random.default_rng(1)
     x = rng.random((120, 2))
     x[30:, 1] = np.clip(0.5 + 0.2 * np.sin(5 * x[30:, 0]) + 0.03 * rng.standard_normal(90), 0, 1)
-    fit = PhaseTarget(classes=2).fit
+    fit = PhaseSurrogate(classes=2).fit
     seen = evidence(x, WAVE.label(x))
     found = one_map(fit(seen), seen, fit)
     saved = savings(found)
@@ -216,7 +227,7 @@ def test_a_search_near_the_boundary_is_found_to_save_trials_and_is_not_estimated
 
 def test_the_curve_ends_at_the_map_and_follows_the_order_of_the_trials(tmp_path: Path) -> None:
     x = np.random.default_rng(2).random((100, 2))
-    fit = PhaseTarget(classes=2).fit
+    fit = PhaseSurrogate(classes=2).fit
     seen = evidence(x, WAVE.label(x))
     found = one_map(fit(seen), seen, fit)
     curve = refitted(found)
@@ -232,9 +243,15 @@ def test_the_curve_ends_at_the_map_and_follows_the_order_of_the_trials(tmp_path:
 
 FOUND = (axis("heat", 0.1, 10.0, scale="log"), axis("load", 0.0, 1.0, scale="linear"))
 FILES = {
-    "phase_diagram.png", "phase_diagram.html", "trials.parquet", "sweep_metrics.json", "boundary.parquet",
-    "boundary.geojson", "search_progress.csv", "search_progress.png",
-}  # fmt: skip
+    "phase_diagram.png",
+    "phase_diagram.html",
+    "trials.parquet",
+    "sweep_metrics.json",
+    "boundary.parquet",
+    "boundary.geojson",
+    "search_progress.csv",
+    "search_progress.png",
+}
 
 
 def searched(count: int, **more: tuple[object, ...]) -> tuple[list[Trial], dict[str, object]]:
@@ -252,11 +269,12 @@ def searched(count: int, **more: tuple[object, ...]) -> tuple[list[Trial], dict[
         step = 10 ** (1.5 - melted)
         rows.append(
             row(
-                one, "liquid" if melted > 0 else "solid",
+                one,
+                "liquid" if melted > 0 else "solid",
                 melting_step=step if step < 60 else Censored(60.0),
                 final_error=float(np.exp(-20 * (math.log10(heat) - load + 0.5) ** 2)),
             )
-        )  # fmt: skip
+        )
     return trials, by_id(*rows)  # type: ignore[return-value]
 
 
@@ -284,8 +302,10 @@ def test_a_search_for_phases_leaves_map_boundary_curve_and_savings(tmp_path: Pat
     assert any(note.startswith("76 trials; a grid of the same map error") for note in found.notes)
     views = page_of(found)["views"]
     assert [view["name"] for view in views[:3]] == [
-        "phase, drawn by the classifier", "uncertain area against trials", "phase",
-    ]  # fmt: skip
+        "phase, drawn by the classifier",
+        "uncertain area against trials",
+        "phase",
+    ]
     names = [trace["name"] for trace in views[0]["slices"][0]["traces"]]
     assert {"boundary (equal belief)", "solid", "liquid", "failed"} <= set(names)
 

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.catalogue import load_job
-from jobs.double_descent import DoubleDescent
+from jobs.double_descent.job import DoubleDescent
 from jobs.job import Cost
-from orchestrator import calibration
-from orchestrator.calibration import Calibration, JobHistory, Machine
 from orchestrator.commands.inspect import time_words
-from orchestrator.kinds import KindHistory, SweepHistory, Tally, kind_of
-from orchestrator.load import slowdown
-from orchestrator.plan import Pack, Planner, summarise
-from orchestrator.rehearsal import rehearse
+from orchestrator.plan import calibration
+from orchestrator.plan.calibration import Calibration, JobHistory, Machine
+from orchestrator.plan.kinds import KindHistory, SweepHistory, Tally, kind_of
+from orchestrator.plan.load import slowdown
+from orchestrator.plan.planner import Pack, Planner, summarise
+from orchestrator.plan.rehearsal import rehearse
 from orchestrator.trial import Trial
 
 DESCENT = "double_descent"
@@ -30,16 +30,28 @@ points = st.dictionaries(st.floats(-3, 6), st.floats(0.1, 9), min_size=1, max_si
 
 
 def descent(width: int, replicate: int = 0, **settings: object) -> Trial:
-    values = {"width": width, "data": "gaussian_teacher", "inputs": 20, "pool": 400, "test_count": 100,
-              "steps": 300, "curve_points": 10, **settings}  # fmt: skip
+    values = {
+        "width": width,
+        "data": "gaussian_teacher",
+        "inputs": 20,
+        "pool": 400,
+        "test_count": 100,
+        "steps": 300,
+        "curve_points": 10,
+        **settings,
+    }
     return Trial(job=DESCENT, job_version=1, params=DoubleDescent().params_for(values), replicate=replicate)
 
 
 def planner(job: str = DESCENT, known: Calibration | None = None, *, at_once: int = 2) -> Planner:
     return Planner(
-        job_name=job, job=load_job(job), calibration=known or Calibration(), memory_budget_bytes=1e12,
-        at_once=at_once, sweep_id="sweep",
-    )  # fmt: skip
+        job_name=job,
+        job=load_job(job),
+        calibration=known or Calibration(),
+        memory_budget_bytes=1e12,
+        at_once=at_once,
+        sweep_id="sweep",
+    )
 
 
 def of_function(job: str, count: int) -> list[Trial]:
@@ -76,8 +88,12 @@ def test_kinds_differ_by_key_by_pace_and_by_how_many_workers_share_the_cores() -
     def cost(steps: int) -> Cost:
         return Cost(launches=1, matmul_flop=1, element_visits=1, memory_bytes=1, steps=steps, reports=10)
 
-    names = [kind_of("j", 1, "a", cost(1000), 2), kind_of("j", 1, "b", cost(1000), 2),
-             kind_of("j", 1, "a", cost(100_000), 2), kind_of("j", 1, "a", cost(1000), 1)]  # fmt: skip
+    names = [
+        kind_of("j", 1, "a", cost(1000), 2),
+        kind_of("j", 1, "b", cost(1000), 2),
+        kind_of("j", 1, "a", cost(100_000), 2),
+        kind_of("j", 1, "a", cost(1000), 1),
+    ]
     assert len(set(names)) == 4
     assert kind_of("j", 1, "a", cost(1050), 2) == names[0]
     assert {name.partition("/")[0] for name in names} == {"j@1"}
@@ -105,9 +121,10 @@ def test_what_trials_that_ended_early_took_is_no_property_of_their_kind() -> Non
 def test_all_that_was_learnt_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kept = Calibration(
-        machine=Machine(measured=True), kinds={"j@1/a": KindHistory(points=((0.5, 2.0), (1.5, 3.0)), runs=2)},
+        machine=Machine(measured=True),
+        kinds={"j@1/a": KindHistory(points=((0.5, 2.0), (1.5, 3.0)), runs=2)},
         sweeps={"s": SweepHistory(early=0.5)},
-    )  # fmt: skip
+    )
     calibration.save(kept)
     assert calibration.load("cpu") == kept
     old = json.loads(calibration.cache_file("cpu").read_text())

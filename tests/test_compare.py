@@ -15,7 +15,7 @@ from orchestrator.axes import Axis
 from orchestrator.cli import EXIT_MISTAKE, main
 from orchestrator.phases.compare import NotComparable, Side, compare, report, side
 from orchestrator.phases.publish import publish
-from orchestrator.phases.publish_surface import Drawing
+from orchestrator.phases.publish_map import Drawing
 from orchestrator.phases.table import collect, note_of, read_note, read_table, write_table
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
@@ -63,8 +63,11 @@ def test_the_difference_is_the_area_between_the_two_boundaries_and_the_same_eith
     assert found.area == pytest.approx(0.25, abs=0.015)
     assert 0.1 < found.sure_area < found.area
     assert (back.area, back.sure_area, back.unsure[::-1], back.cells[::-1]) == (
-        found.area, found.sure_area, found.unsure, found.cells,
-    )  # fmt: skip
+        found.area,
+        found.sure_area,
+        found.unsure,
+        found.cells,
+    )
     assert found.cells[0] is not None and found.cells[0][1] == pytest.approx(0.25, abs=0.04)
 
 
@@ -142,7 +145,7 @@ def test_what_two_sweeps_differ_in_besides_their_axes_is_named() -> None:
 
 
 def test_the_picture_names_as_many_differences_as_a_line_holds() -> None:
-    from orchestrator.phases.png_compare import MOST_ALSO, _also
+    from orchestrator.phases.draw.png_compare import MOST_ALSO, _also
 
     assert _also([]) == [] and _also(["kind: iron in A, tin in B"]) == ["also different: kind: iron in A, tin in B"]
     (line,) = _also([f"parameter_{k}: {k} in A, {k + 1} in B" for k in range(30)])

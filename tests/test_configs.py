@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.sweep import Sweep
+from orchestrator.sweep.sweep import Sweep
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.data.modular import OPERATIONS
-from jobs.double_descent import DoubleDescent, DoubleDescentParams
-from jobs.grokking import MODELS, Grokking, GrokkingParams
+from jobs.double_descent.job import DoubleDescent, DoubleDescentParams
+from jobs.grokking import cost as modular_cost
+from jobs.grokking.job import MODELS, Grokking, GrokkingParams
+from jobs.grokking.modular import OPERATIONS
+from jobs.grokking.pack import _block as grokking_block
 from jobs.job import Cost, Job, Member
-from jobs.packed import modular_cost
-from jobs.packed.grokking_pack import _block as grokking_block
 
 GROKKING, DESCENT = Grokking(), DoubleDescent()
 COUNTS = ("launches", "matmul_flop", "element_visits", "memory_bytes")
@@ -24,20 +24,31 @@ GAUSSIAN = {"data": "gaussian_teacher", "pool": 60, "test_count": 40}
 
 grokking_params = st.builds(
     GrokkingParams,
-    model=st.sampled_from(MODELS), operation=st.sampled_from(OPERATIONS), modulus=st.integers(2, 97),
-    width=st.sampled_from((4, 16, 100, 128)), layers=st.integers(1, 4), heads=st.sampled_from((1, 4)),
-    layer_norm=st.booleans(), data_fraction=st.floats(0.05, 0.95), batch_size=st.sampled_from((0, 1, 100, 10**6)),
-    optimiser=st.sampled_from(("adamw", "adam", "sgd")), steps=st.integers(1, 10**6), curve_points=st.integers(2, 320),
-)  # fmt: skip
+    model=st.sampled_from(MODELS),
+    operation=st.sampled_from(OPERATIONS),
+    modulus=st.integers(2, 97),
+    width=st.sampled_from((4, 16, 100, 128)),
+    layers=st.integers(1, 4),
+    heads=st.sampled_from((1, 4)),
+    layer_norm=st.booleans(),
+    data_fraction=st.floats(0.05, 0.95),
+    batch_size=st.sampled_from((0, 1, 100, 10**6)),
+    optimiser=st.sampled_from(("adamw", "adam", "sgd")),
+    steps=st.integers(1, 10**6),
+    curve_points=st.integers(2, 320),
+)
 descent_params = st.builds(
     DoubleDescentParams,
-    pool=st.integers(2, 5000), width=st.integers(1, 500), depth=st.integers(0, 4),
-    optimiser=st.sampled_from(("sgd", "adam", "adamw")), batch_size=st.sampled_from((0, 1, 100)),
-    steps=st.integers(1, 10**6), epochs=st.sampled_from((0, 0, 7)), curve_points=st.integers(2, 320),
-)  # fmt: skip
-trials = st.one_of(
-    st.tuples(st.just(GROKKING), grokking_params), st.tuples(st.just(DESCENT), descent_params)
-)  # fmt: skip
+    pool=st.integers(2, 5000),
+    width=st.integers(1, 500),
+    depth=st.integers(0, 4),
+    optimiser=st.sampled_from(("sgd", "adam", "adamw")),
+    batch_size=st.sampled_from((0, 1, 100)),
+    steps=st.integers(1, 10**6),
+    epochs=st.sampled_from((0, 0, 7)),
+    curve_points=st.integers(2, 320),
+)
+trials = st.one_of(st.tuples(st.just(GROKKING), grokking_params), st.tuples(st.just(DESCENT), descent_params))
 
 
 def cost(job: Job[Any], params: Any, *, models: int = 1, extent: tuple[int, ...] | None = None) -> Cost:
@@ -129,9 +140,26 @@ REAL: list[tuple[Job[Any], dict[str, Any]]] = [
 SMALL_TABLE = (GROKKING, {"model": "embedding_mlp", "modulus": 13})
 """An embedding perceptron of the default widths on a small modulus."""
 WITHOUT_WORK = {
-    "view", "_unsafe_view", "reshape", "split", "split_with_sizes", "transpose", "t", "expand", "slice", "unsqueeze",
-    "squeeze", "select", "detach", "alias", "as_strided", "permute", "unbind", "lift_fresh", "_local_scalar_dense",
-}  # fmt: skip
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "split",
+    "split_with_sizes",
+    "transpose",
+    "t",
+    "expand",
+    "slice",
+    "unsqueeze",
+    "squeeze",
+    "select",
+    "detach",
+    "alias",
+    "as_strided",
+    "permute",
+    "unbind",
+    "lift_fresh",
+    "_local_scalar_dense",
+}
 
 
 def named(value: Any) -> str:
@@ -182,9 +210,12 @@ def test_launches_are_counted_within_a_factor_of_two(job: Job[Any], values: dict
 
 @settings(max_examples=30)
 @given(
-    model=st.sampled_from(MODELS), width=st.sampled_from((16, 48)), modulus=st.sampled_from((16, 31, 37)),
-    layers=st.integers(1, 3), layer_norm=st.booleans(),
-)  # fmt: skip
+    model=st.sampled_from(MODELS),
+    width=st.sampled_from((16, 48)),
+    modulus=st.sampled_from((16, 31, 37)),
+    layers=st.integers(1, 3),
+    layer_norm=st.booleans(),
+)
 def test_parameters_are_counted_as_the_block_holds_them(
     model: str, width: int, modulus: int, layers: int, layer_norm: bool
 ) -> None:

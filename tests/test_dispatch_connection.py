@@ -55,8 +55,12 @@ def test_a_run_without_its_cluster_ends_as_a_users_mistake(silent: str, tmp_path
     (tmp_path / "sweep.yaml").write_text("name: lost\njob: mine:train\naxes:\n  lr: {values: [1.0, 2.0]}\n")
     ended = subprocess.run(
         [sys.executable, "-m", "orchestrator", "run", "sweep.yaml"],
-        cwd=tmp_path, env=environment({"RAY_ADDRESS": silent}), capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment({"RAY_ADDRESS": silent}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert ended.returncode == 2, ended.stderr
     assert f"RAY_ADDRESS: no Ray cluster answers at {silent}" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -22,16 +22,23 @@ class Stepping:
 
 def task(number: int) -> PackTask:
     return PackTask(
-        pack_id=f"pack {number}", job="any", trial_ids=(f"trial {number}",), params=({},), seeds=(number,),
+        pack_id=f"pack {number}",
+        job="any",
+        trial_ids=(f"trial {number}",),
+        params=({},),
+        seeds=(number,),
         thresholds={},
-    )  # fmt: skip
+    )
 
 
 def results(task: PackTask) -> Progress:
     rows = CurveRows(
-        trial_ids=task.trial_ids, metrics=("loss",), trial=np.zeros(1, np.int32), step=np.ones(1, np.int64),
+        trial_ids=task.trial_ids,
+        metrics=("loss",),
+        trial=np.zeros(1, np.int32),
+        step=np.ones(1, np.int64),
         values=np.ones((1, 1)),
-    )  # fmt: skip
+    )
     end = TrialResult(trial_id=task.trial_ids[0], status=Status.FINISHED, phase="done")
     return Progress(pack_id=task.pack_id, rows=rows, results=(end,))
 

@@ -120,9 +120,7 @@ def test_a_member_that_train_forgets_fails_and_says_why() -> None:
 
 def test_a_job_that_cannot_be_loaded_is_a_user_error() -> None:
     trial = ramp()
-    task_ = PackTask(
-        pack_id="p", job=RAMP + "x", trial_ids=(trial.id,), params=({},), seeds=(1,), thresholds={}
-    )
+    task_ = PackTask(pack_id="p", job=RAMP + "x", trial_ids=(trial.id,), params=({},), seeds=(1,), thresholds={})
     (last,) = execute(task_, device="cpu")
     assert isinstance(last, PackFailed)
     assert last.cause is Cause.USER_ERROR

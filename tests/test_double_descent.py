@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.data.gaussian import gaussian_linear, gaussian_teacher
 from jobs.data.labels import noisy_labels
 from jobs.data.mnist1d import mnist1d
-from jobs.double_descent import DoubleDescent, DoubleDescentParams, DoubleDescentThresholds
+from jobs.double_descent.gaussian import gaussian_linear, gaussian_teacher
+from jobs.double_descent.job import DoubleDescent, DoubleDescentParams, DoubleDescentThresholds
 from jobs.job import Member, ParamError, log_spaced_steps
 from jobs.packed import random
 from tests.image_files import write_idx
@@ -23,9 +23,18 @@ from tests.packing import assert_packed_is_solo, assert_same_curves, course_of, 
 JOB = DoubleDescent()
 LIMITS = DoubleDescentThresholds()
 SMALL: dict[str, Any] = {
-    "data": "gaussian_teacher", "pool": 60, "test_count": 40, "inputs": 7, "width": 13, "depth": 2,
-    "batch_size": 16, "steps": 25, "curve_points": 10, "label_noise": 0.2, "learning_rate": 0.05,
-}  # fmt: skip
+    "data": "gaussian_teacher",
+    "pool": 60,
+    "test_count": 40,
+    "inputs": 7,
+    "width": 13,
+    "depth": 2,
+    "batch_size": 16,
+    "steps": 25,
+    "curve_points": 10,
+    "label_noise": 0.2,
+    "learning_rate": 0.05,
+}
 ONE_WRONG = {"train_error": 1.5 / 12, "test_error": 1.5 / 40}
 """A class may change hands where two outputs are equal within rounding: at most one example (of 12 or more)."""
 
@@ -170,15 +179,30 @@ def test_what_may_differ_in_a_pack_does_not_split_it() -> None:
     keys = {
         JOB.pack_key(member(**changes).params)
         for changes in (
-            {}, {"width": 99}, {"sample_count": 30}, {"label_noise": 0.0}, {"learning_rate": 0.5}, {"steps": 7},
-            {"weight_decay": 0.1}, {"init_scale": 2.0}, {"epochs": 3}, {"curve_points": 5},
+            {},
+            {"width": 99},
+            {"sample_count": 30},
+            {"label_noise": 0.0},
+            {"learning_rate": 0.5},
+            {"steps": 7},
+            {"weight_decay": 0.1},
+            {"init_scale": 2.0},
+            {"epochs": 3},
+            {"curve_points": 5},
         )
-    }  # fmt: skip
+    }
     assert len(keys) == 1
     for changes in (
-        {"depth": 1}, {"loss": "squared"}, {"optimiser": "adam"}, {"batch_size": 8}, {"batch_order": "cyclic"},
-        {"data": "mnist1d", "inputs": 40}, {"pool": 61}, {"noise_convention": "incorrect"}, {"batch_size": 0},
-    ):  # fmt: skip
+        {"depth": 1},
+        {"loss": "squared"},
+        {"optimiser": "adam"},
+        {"batch_size": 8},
+        {"batch_order": "cyclic"},
+        {"data": "mnist1d", "inputs": 40},
+        {"pool": 61},
+        {"noise_convention": "incorrect"},
+        {"batch_size": 0},
+    ):
         assert JOB.pack_key(member(**changes).params) not in keys, changes
 
 
@@ -199,9 +223,17 @@ def exact_fit(seed: int, pool: int, used: int, noise: float) -> tuple[np.ndarray
 
 
 LINEAR: dict[str, Any] = {
-    "data": "gaussian_linear", "loss": "squared", "depth": 0, "batch_size": 0, "label_noise": 0.0, "noise_std": 0.5,
-    "learning_rate": 0.1, "momentum": 0.9, "steps": 4000, "curve_points": 3,
-}  # fmt: skip
+    "data": "gaussian_linear",
+    "loss": "squared",
+    "depth": 0,
+    "batch_size": 0,
+    "label_noise": 0.0,
+    "noise_std": 0.5,
+    "learning_rate": 0.1,
+    "momentum": 0.9,
+    "steps": 4000,
+    "curve_points": 3,
+}
 
 
 def test_linear_descent_ends_at_least_squares() -> None:
@@ -304,9 +336,17 @@ def test_a_noisy_label_stays_put(convention: str) -> None:
 def test_noise_touches_neither_the_test_set_nor_the_data_set() -> None:
     """Labels that are all wrong are learnt, and what is learnt from them is wrong on the clean test set."""
     changes = {
-        "inputs": 3, "pool": 200, "test_count": 500, "noise_convention": "incorrect", "optimiser": "adam",
-        "learning_rate": 0.01, "steps": 300, "curve_points": 2, "width": 96, "batch_size": 0,
-    }  # fmt: skip
+        "inputs": 3,
+        "pool": 200,
+        "test_count": 500,
+        "noise_convention": "incorrect",
+        "optimiser": "adam",
+        "learning_rate": 0.01,
+        "steps": 300,
+        "curve_points": 2,
+        "width": 96,
+        "batch_size": 0,
+    }
     clean, wrong = curves_of(JOB, [member(label_noise=noise, **changes) for noise in (0.0, 1.0)]).values()
     assert clean.values["train_error"][-1] < 0.02
     assert wrong.values["train_error"][-1] < 0.05
@@ -324,9 +364,15 @@ def test_noise_touches_neither_the_test_set_nor_the_data_set() -> None:
 def test_the_subset_depends_on_the_seed() -> None:
     """From (almost) zero weights the first full-batch step is a function of the examples alone."""
     changes = {
-        "data": "mnist1d", "inputs": 40, "depth": 0, "batch_size": 0, "steps": 1, "init_scale": 1e-6,
-        "label_noise": 0.0, "learning_rate": 1.0,
-    }  # fmt: skip
+        "data": "mnist1d",
+        "inputs": 40,
+        "depth": 0,
+        "batch_size": 0,
+        "steps": 1,
+        "init_scale": 1e-6,
+        "label_noise": 0.0,
+        "learning_rate": 1.0,
+    }
 
     def losses(sample_count: int) -> np.ndarray:
         found = curves_of(JOB, [member(seed=k, sample_count=sample_count, **changes) for k in (1, 2)])
@@ -401,9 +447,18 @@ def test_perceptrons_learn_images_from_the_published_files(tmp_path: Path) -> No
     """Two-layer networks with the squared loss on MNIST's format, packed as alone; the pool is the archive's first."""
     archive = str(write_idx(tmp_path / "mnist", train=120, test=60))
     common: dict[str, Any] = {
-        "data": "mnist", "archive": archive, "inputs": 784, "pool": 100, "test_count": 60, "depth": 1,
-        "loss": "squared", "batch_size": 20, "learning_rate": 0.02, "steps": 150, "curve_points": 6,
-    }  # fmt: skip
+        "data": "mnist",
+        "archive": archive,
+        "inputs": 784,
+        "pool": 100,
+        "test_count": 60,
+        "depth": 1,
+        "loss": "squared",
+        "batch_size": 20,
+        "learning_rate": 0.02,
+        "steps": 150,
+        "curve_points": 6,
+    }
     members = [
         Member(params=DoubleDescentParams(width=32, **common), seed=1),
         Member(params=DoubleDescentParams(width=9, sample_count=50, label_noise=0.1, **common), seed=2),

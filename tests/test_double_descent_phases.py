@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.double_descent import DoubleDescent, DoubleDescentParams, DoubleDescentThresholds
+from jobs.double_descent.job import DoubleDescent, DoubleDescentParams, DoubleDescentThresholds
 from jobs.job import Censored, Curves, Member, Observations
 
 JOB = DoubleDescent()

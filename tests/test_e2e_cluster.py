@@ -63,14 +63,19 @@ def head() -> Iterator[Head]:
     mark = uuid.uuid4().hex
     environ = environment(
         {
-            "HOME": str(home), "PHASEFRONT_RAY_DIR": str(home / "ray"), MARK: mark,
-            "PORT": str(port), "DASHBOARD_PORT": str(dashboard),
+            "HOME": str(home),
+            "PHASEFRONT_RAY_DIR": str(home / "ray"),
+            MARK: mark,
+            "PORT": str(port),
+            "DASHBOARD_PORT": str(dashboard),
         }
-    )  # fmt: skip
+    )
     options = [
-        "--num-cpus=2", f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
+        "--num-cpus=2",
+        f"--dashboard-agent-listen-port={agent}",
+        f"--ray-client-server-port={client}",
         "--object-store-memory=100000000",
-    ]  # fmt: skip
+    ]
     scripts = ROOT / "cluster" / "local"
     started = subprocess.run([scripts / "head.sh", *options], env=environ, capture_output=True, text=True, timeout=180)
     try:
@@ -170,8 +175,11 @@ def test_a_submitted_sweep_is_one_parent_with_a_nested_run_for_each_trial(submit
     assert {run.parent for run in nested} == {parent.run_id}
     assert {run.status for run in nested} == {"FINISHED"}
     assert {(run.params["weight_decay"], run.params["data_fraction"]) for run in nested} == {
-        ("0.0", "0.5"), ("0.0", "0.8"), ("1.0", "0.5"), ("1.0", "0.8"),
-    }  # fmt: skip
+        ("0.0", "0.5"),
+        ("0.0", "0.8"),
+        ("1.0", "0.5"),
+        ("1.0", "0.8"),
+    }
     assert all(run.rows for run in nested)
 
 
@@ -187,9 +195,7 @@ def test_mlflows_page_draws_a_trials_curves(submitted: Submitted, tmp_path: Path
 
     database = submitted.folder / "mlflow.db"
     trial = trials(record(database))[0]
-    curves = {
-        key: [(step, value) for name, step, value, _ in trial.rows if name == key] for key, *_ in trial.rows
-    }
+    curves = {key: [(step, value) for name, step, value, _ in trial.rows if name == key] for key, *_ in trial.rows}
     curves = {key: points for key, points in curves.items() if len(points) > 2}
     assert curves
     options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]

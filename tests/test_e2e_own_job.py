@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from driving import parents, record, run, trials
 
-FUNCTION = '''\
+FUNCTION = """\
 def train(params, seed, device, report):
     value = 1.0
     for step in range(1, params["steps"] + 1):
         value *= params["decay"]
         report(step, loss=value)
-'''
+"""
 CLASS = '''\
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,5 +84,6 @@ def test_a_job_of_ones_own_runs_from_its_folder(tmp_path: Path, source: str, job
         assert [row[2] for row in trial.rows] == pytest.approx([rate**step for step in range(1, 6)])
     if job.endswith("DecayJob"):
         assert {run_.params["rate"]: run_.tags["phasefront.phase"] for run_ in trials(runs)} == {
-            "0.5": "small", "0.9": "large",
-        }  # fmt: skip
+            "0.5": "small",
+            "0.9": "large",
+        }

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from packing import curves_of
 
 from jobs.catalogue import load_job
-from jobs.data.modular import OPERATIONS, pair_count
-from jobs.grokking import MODELS, Grokking, GrokkingParams, GrokkingThresholds
+from jobs.grokking.job import MODELS, Grokking, GrokkingParams, GrokkingThresholds
+from jobs.grokking.modular import OPERATIONS, pair_count
 from jobs.job import Censored, Curves, Member, Observations, ParamError, log_spaced_steps, params_from, specs
 
 JOB = Grokking()
@@ -148,8 +148,12 @@ def test_observations_follow_the_thresholds(accuracies: list[tuple[float, float]
 def test_final_values_are_those_of_the_last_report() -> None:
     seen = JOB.observe(PARAMS, curves([0.2, 0.6], [0.3, 0.4], steps=(1, 9)), LIU)
     assert {name: seen[f"final_{name}"] for name in JOB.metrics} == {
-        "train_loss": 0.1, "train_accuracy": 0.6, "test_loss": 1.0, "test_accuracy": 0.4, "weight_norm": 3.0,
-    }  # fmt: skip
+        "train_loss": 0.1,
+        "train_accuracy": 0.6,
+        "test_loss": 1.0,
+        "test_accuracy": 0.4,
+        "weight_norm": 3.0,
+    }
 
 
 def test_a_trial_without_a_report_has_reached_nothing() -> None:
@@ -195,9 +199,11 @@ def test_every_field_says_what_it_means_and_the_catalogue_knows_the_job() -> Non
 
 
 @given(
-    operation=st.sampled_from(OPERATIONS), modulus=st.integers(2, 30),
-    fraction=st.floats(0.01, 0.99), batch_size=st.integers(0, 100),
-)  # fmt: skip
+    operation=st.sampled_from(OPERATIONS),
+    modulus=st.integers(2, 30),
+    fraction=st.floats(0.01, 0.99),
+    batch_size=st.integers(0, 100),
+)
 def test_a_batch_is_never_more_than_the_train_set(
     operation: str, modulus: int, fraction: float, batch_size: int
 ) -> None:
@@ -273,7 +279,11 @@ def test_the_small_map_of_quadratic_perceptrons_comes_out() -> None:
     members = [
         Member(
             params=GrokkingParams(
-                modulus=31, width=200, learning_rate=0.01, weight_decay=decay, data_fraction=fraction,
+                modulus=31,
+                width=200,
+                learning_rate=0.01,
+                weight_decay=decay,
+                data_fraction=fraction,
                 # The cells that generalise do so long before; the other one is followed to its end.
                 steps=3000 if step is None else 300,
             ),
@@ -281,7 +291,7 @@ def test_the_small_map_of_quadratic_perceptrons_comes_out() -> None:
         )
         for (decay, fraction), step in reached.items()
         for seed in seeds
-    ]  # fmt: skip
+    ]
     got = curves_of(JOB, members)
     for cell, (setting, expected) in enumerate(reached.items()):
         seen = [JOB.observe(members[i].params, got[i], LIU) for i in range(cell * len(seeds), (cell + 1) * len(seeds))]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from packing import assert_packed_is_solo, assert_same_curves, curves_of
 from plain_grokking import fresh_block, plain_curves
 
-from jobs.data import digits
-from jobs.data.modular import OPERATIONS
-from jobs.grokking import Grokking, GrokkingParams
+from jobs.grokking import digits
+from jobs.grokking.job import Grokking, GrokkingParams
+from jobs.grokking.loss import log_stable, row_loss
+from jobs.grokking.modular import OPERATIONS
+from jobs.grokking.quadratic import QuadraticBlock
 from jobs.job import Curves, Member, ParamError, identity, params_from, specs
-from jobs.packed.grokking_loss import log_stable, row_loss
-from jobs.packed.quadratic import QuadraticBlock
 from orchestrator.trial import Trial
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -33,9 +33,19 @@ def member(seed: int = 1, **values: Any) -> Member[GrokkingParams]:
 
 # Every option: packed and alone, and against plain PyTorch
 
-TOY = {"model": "embedding_mlp", "operation": "sum", "combine": "sum", "embedding": 1, "activation": "tanh",
-       "embedding_learning_rate": 0.003, "decay_embedding": False, "embedding_scale": 0.5, "layers": 2, "width": 20,
-       "weight_decay": 2.0}  # fmt: skip
+TOY = {
+    "model": "embedding_mlp",
+    "operation": "sum",
+    "combine": "sum",
+    "embedding": 1,
+    "activation": "tanh",
+    "embedding_learning_rate": 0.003,
+    "decay_embedding": False,
+    "embedding_scale": 0.5,
+    "layers": 2,
+    "width": 20,
+    "weight_decay": 2.0,
+}
 IMAGES = {"model": "image_mlp", "operation": "digits", "data_fraction": 0.02, "width": 20, "layers": 2}
 TRANSFORMER = {"model": "transformer", "width": 8, "heads": 2}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -53,7 +63,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "perpGrad of all": {"perp_grad": "whole", "loss": "stablemax", **TRANSFORMER},
     "Grokfast": {"grokfast_lambda": 2.0, "width": 20, "weight_decay": 1.0},
     "Grokfast and perpGrad": {
-        "grokfast_lambda": 1.0, "grokfast_alpha": 0.8, "perp_grad": "layers", "model": "embedding_mlp", "embedding": 3,
+        "grokfast_lambda": 1.0,
+        "grokfast_alpha": 0.8,
+        "perp_grad": "layers",
+        "model": "embedding_mlp",
+        "embedding": 3,
         "width": 20,
     },
     "half of the train set a step": {"batch_size": 512, "batch_fraction": 0.5, "warmup_steps": 4, "width": 20},
@@ -64,18 +78,30 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "autograd's loss in 64 bits": {"loss_precision": 64, "loss": "cross_entropy", **TRANSFORMER},
     "squared loss in 64 bits": {"loss_precision": 64, "width": 20},
     "s5 conjugation": {"operation": "s5_conjugate", "data_fraction": 0.002, "width": 20},
-}  # fmt: skip
+}
 
 
 def three(option: dict[str, Any], *, steps: int) -> list[Member[GrokkingParams]]:
     """The option, and two neighbours that differ in all that is each model's own."""
     base = {"modulus": 7, "steps": steps, "curve_points": 8, "data_fraction": 0.5, "label_noise": 0.2, **option}
-    other = {**base, "learning_rate": 0.004, "weight_decay": 0.3, "label_noise": 0.0, "init_scale": 1.3,
-             "data_fraction": min(0.9, base["data_fraction"] * 1.4), "steps": steps - 3}  # fmt: skip
+    other = {
+        **base,
+        "learning_rate": 0.004,
+        "weight_decay": 0.3,
+        "label_noise": 0.0,
+        "init_scale": 1.3,
+        "data_fraction": min(0.9, base["data_fraction"] * 1.4),
+        "steps": steps - 3,
+    }
     if base.get("model") != "transformer":
         other["width"] = 37
-    for name, value in {"grokfast_lambda": 0.5, "grokfast_alpha": 0.6, "embedding_learning_rate": 0.0,
-                        "embedding_scale": 2.0, "batch_fraction": 0.3}.items():  # fmt: skip
+    for name, value in {
+        "grokfast_lambda": 0.5,
+        "grokfast_alpha": 0.6,
+        "embedding_learning_rate": 0.0,
+        "embedding_scale": 2.0,
+        "batch_fraction": 0.3,
+    }.items():
         if name in option:
             other[name] = value
     return [member(11, **base), member(12, **other), member(13, **base)]
@@ -112,13 +138,23 @@ def test_every_option_is_what_plain_pytorch_makes_of_its_formula(option: dict[st
 @pytest.mark.parametrize(
     "change",
     [
-        {"activation": "tanh"}, {"combine": "sum"}, {"loss": "stablemax"}, {"perp_grad": "layers"},
-        {"perp_grad": "whole"}, {"grokfast_lambda": 2.0}, {"embedding_learning_rate": 0.1}, {"decay_embedding": False},
-        {"embedding_scale": 2.0}, {"batch_fraction": 0.5}, {"embedding": 0}, {"operation": "squares"},
-        {"epsilon": 0.01}, {"biases": False},
+        {"activation": "tanh"},
+        {"combine": "sum"},
+        {"loss": "stablemax"},
+        {"perp_grad": "layers"},
+        {"perp_grad": "whole"},
+        {"grokfast_lambda": 2.0},
+        {"embedding_learning_rate": 0.1},
+        {"decay_embedding": False},
+        {"embedding_scale": 2.0},
+        {"batch_fraction": 0.5},
+        {"embedding": 0},
+        {"operation": "squares"},
+        {"epsilon": 0.01},
+        {"biases": False},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_option_changes_the_trial(change: dict[str, Any]) -> None:
     """An option that is read nowhere would pass all the laws above."""
     base = member(model="embedding_mlp", embedding=4, modulus=7, width=16, steps=20, weight_decay=1.0)
@@ -137,11 +173,24 @@ def test_an_option_at_its_default_leaves_the_trial_its_identity() -> None:
 
 
 ANOTHER: dict[str, Any] = {
-    "batch_fraction": 0.5, "activation": "tanh", "combine": "sum", "embedding_scale": 2.0,
-    "embedding_learning_rate": 0.1, "decay_embedding": False, "perp_grad": "whole", "grokfast_lambda": 1.0,
-    "grokfast_alpha": 0.5, "progress": "basic", "archive": "somewhere", "epsilon": 1e-25, "loss_precision": 64,
-    "biases": False, "complexity_radius": 1.0, "complexity_directions": 3, "complexity_points": 7,
-}  # fmt: skip
+    "batch_fraction": 0.5,
+    "activation": "tanh",
+    "combine": "sum",
+    "embedding_scale": 2.0,
+    "embedding_learning_rate": 0.1,
+    "decay_embedding": False,
+    "perp_grad": "whole",
+    "grokfast_lambda": 1.0,
+    "grokfast_alpha": 0.5,
+    "progress": "basic",
+    "archive": "somewhere",
+    "epsilon": 1e-25,
+    "loss_precision": 64,
+    "biases": False,
+    "complexity_radius": 1.0,
+    "complexity_directions": 3,
+    "complexity_points": 7,
+}
 
 
 def test_an_option_that_is_set_is_part_of_the_identity() -> None:
@@ -220,8 +269,9 @@ def test_a_filtered_gradient_has_no_part_along_the_weights(perp_grad: str) -> No
         gradient = [(new - 0.9 * last) / 0.1 for new, last in zip(first, old, strict=True)]
         seen = [view.clone() for view in first]
         dots = torch.stack([(w * g).flatten(1).sum(1) for w, g in zip(before, gradient, strict=True)])
-        sizes = torch.stack([w.flatten(1).norm(dim=1) * g.flatten(1).norm(dim=1)
-                             for w, g in zip(before, gradient, strict=True)])  # fmt: skip
+        sizes = torch.stack(
+            [w.flatten(1).norm(dim=1) * g.flatten(1).norm(dim=1) for w, g in zip(before, gradient, strict=True)]
+        )
         cosine = dots.sum(0) / sizes.sum(0) if perp_grad == "whole" else dots / sizes.clamp(min=1e-12)
         if perp_grad == "none":
             assert float(cosine.abs().max()) > 1e-2
@@ -326,13 +376,15 @@ def test_options_that_do_not_go_together_are_refused_by_name(values: dict[str, A
 
 
 @given(
-    operation=st.sampled_from(OPERATIONS), model=st.sampled_from(("quadratic_mlp", "embedding_mlp", "transformer")),
-    combine=st.sampled_from(("sum", "concatenate")), embedding=st.sampled_from((0, 1, 5)),
+    operation=st.sampled_from(OPERATIONS),
+    model=st.sampled_from(("quadratic_mlp", "embedding_mlp", "transformer")),
+    combine=st.sampled_from(("sum", "concatenate")),
+    embedding=st.sampled_from((0, 1, 5)),
     loss=st.sampled_from(("squared", "cross_entropy", "stablemax")),
-)  # fmt: skip
+)
 def test_the_counted_parameters_are_those_of_the_block(**values: Any) -> None:
     """With 16 times as many outputs none are padding; transformers have layer norms apart."""
-    from jobs.packed import modular_cost
+    from jobs.grokking import cost as modular_cost
 
     params = GrokkingParams(**values, modulus=11, width=16, data_fraction=0.05)
     held = sum(math.prod(shape) for shape in fresh_block([Member(params=params, seed=1)]).parameters.shapes)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from packing import assert_packed_is_solo, assert_same_curves, course_of, curves_of
 from plain_grokking import fresh_block, plain_curves
 
-from jobs.data.modular import operation_pairs
-from jobs.grokking import MODELS, Grokking, GrokkingParams
+from jobs.grokking.job import MODELS, Grokking, GrokkingParams
+from jobs.grokking.modular import operation_pairs
 from jobs.job import Curves, Member
 
 JOB = Grokking()
@@ -130,11 +130,21 @@ def test_the_tolerance_tells_trials_apart(model: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"operation": "multiply"}, {"modulus": 11}, {"model": "embedding_mlp"}, {"loss": "cross_entropy"},
-        {"optimiser": "sgd"}, {"warmup_steps": 3}, {"batch_size": 7}, {"beta2": 0.99}, {"layers": 2},
-        {"noise_convention": "incorrect"}, {"stop_accuracy": 0.9}, {"momentum": 0.5}, {"layer_norm": True},
+        {"operation": "multiply"},
+        {"modulus": 11},
+        {"model": "embedding_mlp"},
+        {"loss": "cross_entropy"},
+        {"optimiser": "sgd"},
+        {"warmup_steps": 3},
+        {"batch_size": 7},
+        {"beta2": 0.99},
+        {"layers": 2},
+        {"noise_convention": "incorrect"},
+        {"stop_accuracy": 0.9},
+        {"momentum": 0.5},
+        {"layer_norm": True},
     ],
-)  # fmt: skip
+)
 def test_trials_that_differ_in_what_a_pack_shares_have_different_keys(change: dict[str, Any]) -> None:
     base = GrokkingParams(modulus=7, width=8)
     assert JOB.pack_key(base) != JOB.pack_key(replace(base, **change))
@@ -143,10 +153,16 @@ def test_trials_that_differ_in_what_a_pack_shares_have_different_keys(change: di
 @pytest.mark.parametrize(
     "change",
     [
-        {"data_fraction": 0.2}, {"label_noise": 0.5}, {"width": 400}, {"init_scale": 3.0},
-        {"learning_rate": 1.0}, {"weight_decay": 4.0}, {"steps": 7}, {"curve_points": 9},
+        {"data_fraction": 0.2},
+        {"label_noise": 0.5},
+        {"width": 400},
+        {"init_scale": 3.0},
+        {"learning_rate": 1.0},
+        {"weight_decay": 4.0},
+        {"steps": 7},
+        {"curve_points": 9},
     ],
-)  # fmt: skip
+)
 def test_trials_that_differ_in_what_each_model_has_of_its_own_share_a_key(change: dict[str, Any]) -> None:
     base = GrokkingParams(modulus=7, width=8)
     assert JOB.pack_key(base) == JOB.pack_key(replace(base, **change))

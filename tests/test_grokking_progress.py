@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from packing import assert_packed_is_solo, curves_of
 from plain_grokking import examples, fresh_block, plain_loss, plain_network
 
-from jobs.grokking import Grokking, GrokkingParams
-from jobs.grokking_params import BASE_METRICS, BASIC_METRICS, FOURIER_METRICS
+from jobs.grokking.job import Grokking, GrokkingParams
+from jobs.grokking.params import BASE_METRICS, BASIC_METRICS, FOURIER_METRICS
+from jobs.grokking.progress import KEY_FREQUENCIES, gini, spectrum
 from jobs.job import Curves, Member
-from jobs.packed.grokking_progress import KEY_FREQUENCIES, gini, spectrum
 
 JOB = Grokking()
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINES = {"ray": "orchestrator/dispatch", "mlflow": "orchestrator/tracking", "optuna": "orchestrator/search"}
 SCIENCE = {"numpy", "torch", "mnist1d", "jobs"} | set(sys.stdlib_module_names)
 FOLDERS = {".ci", "cluster", "configs", "jobs", "orchestrator", "tests"}
-LONGEST_MODULE = 500
+LONGEST_MODULE = 700
 # A path of somebody's own machine; the image's user in cluster/ is called ray.
 OWN_PATH = re.compile(r"(?<![\w./:$}-])/(?:work|root|Users|home(?!/ray\b))/[A-Za-z0-9_.]")
 
@@ -72,7 +72,9 @@ def test_the_orchestrator_imports_no_torch() -> None:
 
 
 def test_jobs_import_only_numbers_and_the_standard_library() -> None:
-    optional = {"jobs/data/digits.py": {"sklearn"}}  # a data set that comes with a package; said so where it is missing
+    optional = {
+        "jobs/grokking/digits.py": {"sklearn"}
+    }  # a data set that comes with a package; said so where it is missing
     foreign = {name: sorted(imports_of(name) - SCIENCE - optional.get(name, set())) for name in modules("jobs")}
     assert {name: found for name, found in foreign.items() if found} == {}
 
@@ -118,7 +120,7 @@ def test_there_are_sweep_files() -> None:
 
 @pytest.mark.parametrize("name", sweep_files())
 def test_every_sweep_file_is_valid(name: str) -> None:
-    from orchestrator.sweep import Sweep
+    from orchestrator.sweep.sweep import Sweep
 
     sweep = Sweep.load(ROOT / name)
     assert sweep.trials() or sweep.sample(10)

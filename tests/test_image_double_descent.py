@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jobs.image_double_descent import ImageDoubleDescent, ImageParams
+from jobs.double_descent import networks
+from jobs.double_descent.convolution import Applier, Running, by_layer, initialise, make_network, shapes
+from jobs.double_descent.image_block import CROP_PADDING
+from jobs.double_descent.image_job import ImageDoubleDescent, ImageParams
+from jobs.double_descent.image_pack import _block, _images
 from jobs.job import Member, ParamError
-from jobs.packed import networks
-from jobs.packed.convolution import Applier, Running, by_layer, initialise, make_network, shapes
-from jobs.packed.image_block import CROP_PADDING
-from jobs.packed.image_pack import _block, _images
 from jobs.packed.optim import FlatParameters
 from tests.image_files import write_cifar
 from tests.packing import assert_packed_is_solo, curves_of
@@ -28,9 +28,16 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def params(archive: str, **changed: Any) -> ImageParams:
     given: dict[str, Any] = {
-        "data": "cifar10", "archive": archive, "model": "cnn5", "pool": 200, "test_count": 40, "batch_size": 16,
-        "steps": 6, "curve_points": 4, "learning_rate": 1e-3,
-    }  # fmt: skip
+        "data": "cifar10",
+        "archive": archive,
+        "model": "cnn5",
+        "pool": 200,
+        "test_count": 40,
+        "batch_size": 16,
+        "steps": 6,
+        "curve_points": 4,
+        "learning_rate": 1e-3,
+    }
     return ImageParams(**{**given, **changed})
 
 
@@ -51,9 +58,18 @@ def test_a_packed_trial_is_the_trial(archive: str, model: str, optimiser: str) -
 
 def test_a_packed_one_dimensional_network_is_the_network() -> None:
     common: dict[str, Any] = {
-        "data": "mnist1d", "model": "cnn_1d", "augment": False, "optimiser": "sgd", "momentum": 0.9,
-        "learning_rate": 0.01, "batch_size": 100, "steps": 20, "curve_points": 4, "pool": 1000, "test_count": 300,
-    }  # fmt: skip
+        "data": "mnist1d",
+        "model": "cnn_1d",
+        "augment": False,
+        "optimiser": "sgd",
+        "momentum": 0.9,
+        "learning_rate": 0.01,
+        "batch_size": 100,
+        "steps": 20,
+        "curve_points": 4,
+        "pool": 1000,
+        "test_count": 300,
+    }
     members = [
         Member(params=ImageParams(width=width, label_noise=noise, **common), seed=seed)
         for width, noise, seed in ((2, 0.0, 1), (9, 0.15, 2), (24, 0.15, 3))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.commands.wiring import lasting
-from orchestrator.sweep import Sweep
+from orchestrator.sweep.sweep import Sweep
 
 COPY = Path("/somewhere/runtime_resources/working_dir_files/_ray_pkg_0123")
 SWEEP = "job: grokking\naxes: {weight_decay: [0, 1]}\n"
@@ -42,4 +42,6 @@ def test_without_an_address_mlflows_own_variable_is_taken(file: Path) -> None:
     assert Sweep.load(file, environ={"MLFLOW_TRACKING_URI": "http://lab:5000"}).tracking.uri == "http://lab:5000"
     assert Sweep.load(file, environ={}).tracking.uri == "sqlite:///mlflow.db"
     named = ["tracking.uri=sqlite:///mine.db"]
-    assert Sweep.load(file, named, environ={"MLFLOW_TRACKING_URI": "http://lab:5000"}).tracking.uri == "sqlite:///mine.db"
+    assert (
+        Sweep.load(file, named, environ={"MLFLOW_TRACKING_URI": "http://lab:5000"}).tracking.uri == "sqlite:///mine.db"
+    )

@@ -11,10 +11,10 @@ from packing import assert_packed_is_solo, assert_same_curves, curves_of
 from plain_grokking import PlainEmbedding, PlainImage, fresh_block, plain_network
 from torch import Tensor, nn
 
-from jobs.grokking import Grokking, GrokkingParams
-from jobs.grokking_params import BASE_METRICS, BASIC_METRICS, COMPLEXITY_METRICS
+from jobs.grokking import local_complexity
+from jobs.grokking.job import Grokking, GrokkingParams
+from jobs.grokking.params import BASE_METRICS, BASIC_METRICS, COMPLEXITY_METRICS
 from jobs.job import Cost, Member, ParamError
-from jobs.packed import local_complexity
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 JOB = Grokking()
@@ -36,9 +36,17 @@ def _double_precision() -> Any:
 
 def member(seed: int = 1, **values: Any) -> Member[GrokkingParams]:
     given = {
-        "modulus": 7, "width": 20, "steps": 12, "curve_points": 4, "data_fraction": 0.5, "label_noise": 0.2,
-        "progress": "complexity", "complexity_radius": 0.3, "complexity_directions": 4, "complexity_points": 9,
-    } | values  # fmt: skip
+        "modulus": 7,
+        "width": 20,
+        "steps": 12,
+        "curve_points": 4,
+        "data_fraction": 0.5,
+        "label_noise": 0.2,
+        "progress": "complexity",
+        "complexity_radius": 0.3,
+        "complexity_directions": 4,
+        "complexity_points": 9,
+    } | values
     return Member(params=GrokkingParams(**given), seed=seed)
 
 

@@ -11,16 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.data.labels import CONVENTIONS, noisy_labels
-from jobs.data.modular import (
-    OPERATIONS,
-    S5_SIZE,
-    operation_pairs,
-    pair_count,
-    result_count,
-    set_size,
-    train_count,
-)
-from jobs.data.permutations import inverse
+from jobs.grokking.modular import OPERATIONS, S5_SIZE, operation_pairs, pair_count, result_count, set_size, train_count
+from jobs.grokking.permutations import inverse
 
 MODULI = [2, 3, 4, 5, 9, 12, 13, 30, 31]
 PERMUTING = ["s5", "s5_conjugate", "s5_xyx"]

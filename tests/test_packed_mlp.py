@@ -7,16 +7,25 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.double_descent import DoubleDescent, DoubleDescentParams
+from jobs.double_descent.job import DoubleDescent, DoubleDescentParams
 from jobs.job import Member, as_dict
 from tests.packing import assert_same_curves, curves_of
 from tests.plain_mlp import examples_of, loss_of, measured, network_of, plain_curves
 
 JOB = DoubleDescent()
 SMALL: dict[str, Any] = {
-    "data": "gaussian_teacher", "pool": 60, "test_count": 50, "inputs": 7, "width": 13, "depth": 2,
-    "batch_size": 16, "steps": 30, "curve_points": 30, "label_noise": 0.2, "learning_rate": 0.05,
-}  # fmt: skip
+    "data": "gaussian_teacher",
+    "pool": 60,
+    "test_count": 50,
+    "inputs": 7,
+    "width": 13,
+    "depth": 2,
+    "batch_size": 16,
+    "steps": 30,
+    "curve_points": 30,
+    "label_noise": 0.2,
+    "learning_rate": 0.05,
+}
 NEAR = {"rtol": 2e-4, "atol": 2e-5}
 """float32 against float64 over some dozens of steps."""
 ONE_WRONG = {"train_error": 1.5 / 50, "test_error": 1.5 / 50}
@@ -88,9 +97,12 @@ def test_one_step_follows_autograds_gradient(depth: int, loss: str, batch_size: 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_a_training_is_the_plain_networks(depth: int, loss: str, optimiser: str) -> None:
     one = member(
-        depth=depth, loss=loss, optimiser=optimiser, weight_decay=0.01,
+        depth=depth,
+        loss=loss,
+        optimiser=optimiser,
+        weight_decay=0.01,
         learning_rate=0.05 if optimiser == "sgd" else 0.003,
-    )  # fmt: skip
+    )
     found, expected = curves_of(JOB, [one])[0], plain_curves(one)
     assert abs(expected.values["train_loss"][-1] - expected.values["train_loss"][0]) > 0.01, "it must learn something"
     assert_same_curves(found, expected, **NEAR, atols=ONE_WRONG)

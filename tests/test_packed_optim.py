@@ -112,9 +112,13 @@ def test_a_model_is_untouched_by_its_neighbours(kind: str) -> None:
     packed_steps(make_optimiser(settings_of(kind), together), [0, 1, 2], 0, 50)
     alone.keep(torch.tensor([1]))
     one = OptimiserSettings(
-        kind=kind, learning_rate=torch.tensor(RATES[1:2]), weight_decay=torch.tensor(DECAYS[1:2]),
-        momentum=0.9, beta1=0.8, beta2=0.95,
-    )  # fmt: skip
+        kind=kind,
+        learning_rate=torch.tensor(RATES[1:2]),
+        weight_decay=torch.tensor(DECAYS[1:2]),
+        momentum=0.9,
+        beta1=0.8,
+        beta2=0.95,
+    )
     packed_steps(make_optimiser(one, alone), [1], 0, 50)
     torch.testing.assert_close(rows(together)[1:2], rows(alone), rtol=1e-5, atol=1e-6)
 

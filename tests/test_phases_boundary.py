@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.path import Path as Outline
 
-from orchestrator.phases.boundary import boundary, half_level
+from orchestrator.phases.map.boundary import boundary, half_level
 from orchestrator.phases.scale import AxisScale, axis_scale
 
 

@@ -198,8 +198,11 @@ def test_x_and_y_are_the_axes_with_most_numbers_and_the_rest_are_slices() -> Non
     assert layout.y is not None
     assert {diagram.axes[layout.x].name, diagram.axes[layout.y].name} == {"width", "heat"}
     assert [panel.title for panel in layout.panels] == [
-        "kind tin, load 0", "kind tin, load 0.5", "kind iron, load 0", "kind iron, load 0.5"
-    ]  # fmt: skip
+        "kind tin, load 0",
+        "kind tin, load 0.5",
+        "kind iron, load 0",
+        "kind iron, load 0.5",
+    ]
     assert sorted(np.concatenate([panel.cells for panel in layout.panels])) == list(range(len(diagram.codes)))
 
 
@@ -223,9 +226,13 @@ def test_a_metric_marks_the_axis_and_the_setting_that_it_names() -> None:
     axes = [axis("width", *range(1, 20)), axis("load", 0.0, 0.15)]
     layout = lay_out(diagram := diagram_of(axes, product(axes), {}))
     metrics = {
-        "interpolation_width/load 0.15": 12.0, "test_error_peak_width/load=0.15": 12.0,
-        "interpolation_width/load 0.0": 7.0, "peak_heat": 3.0, "phase/solid": 4.0, "widest_width": 19.0,
-    }  # fmt: skip
+        "interpolation_width/load 0.15": 12.0,
+        "test_error_peak_width/load=0.15": 12.0,
+        "interpolation_width/load 0.0": 7.0,
+        "peak_heat": 3.0,
+        "phase/solid": 4.0,
+        "widest_width": 19.0,
+    }
     found = [[(m.name, m.value) for m in markers(metrics, diagram.axes[0], panel)] for panel in layout.lines]
     assert found == [
         [("interpolation", 7.0), ("widest", 19.0)],

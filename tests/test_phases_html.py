@@ -148,8 +148,12 @@ def test_lines_have_a_point_per_value_and_a_bar_per_phase(page: Any, tmp_path: P
     assert len(bars["x"]) == 4
     assert "melting: 2" in traces
     assert page.locator("#view option").all_inner_texts() == [
-        "phase", "melting step", "final error", "lines: melting step", "lines: final error"
-    ]  # fmt: skip
+        "phase",
+        "melting step",
+        "final error",
+        "lines: melting step",
+        "lines: final error",
+    ]
 
 
 def test_a_slice_is_kept_from_view_to_view(page: Any, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from matplotlib.text import Text
 from jobs.job import Censored, specs
 from orchestrator.axes import Axis
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
+from orchestrator.phases.draw.png import draw_curves, draw_map
 from orchestrator.phases.layout import lay_out
-from orchestrator.phases.plot_png import draw_curves, draw_map
 from orchestrator.phases.scale import axis_scale
 from orchestrator.phases.table import collect
 from orchestrator.phases.text import NOT_REACHED, label_colour

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from jobs_for_phases import GivenSweep, Melt, MeltWithoutSummary, axis, by_id, product, row
 
-import orchestrator.phases.plot_png as plot_png
+import orchestrator.phases.draw.png as plot_png
 from jobs.job import Censored
 from orchestrator.phases.publish import MAP_FILES, publish
-from orchestrator.phases.publish_surface import Drawing
+from orchestrator.phases.publish_map import Drawing
 from orchestrator.phases.table import read_table
 from orchestrator.records import Status
-from orchestrator.sweep import Sweep
+from orchestrator.sweep.sweep import Sweep
 
 AXES = (axis("width", 2, 8, 30, 120, scale="integer"), axis("load", 0.0, 0.5))
 FILES = {"phase_diagram.png", "phase_diagram_lines.png", "phase_diagram.html", "trials.parquet", "sweep_metrics.json"}
@@ -32,9 +32,15 @@ def test_the_metrics_count_every_trial_and_hold_what_the_job_says_of_the_sweep(t
     )
     published = publish(GivenSweep(axes=AXES), trials, rows, tmp_path)
     assert published.metrics == {
-        "phase/solid": 0, "phase/liquid": 9, "phase/gas": 0, "phase/glass": 3, "failed": 5, "missing": 7, "trials": 24,
+        "phase/solid": 0,
+        "phase/liquid": 9,
+        "phase/gas": 0,
+        "phase/glass": 3,
+        "failed": 5,
+        "missing": 7,
+        "trials": 24,
         "melting_width": min(t.params.width for t in trials[:9]),  # type: ignore[attr-defined]
-    }  # fmt: skip
+    }
     assert json.loads(published.files["sweep_metrics.json"].read_text()) == published.metrics
     assert published.warnings == ()
 

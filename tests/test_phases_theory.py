@@ -20,11 +20,9 @@ from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.layout import lay_out
 from orchestrator.phases.publish import Published, publish
 from orchestrator.phases.table import ObservationColumn, TrialTable, collect
-from orchestrator.phases.theory import Asked, ask, has_theory, predicted_phases
-from orchestrator.phases.theory_curves import MOST_READ, MOST_SHOWN, read_beside
-from orchestrator.phases.theory_overlay import COLOURS, overlay
-from orchestrator.phases.theory_spread import HEAVY_FROM, spread
-from orchestrator.phases.theory_table import (
+from orchestrator.phases.theory.ask import Asked, ask, has_theory, predicted_phases
+from orchestrator.phases.theory.curves import MOST_READ, MOST_SHOWN, read_beside
+from orchestrator.phases.theory.deviation import (
     COMPARED,
     HEAVY,
     INFINITE,
@@ -36,6 +34,8 @@ from orchestrator.phases.theory_table import (
     Deviations,
     deviations,
 )
+from orchestrator.phases.theory.overlay import COLOURS, overlay
+from orchestrator.phases.theory.spread import HEAVY_FROM, spread
 from orchestrator.trial import Trial
 
 Theory = Callable[[MeltParams], Mapping[str, Prediction]]
@@ -92,9 +92,11 @@ def test_the_tables_numbers_are_those_of_an_independent_computation(tmp_path: Pa
     measured = {t.id: float(random.normal(3 * t.params.load, 0.2)) for t in trials}  # type: ignore[attr-defined]
     job = Told(lambda p: {"final_error": said(3 * p.load, 0.05)})
     found = publish(
-        GivenSweep(axes=(LOADS,), job=job), trials,
-        by_id(*(row(t, "solid", final_error=measured[t.id], melting_step=2.0) for t in trials)), tmp_path,
-    )  # fmt: skip
+        GivenSweep(axes=(LOADS,), job=job),
+        trials,
+        by_id(*(row(t, "solid", final_error=measured[t.id], melting_step=2.0) for t in trials)),
+        tmp_path,
+    )
     rows = table_of(found)
     assert [r["load"] for r in rows] == list(LOADS.values)
     largest = 0.0
@@ -354,11 +356,15 @@ def test_curves_are_read_of_a_few_settings_and_their_means_are_those_of_numpy(tm
     random = np.random.default_rng(5)
     trials = product((LOADS,), replicates=5)
     curves = {
-        t.id: Curves(step=STEPS, values={
-            "melted": t.params.load / STEPS + random.normal(0, 0.01, 4),  # type: ignore[attr-defined]
-            "shifted": random.normal(0, 1, 4)})
+        t.id: Curves(
+            step=STEPS,
+            values={
+                "melted": t.params.load / STEPS + random.normal(0, 0.01, 4),  # type: ignore[attr-defined]
+                "shifted": random.normal(0, 1, 4),
+            },
+        )
         for t in trials
-    }  # fmt: skip
+    }
     read: list[str] = []
 
     def reads(ids: Sequence[str]) -> Iterator[tuple[str, Curves]]:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from jobs.catalogue import load_job
 from jobs.job import Cost
-from orchestrator import calibration
-from orchestrator.calibration import Calibration, JobHistory, Machine
-from orchestrator.plan import UNKNOWN_COST_PACK, Pack, Planner, makespan, summarise
+from orchestrator.plan import calibration
+from orchestrator.plan.calibration import Calibration, JobHistory, Machine
+from orchestrator.plan.planner import UNKNOWN_COST_PACK, Pack, Planner, makespan, summarise
 from orchestrator.trial import Trial
 from tests.jobs_for_runner import STEPS
 from tests.runner_kit import COSTLY, RAMP, ramp
@@ -54,9 +54,7 @@ def test_a_pack_fits_the_memory_or_is_a_single_trial(trials: list[Trial], budget
 
 
 @given(runs=st.lists(st.tuples(st.floats(0.01, 10), st.integers(1, 9)), min_size=1, max_size=8), w=st.integers(1, 9))
-def test_a_makespan_is_at_least_the_fair_share_and_within_graham_s_bound(
-    runs: list[tuple[float, int]], w: int
-) -> None:
+def test_a_makespan_is_at_least_the_fair_share_and_within_graham_s_bound(runs: list[tuple[float, int]], w: int) -> None:
     total = math.fsum(seconds * count for seconds, count in runs)
     longest = max(seconds for seconds, _ in runs)
     found = makespan(runs, w)

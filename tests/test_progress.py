@@ -28,8 +28,13 @@ def test_without_a_rate_no_time_left_is_claimed() -> None:
 
 def test_durations_and_amounts_read_well() -> None:
     assert [duration(s) for s in (0.31, 47.2, 59.7, 200, 3599.6, 7500)] == [
-        "0.3 s", "47 s", "1 min 00 s", "3 min 20 s", "1 h 00 min", "2 h 05 min",
-    ]  # fmt: skip
+        "0.3 s",
+        "47 s",
+        "1 min 00 s",
+        "3 min 20 s",
+        "1 h 00 min",
+        "2 h 05 min",
+    ]
     assert [amount_of_bytes(b) for b in (12, 2.5e6, 3.2e9)] == ["12 B", "2.5 MB", "3.2 GB"]
 
 
@@ -58,9 +63,7 @@ def test_starting_workers_does_not_slow_the_rate() -> None:
     lines.update(Snapshot(total=100, workers=1))
     clock.now = 60.0
     lines.update(Snapshot(total=100, done=20, workers=1))
-    assert out.getvalue().splitlines()[-1] == (
-        "12:00:00 20/100 done, 0 running, 0 failed, 2 trials/s, about 40 s left"
-    )
+    assert out.getvalue().splitlines()[-1] == ("12:00:00 20/100 done, 0 running, 0 failed, 2 trials/s, about 40 s left")
 
 
 def test_lines_come_every_few_seconds_and_the_first_and_last_always() -> None:

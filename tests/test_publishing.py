@@ -13,7 +13,7 @@ from orchestrator.commands.wiring import sweep_record
 from orchestrator.phases.publish import MAP_FILES
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.runner import Summary
-from orchestrator.sweep import Sweep
+from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.trial import Trial
 
@@ -38,10 +38,13 @@ def recorded(sweep: Sweep, trials: list[Trial], *, only: str | None = None) -> M
         melted = math.log10(float(one.settings()["heat"])) + float(one.settings()["load"]) - 0.5
         tracker.record(
             CurveRows(
-                trial_ids=(one.id,), metrics=("melted",), trial=np.zeros(1, dtype=np.int32),
-                step=np.ones(1, dtype=np.int64), values=np.array([[melted]]),
+                trial_ids=(one.id,),
+                metrics=("melted",),
+                trial=np.zeros(1, dtype=np.int32),
+                step=np.ones(1, dtype=np.int64),
+                values=np.array([[melted]]),
             )
-        )  # fmt: skip
+        )
         phase = only or ("liquid" if melted > 0 else "solid")
         observed = {"melting_step": 10**-melted, "final_error": melted}
         tracker.end([TrialResult(trial_id=one.id, status=Status.FINISHED, phase=phase, observations=observed)])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.job import Curves
 from orchestrator.cli import EXIT_MISTAKE, main
-from orchestrator.environment import Setting, Trained, pack_digest, setting
+from orchestrator.dispatch.environment import Setting, Trained, pack_digest, setting
 from orchestrator.replay import compare
 
 SWEEP = """
@@ -146,11 +146,13 @@ def _size(record: Query, run: str) -> int:
         (None, "no such run"),
         ("parent", "a sweep's parent run"),
         ("DELETE FROM tags WHERE key = 'phasefront.trained'", "must say how it was trained"),
-        ('UPDATE tags SET value = replace(value, \'"version":\', \'"version":7\') WHERE key = \'phasefront.trained\'',
-         "version"),
+        (
+            "UPDATE tags SET value = replace(value, '\"version\":', '\"version\":7') WHERE key = 'phasefront.trained'",
+            "version",
+        ),
         ("UPDATE tags SET value = 'no_such_module:Job' WHERE key = 'phasefront.job'", "cannot be imported"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_replayed_is_said_without_a_traceback(
     record: Query, capsys: pytest.CaptureFixture[str], spoil: str | None, what: str
 ) -> None:
@@ -192,7 +194,7 @@ def test_an_address_without_a_record_is_said_at_once_and_stays_as_it_is(
 def test_a_trial_that_cannot_be_trained_again_is_no_fault_of_the_program(
     record: Query, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jobs.double_descent import DoubleDescent
+    from jobs.double_descent.job import DoubleDescent
 
     def broken(*given: object, **named: object) -> None:
         raise RuntimeError("no more memory")
@@ -225,7 +227,7 @@ def test_the_order_of_a_pack_is_part_of_its_digest() -> None:
 
 
 def test_a_change_of_the_code_changes_the_setting(tmp_path: Path) -> None:
-    from orchestrator.environment import _digest
+    from orchestrator.dispatch.environment import _digest
 
     (tmp_path / "a.py").write_text("x = 1\n")
     before = _digest({"a.py": tmp_path / "a.py"})

@@ -10,10 +10,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jobs.data.designs import Problems, make_problems
 from jobs.job import Member, ParamError, log_spaced_steps
-from jobs.packed import ridge_pack
-from jobs.ridge import Ridge, RidgeParams
+from jobs.ridge import pack as ridge_pack
+from jobs.ridge.designs import Problems, make_problems
+from jobs.ridge.job import Ridge, RidgeParams
 from tests.packing import assert_packed_is_solo, assert_same_curves, course_of, curves_of
 
 JOB = Ridge()
@@ -114,10 +114,14 @@ def test_a_pack_of_several_blocks_is_its_trials(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ridge_pack, "CACHE_BYTES", 30_000)
     monkeypatch.setattr(ridge_pack, "_DRAWN_BYTES", 1)
     pack = [
-        Member(params=RidgeParams(**{**DESCENT, "steps": 10 + seed}, sample_count=20 + n, inputs=60, init_scale=i),
-               seed=seed)
-        for seed in range(3) for n in (0, 3) for i in (0.0, 1.0)
-    ]  # fmt: skip
+        Member(
+            params=RidgeParams(**{**DESCENT, "steps": 10 + seed}, sample_count=20 + n, inputs=60, init_scale=i),
+            seed=seed,
+        )
+        for seed in range(3)
+        for n in (0, 3)
+        for i in (0.0, 1.0)
+    ]
     assert_packed_is_solo(JOB, pack, rtol=1e-9, atol=1e-12)
 
 
@@ -213,9 +217,15 @@ def test_the_solution_is_that_of_the_normal_equations(design: str, n: int, p: in
 @pytest.mark.parametrize("decay", [0.0, 0.2])
 def test_the_descent_is_that_of_a_plain_loop(n: int, p: int, decay: float) -> None:
     params = RidgeParams(
-        **DESCENT, sample_count=n, inputs=p, noise_variance=0.4, weight_decay=decay, init_scale=2.0,
-        train_level=0.3, test_level=0.9,
-    )  # fmt: skip
+        **DESCENT,
+        sample_count=n,
+        inputs=p,
+        noise_variance=0.4,
+        weight_decay=decay,
+        init_scale=2.0,
+        train_level=0.3,
+        test_level=0.9,
+    )
     problems = problem_of(params, seed=5)
     (x, y), beta = plain(problems), problems.population.target_SP[0].numpy()
     theta = 2.0 * problems.start_SP[0].numpy()
@@ -232,8 +242,9 @@ def test_the_descent_is_that_of_a_plain_loop(n: int, p: int, decay: float) -> No
     assert curves.values["weight_norm"][-1] == pytest.approx(np.linalg.norm(theta))
     assert curves.values["effective_parameters"][-1] == pytest.approx(n * (smoother**2).sum())
     for name, course, zero, level in (
-        ("train_level_step", train, (y**2).mean(), 0.3), ("test_level_step", test, (beta**2).sum(), 0.9)
-    ):  # fmt: skip
+        ("train_level_step", train, (y**2).mean(), 0.3),
+        ("test_level_step", test, (beta**2).sum(), 0.9),
+    ):
         hit = np.flatnonzero(np.array(course) / zero <= level)
         if len(hit):
             assert curves.values[name][-1] == hit[0]
@@ -256,10 +267,19 @@ def test_a_crossing_is_the_same_whenever_the_curves_are_measured(
 ) -> None:
     def crossings(points: int, stop: bool) -> list[float]:
         params = RidgeParams(
-            sample_count=6, inputs=20, teacher="row_space", solver="gradient_descent", learning_rate=0.05, steps=300,
-            init_scale=1.0, weight_decay=decay, train_level=0.05, test_level=0.5, curve_points=points,
+            sample_count=6,
+            inputs=20,
+            teacher="row_space",
+            solver="gradient_descent",
+            learning_rate=0.05,
+            steps=300,
+            init_scale=1.0,
+            weight_decay=decay,
+            train_level=0.05,
+            test_level=0.5,
+            curve_points=points,
             stop_at_levels=stop,
-        )  # fmt: skip
+        )
         values = curves_of(JOB, [Member(params=params, seed=seed)])[0].values
         return [float(values[name][-1]) for name in ("train_level_step", "test_level_step")]
 

@@ -9,15 +9,22 @@ import numpy as np
 import pytest
 
 from jobs.job import Censored, Curves, Member, Prediction
-from jobs.ridge import Ridge, RidgeParams, RidgeThresholds
+from jobs.ridge.job import Ridge, RidgeParams, RidgeThresholds
 from tests.packing import curves_of
 
 JOB = Ridge()
 LIMITS = RidgeThresholds()
 LEVELS: dict[str, Any] = {
-    "solver": "gradient_descent", "train_level": 1e-3, "test_level": 0.2, "sample_count": 20, "inputs": 100,
-    "teacher": "row_space", "learning_rate": 0.05, "steps": 1000, "curve_points": 5,
-}  # fmt: skip
+    "solver": "gradient_descent",
+    "train_level": 1e-3,
+    "test_level": 0.2,
+    "sample_count": 20,
+    "inputs": 100,
+    "teacher": "row_space",
+    "learning_rate": 0.05,
+    "steps": 1000,
+    "curve_points": 5,
+}
 
 
 def curves(steps: list[int], **values: list[float]) -> Curves:
@@ -32,9 +39,15 @@ def label(params: RidgeParams, measured: Curves, limits: RidgeThresholds = LIMIT
 
 @pytest.mark.parametrize(
     ("train", "test", "phase"),
-    [(10, 500, "comprehension"), (10, 1010, "grokking"), (10, 1009, "comprehension"), (10, math.nan, "memorization"),
-     (math.nan, math.nan, "confusion"), (math.nan, 10, "inversion")],
-)  # fmt: skip
+    [
+        (10, 500, "comprehension"),
+        (10, 1010, "grokking"),
+        (10, 1009, "comprehension"),
+        (10, math.nan, "memorization"),
+        (math.nan, math.nan, "confusion"),
+        (math.nan, 10, "inversion"),
+    ],
+)
 def test_with_both_levels_the_phases_are_lius(train: float, test: float, phase: str) -> None:
     measured = curves([1, 1000], train_level_step=[math.nan, train], test_level_step=[math.nan, test])
     assert label(RidgeParams(**LEVELS), measured) == phase
@@ -42,9 +55,14 @@ def test_with_both_levels_the_phases_are_lius(train: float, test: float, phase: 
 
 @pytest.mark.parametrize(
     ("inputs", "train", "phase"),
-    [(5, 0.1, "underparameterised"), (10, 0.1, "overparameterised"), (20, 1e-9, "interpolating"),
-     (5, 1e-9, "interpolating"), (5, math.inf, "diverged")],
-)  # fmt: skip
+    [
+        (5, 0.1, "underparameterised"),
+        (10, 0.1, "overparameterised"),
+        (20, 1e-9, "interpolating"),
+        (5, 1e-9, "interpolating"),
+        (5, math.inf, "diverged"),
+    ],
+)
 def test_without_levels_the_phase_tells_whether_the_data_are_interpolated(
     inputs: int, train: float, phase: str
 ) -> None:
@@ -77,8 +95,9 @@ def test_every_phase_and_headline_is_one_that_the_job_knows() -> None:
 def test_the_peaks_of_a_sweep_lie_at_the_threshold() -> None:
     settings = [
         RidgeParams(sample_count=n, inputs=80, features=p, noise_variance=0.5)
-        for n in (20, 40) for p in (5, 10, 20, 40, 60, 80)
-    ]  # fmt: skip
+        for n in (20, 40)
+        for p in (5, 10, 20, 40, 60, 80)
+    ]
     measured = curves_of(JOB, [Member(params=p, seed=s) for p in settings for s in range(5)])
     trials = [(p, JOB.observe(p, measured[5 * k + s], LIMITS)) for k, p in enumerate(settings) for s in range(5)]
     found = JOB.summarise(trials, LIMITS)
@@ -91,16 +110,50 @@ def test_the_peaks_of_a_sweep_lie_at_the_threshold() -> None:
 CASES: list[dict[str, Any]] = [
     {"sample_count": 30, "inputs": 60, "features": 15, "noise_variance": 0.5},
     {"sample_count": 30, "inputs": 60, "teacher": "equal"},
-    {"sample_count": 10, "inputs": 30, "solver": "gradient_descent", "steps": 300, "curve_points": 9,
-     "init_scale": 3.0, "weight_decay": 0.1},
-    {"sample_count": 30, "inputs": 10, "solver": "gradient_descent", "noise_variance": 1.0, "steps": 300,
-     "curve_points": 9},
-    {"sample_count": 30, "inputs": 10, "features": 6, "solver": "gradient_descent", "noise_variance": 1.0,
-     "steps": 300, "curve_points": 9, "covariance": "power_law"},
-    {"design": "orthogonal", "sample_count": 30, "inputs": 10, "features": 6, "solver": "gradient_descent",
-     "noise_variance": 1.0, "steps": 300, "curve_points": 9, "covariance": "two_scale", "small_features": 5,
-     "small_scale": 0.2, "small_signal": 30.0, "init_scale": 1.0, "weight_decay": 0.01},
-]  # fmt: skip
+    {
+        "sample_count": 10,
+        "inputs": 30,
+        "solver": "gradient_descent",
+        "steps": 300,
+        "curve_points": 9,
+        "init_scale": 3.0,
+        "weight_decay": 0.1,
+    },
+    {
+        "sample_count": 30,
+        "inputs": 10,
+        "solver": "gradient_descent",
+        "noise_variance": 1.0,
+        "steps": 300,
+        "curve_points": 9,
+    },
+    {
+        "sample_count": 30,
+        "inputs": 10,
+        "features": 6,
+        "solver": "gradient_descent",
+        "noise_variance": 1.0,
+        "steps": 300,
+        "curve_points": 9,
+        "covariance": "power_law",
+    },
+    {
+        "design": "orthogonal",
+        "sample_count": 30,
+        "inputs": 10,
+        "features": 6,
+        "solver": "gradient_descent",
+        "noise_variance": 1.0,
+        "steps": 300,
+        "curve_points": 9,
+        "covariance": "two_scale",
+        "small_features": 5,
+        "small_scale": 0.2,
+        "small_signal": 30.0,
+        "init_scale": 1.0,
+        "weight_decay": 0.01,
+    },
+]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -125,8 +178,9 @@ def test_what_theory_says_is_what_is_measured(case: dict[str, Any]) -> None:
 def test_the_predicted_phases_are_the_measured_ones() -> None:
     settings = [
         RidgeParams(**LEVELS, weight_decay=decay, init_scale=scale)
-        for decay in (1e-4, 0.01, 1.0, 10.0) for scale in (0.1, 5.0)
-    ]  # fmt: skip
+        for decay in (1e-4, 0.01, 1.0, 10.0)
+        for scale in (0.1, 5.0)
+    ]
     measured = curves_of(JOB, [Member(params=p, seed=4) for p in settings])
     labels = [label(p, measured[k]) for k, p in enumerate(settings)]
     predicted = []

@@ -9,13 +9,13 @@ import pytest
 from scipy.stats import qmc
 from surfaces_for_phases import Formula, above
 
-from orchestrator.phases.box import Slice
-from orchestrator.phases.savings import Savings, Shows, read_savings, savings, write_savings
-from orchestrator.phases.surface_map import FittedMap, FittedSlice
-from orchestrator.surface.base import Evidence, Surface, Target
-from orchestrator.surface.level import LevelTarget
+from orchestrator.phases.map.box import Slice
+from orchestrator.phases.map.savings import Savings, Shows, read_savings, savings, write_savings
+from orchestrator.phases.map.surface_map import FittedMap, FittedSlice
+from orchestrator.surface.base import Evidence, Surface, Surrogate
+from orchestrator.surface.level import LevelSurrogate
 from orchestrator.surface.level_values import against
-from orchestrator.surface.ridge import RidgeTarget
+from orchestrator.surface.ridge import RidgeSurrogate
 
 
 def even(n: int, seed: int = 0) -> np.ndarray:
@@ -27,7 +27,7 @@ def told(x: np.ndarray, value: np.ndarray, label: np.ndarray | None = None) -> E
     return Evidence(x=x, label=labels, value=value, censored=np.zeros(len(x), dtype=np.bool_))
 
 
-def one_map(surface: Surface, seen: Evidence, target: Target) -> FittedMap:
+def one_map(surface: Surface, seen: Evidence, target: Surrogate) -> FittedMap:
     rows = np.arange(len(seen))
     cut = Slice(title="", fixed={}, axes=(), rows=rows, x=seen.x)
     one = FittedSlice(slice=cut, evidence=seen, rows=rows, surface=surface, fit=target.fit)
@@ -65,7 +65,7 @@ def test_simulated_trials_of_a_level_fit_to_the_same_map() -> None:
     lost = x[:, 0] > 0.8
     value = np.where(lost, np.nan, cliff(x, rng))
     label = np.where(lost, 2, value >= 0.5)
-    target = LevelTarget(level=0.5, classes=3)
+    target = LevelSurrogate(level=0.5, classes=3)
     surface = target.fit(told(x, value, label))
     shown = surface.trials(even(300, seed=7), rng)
     assert np.isnan(shown.value).tolist() == (shown.label == 2).tolist()
@@ -79,7 +79,7 @@ def test_simulated_trials_of_a_level_fit_to_the_same_map() -> None:
 
 def test_simulated_trials_of_a_ridge_are_the_expected_metric_with_its_noise() -> None:
     x = even(256)
-    surface = RidgeTarget(along=0).fit(told(x, crest(x, np.random.default_rng(0))))
+    surface = RidgeSurrogate(along=0).fit(told(x, crest(x, np.random.default_rng(0))))
     at = even(512, seed=3)
     shown = surface.trials(at, np.random.default_rng(1))
     off = np.log(shown.value) - np.log(surface.mean(at))
@@ -91,7 +91,7 @@ def test_simulated_trials_of_a_ridge_are_the_expected_metric_with_its_noise() ->
 @pytest.mark.parametrize("kind", ["level", "ridge"])
 def test_near_trials_are_found_to_save_and_a_grid_is_found_to_be_one(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    target: Target = LevelTarget(level=0.5) if kind == "level" else RidgeTarget(along=0)
+    target: Surrogate = LevelSurrogate(level=0.5) if kind == "level" else RidgeSurrogate(along=0)
     truth = cliff if kind == "level" else crest
     near = rng.random((90, 2))
     if kind == "level":
@@ -120,7 +120,7 @@ def test_a_belief_that_cannot_say_what_trials_show_has_no_estimate_and_says_so()
     half = Formula(heights=above(lambda x: x[:, 0] - 0.5), softness=0.05)
     assert not isinstance(half, Shows)
     x = even(40)
-    saved = savings(one_map(half, told(x, x[:, 0]), LevelTarget(level=0.5)), valued=True)
+    saved = savings(one_map(half, told(x, x[:, 0]), LevelSurrogate(level=0.5)), valued=True)
     assert (saved.grid, saved.method, saved.simulated) == (None, "none", ())
     assert saved.text() == "40 trials; what a grid of the same map error needs is not estimated"
 

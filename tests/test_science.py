@@ -10,9 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
-from jobs.data import modular, random_features
-from jobs.grokking import GrokkingParams
-from jobs.packed import grokking_pack
+from jobs.grokking import modular
+from jobs.grokking import pack as grokking_pack
+from jobs.grokking.job import GrokkingParams
+from jobs.ridge import random_features
 from jobs.theory import descent, minimum_norm, parallelogram, quadratic_weights, ridge_grokking, weight_decay
 from tests.science import __main__ as program
 from tests.science import grokking, linear, networks
@@ -123,36 +124,68 @@ MUTATIONS: list[tuple[str, Any, str, Callable[..., Any], bool]] = [
     ("sample- and model-wise risk", minimum_norm, "belkin_hsu_xu_risk", risk_without_the_one, True),
     ("sample- and model-wise risk", minimum_norm, "belkin_hsu_xu_risk", risk_without_bias, True),
     ("sample- and model-wise risk", minimum_norm, "belkin_hsu_xu_risk", risk_without_what_is_unused, True),
-    ("isotropic minimum-norm risk", minimum_norm, "hastie_excess_risk",
-     lambda g, *, signal, noise_variance: signal * max(0, 1 - 1 / g) + noise_variance * g / abs(1 - g), True),
+    (
+        "isotropic minimum-norm risk",
+        minimum_norm,
+        "hastie_excess_risk",
+        lambda g, *, signal, noise_variance: signal * max(0, 1 - 1 / g) + noise_variance * g / abs(1 - g),
+        True,
+    ),
     ("effective parameters", minimum_norm, "effective_parameters", lambda n, p: min(n, p), True),
-    ("effective parameters", minimum_norm, "effective_parameters",
-     lambda n, p: n * p / (n - p) if p < n else n**2 / (p - n), True),
+    (
+        "effective parameters",
+        minimum_norm,
+        "effective_parameters",
+        lambda n, p: n * p / (n - p) if p < n else n**2 / (p - n),
+        True,
+    ),
     ("epoch-wise formula", descent, "expected_excess_risk", flow_instead_of_steps, False),
     ("epoch-wise, any design", descent, "expected_excess_risk", half_the_learning_rate, True),
     ("random features", random_features, "relu_moments", kernel_without_the_angle, False),
-    ("ridge grokking, every crossing step", ridge_grokking, "crossing_steps",
-     crossings_without_weight_decay_in_the_rate, True),
-    ("ridge grokking, the law of time", ridge_grokking, "generalisation_steps",
-     lambda null, *, test_level, learning_rate, weight_decay:
-     np.log(null / test_level) / (learning_rate * weight_decay), True),
-    ("ridge grokking, the law of time", weight_decay, "generalisation_time",
-     lambda w0, wc, *, weight_decay, learning_rate: np.log(w0 / wc) / (learning_rate * weight_decay**2), True),
+    (
+        "ridge grokking, every crossing step",
+        ridge_grokking,
+        "crossing_steps",
+        crossings_without_weight_decay_in_the_rate,
+        True,
+    ),
+    (
+        "ridge grokking, the law of time",
+        ridge_grokking,
+        "generalisation_steps",
+        lambda null, *, test_level, learning_rate, weight_decay: (
+            np.log(null / test_level) / (learning_rate * weight_decay)
+        ),
+        True,
+    ),
+    (
+        "ridge grokking, the law of time",
+        weight_decay,
+        "generalisation_time",
+        lambda w0, wc, *, weight_decay, learning_rate: np.log(w0 / wc) / (learning_rate * weight_decay**2),
+        True,
+    ),
     ("the rank criterion", parallelogram, "system_rank", rank_of_modular_sums, False),
     ("analytic weights", quadratic_weights, "gromov_weights", weights_with_one_phase, False),
     ("modular tasks", modular, "operation_pairs", floor_divided, False),
     ("modular tasks", modular, "operation_pairs", swapped_subtraction, False),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
     ("name", "module", "formula", "wrong"),
     [
-        pytest.param(name, module, formula, wrong, marks=[pytest.mark.slow] if slow else [],
-                     id=f"{formula}-{getattr(wrong, '__name__', '')}-{number}")
+        pytest.param(
+            name,
+            module,
+            formula,
+            wrong,
+            marks=[pytest.mark.slow] if slow else [],
+            id=f"{formula}-{getattr(wrong, '__name__', '')}-{number}",
+        )
         for number, (name, module, formula, wrong, slow) in enumerate(MUTATIONS)
     ],
-)  # fmt: skip
+)
 def test_a_wrong_formula_fails(
     name: str, module: Any, formula: str, wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

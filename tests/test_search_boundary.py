@@ -231,12 +231,12 @@ def test_a_level_is_told_with_its_side_and_its_bounds() -> None:
 
 @pytest.mark.slow
 def test_the_size_of_a_batch_changes_the_map_only_within_its_band() -> None:
-    from orchestrator.surface.phase import PhaseTarget
+    from orchestrator.surface.phase import PhaseSurrogate
 
     lattice = np.stack(np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60)), axis=-1).reshape(-1, 2)
     labels, bands = [], []
     for batch in (8, 32):
-        sampler = boundary(budget=160, start=48, batch=batch, target=PhaseTarget(classes=3))
+        sampler = boundary(budget=160, start=48, batch=batch, target=PhaseSurrogate(classes=3))
         drive(sampler)
         (surface,) = sampler.surfaces()
         labels.append(surface.label(lattice))  # type: ignore[union-attr]
@@ -250,13 +250,13 @@ def test_the_size_of_a_batch_changes_the_map_only_within_its_band() -> None:
 
 @pytest.mark.slow
 def test_trials_told_late_and_in_any_order_give_the_same_map_within_its_band() -> None:
-    from orchestrator.surface.phase import PhaseTarget
+    from orchestrator.surface.phase import PhaseSurrogate
 
     lattice = np.stack(np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60)), axis=-1).reshape(-1, 2)
     labels, bands = [], []
     for shuffle in (1, 2):
         order, waiting = random.Random(shuffle), []
-        sampler = boundary(budget=160, start=48, batch=16, target=PhaseTarget(classes=3))
+        sampler = boundary(budget=160, start=48, batch=16, target=PhaseSurrogate(classes=3))
         while not sampler.exhausted or waiting:
             waiting += sampler.ask(1000)
             order.shuffle(waiting)
@@ -288,10 +288,10 @@ class Slow(Descent):
 
 
 def test_workers_are_kept_busy_while_a_search_learns() -> None:
-    from orchestrator.calibration import Calibration
     from orchestrator.dispatch.base import PackTask, Progress
     from orchestrator.dispatch.simulated import SimulatedDispatcher, VirtualClock
-    from orchestrator.plan import Planner
+    from orchestrator.plan.calibration import Calibration
+    from orchestrator.plan.planner import Planner
     from orchestrator.progress import Silent
     from orchestrator.records import Status, TrialResult
     from orchestrator.runner import Runner
@@ -320,9 +320,14 @@ def test_workers_are_kept_busy_while_a_search_learns() -> None:
     summary = Runner(
         job_name=JOB,
         planner=Planner(job_name=JOB, job=job, calibration=Calibration(), memory_budget_bytes=1e9),
-        sampler=sampler, tracker=tracker, pool=lambda: pool, progress=Silent(), thresholds=job.Thresholds(),
-        fingerprint="", clock=clock,
-    ).run()  # fmt: skip
+        sampler=sampler,
+        tracker=tracker,
+        pool=lambda: pool,
+        progress=Silent(),
+        thresholds=job.Thresholds(),
+        fingerprint="",
+        clock=clock,
+    ).run()
     assert summary.done == 200
     assert sampler.exhausted
     assert pool.busy_s / (4 * clock()) > 0.8

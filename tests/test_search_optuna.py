@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from searching import NearestTarget
+from searching import NearestSurrogate
 
 from orchestrator.search.optuna_sampler import PhaseBoundarySampler
 
@@ -23,7 +23,7 @@ def _quiet() -> None:
 
 
 def sampler(space: dict[str, BaseDistribution] | None = None, **options: Any) -> PhaseBoundarySampler:
-    return PhaseBoundarySampler(NearestTarget(), space or SPACE, **{"seed": 0, "start": 16, "batch": 8, **options})
+    return PhaseBoundarySampler(NearestSurrogate(), space or SPACE, **{"seed": 0, "start": 16, "batch": 8, **options})
 
 
 def objective(trial: optuna.Trial) -> float:

@@ -12,10 +12,10 @@ from searching import LABELS, boundary, disc, where
 
 from orchestrator.search.base import Outcome
 from orchestrator.search.boundary import BoundarySampler, Sought
-from orchestrator.surface.base import Target
-from orchestrator.surface.level import LevelTarget
-from orchestrator.surface.phase import PhaseTarget
-from orchestrator.surface.ridge import RidgeTarget
+from orchestrator.surface.base import Surrogate
+from orchestrator.surface.level import LevelSurrogate
+from orchestrator.surface.phase import PhaseSurrogate
+from orchestrator.surface.ridge import RidgeSurrogate
 from orchestrator.tracking.base import SweepRecord
 from orchestrator.tracking.memory import MemoryRecord, MemoryTracker
 from orchestrator.trial import Trial
@@ -30,10 +30,10 @@ def depth(trial: Trial) -> Outcome:
     return Outcome(trial=trial, phase=LABELS[0], observations={"depth": 1 / (1 + 40 * (x - 0.3 - 0.4 * y) ** 2)})
 
 
-SOUGHT: dict[str, tuple[Sought, Target[Any], Any]] = {
-    "phases": (Sought(labels=LABELS), PhaseTarget(classes=len(LABELS)), disc),
-    "level": (Sought(labels=LABELS, metric="depth", level=0.5), LevelTarget(level=0.5, classes=3), depth),
-    "ridge": (Sought(labels=LABELS, metric="depth", along="learning_rate"), RidgeTarget(along=0), depth),
+SOUGHT: dict[str, tuple[Sought, Surrogate[Any], Any]] = {
+    "phases": (Sought(labels=LABELS), PhaseSurrogate(classes=len(LABELS)), disc),
+    "level": (Sought(labels=LABELS, metric="depth", level=0.5), LevelSurrogate(level=0.5, classes=3), depth),
+    "ridge": (Sought(labels=LABELS, metric="depth", along="learning_rate"), RidgeSurrogate(along=0), depth),
 }
 
 
@@ -60,9 +60,12 @@ def test_every_batch_is_a_point_once_across_kills_whatever_is_sought(kind: str) 
         tracker = MemoryTracker(record)
         tracker.open_sweep(SWEEP)
         sampler = boundary(
-            storage=storage, budget=64, sought=sought, target=target,
+            storage=storage,
+            budget=64,
+            sought=sought,
+            target=target,
             progress=lambda points, tracker=tracker: tracker.trace(AREA, points),
-        )  # fmt: skip
+        )
         told = tell(sampler, outcome_of, most=most, seed=turn)
         sampler.close()
         tracker.close()

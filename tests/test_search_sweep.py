@@ -10,10 +10,10 @@ import pytest
 
 from jobs.catalogue import BUILT_IN
 from orchestrator.errors import UserError
-from orchestrator.schema import sweep_schema
 from orchestrator.search.space import Continuous, Listed, Whole
-from orchestrator.sweep import Sweep
-from orchestrator.sweep_yaml import read
+from orchestrator.sweep.schema import sweep_schema
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.yaml import read
 
 JOB = "job: jobs_for_tests:Descent\n"
 AXES = """\

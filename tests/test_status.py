@@ -11,7 +11,7 @@ from orchestrator.cli import main
 from orchestrator.commands import inspect
 from orchestrator.commands.wiring import open_tracker, sweep_record
 from orchestrator.records import CurveRows, Status, TrialResult
-from orchestrator.sweep import Sweep
+from orchestrator.sweep.sweep import Sweep
 
 SWEEP = """\
 name: descents
@@ -35,10 +35,13 @@ def test_phases_are_counted_under_the_sweeps_own_thresholds(
     loss = [0.05, 0.5, 2.0, 3.0]
     tracker.record(
         CurveRows(
-            trial_ids=tuple(t.id for t in trials), metrics=("loss",), trial=np.arange(4, dtype=np.int32),
-            step=np.full(4, 20), values=np.array(loss)[:, None],
+            trial_ids=tuple(t.id for t in trials),
+            metrics=("loss",),
+            trial=np.arange(4, dtype=np.int32),
+            step=np.full(4, 20),
+            values=np.array(loss)[:, None],
         )
-    )  # fmt: skip
+    )
     tracker.end(
         [
             TrialResult(trial_id=t.id, status=Status.FINISHED, phase=phase, observations={"final_loss": value})

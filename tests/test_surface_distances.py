@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.surface.base import Evidence, Points, Target
+from orchestrator.surface.base import Evidence, Points, Surrogate
 from orchestrator.surface.distances import Distances
-from orchestrator.surface.level import LevelTarget
-from orchestrator.surface.phase import PhaseTarget
+from orchestrator.surface.level import LevelSurrogate
+from orchestrator.surface.phase import PhaseSurrogate
 
 SIDE = 12
 
@@ -61,22 +61,25 @@ def test_without_any_trial_every_position_is_far() -> None:
 def noisy(x: Points, random: np.random.Generator) -> Evidence:
     """A boundary at x + y = 1; one label in three is odd at a distance of 0.05."""
     value = x.sum(axis=1) - 1 + 0.15 * random.standard_normal(len(x))
-    return Evidence(
-        x=x, label=(value > 0).astype(np.int64), value=value, censored=np.zeros(len(x), dtype=np.bool_)
-    )  # fmt: skip
+    return Evidence(x=x, label=(value > 0).astype(np.int64), value=value, censored=np.zeros(len(x), dtype=np.bool_))
 
 
-def suggested(target: Target, told: Evidence, *, count: int = 24, snap=to_cells) -> Points:
+def suggested(target: Surrogate, told: Evidence, *, count: int = 24, snap=to_cells) -> Points:
     return target.suggest(
-        target.fit(told), told,
-        pending=np.empty((0, 2)), count=count, snap=snap, rng=np.random.default_rng(1),
-    )  # fmt: skip
+        target.fit(told),
+        told,
+        pending=np.empty((0, 2)),
+        count=count,
+        snap=snap,
+        rng=np.random.default_rng(1),
+    )
 
 
 @pytest.mark.parametrize(
-    "target_of", [lambda r: PhaseTarget(classes=2, replicates=r), lambda r: LevelTarget(level=0.0, replicates=r)],
+    "target_of",
+    [lambda r: PhaseSurrogate(classes=2, replicates=r), lambda r: LevelSurrogate(level=0.0, replicates=r)],
     ids=["phase", "level"],
-)  # fmt: skip
+)
 def test_replicates_go_where_labels_disagree(target_of) -> None:
     """All settings about the boundary are tried: with replicates they are tried again, without, others are."""
     random = np.random.default_rng(0)
@@ -95,18 +98,24 @@ def test_replicates_go_where_labels_disagree(target_of) -> None:
 
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize(
-    "target", [PhaseTarget(classes=2, replicates=64), LevelTarget(level=0.0, replicates=64)], ids=["phase", "level"]
+    "target",
+    [PhaseSurrogate(classes=2, replicates=64), LevelSurrogate(level=0.0, replicates=64)],
+    ids=["phase", "level"],
 )
-def test_no_setting_is_tried_again_where_there_are_always_new_ones(target: Target, d: int) -> None:
+def test_no_setting_is_tried_again_where_there_are_always_new_ones(target: Surrogate, d: int) -> None:
     """The boundary lies by a corner, where positions that would leave the box are pushed onto one another."""
     random = np.random.default_rng(0)
     x = np.concatenate([random.random((60, d)), 0.1 * random.random((60, d))])
     value = x.sum(axis=1) - 0.03 + 0.03 * random.standard_normal(len(x))
     told = Evidence(x=x, label=(value > 0).astype(np.int64), value=value, censored=np.zeros(len(x), dtype=np.bool_))
     found = target.suggest(
-        target.fit(told), told,
-        pending=np.empty((0, d)), count=256, snap=lambda points: points, rng=np.random.default_rng(1),
-    )  # fmt: skip
+        target.fit(told),
+        told,
+        pending=np.empty((0, d)),
+        count=256,
+        snap=lambda points: points,
+        rng=np.random.default_rng(1),
+    )
     everything = np.concatenate([x, found])
     assert len(found) == 256
     assert len(np.unique(everything, axis=0)) == len(everything)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import qmc
 
 from orchestrator.surface.base import ClassSurface, Evidence
-from orchestrator.surface.level import LevelSurface, LevelTarget
+from orchestrator.surface.level import LevelSurface, LevelSurrogate
 from orchestrator.surface.level_values import against
 from orchestrator.surface.regression_ep import AT_LEAST, AT_MOST, EXACT
 
@@ -60,7 +60,7 @@ def even(n: int, d: int = 2, seed: int = 0) -> np.ndarray:
 
 def searched(total: int, seed: int, batch: int = 32) -> tuple[LevelSurface, np.ndarray]:
     rng = np.random.default_rng(seed)
-    target = LevelTarget(level=0.5)
+    target = LevelSurrogate(level=0.5)
     x = even(64, seed=seed)
     value = accuracy(x, rng)
     while True:
@@ -80,7 +80,7 @@ def test_the_boundary_is_found_better_than_by_an_even_design_of_more_trials() ->
     surface, _ = searched(160, seed=3)
     rng = np.random.default_rng(3)
     x = even(256, seed=3)
-    dense = LevelTarget(level=0.5).fit(evidence(x, accuracy(x, rng)))
+    dense = LevelSurrogate(level=0.5).fit(evidence(x, accuracy(x, rng)))
     assert wrong_area(surface) < 0.0025
     assert wrong_area(surface) < 0.7 * wrong_area(dense)
     assert surface.uncertain_area() < 0.02
@@ -112,7 +112,7 @@ def test_any_order_of_the_trials_gives_the_same_belief() -> None:
     label = np.full(96, -1)
     value[5:9], label[5:9] = np.nan, 2
     turn = rng.permutation(96)
-    target = LevelTarget(level=0.5, classes=3)
+    target = LevelSurrogate(level=0.5, classes=3)
     one = target.fit(evidence(x, value, label=label))
     other = target.fit(evidence(x[turn], value[turn], label=label[turn]), previous=one)
     np.testing.assert_array_equal(one.belief(MAP), other.belief(MAP))
@@ -123,22 +123,22 @@ def test_the_unit_and_the_zero_of_a_metric_are_irrelevant() -> None:
     rng = np.random.default_rng(0)
     x = even(64)
     value = accuracy(x, rng)
-    one = LevelTarget(level=0.5).fit(evidence(x, value))
-    other = LevelTarget(level=-950.0).fit(evidence(x, 100 * value - 1000))
+    one = LevelSurrogate(level=0.5).fit(evidence(x, value))
+    other = LevelSurrogate(level=-950.0).fit(evidence(x, 100 * value - 1000))
     np.testing.assert_allclose(one.belief(MAP), other.belief(MAP), atol=1e-6)
 
 
 def test_a_metric_that_never_saturates_is_followed_too() -> None:
     x = even(64)
     rng = np.random.default_rng(0)
-    surface = LevelTarget(level=0.1).fit(evidence(x, height(x) + 0.1 + 0.02 * rng.standard_normal(64)))
+    surface = LevelSurrogate(level=0.1).fit(evidence(x, height(x) + 0.1 + 0.02 * rng.standard_normal(64)))
     assert wrong_area(surface) < 0.015
 
 
 def test_steps_over_decades_are_seen_on_a_logarithmic_scale() -> None:
     x = even(64)
     steps = 10 ** (3 + 4 * height(x))
-    surface = LevelTarget(level=1000.0).fit(evidence(x, steps))
+    surface = LevelSurrogate(level=1000.0).fit(evidence(x, steps))
     assert wrong_area(surface) < 0.01
 
 
@@ -147,7 +147,7 @@ def test_not_reached_within_a_horizon_beyond_the_level_is_above_it() -> None:
     steps = 10 ** (3 + 4 * height(x))
     horizon = 1500.0
     censored = steps > horizon
-    surface = LevelTarget(level=1000.0).fit(evidence(x, np.minimum(steps, horizon), censored=censored))
+    surface = LevelSurrogate(level=1000.0).fit(evidence(x, np.minimum(steps, horizon), censored=censored))
     assert wrong_area(surface) < 0.015
     assert surface.belief(np.array([[0.5, 0.98]]))[0, 1] > 0.95
 
@@ -158,7 +158,7 @@ def test_not_reached_within_a_horizon_below_the_level_is_no_evidence_for_below()
     steps = 10 ** (3 + 4 * height(x))
     censored = x[:, 0] > 0.7
     cut = np.where(censored, np.minimum(steps, 30.0), steps)
-    target = LevelTarget(level=1000.0)
+    target = LevelSurrogate(level=1000.0)
     as_bounds = target.fit(evidence(x, cut, censored=censored))
     as_numbers = target.fit(evidence(x, cut))
     # In truth above; seen only to be more than 30.
@@ -172,15 +172,15 @@ def test_a_trial_with_no_value_and_no_label_says_nothing() -> None:
     x = even(64)
     value = accuracy(x, rng)
     more = np.vstack([x, rng.random((20, 2))])
-    one = LevelTarget(level=0.5).fit(evidence(x, value))
-    other = LevelTarget(level=0.5).fit(evidence(more, np.concatenate([value, np.full(20, np.nan)])))
+    one = LevelSurrogate(level=0.5).fit(evidence(x, value))
+    other = LevelSurrogate(level=0.5).fit(evidence(more, np.concatenate([value, np.full(20, np.nan)])))
     np.testing.assert_array_equal(one.belief(MAP), other.belief(MAP))
 
 
 def test_a_label_stands_in_for_a_value() -> None:
     x = even(64)
     side = (height(x) >= 0).astype(np.int64)
-    surface = LevelTarget(level=0.5).fit(evidence(x, np.full(64, np.nan), label=side))
+    surface = LevelSurrogate(level=0.5).fit(evidence(x, np.full(64, np.nan), label=side))
     assert wrong_area(surface) < 0.04
 
 
@@ -191,7 +191,7 @@ def test_diverged_is_a_class_of_its_own() -> None:
     gone = x[:, 0] > 0.75
     value[gone] = np.nan
     label = np.where(gone, 2, -1)
-    surface = LevelTarget(level=0.5, classes=4).fit(evidence(x, value, label=label))
+    surface = LevelSurrogate(level=0.5, classes=4).fit(evidence(x, value, label=label))
     truth = np.where(MAP[:, 0] > 0.75, 2, height(MAP) >= 0)
     assert (surface.label(MAP) != truth).mean() < 0.03
     belief = surface.belief(MAP)
@@ -202,7 +202,7 @@ def test_diverged_is_a_class_of_its_own() -> None:
 @pytest.mark.parametrize("shown", [0, 1])
 def test_with_one_side_only_the_rest_of_the_box_stays_open(shown: int) -> None:
     corner = 0.2 * even(16)
-    surface = LevelTarget(level=0.5).fit(evidence(corner, np.full(16, float(shown))))
+    surface = LevelSurrogate(level=0.5).fit(evidence(corner, np.full(16, float(shown))))
     near, far = surface.belief(np.array([[0.1, 0.1], [0.95, 0.95]]))[:, shown]
     assert near > 0.95
     assert 0.4 < far < 0.95
@@ -212,7 +212,7 @@ def test_with_one_side_only_the_rest_of_the_box_stays_open(shown: int) -> None:
 def test_only_diverged_trials_so_far_are_no_error() -> None:
     x = even(16)
     known = evidence(x, np.full(16, np.nan), label=np.full(16, 2))
-    target = LevelTarget(level=0.5, classes=3)
+    target = LevelSurrogate(level=0.5, classes=3)
     surface = target.fit(known)
     assert (surface.label(x) == 2).all()
     new = target.suggest(surface, known, pending=NOTHING, count=8, snap=free, rng=np.random.default_rng(0))
@@ -222,7 +222,7 @@ def test_only_diverged_trials_so_far_are_no_error() -> None:
 @pytest.mark.parametrize("value", [0.5, 0.0, 7.0])
 def test_trials_that_all_show_the_same_number_are_no_error(value: float) -> None:
     x = even(32)
-    surface = LevelTarget(level=0.5).fit(evidence(x, np.full(32, value)))
+    surface = LevelSurrogate(level=0.5).fit(evidence(x, np.full(32, value)))
     assert (surface.label(x) == int(value >= 0.5)).all()
 
 
@@ -231,7 +231,7 @@ def test_noise_is_the_share_of_trials_on_the_wrong_side() -> None:
     x = even(512)
     clean = (height(x) >= 0).astype(float)
     value = np.where(rng.random(512) < 0.1, 1 - clean, clean)
-    surface = LevelTarget(level=0.5).fit(evidence(x, value))
+    surface = LevelSurrogate(level=0.5).fit(evidence(x, value))
     assert surface.noise() == pytest.approx(0.1, abs=0.04)
     assert wrong_area(surface) < 0.04
 
@@ -243,7 +243,7 @@ def test_suggestions_are_new_snapped_distinct_and_as_many_as_asked(d: int) -> No
     x = np.unique(snap(even(64, d=d)), axis=0)
     pending = np.unique(snap(rng.random((20, d))), axis=0)
     known = evidence(x, x[:, 0] + 0.3 * x[:, 1])
-    target = LevelTarget(level=0.6)
+    target = LevelSurrogate(level=0.6)
     new = target.suggest(target.fit(known), known, pending=pending, count=24, snap=snap, rng=rng)
     assert new.shape == (24, d)
     np.testing.assert_array_equal(new, snap(new))
@@ -257,7 +257,7 @@ def test_the_last_cells_of_a_grid_are_suggested_and_no_others() -> None:
     left = cells[[5, 300, 600]]
     x = np.delete(cells, [5, 300, 600], axis=0)
     known = evidence(x, accuracy(x, np.random.default_rng(1)))
-    target = LevelTarget(level=0.5)
+    target = LevelSurrogate(level=0.5)
     rng = np.random.default_rng(2)
     surface = target.fit(known)
     new = target.suggest(surface, known, pending=NOTHING, count=32, snap=snap, rng=rng)
@@ -270,7 +270,7 @@ def test_pending_trials_push_the_batch_away() -> None:
     rng = np.random.default_rng(0)
     x = even(64)
     known = evidence(x, accuracy(x, rng))
-    target = LevelTarget(level=0.5)
+    target = LevelSurrogate(level=0.5)
     surface = target.fit(known)
     first = target.suggest(surface, known, pending=NOTHING, count=16, snap=free, rng=np.random.default_rng(1))
     second = target.suggest(surface, known, pending=first, count=16, snap=free, rng=np.random.default_rng(1))
@@ -292,7 +292,7 @@ def test_a_level_on_the_plateau_itself_parts_it_from_what_is_below() -> None:
     """`level: 1.0` for an accuracy that reaches exactly 1."""
     x = even(128)
     value = np.minimum(1 / (1 + np.exp(-(height(x) / 0.02 + 3))), 0.95) / 0.95
-    surface = LevelTarget(level=1.0).fit(evidence(x, value))
+    surface = LevelSurrogate(level=1.0).fit(evidence(x, value))
     assert wrong_area(surface) < 0.02
 
 
@@ -300,6 +300,6 @@ def test_an_infinite_value_is_beyond_every_level() -> None:
     x = even(64)
     value = height(x) * 3
     value[value > 0.5] = np.inf
-    surface = LevelTarget(level=0.0).fit(evidence(x, value))
+    surface = LevelSurrogate(level=0.0).fit(evidence(x, value))
     assert np.isfinite(surface.belief(MAP)).all()
     assert wrong_area(surface) < 0.02

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import qmc
 
 from orchestrator.surface.base import Evidence, Points
-from orchestrator.surface.phase import PhaseTarget, fit_classifier
+from orchestrator.surface.phase import PhaseSurrogate, fit_classifier
 from orchestrator.surface.placement import _dense, undecided_order
 
 
@@ -32,12 +32,16 @@ def eighths(x: Points) -> Points:
 
 
 def suggest(x, label, *, count=16, snap=as_is, pending=None, seed=1, classes=2, previous=None) -> np.ndarray:
-    target = PhaseTarget(classes=classes)
+    target = PhaseSurrogate(classes=classes)
     told = evidence(x, label)
     pending = np.empty((0, x.shape[1])) if pending is None else pending
     return target.suggest(
-        target.fit(told, previous=previous), told,
-        pending=pending, count=count, snap=snap, rng=np.random.default_rng(seed),
+        target.fit(told, previous=previous),
+        told,
+        pending=pending,
+        count=count,
+        snap=snap,
+        rng=np.random.default_rng(seed),
     )
 
 
@@ -155,13 +159,17 @@ def test_a_search_beats_a_sequence_and_finds_the_island() -> None:
     def truth(at: np.ndarray) -> np.ndarray:
         return ((gap(at) > 0.1) | (np.linalg.norm(at - [0.7, 0.15], axis=1) < 0.1)).astype(np.int64)
 
-    target, query = PhaseTarget(classes=2), sobol(4096, seed=9)
+    target, query = PhaseSurrogate(classes=2), sobol(4096, seed=9)
     x = sobol(64, seed=3)
     surface = target.fit(evidence(x, truth(x)))
     for step in range(4):
         more = target.suggest(
-            surface, evidence(x, truth(x)),
-            pending=np.empty((0, 2)), count=24, snap=as_is, rng=np.random.default_rng(step),
+            surface,
+            evidence(x, truth(x)),
+            pending=np.empty((0, 2)),
+            count=24,
+            snap=as_is,
+            rng=np.random.default_rng(step),
         )
         x = np.concatenate([x, more])
         surface = target.fit(evidence(x, truth(x)), previous=surface)

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import qmc
 
 from orchestrator.surface.base import Evidence
-from orchestrator.surface.ridge import PeakSurface, RidgeTarget, peaks, warp_of
+from orchestrator.surface.ridge import PeakSurface, RidgeSurrogate, peaks, warp_of
 
 STEPS = 201
 TRACK = np.linspace(0, 1, STEPS)
@@ -69,7 +69,7 @@ def lattice(*cells: int) -> Callable[[np.ndarray], np.ndarray]:
 @lru_cache(maxsize=8)
 def searched(total: int, d: int, seed: int, *, heavy: bool = False, batch: int = 16) -> tuple[PeakSurface, np.ndarray]:
     rng = np.random.default_rng(seed)
-    target = RidgeTarget(along=0)
+    target = RidgeSurrogate(along=0)
     x = even(target.start, d, seed)
     value = measured(x, rng, heavy)
     while True:
@@ -99,7 +99,7 @@ def _top(curve: np.ndarray) -> int:
 
 def full(d: int, seed: int, *counts: int, heavy: bool = False) -> tuple[PeakSurface, int]:
     x = grid(*counts)
-    return RidgeTarget(along=0).fit(evidence(x, measured(x, np.random.default_rng(seed), heavy))), len(x)
+    return RidgeSurrogate(along=0).fit(evidence(x, measured(x, np.random.default_rng(seed), heavy))), len(x)
 
 
 def test_a_quarter_of_a_grid_finds_the_ridge_within_a_step_of_the_grid() -> None:
@@ -150,14 +150,14 @@ def test_a_higher_plateau_at_an_end_is_no_peak() -> None:
     t = x[:, 0]
     value = 0.5 * np.exp(-0.5 * ((t - 0.35) / 0.06) ** 2) + 1 / (1 + np.exp(-(t - 0.8) / 0.03))
     noisy = value + 0.01 * np.random.default_rng(0).standard_normal(len(x))
-    surface = RidgeTarget(along=0).fit(evidence(x, noisy))
+    surface = RidgeSurrogate(along=0).fit(evidence(x, noisy))
     np.testing.assert_allclose(surface.peak(np.array([[0.2], [0.7]]))[0], 0.35, atol=0.02)
 
 
 def test_a_monotone_metric_has_no_peak_and_the_surface_says_so() -> None:
     x = grid(21, 5)
     value = 0.7 - 0.3 * x[:, 0] + 0.01 * np.random.default_rng(0).standard_normal(len(x))
-    surface = RidgeTarget(along=0).fit(evidence(x, value))
+    surface = RidgeSurrogate(along=0).fit(evidence(x, value))
     u = np.array([[0.1], [0.5], [0.9]])
     assert (surface.presence(u) < 0.1).all()
     median, low, high = surface.peak(u)
@@ -169,7 +169,7 @@ def test_a_peak_that_fades_is_present_where_it_is_and_absent_where_not() -> None
     t, u = x[:, 0], x[:, 1]
     value = 0.5 - 0.1 * t + 0.3 * np.maximum(u - 0.4, 0) * np.exp(-0.5 * ((t - 0.5) / 0.1) ** 2)
     noisy = value + 0.003 * np.random.default_rng(0).standard_normal(len(x))
-    presence = RidgeTarget(along=0).fit(evidence(x, noisy)).presence(np.array([[0.0], [0.15], [0.85], [1.0]]))
+    presence = RidgeSurrogate(along=0).fit(evidence(x, noisy)).presence(np.array([[0.0], [0.15], [0.85], [1.0]]))
     assert (presence[:2] < 0.2).all()
     assert (presence[2:] > 0.95).all()
 
@@ -207,7 +207,7 @@ def test_any_order_of_the_trials_gives_the_same_belief() -> None:
     value = measured(x, rng)
     value[7] = np.nan
     turn = rng.permutation(60)
-    target = RidgeTarget(along=0)
+    target = RidgeSurrogate(along=0)
     one, other = target.fit(evidence(x, value)), target.fit(evidence(x[turn], value[turn]))
     np.testing.assert_array_equal(one.peak(others(2)), other.peak(others(2)))
     np.testing.assert_array_equal(one.mean(x), other.mean(x))
@@ -217,8 +217,8 @@ def test_which_axis_it_is_is_irrelevant() -> None:
     x = grid(21, 5)
     value = measured(x, np.random.default_rng(0))
     u = others(2)
-    first = RidgeTarget(along=0).fit(evidence(x, value))
-    second = RidgeTarget(along=1).fit(evidence(x[:, ::-1], value))
+    first = RidgeSurrogate(along=0).fit(evidence(x, value))
+    second = RidgeSurrogate(along=1).fit(evidence(x[:, ::-1], value))
     np.testing.assert_allclose(first.peak(u)[0], second.peak(u)[0], atol=0.01)
     assert second.along == 1
 
@@ -226,7 +226,7 @@ def test_which_axis_it_is_is_irrelevant() -> None:
 def test_the_unit_of_the_metric_is_irrelevant() -> None:
     x = even(64, 2)
     value = measured(x, np.random.default_rng(0))
-    one, other = (RidgeTarget(along=0).fit(evidence(x, v)) for v in (value, 1000 * value - 7000))
+    one, other = (RidgeSurrogate(along=0).fit(evidence(x, v)) for v in (value, 1000 * value - 7000))
     np.testing.assert_allclose(one.peak(others(2)), other.peak(others(2)), atol=1e-5)
     np.testing.assert_allclose(1000 * one.mean(x) - 7000, other.mean(x), rtol=1e-5)
 
@@ -236,7 +236,7 @@ def test_a_trial_without_a_value_says_nothing() -> None:
     value = measured(x, np.random.default_rng(0))
     more = np.vstack([x, even(1000, 2)[-20:]])
     odd = np.concatenate([value, np.full(10, np.nan), np.full(10, np.inf)])
-    one, other = RidgeTarget(along=0).fit(evidence(x, value)), RidgeTarget(along=0).fit(evidence(more, odd))
+    one, other = RidgeSurrogate(along=0).fit(evidence(x, value)), RidgeSurrogate(along=0).fit(evidence(more, odd))
     np.testing.assert_array_equal(one.peak(others(2)), other.peak(others(2)))
 
 
@@ -245,8 +245,8 @@ def test_a_lower_bound_lifts_the_metric_where_a_number_would_not() -> None:
     value = 1 + np.exp(-0.5 * ((x[:, 0] - 0.5) / 0.12) ** 2)
     censored = value > 1.5
     cut = np.minimum(value, 1.5)
-    as_bounds = RidgeTarget(along=0).fit(evidence(x, cut, censored))
-    as_numbers = RidgeTarget(along=0).fit(evidence(x, cut))
+    as_bounds = RidgeSurrogate(along=0).fit(evidence(x, cut, censored))
+    as_numbers = RidgeSurrogate(along=0).fit(evidence(x, cut))
     top = np.array([[0.5, 0.5]])
     assert as_bounds.mean(top)[0] > as_numbers.mean(top)[0] + 0.02
 
@@ -256,7 +256,7 @@ def test_values_over_decades_are_seen_on_a_logarithmic_scale() -> None:
     risk = 1 / (np.abs(x[:, 0] - 0.3 - 0.3 * x[:, 1]) + 0.01)
     noisy = risk * np.exp(0.2 * np.random.default_rng(0).standard_normal(len(x)))
     assert warp_of(noisy).log
-    surface = RidgeTarget(along=0).fit(evidence(x, noisy))
+    surface = RidgeSurrogate(along=0).fit(evidence(x, noisy))
     u = np.array([[0.2], [0.5], [0.8]])
     np.testing.assert_allclose(surface.peak(u)[0], 0.3 + 0.3 * u[:, 0], atol=0.04)
     assert (surface.mean(x) > 0).all()
@@ -265,7 +265,7 @@ def test_values_over_decades_are_seen_on_a_logarithmic_scale() -> None:
 def test_before_any_value_nothing_is_known_and_the_box_is_filled() -> None:
     x = even(8, 2)
     known = evidence(x, np.full(8, np.nan))
-    target = RidgeTarget(along=0)
+    target = RidgeSurrogate(along=0)
     surface = target.fit(known)
     assert surface.uncertain_area() > 0.85
     assert (surface.presence(others(2)) == 0.5).all()
@@ -279,7 +279,7 @@ def test_before_any_value_nothing_is_known_and_the_box_is_filled() -> None:
 def test_a_flat_metric_is_no_error(value: list[float]) -> None:
     x = even(12, 2)
     known = evidence(x, np.array(value))
-    target = RidgeTarget(along=1)
+    target = RidgeSurrogate(along=1)
     surface = target.fit(known)
     assert (surface.presence(others(2)) <= 1).all()
     new = target.suggest(surface, known, pending=x[:2], count=4, snap=free, rng=np.random.default_rng(0))
@@ -294,7 +294,7 @@ def test_suggestions_are_snapped_and_not_under_way(d: int) -> None:
     far = np.linalg.norm(snap(even(1000, d)[-30:])[:, None] - x[None], axis=-1).min(axis=1) > 1e-9
     pending = np.unique(snap(even(1000, d)[-30:])[far], axis=0)[:8]
     known = evidence(x, measured(x, rng))
-    target = RidgeTarget(along=0)
+    target = RidgeSurrogate(along=0)
     new = target.suggest(target.fit(known), known, pending=pending, count=24, snap=snap, rng=rng)
     assert new.shape == (24, d)
     np.testing.assert_array_equal(new, snap(new))
@@ -307,7 +307,7 @@ def test_a_new_setting_is_asked_once_in_a_batch_and_a_used_up_grid_not_at_all() 
     left = cells[[3, 17]]
     x = np.delete(cells, [3, 17], axis=0)
     known = evidence(x, measured(x, np.random.default_rng(0)))
-    target = RidgeTarget(along=0)
+    target = RidgeSurrogate(along=0)
     surface = target.fit(known)
     rng = np.random.default_rng(1)
     new = target.suggest(surface, known, pending=np.empty((0, 2)), count=64, snap=snap, rng=rng)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.job import as_dict
-from orchestrator.sweep import Resources, Sweep
+from orchestrator.sweep.sweep import Resources, Sweep
 
 JOB = "jobs_for_tests:Descent"
 OTHER = {"name": "it", "seed": 3, "replicates": 2, "fixed": {"steps": 7}}
@@ -162,7 +162,7 @@ def test_resources_and_tracking_are_read(load: Any) -> None:
     sweep = load({"resources": resources, "tracking": {"uri": "u", "experiment": "e", "artifacts": "a"}, "output": "o"})
     assert sweep.resources == Resources(
         workers=3, device="cpu", cpus_per_worker=0.5, gpus_per_worker=0.0, memory_gb=2.0
-    )  # fmt: skip
+    )
     assert (sweep.tracking.uri, sweep.tracking.experiment, sweep.tracking.artifacts) == ("u", "e", "a")
     assert sweep.output == Path("o")
 
@@ -185,9 +185,13 @@ def test_the_same_file_gives_the_same_sweep(load: Any) -> None:
 @pytest.mark.parametrize("key", [*OTHER, "axes", "job"])
 def test_what_changes_the_trials_or_the_name_changes_the_identity(load: Any, key: str) -> None:
     new = {
-        "name": "other", "seed": 4, "replicates": 5, "fixed": {"steps": 8}, "axes": {"steps": [7]},
+        "name": "other",
+        "seed": 4,
+        "replicates": 5,
+        "fixed": {"steps": 8},
+        "axes": {"steps": [7]},
         "job": "jobs_for_tests:train",
-    }  # fmt: skip
+    }
     changed = {**OTHER, key: new[key]}
     if key == "axes":
         del changed["fixed"]

@@ -8,7 +8,7 @@ from jobs_for_tests import DescentParams
 
 from jobs.job import specs
 from orchestrator.errors import Mistake, UserError, nearest
-from orchestrator.sweep import Sweep
+from orchestrator.sweep.sweep import Sweep
 
 JOB = "job: jobs_for_tests:Descent\n"
 ALL_PARAMETERS = ", ".join(specs(DescentParams))
@@ -39,7 +39,9 @@ CASES = {
     "unknown resource": ("resources: {wokers: 2}", "2:13: unknown key 'wokers'", "did you mean 'workers'?"),
     "resource range": ("resources: {workers: 0}", "2:22: 'workers' must be a whole number >= 1, or auto", "value: 0"),
     "resource choice": (
-        "resources: {device: cudda}", "2:21: 'device' must be one of auto, cpu", "did you mean 'cuda'?",
+        "resources: {device: cudda}",
+        "2:21: 'device' must be one of auto, cpu",
+        "did you mean 'cuda'?",
     ),
     "tracking key": ("tracking: {url: x}", "2:12: unknown key 'url'", "did you mean 'uri'?"),
     "tracking type": ("tracking: {uri: 3}", "2:17: 'uri' must be text", "put it in quotes"),
@@ -47,10 +49,14 @@ CASES = {
     "duplicate axis": ("axes:\n  steps: [1]\n  steps: [2]", "4:3: duplicate axis 'steps'; it stands at", "keep one"),
     "unknown axis": ("axes:\n  stepz: [1]", "3:3: unknown parameter 'stepz' of job", "did you mean 'steps'?"),
     "axis the job lacks": (
-        "axes:\n  colour: [1]", "3:3: unknown parameter 'colour' of job", f"valid: {ALL_PARAMETERS}",
+        "axes:\n  colour: [1]",
+        "3:3: unknown parameter 'colour' of job",
+        f"valid: {ALL_PARAMETERS}",
     ),
     "axis is a number": (
-        "axes: {steps: 3}", "2:15: an axis is a list of values, or a mapping", "put it under 'fixed:'",
+        "axes: {steps: 3}",
+        "2:15: an axis is a list of values, or a mapping",
+        "put it under 'fixed:'",
     ),
     "axis without value": ("axes:\n  steps:", "3:9: an axis is a list of values, or a mapping", "value: null"),
     "empty list": ("axes: {steps: []}", "2:15: empty grid: axis 'steps' has no values", "list at least one"),
@@ -65,7 +71,9 @@ CASES = {
     "scale is a list": ("axes: {steps: {scale: [log]}}", "2:23: unknown scale", "value: ['log']"),
     "misspelt scale": ("axes: {steps: {scal: log}}", "2:16: unknown key 'scal'", "did you mean 'scale'?"),
     "missing points": (
-        "axes: {steps: {scale: log, from: 1, to: 9}}", "2:8: 'points' is missing: a whole number", "add 'points: ...'",
+        "axes: {steps: {scale: log, from: 1, to: 9}}",
+        "2:8: 'points' is missing: a whole number",
+        "add 'points: ...'",
     ),
     "log from zero": (
         "axes: {weight_decay: {scale: log, from: 0, to: 9, points: 3}}",
@@ -73,7 +81,8 @@ CASES = {
         "value: 0",
     ),
     "integers fall": (
-        "axes: {steps: {scale: integer, from: 9, to: 1, points: 3}}", "2:38: an axis rises: 'from' must be less",
+        "axes: {steps: {scale: integer, from: 9, to: 1, points: 3}}",
+        "2:38: an axis rises: 'from' must be less",
         "value: 9\n  next:  write 'from: 1, to: 9'",
     ),
     "an axis falls": (
@@ -97,7 +106,9 @@ CASES = {
         "value: [150, 200]\n  next:  'steps' varies then: move it to 'axes:'",
     ),
     "misspelt word": (
-        "resources: {workers: autp}", "2:22: 'workers' must be a whole number >= 1, or auto", "did you mean 'auto'?",
+        "resources: {workers: autp}",
+        "2:22: 'workers' must be a whole number >= 1, or auto",
+        "did you mean 'auto'?",
     ),
     "include is no list": (
         "axes: {weight_decay: {scale: log, from: 1, to: 9, points: 3, include: 0}}",
@@ -121,7 +132,9 @@ CASES = {
         "value: 0",
     ),
     "to out of range": (
-        "axes: {dimension: {scale: integer, from: 1, to: 101, points: 3}}", "2:49: 'dimension' must be a", "value: 101",
+        "axes: {dimension: {scale: integer, from: 1, to: 101, points: 3}}",
+        "2:49: 'dimension' must be a",
+        "value: 101",
     ),
     "include out of range": (
         "axes: {weight_decay: {scale: log, from: 1, to: 9, points: 3, include: [-1]}}",
@@ -140,31 +153,45 @@ CASES = {
         "list its values",
     ),
     "too large a number": (
-        f"fixed: {{weight_decay: 1{'0' * 400}}}", "2:23: 'weight_decay' is too large", "value: 1000",
+        f"fixed: {{weight_decay: 1{'0' * 400}}}",
+        "2:23: 'weight_decay' is too large",
+        "value: 1000",
     ),
     "unknown fixed": ("fixed: {dimensions: 3}", "2:9: unknown parameter 'dimensions' of job", "mean 'dimension'?"),
     "fixed out of range": (
-        "fixed: {learning_rate: 0}", "2:24: 'learning_rate' must be a number > 0 and <= 10", "value: 0",
+        "fixed: {learning_rate: 0}",
+        "2:24: 'learning_rate' must be a number > 0 and <= 10",
+        "value: 0",
     ),
     "fixed list": (
-        "fixed: {steps: [1]}", "2:16: 'fixed.steps' must be a finite number, text, true or false", "value: [1]",
+        "fixed: {steps: [1]}",
+        "2:16: 'fixed.steps' must be a finite number, text, true or false",
+        "value: [1]",
     ),
     "fixed null": ("fixed: {steps: }", "2:15: 'fixed.steps' must be a finite number", "value: null"),
     "axis also fixed": (
-        "axes: {steps: [1]}\nfixed: {steps: 2}", "3:9: 'steps' is fixed, and is an axis too, at", "keep one",
+        "axes: {steps: [1]}\nfixed: {steps: 2}",
+        "3:9: 'steps' is fixed, and is an axis too, at",
+        "keep one",
     ),
     "unknown threshold": ("phases: {arived_loss: 1}", "2:10: unknown threshold 'arived_loss'", "mean 'arrived_loss'?"),
     "threshold range": ("phases: {arrived_loss: 0}", "2:24: 'arrived_loss' must be a number > 0", "value: 0"),
     "thresholds crossed": (
-        "phases: {arrived_loss: 2}", "2:9: 'far_loss' must be at least arrived_loss (2)", "value: 1.0",
+        "phases: {arrived_loss: 2}",
+        "2:9: 'far_loss' must be at least arrived_loss (2)",
+        "value: 1.0",
     ),
     "zip no list": ("zip: [a]", "2:7: 'zip.0' must be a list of axes", "value: 'a'"),
     "zip number": ("axes: {steps: [1]}\nzip: [[1, steps]]", "3:8: 'zip.0.0' must be the name of an axis", "value: 1"),
     "zip unknown": (
-        "axes: {steps: [1]}\nzip: [[steps, stepz]]", "3:15: 'stepz' is no axis of this sweep", "did you mean 'steps'?",
+        "axes: {steps: [1]}\nzip: [[steps, stepz]]",
+        "3:15: 'stepz' is no axis of this sweep",
+        "did you mean 'steps'?",
     ),
     "zip fixed": (
-        "axes: {steps: [1]}\nfixed: {model: plain}\nzip: [[steps, model]]", "4:15: 'model' is no axis", "add it under",
+        "axes: {steps: [1]}\nfixed: {model: plain}\nzip: [[steps, model]]",
+        "4:15: 'model' is no axis",
+        "add it under",
     ),
     "zip of one": ("axes: {steps: [1]}\nzip: [[steps]]", "3:7: a zipped group names at least two", "valid: steps"),
     "zip of none": ("axes: {steps: [1]}\nzip: [[]]", "3:7: a zipped group names at least two", "value: []"),
@@ -194,7 +221,9 @@ CASES = {
         "mean 'model'?",
     ),
     "condition on itself": (
-        "axes: {heads: {values: [1], when: {heads: 1}}}", "2:36: axis 'heads' has a condition on itself", "another",
+        "axes: {heads: {values: [1], when: {heads: 1}}}",
+        "2:36: axis 'heads' has a condition on itself",
+        "another",
     ),
     "condition's value": (
         "axes: {heads: {values: [1], when: {model: [plain, planet]}}}",
@@ -207,7 +236,9 @@ CASES = {
         "{'a': 'b'}",
     ),
     "condition of none": (
-        "axes: {heads: {values: [1], when: {model: []}}}", "2:43: a condition lists at least one value", "value: []",
+        "axes: {heads: {values: [1], when: {model: []}}}",
+        "2:43: a condition lists at least one value",
+        "value: []",
     ),
     "condition never true": (
         "axes: {heads: {values: [1], when: {model: heavy}}}",
@@ -244,7 +275,7 @@ CASES = {
         "2:8: 'heads' must divide dimension (4); got 3 in all combinations",
         "make one conditional",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("body", "begin", "contains"), CASES.values(), ids=CASES)
@@ -261,21 +292,29 @@ JOBS = {
     "unlike any": ("job: xyz", "1:6: no job is called 'xyz'", "valid: double_descent, grokking"),
     "number": ("job: 3", "1:6: 'job' must be a built-in job, or your own", "value: 3"),
     "no module": (
-        "job: nowhere_at_all:Job", "1:6: job 'nowhere_at_all:Job': module 'nowhere_at_all' cannot be", "value",
+        "job: nowhere_at_all:Job",
+        "1:6: job 'nowhere_at_all:Job': module 'nowhere_at_all' cannot be",
+        "value",
     ),
     "no attribute": ("job: jobs_for_tests:Nothing", "1:6: job 'jobs_for_tests:Nothing': module", "Crashing, Descent"),
     "relative": ("job: '..x:Job'", "1:6: job '..x:Job' cannot be loaded: TypeError", "mend"),
     "no module name": ("job: ':Job'", "1:6: job ':Job' cannot be loaded: ValueError", "mend"),
     "abstract": ("job: jobs.job:Job", "1:6: job 'jobs.job:Job' cannot be loaded: TypeError", "abstract"),
     "raises": (
-        "job: raises_at_import:Job", "1:6: job 'raises_at_import:Job' cannot be loaded: ZeroDivisionError", "py:2",
+        "job: raises_at_import:Job",
+        "1:6: job 'raises_at_import:Job' cannot be loaded: ZeroDivisionError",
+        "py:2",
     ),
     "exits": ("job: exits_at_import:Job", "1:6: job 'exits_at_import:Job' cannot be loaded: SystemExit: 5", "py:1"),
     "does not parse": (
-        "job: no_python:Job", "1:6: job 'no_python:Job' cannot be loaded: SyntaxError", "no_python.py:3",
+        "job: no_python:Job",
+        "1:6: job 'no_python:Job' cannot be loaded: SyntaxError",
+        "no_python.py:3",
     ),
     "imports nothing": (
-        "job: imports_nowhere:Job", "1:6: job 'imports_nowhere:Job': module 'nowhere_at_all'", "cannot",
+        "job: imports_nowhere:Job",
+        "1:6: job 'imports_nowhere:Job': module 'nowhere_at_all'",
+        "cannot",
     ),
     "required": ("job: jobs_for_tests:Requiring", "1:1: parameter 'size' of job", "add 'size: ...' under 'fixed:'"),
     "required, fixed": (
@@ -303,7 +342,7 @@ JOBS = {
         "3:30: unknown parameter 'kidn' in a condition",
         "did you mean 'kind'?",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "begin", "contains"), JOBS.values(), ids=JOBS)
@@ -369,9 +408,21 @@ def test_all_independent_mistakes_are_reported_in_the_order_of_their_places(tmp_
     )
     found = mistakes(tmp_path, text, ["resources.workers=0", "tracking.url=x"])
     assert [mistake.partition(": ")[0] for mistake in found] == [
-        "1:1", "4:3", "5:25", "6:37", "6:58", "6:61", "7:24", "7:40", "7:54", "8:13", "9:10", "11:1",
-        "--set resources.workers=0", "--set tracking.url=x",
-    ]  # fmt: skip
+        "1:1",
+        "4:3",
+        "5:25",
+        "6:37",
+        "6:58",
+        "6:61",
+        "7:24",
+        "7:40",
+        "7:54",
+        "8:13",
+        "9:10",
+        "11:1",
+        "--set resources.workers=0",
+        "--set tracking.url=x",
+    ]
 
 
 def test_a_value_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:

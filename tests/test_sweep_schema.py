@@ -10,8 +10,8 @@ import pytest
 
 from jobs.catalogue import BUILT_IN, load_job
 from jobs.job import specs
-from orchestrator.schema import main_text, sweep_schema
-from orchestrator.sweep_yaml import read
+from orchestrator.sweep.schema import main_text, sweep_schema
+from orchestrator.sweep.yaml import read
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

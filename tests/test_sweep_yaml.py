@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import UserError
-from orchestrator.sweep_yaml import dump, read
+from orchestrator.sweep.yaml import dump, read
 
 scalars = st.one_of(
     st.integers(-(10**12), 10**12),
@@ -182,7 +182,7 @@ def test_a_bad_file_is_refused_with_its_place(parse: Any, tmp_path: Path, text: 
 
 
 def test_a_file_that_expands_without_bound_is_refused(parse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.sweep_yaml._MOST_NODES", 1000)
+    monkeypatch.setattr("orchestrator.sweep.yaml._MOST_NODES", 1000)
     lines = ["a0: &a0 [1, 1, 1, 1]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
     with pytest.raises(UserError, match="aliases stand for more than"):
         parse("\n".join(lines))

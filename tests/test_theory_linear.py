@@ -56,18 +56,26 @@ def test_the_mean_of_all_targets_has_one_effective_parameter() -> None:
         (lambda: minimum_norm.belkin_hsu_xu_risk(5, [3, -1], used=1, unused=0, noise_variance=0), "p"),
         (lambda: minimum_norm.effective_parameters(5, 0), "p"),
         (lambda: minimum_norm.smoother_effective_parameters(np.zeros((0, 3))), "inputs and examples"),
-        (lambda: descent.expected_excess_risk(
-            np.ones(3), [1], teacher=1.0, learning_rate=0.1, noise_variance=1.0), "x"),
-        (lambda: descent.expected_excess_risk(
-            np.eye(3), [-1], teacher=1.0, learning_rate=0.1, noise_variance=1.0), "steps"),
-        (lambda: descent.expected_excess_risk(
-            np.eye(3), [1], teacher=1.0, learning_rate=0.0, noise_variance=1.0), "learning_rate"),
+        (
+            lambda: descent.expected_excess_risk(np.ones(3), [1], teacher=1.0, learning_rate=0.1, noise_variance=1.0),
+            "x",
+        ),
+        (
+            lambda: descent.expected_excess_risk(np.eye(3), [-1], teacher=1.0, learning_rate=0.1, noise_variance=1.0),
+            "steps",
+        ),
+        (
+            lambda: descent.expected_excess_risk(np.eye(3), [1], teacher=1.0, learning_rate=0.0, noise_variance=1.0),
+            "learning_rate",
+        ),
         (lambda: ridge_grokking.modes_of(np.eye(3), teacher=np.zeros(3), start=np.ones(3)), "teacher"),
         (lambda: ridge_grokking.modes_of(np.eye(3), teacher=np.ones(2), start=np.ones(3)), "teacher and start"),
-        (lambda: ridge_grokking.generalisation_steps(
-            1.0, test_level=0.2, learning_rate=0.1, weight_decay=0.0), "weight_decay"),
+        (
+            lambda: ridge_grokking.generalisation_steps(1.0, test_level=0.2, learning_rate=0.1, weight_decay=0.0),
+            "weight_decay",
+        ),
     ],
-)  # fmt: skip
+)
 def test_outside_its_domain_a_formula_says_which_symbol_breaks_which_rule(call: Any, symbol: str) -> None:
     with pytest.raises(DomainError) as caught:
         call()
@@ -183,8 +191,15 @@ def test_the_time_to_generalise_is_inversely_proportional_to_the_weight_decay() 
 
 @pytest.mark.parametrize(
     ("train", "test", "label"),
-    [(3, 5, "comprehension"), (3, 103, "grokking"), (3, 102, "comprehension"), (3, None, "memorization"),
-     (None, None, "confusion"), (None, 4, "inversion"), (40, 4, "comprehension")],
-)  # fmt: skip
+    [
+        (3, 5, "comprehension"),
+        (3, 103, "grokking"),
+        (3, 102, "comprehension"),
+        (3, None, "memorization"),
+        (None, None, "confusion"),
+        (None, 4, "inversion"),
+        (40, 4, "comprehension"),
+    ],
+)
 def test_the_phases_are_those_of_lius_table(train: int | None, test: int | None, label: str) -> None:
     assert ridge_grokking.phase(ridge_grokking.Crossings(train=train, test=test), gap=100) == label

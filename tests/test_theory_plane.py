@@ -17,14 +17,14 @@ from matplotlib.image import imread
 from jobs.job import Censored, Prediction, specs
 from jobs.theory.domain import DomainError
 from orchestrator.axes import Axis
-from orchestrator.phases.classify import Aim, classify
 from orchestrator.phases.diagram import phase_diagram
+from orchestrator.phases.map.classify import Aim, classify
+from orchestrator.phases.map.surface_map import planes
 from orchestrator.phases.publish import Published, publish
-from orchestrator.phases.publish_surface import Drawing
-from orchestrator.phases.surface_map import planes
+from orchestrator.phases.publish_map import Drawing
 from orchestrator.phases.table import collect
-from orchestrator.phases.theory_overlay import COLOURS
-from orchestrator.phases.theory_plane import SIDE, Settings, TheoryPlane, asker, side_of_level, theory_plane
+from orchestrator.phases.theory.overlay import COLOURS
+from orchestrator.phases.theory.plane import SIDE, Settings, TheoryPlane, asker, side_of_level, theory_plane
 from orchestrator.trial import Trial
 
 HEAT = axis("heat", 0.1, 10.0, scale="log")
@@ -79,9 +79,14 @@ def rows_of(trials: list[Trial], job: Told) -> dict[str, Any]:
 
 
 def told(
-    job: Told, axes: tuple[Axis, ...], trials: list[Trial], aim: Aim | None = None, *, seconds: float = 60.0,
+    job: Told,
+    axes: tuple[Axis, ...],
+    trials: list[Trial],
+    aim: Aim | None = None,
+    *,
+    seconds: float = 60.0,
     measured: Theory = right,
-) -> TheoryPlane | None:  # fmt: skip
+) -> TheoryPlane | None:
     aim = aim or Aim(listed=True)
     table = collect(trials, rows_of(trials, Told(measured)))
     diagram = phase_diagram("melting", axes, Melt.phases, table, specs(MeltParams))
@@ -133,8 +138,10 @@ def test_what_is_zipped_to_an_axis_goes_with_it() -> None:
     job = Told(right)
     trials = trials_of(HEAT, LOAD, width=lambda heat: round(10 * heat) + 1, speed=lambda heat: 3 * heat)
     zipped = (
-        axis("heat", 0.1, 10.0, scale="log", group=0), LOAD, axis("speed", 0.3, 30.0, scale="log", group=0),
-    )  # fmt: skip
+        axis("heat", 0.1, 10.0, scale="log", group=0),
+        LOAD,
+        axis("speed", 0.3, 30.0, scale="log", group=0),
+    )
     assert told(job, zipped, trials) is not None
     inside = [p for p in job.asked if 0.2 < p.heat < 5]
     assert len(inside) > 50

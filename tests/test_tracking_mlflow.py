@@ -86,9 +86,17 @@ def test_mlflow_s_client_reads_a_nested_run_with_everything(tracker, uri):
     assert nested.info.status == "FINISHED"
     assert nested.info.end_time >= nested.info.start_time
     assert nested.info.run_name == "rate=0.0333333 width=4 #1"
-    assert nested.data.params == dict(params(one)) == {
-        "rate": repr(0.1 / 3), "width": "4", "bias": "true", "optimiser": "adamw", "replicate": "1",
-    }  # fmt: skip
+    assert (
+        nested.data.params
+        == dict(params(one))
+        == {
+            "rate": repr(0.1 / 3),
+            "width": "4",
+            "bias": "true",
+            "optimiser": "adamw",
+            "replicate": "1",
+        }
+    )
     tags = nested.data.tags
     assert dict(trial_tags(one, SWEEP, parent.info.run_id)).items() <= tags.items()
     assert tags["mlflow.parentRunId"] == parent.info.run_id
@@ -130,10 +138,13 @@ def test_latest_metrics_are_those_that_mlflow_itself_would_keep(tracker, uri, tm
     for step, value in enumerate(values):
         tracker.record(
             CurveRows(
-                trial_ids=(one.id,), metrics=("loss",), trial=np.zeros(1, dtype=np.int32),
-                step=np.array([step]), values=np.array([[value]]),
+                trial_ids=(one.id,),
+                metrics=("loss",),
+                trial=np.zeros(1, dtype=np.int32),
+                step=np.array([step]),
+                values=np.array([[value]]),
             )
-        )  # fmt: skip
+        )
     tracker.end([finished(one)])
     (ours,) = runs_of(uri, "tags.`phasefront.trial_id` LIKE '%'")
     theirs = client(f"sqlite:///{empty_sqlite(tmp_path / 'theirs.db')}")

@@ -52,10 +52,13 @@ class PostgresContract(ParentContract):
         tracker.begin([one])
         tracker.record(
             CurveRows(
-                trial_ids=(one.id,), metrics=names, trial=np.zeros(100, dtype=np.int32),
-                step=np.arange(100) * 10**12, values=values,
+                trial_ids=(one.id,),
+                metrics=names,
+                trial=np.zeros(100, dtype=np.int32),
+                step=np.arange(100) * 10**12,
+                values=values,
             )
-        )  # fmt: skip
+        )
         tracker.end([finished(one)])
         curves = dict(tracker.curves([one.id]))[one.id]
         assert curves.step.tolist() == [step * 10**12 for step in range(100)]

@@ -410,8 +410,11 @@ class TrackerContract(ABC):
         tracker = self.reopened(tracker)
         assert tracker.reconcile(running=[alive.id]) == 1
         assert {n: tracker.index([t.id])[t.id].status.value for n, t in enumerate((mine, alive, done, foreign))} == {
-            0: "KILLED", 1: "RUNNING", 2: "FINISHED", 3: "RUNNING",
-        }  # fmt: skip
+            0: "KILLED",
+            1: "RUNNING",
+            2: "FINISHED",
+            3: "RUNNING",
+        }
         assert tracker.reconcile(running=[alive.id]) == 0
         tracker.close()
 

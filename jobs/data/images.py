@@ -70,8 +70,12 @@ class Source:
 _CIFAR_HOST = "https://www.cs.toronto.edu/~kriz/"
 SOURCES: Mapping[str, Source] = {
     "cifar10": Source(
-        classes=10, shape=(3, 32, 32), train=50_000, test=10_000,
-        mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
+        classes=10,
+        shape=(3, 32, 32),
+        train=50_000,
+        test=10_000,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
         files={
             "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
             "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
@@ -79,8 +83,12 @@ SOURCES: Mapping[str, Source] = {
         address=_CIFAR_HOST,
     ),
     "cifar100": Source(
-        classes=100, shape=(3, 32, 32), train=50_000, test=10_000,
-        mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),
+        classes=100,
+        shape=(3, 32, 32),
+        train=50_000,
+        test=10_000,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
         files={
             "cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8",
             "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
@@ -88,7 +96,12 @@ SOURCES: Mapping[str, Source] = {
         address=_CIFAR_HOST,
     ),
     "mnist": Source(
-        classes=10, shape=(1, 28, 28), train=60_000, test=10_000, mean=(0.1307,), std=(0.3081,),
+        classes=10,
+        shape=(1, 28, 28),
+        train=60_000,
+        test=10_000,
+        mean=(0.1307,),
+        std=(0.3081,),
         files={
             "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
             "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
@@ -98,7 +111,12 @@ SOURCES: Mapping[str, Source] = {
         address="https://ossci-datasets.s3.amazonaws.com/mnist/",
     ),
     "fashion_mnist": Source(
-        classes=10, shape=(1, 28, 28), train=60_000, test=10_000, mean=(0.2860,), std=(0.3530,),
+        classes=10,
+        shape=(1, 28, 28),
+        train=60_000,
+        test=10_000,
+        mean=(0.2860,),
+        std=(0.3530,),
         files={
             "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
             "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
@@ -107,7 +125,7 @@ SOURCES: Mapping[str, Source] = {
         },
         address="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ),
-}  # fmt: skip
+}
 """Data set -> what is published of it."""
 DOWNLOAD_TIMEOUT_S = 30.0
 
@@ -212,9 +230,10 @@ def _check_sum(path: Path, expected: str) -> None:
             digest.update(block)
     if digest.hexdigest() != expected:
         raise ParamError(
-            "archive", f"is damaged: its MD5 is {digest.hexdigest()}, published is {expected}; download it again",
+            "archive",
+            f"is damaged: its MD5 is {digest.hexdigest()}, published is {expected}; download it again",
             str(path),
-        )  # fmt: skip
+        )
 
 
 # --- CIFAR ---

@@ -55,7 +55,9 @@ def _generate(path: Path, train: int, test: int) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
         np.savez(
             file,
-            x=data["x"].astype(np.float32), y=data["y"].astype(np.int64),
-            x_test=data["x_test"][:test].astype(np.float32), y_test=data["y_test"][:test].astype(np.int64),
-        )  # fmt: skip
+            x=data["x"].astype(np.float32),
+            y=data["y"].astype(np.int64),
+            x_test=data["x_test"][:test].astype(np.float32),
+            y_test=data["y_test"][:test].astype(np.int64),
+        )
     Path(file.name).replace(path)

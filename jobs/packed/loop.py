@@ -76,9 +76,7 @@ def run_blocks(
 class _BlockState:
     """A block, the pack positions of its live models, and their next report steps."""
 
-    def __init__(
-        self, block: Block, positions: NDArray[np.int64], schedules: Sequence[NDArray[np.int64]]
-    ) -> None:
+    def __init__(self, block: Block, positions: NDArray[np.int64], schedules: Sequence[NDArray[np.int64]]) -> None:
         self.block, self.positions = block, positions
         self._schedules = schedules
         self._cursor = np.zeros(len(positions), dtype=np.int64)

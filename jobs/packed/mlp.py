@@ -21,8 +21,8 @@ from torch import Tensor
 
 from jobs.packed import random
 from jobs.packed.batches import Batches
+from jobs.packed.cost import padded_width
 from jobs.packed.loop import Block, predicted
-from jobs.packed.mlp_cost import padded_width
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 
 _CHUNK_STEPS = 64
@@ -48,9 +48,12 @@ class PackData:
         """The data of these models only."""
         index = index.to(self.y_MN.device)
         return PackData(
-            x_SND=self.x_SND, y_MN=self.y_MN[index], xt_STD=self.xt_STD, yt_ST=self.yt_ST,
+            x_SND=self.x_SND,
+            y_MN=self.y_MN[index],
+            xt_STD=self.xt_STD,
+            yt_ST=self.yt_ST,
             source_M=self.source_M[index],
-        )  # fmt: skip
+        )
 
 
 class MLPBlock(Block):

@@ -90,9 +90,7 @@ def expected_excess_risk(
         np.broadcast_to(at_least(name, value, 0), (p,))
         for name, value in (("teacher_variances", teacher_variances), ("start_variances", start_variances))
     ]
-    teachers, starts = (
-        np.outer(c, c) + u.T @ (v[:, None] * u) for c, v in zip((target, first), spreads, strict=True)
-    )
+    teachers, starts = (np.outer(c, c) + u.T @ (v[:, None] * u) for c, v in zip((target, first), spreads, strict=True))
     rate = eigen + lam
     moving = rate > 1e-12 * max(float(rate.max()), 1e-300)
     share = np.where(moving, eigen / np.where(moving, rate, 1.0), 0.0)

@@ -75,9 +75,13 @@ def modes_of(x: ArrayLike, *, teacher: ArrayLike, start: ArrayLike) -> Modes:
         raise DomainError("teacher", "must not vanish on the training inputs", theta)
     rest, rest_0 = theta - v.T @ c, theta_0 - v.T @ c_0
     return Modes(
-        eigenvalues=eigen, teacher=c, start=c_0, null_teacher=float(rest @ rest), null_start=float(rest_0 @ rest_0),
+        eigenvalues=eigen,
+        teacher=c,
+        start=c_0,
+        null_teacher=float(rest @ rest),
+        null_start=float(rest_0 @ rest_0),
         null_overlap=float(rest @ rest_0),
-    )  # fmt: skip
+    )
 
 
 def losses(modes: Modes, steps: ArrayLike, *, learning_rate: float, weight_decay: float) -> tuple[Floats, Floats]:

@@ -26,7 +26,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _schema(arguments: argparse.Namespace) -> int:
     del arguments
-    from orchestrator.schema import main_text
+    from orchestrator.sweep.schema import main_text
 
     print(main_text(), end="")
     return 0

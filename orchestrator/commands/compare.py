@@ -30,9 +30,10 @@ def compare(arguments: argparse.Namespace) -> int:
         found = compare_maps(sides[0], sides[1])
     except NotComparable as error:
         raise UserError(
-            f"these two cannot be compared: {error}", place=f"{arguments.first}, {arguments.second}",
+            f"these two cannot be compared: {error}",
+            place=f"{arguments.first}, {arguments.second}",
             next_step="compare sweeps over the same axes, with ranges that overlap",
-        ) from error  # fmt: skip
+        ) from error
     print("\n".join(report(found)))
     output = Path(arguments.output)
     try:
@@ -48,17 +49,19 @@ def _without_map(given: str, one: Side) -> UserError:
     """Why there is nothing to compare, and what can be done about it."""
     if any(len(each.slice.axes) >= 2 for each in one.found.slices):
         return UserError(
-            "has no map: no trial has finished where two numeric axes vary", place=given,
+            "has no map: no trial has finished where two numeric axes vary",
+            place=given,
             next_step="phasefront run, then compare",
-        )  # fmt: skip
+        )
     numeric = sorted({axis.name for each in one.found.slices for axis in each.slice.axes})
     listed = ", not listed as `values`" if one.listed else " and three or more values each"
     return UserError(
         "has no map: two numeric axes must vary together, and running it again would not change that",
-        place=given, value=", ".join(numeric) or "no numeric axis varies",
+        place=given,
+        value=", ".join(numeric) or "no numeric axis varies",
         next_step=f"compare sweeps with two numeric axes{listed}; what a sweep with fewer shows, "
         "`phasefront map` draws",
-    )  # fmt: skip
+    )
 
 
 def _read(path: Path) -> Side:
@@ -78,7 +81,7 @@ def _of_sweep(path: Path) -> Side:
     from orchestrator.phases.compare import side
     from orchestrator.phases.table import collect
     from orchestrator.records import Status
-    from orchestrator.sweep import Sweep
+    from orchestrator.sweep.sweep import Sweep
 
     sweep = Sweep.load(path)
     tracker = open_tracker(sweep)
@@ -89,18 +92,26 @@ def _of_sweep(path: Path) -> Side:
         tracker.close()
     if not rows:
         raise UserError(
-            "nothing is recorded of this sweep yet", place=str(path),
-            value=f"{sweep.tracking.uri}, experiment {sweep.tracking.experiment}", next_step=f"phasefront run {path}",
-        )  # fmt: skip
+            "nothing is recorded of this sweep yet",
+            place=str(path),
+            value=f"{sweep.tracking.uri}, experiment {sweep.tracking.experiment}",
+            next_step=f"phasefront run {path}",
+        )
     table = collect(trials, rows)
     fingerprint = sweep.thresholds_fingerprint()
     stale = sum(
         row.recorded.status is Status.FINISHED and row.recorded.thresholds != fingerprint for row in rows.values()
     )
     return side(
-        sweep.name, table, sweep.axes, sweep.job_object().phases, listed=sweep.is_search,
-        job=sweep.job, thresholds=as_dict(sweep.thresholds()), stale=stale,
-    )  # fmt: skip
+        sweep.name,
+        table,
+        sweep.axes,
+        sweep.job_object().phases,
+        listed=sweep.is_search,
+        job=sweep.job,
+        thresholds=as_dict(sweep.thresholds()),
+        stale=stale,
+    )
 
 
 def _of_table(file: Path) -> Side:
@@ -114,9 +125,11 @@ def _of_table(file: Path) -> Side:
         table, note = read_table(file), read_note(file)
     except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(
-            f"is no table of trials: {error}", place=str(file), choices=_KINDS,
+            f"is no table of trials: {error}",
+            place=str(file),
+            choices=_KINDS,
             next_step="give a sweep file, or the folder that its map lies in",
-        ) from error  # fmt: skip
+        ) from error
     if note is not None:
         return side(
             note.name, table, note.axes, note.phases, listed=note.search, job=note.job, thresholds=note.thresholds

@@ -21,11 +21,11 @@ from orchestrator.commands.wiring import (
     states_cost,
 )
 from orchestrator.failures import last_line
-from orchestrator.plan import PlanSummary, summarise
+from orchestrator.plan.planner import PlanSummary, summarise
 from orchestrator.progress import amount_of_bytes, duration, phase_counts
 from orchestrator.records import Status
-from orchestrator.sweep import Sweep
-from orchestrator.sweep_file import LevelKeys, RidgeKeys
+from orchestrator.sweep.file import LevelKeys, RidgeKeys
+from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.base import Tracker, TrialRow
 from orchestrator.trial import Trial
 

@@ -13,16 +13,16 @@ from orchestrator.commands.searching import history, trials_at_hand
 from orchestrator.commands.wiring import load_sweep, open_tracker, sweep_record
 from orchestrator.records import Status
 from orchestrator.relabel import relabel_stale
-from orchestrator.sweep_file import MOST_BUDGET
+from orchestrator.sweep.file import MOST_BUDGET
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
 
 if TYPE_CHECKING:
     from orchestrator.phases.publish import Published
-    from orchestrator.phases.publish_surface import Drawing
+    from orchestrator.phases.publish_map import Drawing
     from orchestrator.phases.table import TableNote
     from orchestrator.runner import Summary
-    from orchestrator.sweep import Sweep
+    from orchestrator.sweep.sweep import Sweep
 
 
 def publish_record(
@@ -49,9 +49,7 @@ def publish_record(
     rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
     drawing = drawing_of(sweep, history) if classifier or sweep.is_search else None
     replaced = _of_another(sweep)
-    published = publish(
-        sweep, trials, rows, sweep.output, drawing=drawing, curves=tracker.curves, sweep_id=sweep.id
-    )  # fmt: skip
+    published = publish(sweep, trials, rows, sweep.output, drawing=drawing, curves=tracker.curves, sweep_id=sweep.id)
     tracker.attach(published.files)
     left = tracker.detach(published.gone)
     for name, points in published.curves.items():
@@ -110,9 +108,9 @@ def _end_of_search(sweep: Sweep, asked: int, area: float | None) -> list[str]:
 
 def drawing_of(sweep: Sweep, history: Sequence[tuple[int, float]] = ()) -> Drawing:
     """How the classifier draws a sweep: what its search looks for, or the phases of a grid."""
-    from orchestrator.phases.classify import Aim
-    from orchestrator.phases.publish_surface import Drawing
-    from orchestrator.sweep_file import LevelKeys, RidgeKeys
+    from orchestrator.phases.map.classify import Aim
+    from orchestrator.phases.publish_map import Drawing
+    from orchestrator.sweep.file import LevelKeys, RidgeKeys
 
     if not sweep.is_search:
         return Drawing()
@@ -192,9 +190,7 @@ def map_(arguments: argparse.Namespace) -> int:
             result.status is Status.FINISHED
             for result in relabel_stale(tracker, sweep.job_object(), stale, sweep.thresholds())
         )
-        published = publish_record(
-            sweep, trials, tracker, classifier=arguments.classifier, history=history(sweep)
-        )
+        published = publish_record(sweep, trials, tracker, classifier=arguments.classifier, history=history(sweep))
         tracker.annotate(published.metrics)
     finally:
         tracker.close()

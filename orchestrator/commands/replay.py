@@ -16,8 +16,8 @@ def replay(arguments: argparse.Namespace) -> int:
     from jobs.catalogue import JobNotFound, load_job
     from jobs.job import Member, ParamError
     from orchestrator.commands.wiring import local_gpus
+    from orchestrator.dispatch.environment import setting
     from orchestrator.dispatch.worker import prepare
-    from orchestrator.environment import setting
     from orchestrator.failures import last_line
     from orchestrator.replay import compare, train_again
     from orchestrator.tracking.replay_source import ReplaySource
@@ -41,9 +41,9 @@ def replay(arguments: argparse.Namespace) -> int:
     if not whole:
         pack = [member for member in pack if member.trial_id == trial.trial_id]
     try:
-        members: list[Member[Any]] = [
-            Member(params=job.params_for(m.params), seed=m.trained.seed) for m in pack
-        ] or [Member(params=job.params_for(trial.params), seed=trial.trained.seed)]
+        members: list[Member[Any]] = [Member(params=job.params_for(m.params), seed=m.trained.seed) for m in pack] or [
+            Member(params=job.params_for(trial.params), seed=trial.trained.seed)
+        ]
     except ParamError as error:
         raise UserError(str(error), place=f"run {trial.run_id}", next_step=_FOLDER) from error
     was = trial.trained.setting

@@ -33,8 +33,8 @@ from orchestrator.records import Status
 from orchestrator.runner import Runner, Summary
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Planner
-    from orchestrator.sweep import Sweep
+    from orchestrator.plan.planner import Planner
+    from orchestrator.sweep.sweep import Sweep
     from orchestrator.trial import Trial
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -189,7 +189,7 @@ def _pool(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> Call
 
 def _learn(planner: Planner, summary: Summary, *, inline: bool) -> None:
     """Correct the next estimate by what this run took."""
-    from orchestrator.calibration import save
+    from orchestrator.plan.calibration import save
 
     if summary.trained:
         save(
@@ -215,9 +215,7 @@ def _say_stopped(arguments: argparse.Namespace, summary: Summary, stopper: Stopp
     stopper.recorded.set()
 
 
-def _report(
-    arguments: argparse.Namespace, sweep: Sweep, summary: Summary, parent: str, *, seconds: float
-) -> None:
+def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, parent: str, *, seconds: float) -> None:
     """The end of a run that took so many seconds in all, for people."""
     took = f" in {duration(seconds)} ({duration(summary.seconds)} of it from first pack to last)"
     print(
@@ -278,4 +276,3 @@ def _on_path(program: str) -> bool:
     import shutil
 
     return shutil.which(program) is not None
-

@@ -10,11 +10,11 @@ from orchestrator.records import Status
 from orchestrator.search.base import Sampler
 from orchestrator.search.grid import GridSampler
 from orchestrator.search.space import locate
-from orchestrator.sweep_file import LevelKeys, RidgeKeys
+from orchestrator.sweep.file import LevelKeys, RidgeKeys
 
 if TYPE_CHECKING:
     from orchestrator.search.boundary import Sought
-    from orchestrator.sweep import Sweep
+    from orchestrator.sweep.sweep import Sweep
     from orchestrator.tracking.base import Tracker
     from orchestrator.trial import Trial
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.calibration import Calibration, Machine
 from orchestrator.dispatch.base import Dispatcher
+from orchestrator.plan.calibration import Calibration, Machine
 
 if TYPE_CHECKING:
     import argparse
 
-    from orchestrator.plan import Planner
-    from orchestrator.sweep import Sweep
+    from orchestrator.plan.planner import Planner
+    from orchestrator.sweep.sweep import Sweep
     from orchestrator.tracking.base import SweepRecord, Tracker
     from orchestrator.trial import Trial
 
@@ -32,7 +32,7 @@ def load_sweep(arguments: argparse.Namespace) -> Sweep:
     Raises:
         UserError: see `Sweep.load`.
     """
-    from orchestrator.sweep import Sweep
+    from orchestrator.sweep.sweep import Sweep
 
     overrides = list(arguments.overrides)
     if getattr(arguments, "workers", None) is not None:
@@ -159,14 +159,14 @@ def make_pool(sweep: Sweep, *, inline: bool) -> Callable[[], Dispatcher]:
 
 def calibration_for(device: str, *, needed: bool) -> Calibration:
     """What is known of the machine; measured now where that is needed and was never done."""
-    from orchestrator.calibration import load
+    from orchestrator.plan.calibration import load
 
     return load(device, probe=needed)
 
 
 def make_planner(sweep: Sweep, calibration: Calibration, *, workers: int) -> Planner:
     """What cuts the sweep's trials into packs, for so many workers."""
-    from orchestrator.plan import Planner
+    from orchestrator.plan.planner import Planner
 
     local = calibration.machine.device == "cpu" and not on_cluster()
     return Planner(
@@ -181,7 +181,7 @@ def make_planner(sweep: Sweep, calibration: Calibration, *, workers: int) -> Pla
 
 def load_now(planner: Planner) -> float:
     """By what factor others' use of this machine slows the workers now; 1 where they run elsewhere."""
-    from orchestrator.load import slowdown
+    from orchestrator.plan.load import slowdown
 
     machine = planner.calibration.machine
     return 1.0 if machine.device != "cpu" or on_cluster() else slowdown(planner.at_once)
@@ -189,8 +189,8 @@ def load_now(planner: Planner) -> float:
 
 def rehearsed(planner: Planner, sweep: Sweep, trials: Sequence[Trial], *, workers: int) -> Planner:
     """The planner after a few short trainings of packs that it does not know, where they can run here."""
-    from orchestrator.calibration import save
-    from orchestrator.rehearsal import rehearse
+    from orchestrator.plan.calibration import save
+    from orchestrator.plan.rehearsal import rehearse
 
     if on_cluster() and not local_gpus() and planner.calibration.machine.device != "cpu":
         return planner

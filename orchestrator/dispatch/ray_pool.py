@@ -228,9 +228,7 @@ class RayDispatcher(Dispatcher):
             if not isinstance(event, Progress):
                 worker.packs.popleft()
 
-    def _bury(
-        self, worker: _Worker, error: str, events: list[Event], cause: Cause = Cause.WORKER_LOST
-    ) -> None:
+    def _bury(self, worker: _Worker, error: str, events: list[Event], cause: Cause = Cause.WORKER_LOST) -> None:
         """Replace a dead worker: the pack that ran is lost, the one that waited goes back to the queue."""
         self._pool.remove(worker)
         self._kill(worker)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from jobs.catalogue import load_job
 from jobs.job import Censored, Curves, Job, Member, Observations, Params, Report, is_metric_name, params_from
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackTask, Progress
-from orchestrator.environment import Trained, pack_digest, setting
+from orchestrator.dispatch.environment import Trained, pack_digest, setting
 from orchestrator.records import CurveRows, Status, TrialResult
 
 FLUSH_S = 2.0
@@ -54,9 +54,7 @@ def reduce_curves(job: Job[Any], params: Params, curves: Curves, thresholds: Par
         TypeError, ValueError: the job returned something else (an observation that is no number, a
             phase that it does not name). What the job itself raises passes through.
     """
-    observations = {
-        name: _observation(name, value) for name, value in job.observe(params, curves, thresholds).items()
-    }
+    observations = {name: _observation(name, value) for name, value in job.observe(params, curves, thresholds).items()}
     phase = job.phase(params, observations, thresholds)
     if phase not in job.phases:
         raise ValueError(f"phase returned {phase!r}, which is not in the job's phases: {', '.join(job.phases)}")
@@ -223,16 +221,18 @@ class _Course:
         except Exception:
             self._results.append(self._result(position, status=Status.FAILED, error=traceback.format_exc()))
         else:
-            self._results.append(
-                self._result(position, status=Status.FINISHED, phase=phase, observations=observations)
-            )
+            self._results.append(self._result(position, status=Status.FINISHED, phase=phase, observations=observations))
 
     def _result(self, position: int, **ended: Any) -> TrialResult:
         """How the member ended, with how it was trained."""
         trained = Trained(
-            pack=self._pack, at=position, of=len(self._members), seed=self._task.seeds[position],
-            version=self._job.version, setting=setting(self._task.job, self._device),
-        )  # fmt: skip
+            pack=self._pack,
+            at=position,
+            of=len(self._members),
+            seed=self._task.seeds[position],
+            version=self._job.version,
+            setting=setting(self._task.job, self._device),
+        )
         return TrialResult(trial_id=self._task.trial_ids[position], trained=trained.text(), **ended)
 
     def _curves(self, steps: list[int], rows: list[Values], reported: list[NDArray[np.bool_]]) -> Curves:
@@ -283,9 +283,6 @@ def _widen(blocks: Sequence[NDArray[Any]], width: int, fill: float) -> NDArray[A
     if blocks and blocks[0].shape[1] == width:
         return np.concatenate(blocks)
     return np.concatenate(
-        [
-            np.pad(block, ((0, 0), (0, width - block.shape[1])), constant_values=fill)
-            for block in blocks
-        ]
+        [np.pad(block, ((0, 0), (0, width - block.shape[1])), constant_values=fill) for block in blocks]
         or [np.empty((0, width))]
     )

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Scalar
-from orchestrator.phases.box import BoxAxis
-from orchestrator.phases.classify import Aim, classify
 from orchestrator.phases.compare_settings import Settings, differences
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
-from orchestrator.phases.raster import in_chunks
-from orchestrator.phases.surface_map import FittedMap, FittedSlice, lattice
+from orchestrator.phases.map.box import BoxAxis
+from orchestrator.phases.map.classify import Aim, classify
+from orchestrator.phases.map.raster import in_chunks
+from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, lattice
 from orchestrator.phases.table import TrialTable
 from orchestrator.phases.text import plural
 from orchestrator.phases.view import AxisView
-from orchestrator.surface.base import ClassSurface, Points, Target
+from orchestrator.surface.base import ClassSurface, Points, Surrogate
 
 PROBES = 2**16
 """Positions at which the two maps are asked whether they agree."""
@@ -130,17 +130,32 @@ class Comparison:
 
 
 def side(
-    name: str, table: TrialTable, axes: Sequence[AxisView], phases: Sequence[str], *,
-    listed: bool = False, target: Target[Any] | None = None, job: str = "",
-    thresholds: Mapping[str, Scalar] | None = None, stale: int = 0,
-) -> Side:  # fmt: skip
+    name: str,
+    table: TrialTable,
+    axes: Sequence[AxisView],
+    phases: Sequence[str],
+    *,
+    listed: bool = False,
+    target: Surrogate[Any] | None = None,
+    job: str = "",
+    thresholds: Mapping[str, Scalar] | None = None,
+    stale: int = 0,
+) -> Side:
     """Fit the classifier to a table of trials; `listed`: see `Aim`."""
     diagram = phase_diagram(name, axes, phases, table, {})
     found = classify(Aim(listed=listed), diagram, table, axes, (), target)
     return Side(
-        name=name, table=table, axes=axes, phases=phases, diagram=diagram, found=found,
-        job=job, thresholds=thresholds, listed=listed, stale=stale,
-    )  # fmt: skip
+        name=name,
+        table=table,
+        axes=axes,
+        phases=phases,
+        diagram=diagram,
+        found=found,
+        job=job,
+        thresholds=thresholds,
+        listed=listed,
+        stale=stale,
+    )
 
 
 def compare(first: Side, second: Side) -> Comparison:
@@ -175,13 +190,19 @@ def compare(first: Side, second: Side) -> Comparison:
         unsure.append([float(b.mean()) for b in band])
     both = np.mean(unsure, axis=0)
     return Comparison(
-        first=first, second=second, labels=labels, pairs=tuple(pairs), area=float(np.mean(differ)),
-        sure_area=float(np.mean(sure)), unsure=(float(both[0]), float(both[1])),
-        cells=(_cells(first, pairs, 0), _cells(second, pairs, 1)), unmatched=tuple(alone),
+        first=first,
+        second=second,
+        labels=labels,
+        pairs=tuple(pairs),
+        area=float(np.mean(differ)),
+        sure_area=float(np.mean(sure)),
+        unsure=(float(both[0]), float(both[1])),
+        cells=(_cells(first, pairs, 0), _cells(second, pairs, 1)),
+        unmatched=tuple(alone),
         differences=differences(
             _settings(first, [pair.first for pair in pairs]), _settings(second, [pair.second for pair in pairs])
         ),
-    )  # fmt: skip
+    )
 
 
 def _settings(of: Side, slices: Sequence[FittedSlice]) -> Settings:
@@ -291,6 +312,6 @@ def findings(found: Comparison) -> list[str]:
 
 def draw_comparison(found: Comparison, path: Path) -> None:
     """Write the PNG: A, B and their difference side by side; a row for every common slice, up to four."""
-    from orchestrator.phases.png_compare import draw
+    from orchestrator.phases.draw.png_compare import draw
 
     draw(found, findings(found)[:3], path)

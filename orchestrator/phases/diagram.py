@@ -143,11 +143,13 @@ def phase_diagram(
     chosen, partners = _independent([axis for axis in axes if len(set(columns[axis.name])) > 1], columns)
     scales = [
         axis_scale(
-            axis.name, label=axis_label(axis.name, specs), spacing=axis.scale,
+            axis.name,
+            label=axis_label(axis.name, specs),
+            spacing=axis.scale,
             values=_file_order(axis, columns[axis.name]),
         )
         for axis in chosen
-    ]  # fmt: skip
+    ]
     codes = np.zeros((len(table), len(scales)), dtype=np.int64)
     for a, scale in enumerate(scales):
         index = {value: i for i, value in enumerate(scale.values)}
@@ -169,15 +171,21 @@ def phase_diagram(
     status = np.array(table.status, dtype=object)
     failed = status == Status.FAILED.value
     return PhaseDiagram(
-        name=name, axes=tuple(scales), partners=partners, labels=labels, codes=cells, counts=counts,
+        name=name,
+        axes=tuple(scales),
+        partners=partners,
+        labels=labels,
+        codes=cells,
+        counts=counts,
         failed=np.bincount(cell[failed], minlength=len(cells)),
         missing=np.bincount(cell[(label < 0) & ~failed], minlength=len(cells)),
-        cell=cell, joined=joined,
+        cell=cell,
+        joined=joined,
         observations={
             key: cell_values(cell, len(cells), column.value, column.reached, column.censored, column.censored_at)
             for key, column in table.observations.items()
         },
-    )  # fmt: skip
+    )
 
 
 def cell_values(
@@ -287,9 +295,11 @@ def _join(
             scale.values[scale.special + 2 * i + (1 if 2 * i + 1 < longest else 0)] for i in range((longest + 1) // 2)
         ]
         scales[a] = axis_scale(
-            scale.name, label=scale.label, spacing="log" if scale.kind == "log" else "linear",
+            scale.name,
+            label=scale.label,
+            spacing="log" if scale.kind == "log" else "linear",
             values=[*scale.values[: scale.special], *middles],
-        )  # fmt: skip
+        )
         codes[:, a] = group[codes[:, a]]
         factor[a] *= 2
         worst = max(worst, factor[a])

@@ -59,9 +59,11 @@ def lay_out(diagram: PhaseDiagram) -> Layout:
     others = [a for a in range(len(axes)) if a not in best]
     along = x is not None and axes[x].numeric and len(axes) <= 2 and size[x] > 2 and (y is None or size[y] <= FEW)
     return Layout(
-        x=x, y=y, panels=_cut(diagram, others),
+        x=x,
+        y=y,
+        panels=_cut(diagram, others),
         lines=_cut(diagram, [] if y is None else [y]) if along else (),
-    )  # fmt: skip
+    )
 
 
 def _cut(diagram: PhaseDiagram, by: Sequence[int]) -> tuple[Panel, ...]:

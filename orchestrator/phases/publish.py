@@ -14,10 +14,10 @@ from typing import Any
 from jobs.job import specs
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.layout import headline, lay_out
-from orchestrator.phases.publish_surface import SAVINGS, Drawing, draw
+from orchestrator.phases.publish_map import SAVINGS, Drawing, draw
+from orchestrator.phases.publish_theory import set_beside
 from orchestrator.phases.table import TrialTable, collect, note_of, write_table
-from orchestrator.phases.theory_curves import ReadCurves
-from orchestrator.phases.theory_publish import set_beside
+from orchestrator.phases.theory.curves import ReadCurves
 from orchestrator.phases.view import SweepView
 from orchestrator.records import Status
 from orchestrator.tracking.base import TrialRow
@@ -27,11 +27,23 @@ MOST_INTERACTIVE_CELLS = 20_000
 """Above this many, the interactive picture joins neighbouring settings into one cell."""
 
 
-MAP_FILES = frozenset({
-    "phase_diagram.png", "phase_diagram_lines.png", "phase_diagram.html", "trials.parquet", "sweep_metrics.json",
-    "boundary.parquet", "boundary.geojson", "search_progress.csv", "search_progress.png", SAVINGS,
-    "theory_curves.png", "theory_deviation.parquet", "theory_deviation.txt",
-})  # fmt: skip
+MAP_FILES = frozenset(
+    {
+        "phase_diagram.png",
+        "phase_diagram_lines.png",
+        "phase_diagram.html",
+        "trials.parquet",
+        "sweep_metrics.json",
+        "boundary.parquet",
+        "boundary.geojson",
+        "search_progress.csv",
+        "search_progress.png",
+        SAVINGS,
+        "theory_curves.png",
+        "theory_deviation.parquet",
+        "theory_deviation.txt",
+    }
+)
 """The names of all files that a map may have: each is written anew with the map, or is of an earlier one."""
 
 
@@ -83,8 +95,8 @@ def publish(
     Raises:
         OSError: the folder cannot be written.
     """
-    from orchestrator.phases.plot_html import write_html
-    from orchestrator.phases.plot_png import draw_curves, draw_map
+    from orchestrator.phases.draw.html import write_html
+    from orchestrator.phases.draw.png import draw_curves, draw_map
 
     job = sweep.job_object()
     table = collect(trials, rows)
@@ -128,9 +140,7 @@ def publish(
             )
     coarse = diagram
     if len(diagram.codes) > MOST_INTERACTIVE_CELLS:
-        coarse = phase_diagram(
-            sweep.name, sweep.axes, job.phases, table, params, most_cells=MOST_INTERACTIVE_CELLS
-        )  # fmt: skip
+        coarse = phase_diagram(sweep.name, sweep.axes, job.phases, table, params, most_cells=MOST_INTERACTIVE_CELLS)
     views = drawn.views(coarse) if drawn is not None else ()
     note = f"  ·  {drawn.note}" if drawn is not None and drawn.note else ""
     shown = over if coarse.joined == 1 else {}

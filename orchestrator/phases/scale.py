@@ -166,10 +166,15 @@ def _lay_out(
     start = float(low[0]) if len(u) else 0.0
     first = start - special * width * (1 + _GAP) + np.arange(special) * width * (1 + _GAP)
     return AxisScale(
-        name=name, label=label, kind=kind, values=tuple(values), special=special,
+        name=name,
+        label=label,
+        kind=kind,
+        values=tuple(values),
+        special=special,
         position=np.concatenate([first + width / 2, u]),
-        low=np.concatenate([first, low]), high=np.concatenate([first + width, high]),
-    )  # fmt: skip
+        low=np.concatenate([first, low]),
+        high=np.concatenate([first + width, high]),
+    )
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:

@@ -175,9 +175,14 @@ def note_of(sweep: SweepView, *, search: bool, job: str = "", sweep_id: str = ""
             )
         )
     return TableNote(
-        name=sweep.name, phases=tuple(sweep.job_object().phases), axes=tuple(axes), search=search,
-        job=job, thresholds=as_dict(sweep.thresholds()), sweep_id=sweep_id,
-    )  # fmt: skip
+        name=sweep.name,
+        phases=tuple(sweep.job_object().phases),
+        axes=tuple(axes),
+        search=search,
+        job=job,
+        thresholds=as_dict(sweep.thresholds()),
+        sweep_id=sweep_id,
+    )
 
 
 def write_table(table: TrialTable, path: Path, note: TableNote | None = None) -> None:
@@ -250,9 +255,14 @@ def read_note(path: Path) -> TableNote | None:
         for axis in said["axes"]
     )
     return TableNote(
-        name=said["name"], phases=tuple(said["phases"]), axes=axes, search=said["search"],
-        job=said.get("job", ""), thresholds=said.get("thresholds"), sweep_id=said.get("sweep_id", ""),
-    )  # fmt: skip
+        name=said["name"],
+        phases=tuple(said["phases"]),
+        axes=axes,
+        search=said["search"],
+        job=said.get("job", ""),
+        thresholds=said.get("thresholds"),
+        sweep_id=said.get("sweep_id", ""),
+    )
 
 
 def _read_column(read: Any, key: str) -> ObservationColumn:

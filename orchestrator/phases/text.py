@@ -8,9 +8,19 @@ from collections.abc import Mapping
 from jobs.job import ParamSpec
 
 PALETTE = (
-    "#4477AA", "#EEBB33", "#CC4455", "#66CCEE", "#332288", "#88CCAA",
-    "#882255", "#DDCC77", "#999933", "#44AA99", "#EE8866", "#661100",
-)  # fmt: skip
+    "#4477AA",
+    "#EEBB33",
+    "#CC4455",
+    "#66CCEE",
+    "#332288",
+    "#88CCAA",
+    "#882255",
+    "#DDCC77",
+    "#999933",
+    "#44AA99",
+    "#EE8866",
+    "#661100",
+)
 """Colours by label index, chosen to differ for colour-blind readers too; fixed, so that a phase keeps its colour."""
 NOT_REACHED = "#D0D0D0"
 """The colour of what was not reached."""

@@ -1,6 +1,6 @@
 """What the phase diagram needs to know of a sweep, and of one of its axes.
 
-`orchestrator.sweep.Sweep` fits; so does anything else with these read-only attributes.
+`orchestrator.sweep.sweep.Sweep` fits; so does anything else with these read-only attributes.
 """
 
 from __future__ import annotations

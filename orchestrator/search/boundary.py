@@ -32,7 +32,7 @@ from orchestrator.search.optuna_sampler import (
 from orchestrator.search.proposals import Proposer
 from orchestrator.search.space import Slice, locate
 from orchestrator.search.study import AREA, TOLD, TRIAL_ID, SweepStudy, history_of
-from orchestrator.surface.base import Surface, Target
+from orchestrator.surface.base import Surface, Surrogate
 from orchestrator.trial import Trial
 
 BATCH = 32
@@ -55,22 +55,22 @@ class Sought:
     place: str = "search.target"
     """Where the metric is named, for a message."""
 
-    def target(self, one: Slice, *, replicates: int = 1) -> Target[Any]:
+    def target(self, one: Slice, *, replicates: int = 1) -> Surrogate[Any]:
         """The target in a slice, in which a setting of a grid may have so many trials."""
         if self.metric is None:
-            from orchestrator.surface.phase import PhaseTarget
+            from orchestrator.surface.phase import PhaseSurrogate
 
-            return PhaseTarget(classes=len(self.labels), replicates=replicates)
+            return PhaseSurrogate(classes=len(self.labels), replicates=replicates)
         if self.level is not None:
-            from orchestrator.surface.level import LevelTarget
+            from orchestrator.surface.level import LevelSurrogate
 
-            return LevelTarget(level=self.level, classes=3, replicates=replicates)
-        from orchestrator.surface.ridge import RidgeTarget
+            return LevelSurrogate(level=self.level, classes=3, replicates=replicates)
+        from orchestrator.surface.ridge import RidgeSurrogate
 
         along = one.axis_index(self.along or "")
         if along is None:
             raise ValueError(f"{self.along} is no axis of this slice")
-        return RidgeTarget(along=along)
+        return RidgeSurrogate(along=along)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class BoundarySampler(Sampler):
         workers: int = 1,
         seed: int = 0,
         remembered: Iterable[Trial] = (),
-        target_of: Callable[[Slice], Target[Any]] | None = None,
+        target_of: Callable[[Slice], Surrogate[Any]] | None = None,
         progress: Callable[[Sequence[tuple[int, float]]], None] | None = None,
     ) -> None:
         self._log, self._sought, self._trial_of, self._ends = study, sought, trial_of, ends
@@ -143,11 +143,17 @@ class BoundarySampler(Sampler):
         self._expected = self._budget if most is None else min(self._budget, most)
         self._sampler = PhaseBoundarySampler.over(
             lambda: Proposer(
-                space, target_of or partial(sought.target, replicates=replicates),
-                start=min(start, max(1, self._expected // 2)), seed=seed, replicates=replicates, accept=self._is_new,
+                space,
+                target_of or partial(sought.target, replicates=replicates),
+                start=min(start, max(1, self._expected // 2)),
+                seed=seed,
+                replicates=replicates,
+                accept=self._is_new,
             ),
-            self._distributions, seed=seed, labels=sought.classes,
-        )  # fmt: skip
+            self._distributions,
+            seed=seed,
+            labels=sought.classes,
+        )
         self._pending: dict[str, Trial] = {}
         self._again: deque[tuple[Trial, Mapping[str, Scalar] | None]] = deque()
         """Trials to be asked first, and the setting where the study has yet to hold them."""
@@ -346,10 +352,12 @@ class BoundarySampler(Sampler):
         if not self._metric_seen and observations:
             near = nearest(str(self._sought.metric), observations)
             raise UserError(
-                f"no observation '{self._sought.metric}': trials of this job have others", place=self._sought.place,
-                value=self._sought.metric, choices=tuple(observations),
+                f"no observation '{self._sought.metric}': trials of this job have others",
+                place=self._sought.place,
+                value=self._sought.metric,
+                choices=tuple(observations),
                 next_step=f"did you mean '{near}'?" if near else "name one of these",
-            )  # fmt: skip
+            )
 
 
 def _distributions(axes: Sequence[Axis]) -> dict[str, BaseDistribution]:

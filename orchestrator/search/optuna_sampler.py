@@ -2,10 +2,10 @@
 
     from optuna.distributions import FloatDistribution, IntDistribution
     from orchestrator.search.optuna_sampler import PhaseBoundarySampler
-    from orchestrator.surface.phase import PhaseTarget
+    from orchestrator.surface.phase import PhaseSurrogate
 
     space = {"weight_decay": FloatDistribution(0.01, 10, log=True), "width": IntDistribution(8, 512, log=True)}
-    sampler = PhaseBoundarySampler(PhaseTarget(classes=3), space, seed=0)
+    sampler = PhaseBoundarySampler(PhaseSurrogate(classes=3), space, seed=0)
     study = optuna.create_study(sampler=sampler)
 
     def objective(trial):
@@ -45,7 +45,7 @@ from optuna.trial import FrozenTrial, TrialState
 from jobs.job import Scalar
 from orchestrator.search.proposals import Proposal, Proposer, Told
 from orchestrator.search.space import MOST_COORDINATES, Continuous, Coordinate, Listed, Slice, Whole, locate
-from orchestrator.surface.base import Surface, Target
+from orchestrator.surface.base import Surface, Surrogate
 
 BATCH = 32
 """Suggestions that are made at a time: the belief is fitted once for all of them."""
@@ -61,7 +61,7 @@ class PhaseBoundarySampler(BaseSampler):
     Thread-safe. Its own time for an ask is that of one query of the storage, and once a batch that of a fit.
 
     Args:
-        target: What is looked for, e.g. `PhaseTarget(classes=K)`.
+        target: What is looked for, e.g. `PhaseSurrogate(classes=K)`.
         space: Parameter -> distribution; one to four of them are numbers.
         seed: Of all random numbers; without it, another one every time.
         start: Trials that are spread evenly at first; the target's own number by default.
@@ -74,7 +74,7 @@ class PhaseBoundarySampler(BaseSampler):
 
     def __init__(
         self,
-        target: Target[Any],
+        target: Surrogate[Any],
         space: Mapping[str, BaseDistribution],
         *,
         seed: int | None = None,
@@ -89,8 +89,10 @@ class PhaseBoundarySampler(BaseSampler):
             dict(space),
             lambda: Proposer(slices, lambda _: target, start=target.start if start is None else start, seed=seed),
             most_labels=getattr(target, "classes", None),
-            seed=seed, batch=batch, labels=labels,
-        )  # fmt: skip
+            seed=seed,
+            batch=batch,
+            labels=labels,
+        )
 
     @classmethod
     def over(

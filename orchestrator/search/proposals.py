@@ -16,7 +16,7 @@ import numpy as np
 
 from jobs.job import Scalar
 from orchestrator.search.space import Floats, Listed, Slice
-from orchestrator.surface.base import ClassSurface, Evidence, Surface, Target
+from orchestrator.surface.base import ClassSurface, Evidence, Surface, Surrogate
 
 FLOOR = 0.1
 """A slice whose boundary is known gets suggestions as if it had this share of the mean uncertain area."""
@@ -65,7 +65,7 @@ class _Box:
 
     number: int
     slice: Slice
-    target: Target[Any]
+    target: Surrogate[Any]
     quota: int
     """Trials at the start that are spread evenly."""
     seed: int
@@ -178,7 +178,7 @@ class Proposer:
     def __init__(
         self,
         slices: Sequence[Slice],
-        target_of: Callable[[Slice], Target[Any]],
+        target_of: Callable[[Slice], Surrogate[Any]],
         *,
         start: int,
         seed: int,

@@ -404,9 +404,10 @@ def coordinate_of(group: tuple[Axis, ...]) -> Coordinate:
         rows = tuple(tuple(member.values[i] for member in group) for i in keep)
         return Listed(names=names, rows=rows, at=at)
     raise SpaceError(
-        names[0], "zipped axes of a boundary search need one among them whose values are all on its scale",
+        names[0],
+        "zipped axes of a boundary search need one among them whose values are all on its scale",
         "leave out 0 and repeated values, or list the axes' values apart",
-    )  # fmt: skip
+    )
 
 
 def _between(axis: Axis) -> Continuous | Whole:

@@ -103,7 +103,7 @@ Snap = Callable[[Points], Points]
 """Moves positions to the nearest ones that a trial can have (whole numbers, the values of a grid)."""
 
 
-class Target(ABC, Generic[S]):
+class Surrogate(ABC, Generic[S]):
     """What is looked for: how evidence becomes a belief, and which trials would tell most. Holds no state."""
 
     start: int = 64

@@ -63,9 +63,7 @@ class Hyper:
 
     @staticmethod
     def of(vector: Floats) -> Hyper:
-        return Hyper(
-            scales=np.exp(vector[:-2]), height=float(np.exp(vector[-2])), flips=float(expit(vector[-1]))
-        )
+        return Hyper(scales=np.exp(vector[:-2]), height=float(np.exp(vector[-2])), flips=float(expit(vector[-1])))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -348,5 +346,3 @@ def fit_classifier(
         latent=tuple(latent),
         posteriors=tuple(posteriors),
     )
-
-

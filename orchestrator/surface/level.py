@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from orchestrator.surface.base import ClassSurface, Evidence, Points, Snap, Target
+from orchestrator.surface.base import ClassSurface, Evidence, Points, Snap, Surrogate
 from orchestrator.surface.kernel import Floats
 from orchestrator.surface.level_placement import place, sobol
 from orchestrator.surface.level_values import Warp, against
@@ -144,7 +144,7 @@ _SCATTER = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
-class LevelTarget(Target[LevelSurface]):
+class LevelSurrogate(Surrogate[LevelSurface]):
     """Looks for where `value` passes `level`. Holds no state."""
 
     level: float
@@ -196,9 +196,7 @@ class LevelTarget(Target[LevelSurface]):
     ) -> Points:
         # Where values scatter little, a setting beside it tells more than another trial of the same.
         replicates = self.replicates if surface.noise() > _SCATTER else 1
-        return place(
-            surface, tried=evidence.x, pending=pending, count=count, snap=snap, rng=rng, replicates=replicates
-        )
+        return place(surface, tried=evidence.x, pending=pending, count=count, snap=snap, rng=rng, replicates=replicates)
 
 
 def _contrary(metric: Latent | None, x: Points, above: NDArray[np.bool_]) -> float:

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.surface.base import Evidence, Points, Snap, Target
+from orchestrator.surface.base import Evidence, Points, Snap, Surrogate
 from orchestrator.surface.classifier import GpClasses, fit_classifier
 from orchestrator.surface.placement import place
 
-__all__ = ["PhaseTarget", "fit_classifier"]
+__all__ = ["PhaseSurrogate", "fit_classifier"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhaseTarget(Target[GpClasses]):
+class PhaseSurrogate(Surrogate[GpClasses]):
     """The boundaries between the classes that the trials' labels show."""
 
     classes: int
@@ -39,6 +39,16 @@ class PhaseTarget(Target[GpClasses]):
         rng: np.random.Generator,
     ) -> Points:
         return place(
-            surface, evidence.x, evidence.label,
-            pending=pending, count=count, snap=snap, rng=rng, replicates=self.replicates,
-        )  # fmt: skip
+            surface,
+            evidence.x,
+            evidence.label,
+            pending=pending,
+            count=count,
+            snap=snap,
+            rng=rng,
+            replicates=self.replicates,
+        )
+
+
+PhaseTarget = PhaseSurrogate
+"""The name under which `PhaseBoundarySampler` users import it."""

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.surface.base import Evidence, Points, RidgeSurface, Snap, Target
+from orchestrator.surface.base import Evidence, Points, RidgeSurface, Snap, Surrogate
 from orchestrator.surface.kernel import Floats
 from orchestrator.surface.level_placement import sobol
 from orchestrator.surface.regression import Latent, LogNormal, Model, fit, sample
@@ -172,7 +172,7 @@ def peaks(curves: Floats, prominence: float) -> tuple[Floats, Floats]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RidgeTarget(Target[PeakSurface]):
+class RidgeSurrogate(Surrogate[PeakSurface]):
     """Looks for where `value` peaks along one axis. Holds no state."""
 
     along: int

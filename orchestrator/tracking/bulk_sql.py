@@ -22,9 +22,21 @@ from orchestrator.tracking.copy_format import BINARY_METRICS, binary_metrics, co
 from orchestrator.tracking.metric_block import Columns, MetricBlock, MetricRow, block_of
 
 RUNS = (
-    "run_uuid", "name", "source_type", "source_name", "entry_point_name", "user_id", "status", "start_time",
-    "end_time", "deleted_time", "source_version", "lifecycle_stage", "artifact_uri", "experiment_id",
-)  # fmt: skip
+    "run_uuid",
+    "name",
+    "source_type",
+    "source_name",
+    "entry_point_name",
+    "user_id",
+    "status",
+    "start_time",
+    "end_time",
+    "deleted_time",
+    "source_version",
+    "lifecycle_stage",
+    "artifact_uri",
+    "experiment_id",
+)
 TAGS = ("key", "value", "run_uuid")
 PARAMS = ("key", "value", "run_uuid")
 METRICS = ("key", "value", "timestamp", "step", "is_nan", "run_uuid")
@@ -57,8 +69,21 @@ def run_row(
 ) -> Row:
     """A row of `runs` (columns RUNS) as MLflow's own store writes it."""
     return (
-        run_id, name, "UNKNOWN", "", "", user, status, start_time, None, None, "", "active", artifacts, experiment_id,
-    )  # fmt: skip
+        run_id,
+        name,
+        "UNKNOWN",
+        "",
+        "",
+        user,
+        status,
+        start_time,
+        None,
+        None,
+        "",
+        "active",
+        artifacts,
+        experiment_id,
+    )
 
 
 class Bulk(ABC):

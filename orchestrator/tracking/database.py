@@ -24,8 +24,8 @@ from orchestrator.tracking.artifacts import delete_from, upload_to
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
 from orchestrator.tracking.bulk_sql import run_row
 from orchestrator.tracking.connection import Database
-from orchestrator.tracking.metric_rows import RowBuffer, latest_of, new_rows, note, observed_rows
 from orchestrator.tracking.pending import Begun, Concluded
+from orchestrator.tracking.rows import RowBuffer, latest_of, new_rows, note, observed_rows
 from orchestrator.tracking.run_table import CHUNK, OpenRun, RunTable, chunked
 from orchestrator.tracking.traces import later, traced_rows
 from orchestrator.trial import Trial

@@ -38,7 +38,7 @@ from orchestrator.tracking.http_api import (
 )
 from orchestrator.tracking.http_rows import json_length, revised, whole_steps
 from orchestrator.tracking.metric_block import MetricRow
-from orchestrator.tracking.metric_rows import RowBuffer, new_rows, observed_rows
+from orchestrator.tracking.rows import RowBuffer, new_rows, observed_rows
 from orchestrator.tracking.run_table import OpenRun, align, chunked, curve_series
 from orchestrator.tracking.traces import later, traced_rows
 from orchestrator.trial import Trial
@@ -366,9 +366,12 @@ class HttpTracker(Tracker):
     def _create_run(self, experiment: str, name: str, tags: Sequence[tuple[str, str]]) -> tuple[str, int]:
         now = _now_ms()
         body: dict[str, Any] = {
-            "experiment_id": experiment, "start_time": now, "run_name": name, "user_id": layout.user(),
+            "experiment_id": experiment,
+            "start_time": now,
+            "run_name": name,
+            "user_id": layout.user(),
             "tags": [{"key": key, "value": value} for key, value in tags],
-        }  # fmt: skip
+        }
         return self._api.post("runs/create", body)["run"]["info"]["run_id"], now
 
     def _find_experiment(self) -> str | None:

@@ -207,9 +207,11 @@ class MlflowApi:
     def search(self, experiment_id: str, condition: str, page: int = RUNS_A_PAGE) -> Iterator[ServerRun]:
         """The active runs that meet a condition, page by page."""
         body: dict[str, Any] = {
-            "experiment_ids": [experiment_id], "filter": condition, "max_results": page,
+            "experiment_ids": [experiment_id],
+            "filter": condition,
+            "max_results": page,
             "order_by": ["attributes.start_time ASC"],
-        }  # fmt: skip
+        }
         while True:
             answer = self.post("runs/search", body)
             yield from map(ServerRun.parse, answer.get("runs", ()))
@@ -229,9 +231,10 @@ class MlflowApi:
     def histories(self, run_ids: Sequence[str], metric: str) -> list[dict[str, Any]]:
         """All rows of a metric of at most HISTORY_RUNS runs, each with its `run_id`."""
         answer = self._call(
-            "GET", "/ajax-api/2.0/mlflow/metrics/get-history-bulk",
+            "GET",
+            "/ajax-api/2.0/mlflow/metrics/get-history-bulk",
             params={"run_id": list(run_ids), "metric_key": metric, "max_results": HISTORY_ROWS},
-        )  # fmt: skip
+        )
         rows: list[dict[str, Any]] = answer.get("metrics", [])
         if len(rows) < HISTORY_ROWS:
             return rows

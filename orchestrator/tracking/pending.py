@@ -9,7 +9,7 @@ from orchestrator.records import Status, TrialResult
 from orchestrator.tracking import layout
 from orchestrator.tracking.bulk_sql import Bulk, Row
 from orchestrator.tracking.metric_block import MetricRow
-from orchestrator.tracking.metric_rows import latest_of, observed_rows
+from orchestrator.tracking.rows import latest_of, observed_rows
 from orchestrator.tracking.run_table import OpenRun
 
 

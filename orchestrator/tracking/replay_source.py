@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jobs.job import Curves, Scalar
-from orchestrator.environment import Trained
+from orchestrator.dispatch.environment import Trained
 from orchestrator.errors import UserError
 from orchestrator.tracking import layout
 from orchestrator.tracking.address import PREFIX, database_address
@@ -86,9 +86,13 @@ class ReplaySource:
                 next_step=_WHERE_TRIALS,
             )
         return RecordedTrial(
-            run_id=run_id, trial_id=tags[layout.TRIAL_ID], job=tags[layout.JOB],
-            params=layout.decode_params(tags[layout.PARAMS]), trained=Trained.parse(text), curves=self._curves(run),
-        )  # fmt: skip
+            run_id=run_id,
+            trial_id=tags[layout.TRIAL_ID],
+            job=tags[layout.JOB],
+            params=layout.decode_params(tags[layout.PARAMS]),
+            trained=Trained.parse(text),
+            curves=self._curves(run),
+        )
 
     def _curves(self, run: Any) -> Curves:
         """The run's curves; what has a timestamp before its start is an observation."""
@@ -122,9 +126,10 @@ class ReplaySource:
                 trained = Trained.parse(tags[layout.TRAINED])
                 if trained.pack == trial.trained.pack:
                     members[trained.at] = PackMember(
-                        trial_id=tags[layout.TRIAL_ID], params=layout.decode_params(tags[layout.PARAMS]),
+                        trial_id=tags[layout.TRIAL_ID],
+                        params=layout.decode_params(tags[layout.PARAMS]),
                         trained=trained,
-                    )  # fmt: skip
+                    )
             token = page.token
             if not token:
                 return [members[at] for at in sorted(members)]

@@ -42,7 +42,7 @@ from orchestrator.tracking.address import DatabaseAddress, database_address
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk, keep_log, run_row, use_log
 from orchestrator.tracking.layout import as_stored
 from orchestrator.tracking.metric_block import MetricBlock, MetricRow, block_of, numbered
-from orchestrator.tracking.metric_rows import stored
+from orchestrator.tracking.rows import stored
 
 _ARTIFACT_ROOT_VARIABLE = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 
@@ -108,20 +108,34 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
             artifacts = append_to_uri_path(
                 self._active_experiment(bulk, experiment_id), run_id, self.ARTIFACTS_FOLDER_NAME
             )
-            bulk.new_runs([
-                run_row(
-                    run_id, name=name, user=user_id, start_time=start_time, artifacts=artifacts,
-                    experiment_id=int(experiment_id), status=running,
-                )
-            ])  # fmt: skip
+            bulk.new_runs(
+                [
+                    run_row(
+                        run_id,
+                        name=name,
+                        user=user_id,
+                        start_time=start_time,
+                        artifacts=artifacts,
+                        experiment_id=int(experiment_id),
+                        status=running,
+                    )
+                ]
+            )
             bulk.tags([(key, value, run_id) for key, value in given.items()])
         return Run(
             RunInfo(
-                run_id=run_id, run_name=name, experiment_id=str(experiment_id), user_id=user_id, status=running,
-                start_time=start_time, end_time=None, lifecycle_stage=LifecycleStage.ACTIVE, artifact_uri=artifacts,
+                run_id=run_id,
+                run_name=name,
+                experiment_id=str(experiment_id),
+                user_id=user_id,
+                status=running,
+                start_time=start_time,
+                end_time=None,
+                lifecycle_stage=LifecycleStage.ACTIVE,
+                artifact_uri=artifacts,
             ),
             RunData(tags=[RunTag(key, value) for key, value in given.items()]),
-        )  # fmt: skip
+        )
 
     def update_run_info(
         self, run_id: str, run_status: int | None, end_time: int | None, run_name: str | None
@@ -142,9 +156,16 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
                 run_id,
             )
         return RunInfo(
-            run_id=run_id, run_name=name, experiment_id=str(number), user_id=user, status=status, start_time=start,
-            end_time=end, lifecycle_stage=stage, artifact_uri=artifacts,
-        )  # fmt: skip
+            run_id=run_id,
+            run_name=name,
+            experiment_id=str(number),
+            user_id=user,
+            status=status,
+            start_time=start,
+            end_time=end,
+            lifecycle_stage=stage,
+            artifact_uri=artifacts,
+        )
 
     def log_metric(self, run_id: str, metric: Metric) -> None:
         """Append one row to a metric (as `SqlAlchemyStore.log_metric`)."""

@@ -20,11 +20,11 @@ REPORTS, METRICS = 40, ("train_loss", "train_error", "test_loss", "test_error")
 def simulate(workers: int, models: int, pack_s: float, packs: int) -> dict[str, float]:
     """One sweep of workers * packs packs of `models` trials; virtual seconds and shares."""
     from jobs.catalogue import load_job
-    from jobs.double_descent import DoubleDescentParams
-    from orchestrator.calibration import Calibration
+    from jobs.double_descent.job import DoubleDescentParams
     from orchestrator.dispatch.base import PackTask, Progress
     from orchestrator.dispatch.simulated import SimulatedDispatcher, VirtualClock
-    from orchestrator.plan import Pack, Planner
+    from orchestrator.plan.calibration import Calibration
+    from orchestrator.plan.planner import Pack, Planner
     from orchestrator.progress import for_stream
     from orchestrator.records import CurveRows, Status, TrialResult
     from orchestrator.runner import Runner
@@ -108,13 +108,18 @@ def main() -> None:
     parser.add_argument("--pack-s", type=float, default=16.0, help="seconds of a pack (2 s a trial: see bench_peers)")
     parser.add_argument("--packs-per-worker", type=int, default=4)
     arguments = parser.parse_args()
-    print(f"simulated cluster, packs of {arguments.models} trials in {arguments.pack_s:g} s, {REPORTS} reports of "
-          f"{len(METRICS)} metrics a trial; {machine()}; {versions('mlflow', 'sqlalchemy')}")  # fmt: skip
+    print(
+        f"simulated cluster, packs of {arguments.models} trials in {arguments.pack_s:g} s, {REPORTS} reports of "
+        f"{len(METRICS)} metrics a trial; {machine()}; {versions('mlflow', 'sqlalchemy')}"
+    )
     print(f"{'workers':>8} {'trials':>8} {'trials/s':>9} {'rows/s':>9} {'workers busy':>13} {'driver busy':>12}")
     for workers in map(int, arguments.workers.split(",")):
         seen = simulate(workers, arguments.models, arguments.pack_s, arguments.packs_per_worker)
-        print(f"{workers:8} {seen['trials']:8.0f} {seen['trials_per_s']:9.1f} {seen['rows_per_s']:9.0f} "
-              f"{seen['workers_busy']:12.1%} {seen['driver_busy']:11.1%}", flush=True)  # fmt: skip
+        print(
+            f"{workers:8} {seen['trials']:8.0f} {seen['trials_per_s']:9.1f} {seen['rows_per_s']:9.0f} "
+            f"{seen['workers_busy']:12.1%} {seen['driver_busy']:11.1%}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -37,8 +37,12 @@ def command(verb: str, sweep: Path) -> dict[str, Any]:
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator", verb, str(sweep)],
-        cwd=sweep.parent, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        cwd=sweep.parent,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     peak = [0]
 
     def watch() -> None:

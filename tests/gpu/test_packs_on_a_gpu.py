@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.double_descent import DoubleDescent, DoubleDescentParams
-from jobs.grokking import Grokking, GrokkingParams
+from jobs.double_descent.job import DoubleDescent, DoubleDescentParams
+from jobs.grokking.job import Grokking, GrokkingParams
 from jobs.job import Job, Member, Params
 
 pytestmark = [

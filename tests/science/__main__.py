@@ -29,9 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     wanted = options.k.casefold()
-    chosen = [
-        c for c in CHECKS if wanted in f"{c.name} {c.source}".casefold() and not (options.fast and c.slow)
-    ]  # fmt: skip
+    chosen = [c for c in CHECKS if wanted in f"{c.name} {c.source}".casefold() and not (options.fast and c.slow)]
     if not chosen:
         print(f"no check's name or source contains {options.k!r}; there are:", file=sys.stderr)
         print("\n".join(f"  {c.name} ({c.source})" for c in CHECKS), file=sys.stderr)

@@ -64,9 +64,7 @@ def mean_against(what: str, values: Sequence[float] | np.ndarray, expected: floa
     sample = np.asarray(values, dtype=np.float64)
     mean, error = float(sample.mean()), float(sample.std(ddof=1)) / math.sqrt(len(sample))
     deviation = abs(mean - expected) / error if error else math.inf * abs(mean - expected)
-    return Result(
-        what=what, measured=mean, expected=expected, deviation=deviation, limit=limit, unit="standard errors"
-    )
+    return Result(what=what, measured=mean, expected=expected, deviation=deviation, limit=limit, unit="standard errors")
 
 
 def relative(what: str, measured: float, expected: float, *, limit: float) -> Result:

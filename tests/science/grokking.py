@@ -8,19 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from jobs.data import modular
-from jobs.data.designs import make_problems
+from jobs.grokking import modular
 from jobs.job import Censored, Curves, Member
-from jobs.ridge import Ridge, RidgeParams, RidgeThresholds
+from jobs.ridge.designs import make_problems
+from jobs.ridge.job import Ridge, RidgeParams, RidgeThresholds
 from jobs.theory import parallelogram, quadratic_weights, ridge_grokking, weight_decay
 from tests.packing import curves_of
 from tests.science.check import Check, Result, absolute, relative
 
 JOB = Ridge()
 MAP: dict[str, Any] = {
-    "sample_count": 50, "inputs": 400, "teacher": "row_space", "solver": "gradient_descent", "learning_rate": 0.05,
-    "train_level": 1e-3, "test_level": 0.2, "stop_at_levels": True, "steps": 10_000, "curve_points": 10,
-}  # fmt: skip
+    "sample_count": 50,
+    "inputs": 400,
+    "teacher": "row_space",
+    "solver": "gradient_descent",
+    "learning_rate": 0.05,
+    "train_level": 1e-3,
+    "test_level": 0.2,
+    "stop_at_levels": True,
+    "steps": 10_000,
+    "curve_points": 10,
+}
 WEIGHT_DECAYS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0)
 INIT_SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 FOUR_PHASES = ("comprehension", "grokking", "memorization", "confusion")
@@ -48,13 +56,18 @@ def ridge_map() -> Iterator[Result]:
         label = JOB.phase(params, observed, limits)
         seen[label] = seen.get(label, 0) + 1
         modes = ridge_grokking.modes_of(
-            one.x_SNP[0].numpy(), teacher=one.population.target_SP[0].numpy(),
+            one.x_SNP[0].numpy(),
+            teacher=one.population.target_SP[0].numpy(),
             start=one.start_SP[0].numpy() * params.init_scale,
-        )  # fmt: skip
+        )
         exact = ridge_grokking.crossing_steps(
-            modes, learning_rate=params.learning_rate, weight_decay=params.weight_decay,
-            train_level=params.train_level, test_level=params.test_level, horizon=params.steps,
-        )  # fmt: skip
+            modes,
+            learning_rate=params.learning_rate,
+            weight_decay=params.weight_decay,
+            train_level=params.train_level,
+            test_level=params.test_level,
+            horizon=params.steps,
+        )
         phases_differ += ridge_grokking.phase(exact, gap=limits.grokking_gap) != label
         for which, expected in (("train", exact.train), ("test", exact.test)):
             measured = observed[f"{which}_level_step"]
@@ -73,9 +86,7 @@ def ridge_map() -> Iterator[Result]:
 def ridge_time() -> Iterator[Result]:
     """The law of time over a decade and a half of weight decay, from a real loop."""
     decays = np.geomspace(2e-3, 2e-3 * 10**1.5, 6)
-    settings = [
-        RidgeParams(**{**MAP, "steps": 30_000}, weight_decay=float(decay), init_scale=3.0) for decay in decays
-    ]
+    settings = [RidgeParams(**{**MAP, "steps": 30_000}, weight_decay=float(decay), init_scale=3.0) for decay in decays]
     curves = trained(tuple(settings), 2)
     steps = np.array([curves[k].values["test_level_step"][-1] for k in range(len(settings))])
     one = make_problems(settings[:1], [2], "cpu")
@@ -91,8 +102,12 @@ def ridge_time() -> Iterator[Result]:
         np.sqrt(modes.null_start), np.sqrt(0.2 * modes.signal), weight_decay=decays, learning_rate=0.05
     )
     farthest = int(np.abs(steps / omnigrok - 1).argmax())
-    yield relative("Omnigrok's ln(w0 / wc) / (lr wd), the farthest of six", float(steps[farthest]),
-                   float(omnigrok[farthest]), limit=0.01)  # fmt: skip
+    yield relative(
+        "Omnigrok's ln(w0 / wc) / (lr wd), the farthest of six",
+        float(steps[farthest]),
+        float(omnigrok[farthest]),
+        limit=0.01,
+    )
     slope, _ = weight_decay.decay_exponent(decays, steps)
     yield absolute("exponent of the weight decay", slope, -1.0, limit=0.01)
 
@@ -128,11 +143,19 @@ def modular_tasks() -> Iterator[Result]:
 
 
 CHECKS = (
-    Check(name="ridge grokking, every crossing step", source="gradient descent on a quadratic, given X",
-          run=ridge_map, slow=True),
-    Check(name="ridge grokking, the law of time", source="the same; Liu, Michaud, Tegmark 2022 (Omnigrok)",
-          run=ridge_time, slow=True),
+    Check(
+        name="ridge grokking, every crossing step",
+        source="gradient descent on a quadratic, given X",
+        run=ridge_map,
+        slow=True,
+    ),
+    Check(
+        name="ridge grokking, the law of time",
+        source="the same; Liu, Michaud, Tegmark 2022 (Omnigrok)",
+        run=ridge_time,
+        slow=True,
+    ),
     Check(name="the rank criterion", source="Liu et al. 2022, section 3.2", run=liu),
     Check(name="analytic weights", source="Gromov 2023, equations 6, 7 and 12", run=gromov),
     Check(name="modular tasks", source="the definition of each operation", run=modular_tasks),
-)  # fmt: skip
+)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.data import random_features
-from jobs.data.designs import make_problems
 from jobs.job import Curves, Member
-from jobs.ridge import Ridge, RidgeParams
+from jobs.ridge import random_features
+from jobs.ridge.designs import make_problems
+from jobs.ridge.job import Ridge, RidgeParams
 from jobs.theory import descent, minimum_norm
 from tests.packing import curves_of
 from tests.science.check import Check, Result, absolute, mean_against, relative
@@ -21,10 +21,21 @@ from tests.science.check import Check, Result, absolute, mean_against, relative
 JOB = Ridge()
 SEEDS, NOISES = 400, 200
 EPOCH_WISE: dict[str, Any] = {
-    "design": "orthogonal", "sample_count": 2000, "inputs": 44, "covariance": "two_scale", "small_features": 4,
-    "small_scale": 0.05, "signal": 1.0, "small_signal": 400.0, "teacher": "equal", "noise_variance": 50.0,
-    "solver": "gradient_descent", "learning_rate": 0.2, "steps": 12_000, "curve_points": 200,
-}  # fmt: skip
+    "design": "orthogonal",
+    "sample_count": 2000,
+    "inputs": 44,
+    "covariance": "two_scale",
+    "small_features": 4,
+    "small_scale": 0.05,
+    "signal": 1.0,
+    "small_signal": 400.0,
+    "teacher": "equal",
+    "noise_variance": 50.0,
+    "solver": "gradient_descent",
+    "learning_rate": 0.2,
+    "steps": 12_000,
+    "curve_points": 200,
+}
 """40 features of scale 1 and 4 of scale 0.05, each group with half of the signal."""
 
 
@@ -44,10 +55,16 @@ def finals(settings: Sequence[dict[str, Any]], metric: str, *, seeds: int) -> li
 def belkin_hsu_xu() -> Iterator[Result]:
     inputs, signal, noise = 150, 2.0, 0.25
     settings = [
-        {"sample_count": n, "inputs": inputs, "features": p, "signal": signal, "noise_variance": noise,
-         "teacher": "power_law"}
+        {
+            "sample_count": n,
+            "inputs": inputs,
+            "features": p,
+            "signal": signal,
+            "noise_variance": noise,
+            "teacher": "power_law",
+        }
         for n, p in [*((40, p) for p in (5, 15, 25, 30, 50, 60, 90, 150)), *((n, 50) for n in (10, 25, 60, 100, 200))]
-    ]  # fmt: skip
+    ]
     squares = signal * (1 / np.arange(1, inputs + 1)) / (1 / np.arange(1, inputs + 1)).sum()
     for setting, losses in zip(settings, finals(settings, "test_loss", seeds=SEEDS), strict=True):
         n, p = setting["sample_count"], setting["features"]
@@ -79,8 +96,9 @@ def curth() -> Iterator[Result]:
     x = make_problems([params], [0], "cpu").x_SNP[0].numpy()
     fresh = np.random.default_rng(0).standard_normal((20_000, 70))
     sampled = float(minimum_norm.smoother_effective_parameters(fresh @ np.linalg.pinv(x)))
-    yield relative("the job's exact value, and the definition on 20,000 fresh inputs", float(exact[0]), sampled,
-                   limit=0.015)  # fmt: skip
+    yield relative(
+        "the job's exact value, and the definition on 20,000 fresh inputs", float(exact[0]), sampled, limit=0.015
+    )
 
 
 def epoch_wise_figures() -> Iterator[Result]:
@@ -132,16 +150,22 @@ def epoch_wise_given_x() -> Iterator[Result]:
         curves = trained((params,), seeds)
         problems = make_problems([params] * seeds, list(range(seeds)), "cpu")
         population = problems.population
-        rest = np.array([
-            curves[k].values["excess_risk"]
-            - descent.expected_excess_risk(
-                problems.x_SNP[k].numpy(), curves[k].step, teacher=population.target_SP[k].numpy(),
-                learning_rate=params.learning_rate, noise_variance=params.noise_variance,
-                variances=population.moment[k].numpy(), weight_decay=params.weight_decay,
-                start=problems.start_SP[k].numpy() * params.init_scale,
-            ).total
-            for k in range(seeds)
-        ])  # fmt: skip
+        rest = np.array(
+            [
+                curves[k].values["excess_risk"]
+                - descent.expected_excess_risk(
+                    problems.x_SNP[k].numpy(),
+                    curves[k].step,
+                    teacher=population.target_SP[k].numpy(),
+                    learning_rate=params.learning_rate,
+                    noise_variance=params.noise_variance,
+                    variances=population.moment[k].numpy(),
+                    weight_decay=params.weight_decay,
+                    start=problems.start_SP[k].numpy() * params.init_scale,
+                ).total
+                for k in range(seeds)
+            ]
+        )
         step = curves[0].step
         for k in (1, 10, int(np.searchsorted(step, 100)), len(step) - 1):
             size = f"n = {params.sample_count}, p = {params.fitted}"
@@ -179,9 +203,14 @@ CHECKS = (
     Check(name="isotropic minimum-norm risk", source="Hastie et al. 2019", run=hastie, slow=True),
     Check(name="effective parameters", source="Curth et al. 2023", run=curth, slow=True),
     Check(name="epoch-wise formula", source="gradient descent on least squares, given X", run=epoch_wise_figures),
-    Check(name="epoch-wise double descent", source="the same, 200 draws of the noise", run=epoch_wise_measured,
-          slow=True),
-    Check(name="epoch-wise, any design", source="gradient descent on ridge regression, given X",
-          run=epoch_wise_given_x, slow=True),
+    Check(
+        name="epoch-wise double descent", source="the same, 200 draws of the noise", run=epoch_wise_measured, slow=True
+    ),
+    Check(
+        name="epoch-wise, any design",
+        source="gradient descent on ridge regression, given X",
+        run=epoch_wise_given_x,
+        slow=True,
+    ),
     Check(name="random features", source="Cho, Saul 2009; Rahimi, Recht 2007", run=random_feature_moments),
-)  # fmt: skip
+)

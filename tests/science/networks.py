@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from jobs.grokking import Grokking, GrokkingParams, GrokkingThresholds
+from jobs.grokking.job import Grokking, GrokkingParams, GrokkingThresholds
 from jobs.job import Curves, Member
 from jobs.theory import weight_decay
 from tests.packing import curves_of
@@ -64,8 +64,9 @@ def within_spread(what: str, logs: np.ndarray, low: float, high: float, *, limit
     mean, one = float(logs.mean()), float(logs.std(ddof=1)) * math.sqrt(1 + 1 / len(logs))
     apart = max(low - mean, mean - high, 0.0)
     deviation = apart / one if one else (math.inf if apart else 0.0)
-    return Result(what=what, measured=math.exp(mean), expected=math.exp(high), deviation=deviation, limit=limit,
-                  unit="spreads")  # fmt: skip
+    return Result(
+        what=what, measured=math.exp(mean), expected=math.exp(high), deviation=deviation, limit=limit, unit="spreads"
+    )
 
 
 def small_map(published: Mapping[Cell, int | None] = PUBLISHED, *, seeds: int = 8) -> Iterator[Result]:
@@ -90,8 +91,13 @@ def small_map(published: Mapping[Cell, int | None] = PUBLISHED, *, seeds: int = 
             yield absolute(f"seeds of {seeds} at 90% in {5 * step} steps; {where}", len(got), seeds)
         else:
             all_logs.append(np.log(got))
-            yield within_spread(f"step of 90% test accuracy; {where}", all_logs[-1], math.log(step - READ_EVERY),
-                                math.log(step), limit=limit)  # fmt: skip
+            yield within_spread(
+                f"step of 90% test accuracy; {where}",
+                all_logs[-1],
+                math.log(step - READ_EVERY),
+                math.log(step),
+                limit=limit,
+            )
     if len(all_logs) == len(numbers):
         ends = [float(np.mean(np.log(np.array(numbers) - shift))) for shift in (READ_EVERY, 0)]
         yield within_spread(f"the same, mean of {len(numbers)} cells", np.mean(all_logs, axis=0), *ends, limit=limit)
@@ -99,9 +105,16 @@ def small_map(published: Mapping[Cell, int | None] = PUBLISHED, *, seeds: int = 
 
 
 DIGITS: dict[str, Any] = {
-    "operation": "digits", "data_fraction": 0.08, "model": "image_mlp", "layers": 2, "width": 48, "loss": "squared",
-    "learning_rate": 0.003, "init_scale": 6.0, "curve_points": 160,
-}  # fmt: skip
+    "operation": "digits",
+    "data_fraction": 0.08,
+    "model": "image_mlp",
+    "layers": 2,
+    "width": 48,
+    "loss": "squared",
+    "learning_rate": 0.003,
+    "init_scale": 6.0,
+    "curve_points": 160,
+}
 DECAYS = tuple(float(decay) for decay in np.geomspace(0.01, 0.32, 6))
 LEVEL = 0.8
 """Test accuracy that counts as generalised. At 0.85 the curve is so flat that some seeds never get there."""
@@ -133,8 +146,12 @@ def omnigrok(decays: Sequence[float] = DECAYS, *, seeds: int = 3) -> Iterator[Re
     slopes = np.array([weight_decay.decay_exponent(np.array(decays), row)[0] for row in steps.T])
     error = float(slopes.std(ddof=1)) / math.sqrt(seeds)
     span = f"{decays[0]:g} to {decays[-1]:g}"
-    yield absolute(f"exponent of the weight decay, {span}; {seeds} seeds, s.e. {error:.3f}", float(slopes.mean()), -1.0,
-                   limit=max(3 * error, 0.15))  # fmt: skip
+    yield absolute(
+        f"exponent of the weight decay, {span}; {seeds} seeds, s.e. {error:.3f}",
+        float(slopes.mean()),
+        -1.0,
+        limit=max(3 * error, 0.15),
+    )
     ends = np.array([[one.values["weight_norm"][[0, -1]] for one in row] for row in curves])  # they stop at the level
     expected = weight_decay.generalisation_time(
         ends[..., 0], ends[..., 1], weight_decay=np.array(decays)[:, None], learning_rate=DIGITS["learning_rate"]
@@ -145,10 +162,21 @@ def omnigrok(decays: Sequence[float] = DECAYS, *, seeds: int = 3) -> Iterator[Re
 
 
 TRANSFORMER: dict[str, Any] = {
-    "model": "transformer", "modulus": 23, "width": 32, "layers": 1, "heads": 4, "loss": "cross_entropy",
-    "learning_rate": 0.003, "warmup_steps": 10, "weight_decay": 1.0, "batch_size": 512, "batch_fraction": 0.5,
-    "steps": 4000, "stop_accuracy": 0.95, "curve_points": 80,
-}  # fmt: skip
+    "model": "transformer",
+    "modulus": 23,
+    "width": 32,
+    "layers": 1,
+    "heads": 4,
+    "loss": "cross_entropy",
+    "learning_rate": 0.003,
+    "warmup_steps": 10,
+    "weight_decay": 1.0,
+    "batch_size": 512,
+    "batch_fraction": 0.5,
+    "steps": 4000,
+    "stop_accuracy": 0.95,
+    "curve_points": 80,
+}
 
 
 def operations(less: str = "add", more: str = "divide", *, fraction: float = 0.65, seeds: int = 4) -> Iterator[Result]:
@@ -165,9 +193,17 @@ def operations(less: str = "add", more: str = "divide", *, fraction: float = 0.6
 
 
 CHECKS = (
-    Check(name="the map of small perceptrons", source="an independent computation after Gromov 2023", run=small_map,
-          slow=True),
-    Check(name="time to generalise by weight decay", source="Liu, Michaud, Tegmark 2022 (Omnigrok), section 2",
-          run=omnigrok, slow=True),
+    Check(
+        name="the map of small perceptrons",
+        source="an independent computation after Gromov 2023",
+        run=small_map,
+        slow=True,
+    ),
+    Check(
+        name="time to generalise by weight decay",
+        source="Liu, Michaud, Tegmark 2022 (Omnigrok), section 2",
+        run=omnigrok,
+        slow=True,
+    ),
     Check(name="addition and division", source="Power et al. 2022, arXiv 2201.02177", run=operations, slow=True),
-)  # fmt: skip
+)

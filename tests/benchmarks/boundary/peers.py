@@ -16,7 +16,7 @@ from scipy.stats import qmc
 
 from orchestrator.surface.base import Evidence
 from orchestrator.surface.classifier import GpClasses
-from orchestrator.surface.phase import PhaseTarget
+from orchestrator.surface.phase import PhaseSurrogate
 from tests.benchmarks.boundary.problems import Floats, Labels, Problem
 
 START = 64
@@ -60,7 +60,7 @@ class Phasefront(Search):
         assert belief is not None
         nothing = np.full(len(self.x), np.nan)
         evidence = Evidence(x=self.x, label=self.label, value=nothing, censored=np.zeros(len(self.x), dtype=bool))
-        return PhaseTarget(classes=self.problem.classes).suggest(
+        return PhaseSurrogate(classes=self.problem.classes).suggest(
             belief, evidence, pending=np.empty((0, self.d)), count=count, snap=lambda x: x, rng=self.rng
         )
 
@@ -170,7 +170,7 @@ class Tpe(Search):
         import optuna
 
         super().tell(x, label, order)
-        values = self.order[-len(x):]
+        values = self.order[-len(x) :]
         if self.open:
             for trial, value in zip(self.open, values, strict=True):
                 self.study.tell(trial, float(value))

@@ -74,7 +74,10 @@ def _four(x: Floats, u: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 _DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
-    "A": _curve, "C": _island_and_tongue, "D": _surface, "E": _widening
+    "A": _curve,
+    "C": _island_and_tongue,
+    "D": _surface,
+    "E": _widening,
 }
 
 

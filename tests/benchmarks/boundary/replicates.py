@@ -17,8 +17,8 @@ import numpy as np
 from scipy.stats import qmc
 
 from orchestrator.surface.base import Evidence, Points
-from orchestrator.surface.level import LevelTarget
-from orchestrator.surface.phase import PhaseTarget
+from orchestrator.surface.level import LevelSurrogate
+from orchestrator.surface.phase import PhaseSurrogate
 from tests.benchmarks.boundary.peers import START
 from tests.benchmarks.boundary.problems import Problem
 from tests.benchmarks.boundary.runs import BATCH
@@ -34,9 +34,10 @@ def error(letter: str, seed: int, *, replicates: int, level: bool) -> float:
     """The share of the map that is wrong after TRIALS trials."""
     problem, rng = Problem(letter, seed), np.random.default_rng(seed)
     target = (
-        LevelTarget(level=0.5, replicates=replicates) if level
-        else PhaseTarget(classes=problem.classes, replicates=replicates)
-    )  # fmt: skip
+        LevelSurrogate(level=0.5, replicates=replicates)
+        if level
+        else PhaseSurrogate(classes=problem.classes, replicates=replicates)
+    )
     x = np.unique(to_cells(qmc.Sobol(2, rng=np.random.default_rng(300 + seed)).random(START)), axis=0)
     label, order = problem.observe(x)
     value, surface = order[:, 0], None

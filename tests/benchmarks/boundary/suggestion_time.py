@@ -19,29 +19,35 @@ from scipy.stats import qmc
 
 from orchestrator.surface.base import Evidence, Points
 from orchestrator.surface.classifier import GpClasses
-from orchestrator.surface.phase import PhaseTarget
+from orchestrator.surface.phase import PhaseSurrogate
 from tests.benchmarks.boundary.peers import START
 from tests.benchmarks.boundary.problems import Labels, Problem
 from tests.benchmarks.boundary.runs import BATCH
 
 
-def batch(target: PhaseTarget, x: Points, label: Labels, before: GpClasses | None) -> tuple[GpClasses, Points, float]:
+def batch(
+    target: PhaseSurrogate, x: Points, label: Labels, before: GpClasses | None
+) -> tuple[GpClasses, Points, float]:
     """The belief after these trials, the next batch, and what both took, in seconds."""
     told = Evidence(x=x, label=label, value=np.full(len(x), np.nan), censored=np.zeros(len(x), dtype=np.bool_))
     began = time.process_time()
     belief = target.fit(told, previous=before)
     belief.uncertain_area()
     more = target.suggest(
-        belief, told, pending=np.empty((0, x.shape[1])), count=BATCH, snap=lambda at: at,
+        belief,
+        told,
+        pending=np.empty((0, x.shape[1])),
+        count=BATCH,
+        snap=lambda at: at,
         rng=np.random.default_rng(len(x)),
-    )  # fmt: skip
+    )
     return belief, more, time.process_time() - began
 
 
 def search(letter: str, trials: int) -> list[float]:
     """Seconds of every batch of a search."""
     problem, belief, took = Problem(letter, 0), None, []
-    target = PhaseTarget(classes=problem.classes)
+    target = PhaseSurrogate(classes=problem.classes)
     x = np.asarray(qmc.Sobol(problem.dimensions, rng=np.random.default_rng(0)).random(START))
     label = problem.observe(x)[0]
     while len(x) < trials:
@@ -54,7 +60,7 @@ def search(letter: str, trials: int) -> list[float]:
 def one_batch(letter: str, trials: int) -> float:
     """Seconds of a batch after so many Sobol points, of which all but the last 32 were known to a belief before."""
     problem = Problem(letter, 0)
-    target = PhaseTarget(classes=problem.classes)
+    target = PhaseSurrogate(classes=problem.classes)
     x = np.asarray(qmc.Sobol(problem.dimensions, rng=np.random.default_rng(0)).random(8192))[:trials]
     label = problem.observe(x)[0]
     before, _, _ = batch(target, x[:-BATCH], label[:-BATCH], None)

@@ -63,14 +63,14 @@ def report(runs: Runs) -> str:
             for problem in problems:
                 errors = [found[search, problem, s]["error"].get(trials) for s in _seeds(found, search, problem)]
                 errors = [100 * e for e in errors if e is not None]
-                cells.append(
-                    f"{np.median(errors):.2f} [{min(errors):.2f} - {max(errors):.2f}]" if errors else ""
-                )
+                cells.append(f"{np.median(errors):.2f} [{min(errors):.2f} - {max(errors):.2f}]" if errors else "")
             lines.append(f"| {search} | " + " | ".join(cells) + " |")
         lines.append("")
     lines += [
-        "Error over the margin's, same instance (geometric mean over seeds), at 256 / 512 trials.", "",
-        "| | " + " | ".join(problems) + " | all |", "|---" * (len(problems) + 2) + "|",
+        "Error over the margin's, same instance (geometric mean over seeds), at 256 / 512 trials.",
+        "",
+        "| | " + " | ".join(problems) + " | all |",
+        "|---" * (len(problems) + 2) + "|",
     ]
     for search in [s for s in searches if s not in ("grid", BASE)]:
         by = {t: [ratio(found, search, p, t) for p in problems] for t in (256, 512)}
@@ -78,8 +78,11 @@ def report(runs: Runs) -> str:
         total = " / ".join(f"{np.exp(np.mean(np.log(by[t]))):.2f}" for t in (256, 512))
         lines.append(f"| {search} | " + " | ".join(cells) + f" | **{total}** |")
     lines += [
-        "", "Trials to 2% / to 1% map error, median over seeds (-: not reached).", "",
-        "| | " + " | ".join(problems) + " |", "|---" * (len(problems) + 1) + "|",
+        "",
+        "Trials to 2% / to 1% map error, median over seeds (-: not reached).",
+        "",
+        "| | " + " | ".join(problems) + " |",
+        "|---" * (len(problems) + 1) + "|",
     ]
     for search in searches:
         cells = [

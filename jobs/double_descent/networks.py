@@ -1,0 +1,190 @@
+"""The convolutional networks as tables of layers, and what they cost. No torch here.
+
+Channels are numbers, or multiples of the model's width k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jobs.job import Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """A number of channels: `fixed`, or `times` the model's width."""
+
+    fixed: int = 0
+    times: int = 0
+
+    def of(self, width: int) -> int:
+        """The number for a model of this width."""
+        return self.fixed or self.times * width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv:
+    """A convolution's weights (M, out, in, height, width)."""
+
+    into: Channels
+    out: Channels
+    kernel: tuple[int, int]
+    at: int
+    """How many times coarser than the input its output is, along each side."""
+    stride: int = 1
+    padding: tuple[int, int] = (0, 0)
+    bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """Batch normalisation of these channels: gain and offset."""
+
+    channels: Channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """The readout of `taps` positions of each channel, with bias."""
+
+    into: Channels
+    outputs: int
+    taps: int = 1
+
+
+Layer = Conv | Norm | Linear
+
+
+def conv_net_5(inputs: int, outputs: int) -> tuple[Layer, ...]:
+    """The 5-layer CNN of Nakkiran et al. 2019: channels k, 2k, 4k, 8k, kernels 3 x 3, each with normalisation."""
+    layers: list[Layer] = []
+    into = Channels(fixed=inputs)
+    for times, at in ((1, 1), (2, 1), (4, 2), (8, 4)):
+        out = Channels(times=times)
+        layers += [Conv(into=into, out=out, kernel=(3, 3), at=at, padding=(1, 1), bias=True), Norm(channels=out)]
+        into = out
+    return (*layers, Linear(into=into, outputs=outputs))
+
+
+def pre_act_blocks() -> Iterator[tuple[Channels, int, int]]:
+    """The eight blocks of the pre-activation ResNet18: (channels, stride, how coarse its output is)."""
+    for times, stride, at in ((1, 1, 1), (2, 2, 2), (4, 2, 4), (8, 2, 8)):
+        yield Channels(times=times), stride, at
+        yield Channels(times=times), 1, at
+
+
+def pre_act_resnet_18(inputs: int, outputs: int) -> tuple[Layer, ...]:
+    """The pre-activation ResNet18 (He et al. 2016, arXiv 1603.05027) with channels k, 2k, 4k, 8k of Nakkiran et al."""
+    into = Channels(times=1)
+    layers: list[Layer] = [Conv(into=Channels(fixed=inputs), out=into, kernel=(3, 3), at=1, padding=(1, 1))]
+    for out, stride, at in pre_act_blocks():
+        layers.append(Norm(channels=into))
+        if stride != 1 or into != out:
+            layers.append(Conv(into=into, out=out, kernel=(1, 1), at=at, stride=stride))
+        layers += [
+            Conv(into=into, out=out, kernel=(3, 3), at=at, stride=stride, padding=(1, 1)),
+            Norm(channels=out),
+            Conv(into=out, out=out, kernel=(3, 3), at=at, padding=(1, 1)),
+        ]
+        into = out
+    return (*layers, Linear(into=into, outputs=outputs))
+
+
+def conv_net_1d(inputs: int, outputs: int) -> tuple[Layer, ...]:
+    """The CNN of the MNIST-1D notebooks (Greydanus 2020): three convolutions of k channels, a readout of 5 positions.
+
+    Kernels 5, 3, 3, all of stride 2 and padding 1, on 40 inputs (as images of height 1).
+    """
+    k = Channels(times=1)
+    into = Channels(fixed=inputs)
+    layers: list[Layer] = []
+    for size, at in ((5, 2), (3, 4), (3, 8)):
+        layers.append(Conv(into=into, out=k, kernel=(1, size), at=at, stride=2, padding=(0, 1), bias=True))
+        into = k
+    return (*layers, Linear(into=k, outputs=outputs, taps=5))
+
+
+TABLES = {"cnn5": conv_net_5, "preact_resnet18": pre_act_resnet_18, "cnn_1d": conv_net_1d}
+"""Model -> its layers, from the number of input channels and of outputs."""
+
+
+def multiply_adds(layers: tuple[Layer, ...], width: int, shape: tuple[int, int]) -> int:
+    """Multiply-adds of one image's forward pass through a model of this width; `shape` is (height, width)."""
+    total = 0
+    for layer in layers:
+        if isinstance(layer, Conv):
+            positions = -(-shape[0] // layer.at) * -(-shape[1] // layer.at)
+            total += layer.out.of(width) * layer.into.of(width) * layer.kernel[0] * layer.kernel[1] * positions
+        elif isinstance(layer, Linear):
+            total += layer.into.of(width) * layer.outputs * layer.taps
+    return total
+
+
+def activations(layers: tuple[Layer, ...], width: int, shape: tuple[int, int]) -> int:
+    """Numbers that the convolutions of one image's forward pass put out."""
+    return sum(
+        layer.out.of(width) * -(-shape[0] // layer.at) * -(-shape[1] // layer.at)
+        for layer in layers
+        if isinstance(layer, Conv)
+    )
+
+
+def parameters(layers: tuple[Layer, ...], width: int) -> int:
+    """Number of trained parameters."""
+    total = 0
+    for layer in layers:
+        if isinstance(layer, Conv):
+            weights = layer.into.of(width) * layer.kernel[0] * layer.kernel[1] + layer.bias
+            total += layer.out.of(width) * weights
+        elif isinstance(layer, Norm):
+            total += 2 * layer.channels.of(width)
+        else:
+            total += layer.outputs * (layer.into.of(width) * layer.taps + 1)
+    return total
+
+
+SIDE_BY_SIDE = 8
+"""Models of one grouped convolution on a CPU, where that wins."""
+WIDEST_SIDE_BY_SIDE = {"cnn5": 4, "preact_resnet18": 4, "cnn_1d": 1 << 14}
+"""The largest width at which it does."""
+GPU_CHANNELS = 256
+"""On a GPU: about so many channels of the first layer side by side."""
+
+
+def models_per_block(model: str, width: int, device: str) -> int:
+    """How many models train as one grouped convolution."""
+    if device.startswith("cpu"):
+        return SIDE_BY_SIDE if width <= WIDEST_SIDE_BY_SIDE[model] else 1
+    return max(1, GPU_CHANNELS // width)
+
+
+def pack_cost(
+    *,
+    model: str,
+    shape: tuple[int, int, int],
+    outputs: int,
+    width: int,
+    batch: int,
+    steps: int,
+    reports: int,
+    evaluated: int,
+    models: int,
+    adaptive: bool,
+) -> Cost:
+    """The cost of `models` networks of this width, trained for `steps` and measured `reports` times."""
+    layers = TABLES[model](shape[0], outputs)
+    macs = multiply_adds(layers, width, shape[1:])
+    size, live = parameters(layers, width), activations(layers, width, shape[1:])
+    pixels = shape[0] * shape[1] * shape[2]
+    blocks = -(-models // models_per_block(model, width, "cpu"))
+    return Cost(
+        launches=blocks * (steps * 12 * len(layers) + reports * 10 * len(layers)),
+        matmul_flop=2.0 * models * macs * (3 * steps * batch + reports * evaluated),
+        element_visits=float(models)
+        * (
+            steps * (batch * (8 * live + 20 * pixels) + size * (15 if adaptive else 6))
+            + reports * evaluated * (4 * live + 6 * pixels)
+        ),
+        memory_bytes=4.0 * models * (size * (5 if adaptive else 3) + batch * (3 * live + 4 * pixels)),
+    )

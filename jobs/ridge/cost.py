@@ -1,0 +1,55 @@
+"""What a pack of linear models costs, counted from the operations of `jobs.ridge.block`. No torch here."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from jobs.job import Cost
+from jobs.packed.cost import CACHE_BYTES
+
+if TYPE_CHECKING:
+    from jobs.ridge.job import RidgeParams
+
+
+def problem_bytes(examples: int, features: int, *, dense: bool, wide: bool) -> int:
+    """Bytes of one problem that a step of gradient descent touches.
+
+    dense: the features have a matrix of second moments; wide: more features than examples.
+    """
+    return 8 * ((examples * features if wide else features * features) + dense * features * features + 8 * features)
+
+
+def pack_cost(params: RidgeParams, *, extent: tuple[int, ...], models: int, reports: int) -> Cost:
+    """The cost of `models` linear models padded to `extent` = (examples, features), no two on the same data."""
+    n, p = extent
+    dense = params.design in ("relu", "fourier")
+    wide = params.fitted > params.sample_count
+    few, many = min(n, p), max(n, p)
+    # Singular value decomposition with both bases (Golub and Van Loan, table 8.6.1).
+    solve = 6.0 * many * few**2 + 20.0 * few**3
+    moments = 2.0 * p * p * (params.inputs + few) if dense else 0.0
+    measure = 4.0 * n * p + (2.0 * p * p if dense else 0.0)
+    flop = 2.0 * n * p * (params.inputs if dense else 1) + solve + moments + reports * measure
+    elements = 30.0 * n * params.inputs + 8.0 * n * p + (20.0 * p * p if dense else 0.0) + reports * 12.0 * (n + p)
+    launches = 150.0
+    if params.iterative:
+        tracked = bool(params.train_level or params.test_level)
+        flop += 2.0 * params.steps * ((2 * n * p if wide else p * p) + (p * p if tracked and dense else 0))
+        # One model's product with a vector is bound by reading the matrix, not by arithmetic.
+        elements += params.steps * ((n * p if wide else p * p) + (8 + 6 * tracked) * p)
+        per_block = max(1, CACHE_BYTES // problem_bytes(n, p, dense=dense, wide=wide))
+        blocks = math.ceil(models / per_block)
+        launches = blocks * (150.0 + params.steps * (6 + 12 * tracked) + reports * 60)
+    else:
+        launches *= math.ceil(models / 16)
+    size = n * params.inputs + 3 * n * p + few * (n + p) + (3 * p * p if dense or params.iterative else 0)
+    return Cost(
+        launches=launches,
+        matmul_flop=models * flop,
+        element_visits=models * elements,
+        memory_bytes=models * 8.0 * size,
+        steps=params.steps if params.iterative else 0,
+        reports=reports,
+        at_most=params.iterative and params.stop_at_levels,
+    )

@@ -1,0 +1,125 @@
+"""The uncertain area against the trials spent: what a search knew as it went, or what refits say that it knew."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.phases.map.surface_map import FittedMap
+from orchestrator.phases.scale import log_ticks
+from orchestrator.phases.text import INK, number
+from orchestrator.surface.base import Evidence
+
+PREFIXES = 12
+"""How many times the trials are fitted anew where the search kept no curve."""
+FEWEST = 16
+"""Trials before the first of them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProgressCurve:
+    """P points."""
+
+    trials: NDArray[np.int64]
+    """(P,) trials that had ended, ascending."""
+    uncertain_area: NDArray[np.float64]
+    """(P,) the share of the box in the 90% band after them."""
+    refitted: bool
+    """Whether it was computed afterwards, from the first so many trials in the order of the record."""
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[int, float]]) -> ProgressCurve:
+        """The curve that a search kept: (trials, uncertain area), in any order; of equal trials the last counts."""
+        kept = sorted(dict(pairs).items())
+        return cls(
+            trials=np.array([n for n, _ in kept], dtype=np.int64),
+            uncertain_area=np.array([a for _, a in kept], dtype=np.float64),
+            refitted=False,
+        )
+
+    def through(self, trials: int, uncertain_area: float) -> ProgressCurve:
+        """The curve and one point more, where that is of more trials than any."""
+        if len(self.trials) and trials <= self.trials[-1]:
+            return self
+        return replace(
+            self, trials=np.append(self.trials, trials), uncertain_area=np.append(self.uncertain_area, uncertain_area)
+        )
+
+    def pairs(self) -> tuple[tuple[int, float], ...]:
+        """(trials, uncertain area) of every point."""
+        return tuple(zip(self.trials.tolist(), self.uncertain_area.tolist(), strict=True))
+
+
+def refitted(found: FittedMap) -> ProgressCurve:
+    """The curve from refits of about a dozen prefixes, evenly spaced in log.
+
+    With several slices a prefix holds the same share of the trials of each.
+    """
+    total = sum(len(one.evidence) for one in found.fitted)
+    spaced = np.geomspace(min(FEWEST, total), total, PREFIXES) if total else np.zeros(0)
+    sizes = np.unique(np.rint(spaced).astype(np.int64))
+    areas = []
+    for size in sizes:
+        if size == total:
+            areas.append(found.uncertain_area())
+            continue
+        parts = [one.fit(_prefix(one.evidence, -(-int(size) * len(one.evidence) // total))) for one in found.fitted]
+        areas.append(float(np.mean([part.uncertain_area() for part in parts])))
+    return ProgressCurve(
+        trials=np.array(sizes, dtype=np.int64), uncertain_area=np.array(areas, dtype=np.float64), refitted=True
+    )
+
+
+def _prefix(evidence: Evidence, count: int) -> Evidence:
+    return Evidence(
+        x=evidence.x[:count],
+        label=evidence.label[:count],
+        value=evidence.value[:count],
+        censored=evidence.censored[:count],
+    )
+
+
+def write_csv(curve: ProgressCurve, path: Path) -> None:
+    """Write `trials,uncertain_area,refitted`."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["trials", "uncertain_area", "refitted"])
+        for n, area in zip(curve.trials, curve.uncertain_area, strict=True):
+            writer.writerow([int(n), repr(float(area)), str(curve.refitted).lower()])
+
+
+def read_csv(path: Path) -> ProgressCurve:
+    """Read what `write_csv` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return ProgressCurve(
+        trials=np.array([int(row["trials"]) for row in rows], dtype=np.int64),
+        uncertain_area=np.array([float(row["uncertain_area"]) for row in rows], dtype=np.float64),
+        refitted=any(row["refitted"] == "true" for row in rows),
+    )
+
+
+def draw_progress(ax: Any, curve: ProgressCurve) -> None:
+    """The curve on two log axes (its shape is a power law while a boundary is being found)."""
+    area = np.maximum(curve.uncertain_area, 1e-5)
+    ax.loglog(curve.trials, area, color=INK, linewidth=1.7, marker="o", markersize=4, clip_on=False)
+    low, high = float(area.min()), float(area.max())
+    ax.set_ylim(low / 1.6, min(max(high * 1.6, low * 4), 1.2))
+    first, last = float(curve.trials[0]), float(curve.trials[-1])
+    ax.set_xlim(first / 1.25, last * 1.25)
+    for which, ends, most in (("x", ax.get_xlim(), 6), ("y", ax.get_ylim(), 6)):
+        ticks = log_ticks(float(np.log10(ends[0])), float(np.log10(ends[1])), most)
+        texts = [number(v) if which == "x" else f"{number(100 * v)}%" for v in ticks]
+        getattr(ax, f"set_{which}ticks")(ticks, labels=texts)
+    ax.minorticks_off()
+    ax.set_xlabel("trials spent")
+    ax.set_title("uncertain area" + (" (refitted afterwards)" if curve.refitted else ""))
+    ax.grid(axis="y", color="#E6E6E6", linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,174 @@
+"""A phase map drawn by a classifier: its belief over every slice of a sweep, and where one phase ends.
+
+Shapes: n trials of a slice, d of its axes, K labels. The surfaces are given: what fits them is the caller's.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.job import Scalar
+from orchestrator.phases.map.box import BoxAxis, Slice
+from orchestrator.phases.map.contour import Crossing, crossings
+from orchestrator.phases.map.raster import Belief, Raster, in_chunks, plane, rasterise
+from orchestrator.phases.text import number, words
+from orchestrator.surface.base import ClassSurface, Evidence, Points, RidgeSurface, Surface
+
+Fit = Callable[[Evidence], Surface]
+"""How trials become a belief: the same for search, map and comparison."""
+
+MOST_SHOWN = {3: 6, 4: 9}
+"""Planes drawn of a slice of so many axes."""
+STACK = {3: 16, 4: 36}
+"""Planes in which the boundary of a slice of so many axes is kept as data."""
+DRAWING = {2: (50, 3), 3: (50, 2), 4: (40, 2)}
+"""Squares along a side of the first raster, and halvings, of a plane that is drawn."""
+KEEPING = {3: (25, 2), 4: (20, 2)}
+"""The same for planes of the stack."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FittedSlice:
+    """The trials of one slice and what is believed of it."""
+
+    slice: Slice
+    evidence: Evidence
+    """Those of its trials that ended with a result, in the order in which they were told."""
+    rows: NDArray[np.int64]
+    """(n,) the row in the table of each trial of `evidence`."""
+    surface: Surface | None
+    """None where it has fewer than two axes, or nothing to fit to."""
+    fit: Fit
+    """What made the surface, and makes others of its kind from other trials."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FittedMap:
+    """All slices of one sweep."""
+
+    labels: tuple[str, ...]
+    """(K,) what the classes are called."""
+    slices: tuple[FittedSlice, ...]
+
+    @property
+    def fitted(self) -> tuple[FittedSlice, ...]:
+        """Those that have a surface."""
+        return tuple(one for one in self.slices if one.surface is not None)
+
+    def uncertain_area(self) -> float:
+        """The mean over the slices of the share of each box that lies in the band; NaN where none is fitted."""
+        areas = [one.surface.uncertain_area() for one in self.slices if one.surface is not None]
+        return float(np.mean(areas)) if areas else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plane:
+    """Two axes of a slice, the others held at a position: what one panel shows."""
+
+    title: str
+    fixed: Mapping[str, Scalar | None]
+    """Axis -> value, in axis units, of everything that is held."""
+    x: BoxAxis
+    y: BoxAxis
+    raster: Raster
+    lines: tuple[Crossing, ...]
+    belief: Belief
+    near: NDArray[np.int64]
+    """Trials of the slice's evidence that belong to this plane rather than to another one shown."""
+    at: Points
+    """(len(near), 2) where they are in it."""
+    part: int = 0
+    """Which part of the further axes it stands for, in the order of `held_positions`."""
+
+
+def planes(fitted: FittedSlice, *, stack: bool = False) -> list[Plane]:
+    """The planes of a slice, over its first two axes: those to draw, or the stack to keep.
+
+    A further axis is cut in the middle of equal parts: three parts, say, at 1/6, 1/2 and 5/6 of its length.
+    """
+    surface = fitted.surface
+    if not isinstance(surface, ClassSurface):
+        raise TypeError("only a belief in classes has planes")
+    axes = fitted.slice.axes
+    most = (STACK if stack else MOST_SHOWN).get(len(axes), 1)
+    coarse, halvings = (KEEPING if stack else DRAWING).get(len(axes), DRAWING[2])
+    labels = fitted.evidence.label
+    made = []
+    for part, (held, near) in enumerate(held_positions(fitted.evidence.x, len(axes), most)):
+        belief = plane(surface, 0, 1, held)
+        at = fitted.evidence.x[near][:, :2]
+        labelled = labels[near] >= 0
+        hints = (at[labelled], labels[near][labelled]) if not held else (at[:0], labels[:0])
+        raster = rasterise(belief, *hints, coarse=coarse, halvings=halvings)
+        title, fixed = _held(fitted.slice, held)
+        made.append(
+            Plane(
+                title=title,
+                fixed=fixed,
+                x=axes[0],
+                y=axes[1],
+                raster=raster,
+                belief=belief,
+                lines=tuple(crossings(belief, raster, stride=2 if halvings > 2 else 1)),
+                near=near,
+                at=at,
+                part=part,
+            )
+        )
+    return made
+
+
+def held_positions(x: Points, dimensions: int, most: int) -> list[tuple[dict[int, float], NDArray[np.int64]]]:
+    """Where the axes beyond the first two are cut, and which of the positions `x` (n, d) lie in each part."""
+    others = range(2, dimensions)
+    if not others:
+        return [({}, np.arange(len(x)))]
+    parts = max(1, round(most ** (1 / len(others))))
+    part = np.clip((x[:, 2:] * parts).astype(np.int64), 0, parts - 1)
+    found = []
+    for chosen in itertools.product(range(parts), repeat=len(others)):
+        near = np.flatnonzero((part == np.array(chosen)).all(axis=1))
+        found.append(({axis: (k + 0.5) / parts for axis, k in zip(others, chosen, strict=True)}, near))
+    return found
+
+
+def _held(one: Slice, held: Mapping[int, float]) -> tuple[str, dict[str, Scalar | None]]:
+    values = {one.axes[axis].name: float(one.axes[axis].value(np.array(at))) for axis, at in held.items()}
+    title = ", ".join([one.title] * bool(one.title) + [f"{words(name)} {number(v)}" for name, v in values.items()])
+    return title, {**one.fixed, **values}
+
+
+def expected_error(surface: ClassSurface, *, points: int = 4096) -> float:
+    """The share of the box that the map is expected to get wrong: the mean of 1 - the leading class's belief.
+
+    It is the classifier's own expectation, over `points` positions of a lattice (the R-sequence of
+    M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
+    """
+    lead = in_chunks(surface.belief, lattice(points, surface.dimensions)).max(axis=1)
+    return float(1 - lead.mean())
+
+
+def lattice(points: int, dimensions: int) -> Points:
+    """(points, dimensions) positions that fill the unit box evenly, the same ones at every call."""
+    base = 2.0
+    for _ in range(60):
+        base = (1 + base) ** (1 / (dimensions + 1))
+    steps = base ** -np.arange(1, dimensions + 1, dtype=np.float64)
+    return np.asarray((0.5 + np.arange(1, points + 1)[:, None] * steps) % 1, dtype=np.float64)
+
+
+def ridge_of(fitted: FittedSlice) -> RidgeSurface | None:
+    """The slice's ridge, where that is what was looked for."""
+    return fitted.surface if isinstance(fitted.surface, RidgeSurface) else None
+
+
+def without_result(fitted: FittedSlice, rows: Sequence[int], plane: Plane) -> Points:
+    """(f, 2) where trials of these rows of the table, which have no result, lie in a plane that is drawn."""
+    x = fitted.slice.x[np.isin(fitted.slice.rows, rows)]
+    most = MOST_SHOWN.get(len(fitted.slice.axes), 1)
+    return x[held_positions(x, len(fitted.slice.axes), most)[plane.part][1]][:, :2]

@@ -1,0 +1,93 @@
+"""The files of a theory beside the measurement: the table of deviations, and the curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.phases.diagram import PhaseDiagram
+from orchestrator.phases.table import TrialTable
+from orchestrator.phases.text import percent, plural
+from orchestrator.phases.theory.ask import ask, has_theory, predicted_phases
+from orchestrator.phases.theory.curves import ReadCurves, draw_theory_curves, read_beside
+from orchestrator.phases.theory.deviation import deviations, summary_line, write_deviations, write_text
+from orchestrator.phases.theory.overlay import Overlay, overlay
+from orchestrator.phases.view import SweepView
+from orchestrator.trial import Trial
+
+Write = Callable[[str, Callable[[Path], None]], None]
+"""Writes a file of this name by a function that is given a path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What theory adds to a sweep's pictures and numbers."""
+
+    overlay: Overlay | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """Lines for people."""
+    warnings: tuple[str, ...] = ()
+
+
+def set_beside(
+    sweep: SweepView,
+    trials: Sequence[Trial],
+    diagram: PhaseDiagram,
+    table: TrialTable,
+    write: Write,
+    curves: ReadCurves | None = None,
+) -> Beside:
+    """Ask the job's theory, and write what deviates by how much; a job without theory costs nothing.
+
+    Args:
+        sweep: what was asked.
+        trials: all its trials.
+        diagram: of the table, nothing joined.
+        table: all trials.
+        write: writes a file.
+        curves: reads recorded curves; None: no curve is drawn.
+    """
+    job = sweep.job_object()
+    if not has_theory(job) or not len(table):
+        return Beside()
+    asked = ask(job, trials, table, diagram)
+    if not any(asked.said):
+        return Beside(warnings=asked.warnings())
+    varying = {axis.name for axis in diagram.axes} | {p for ps in diagram.partners.values() for p in ps}
+    axes = [axis.name for axis in sweep.axes if axis.name in varying]
+    found = deviations(asked, table)
+    over = overlay(asked, predicted_phases(asked, job, sweep.thresholds()), diagram, found)
+    notes, metrics, more = [], {}, []
+    compared, differ = over.agreement(diagram)
+    if compared:
+        metrics["theory_phases_that_differ"] = differ / compared
+        more.append(f"theory: phase of {plural(compared, 'cell')}; {percent(differ / compared)} differ")
+    shown = read_beside(asked, table, curves, axes) if curves is not None and asked.curves() else []
+    if shown:
+        write("theory_curves.png", lambda path: draw_theory_curves(sweep.name, shown, path))
+        metrics_shown = plural(len({one.metric for one in shown}), "metric")
+        settings = plural(len({one.place for one in shown}), "setting")
+        told = [one for one in shown if one.worst() is not None]
+        line = f"theory: curves of {metrics_shown} at {settings}"
+        if told:
+            worst = max(told, key=lambda one: abs(one.deviation[one.worst() or 0]))
+            line += f"; {worst.metric} {worst.text()}" + (f" at {worst.place}" if worst.place else "")
+        more.append(line)
+    if len(found):
+        notes.append(summary_line(found, asked, axes))
+        metrics["theory_predictions"] = float(len(found))
+        row = found.worst()
+        if row is not None and math.isfinite(found.deviation[row]):
+            metrics["theory_worst_deviation"] = abs(float(found.deviation[row]))
+        write("theory_deviation.parquet", lambda path: write_deviations(found, asked, axes, path))
+        write("theory_deviation.txt", lambda path: write_text(found, asked, axes, path, more=more))
+    holes = [f"theory: {text}"] if (text := asked.holes()) else []
+    return Beside(
+        overlay=over if over.lines or (over.phase >= 0).any() else None,
+        metrics=metrics,
+        notes=(*notes, *more, *holes),
+        warnings=asked.warnings(),
+    )

@@ -1,0 +1,160 @@
+"""Theory as the pictures draw it: lines over one axis, and the boundary of the predicted phases over a map."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.job import Censored
+from orchestrator.phases.diagram import PhaseDiagram
+from orchestrator.phases.layout import Panel, grid_of
+from orchestrator.phases.map.boundary import Line, half_level
+from orchestrator.phases.text import percent, plural, words
+from orchestrator.phases.theory.ask import Asked
+from orchestrator.phases.theory.deviation import Deviations
+
+COLOURS = ("#E0007F", "#6A3DE8", "#00806B", "#B85C00")
+"""Of theory lines, by the observation's place in the panel: no phase and no measurement has one of them."""
+DASH = (0, (4.5, 2.2))
+"""Of every theory line (matplotlib)."""
+MEAN = "measured mean ± standard error"
+_STRIDES = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TheoryLine:
+    """One observation's prediction over the cells."""
+
+    value: NDArray[np.float64]
+    """(C,) NaN where nothing, nothing finite or no number is predicted."""
+    error: NDArray[np.float64]
+    """(C,) its standard error."""
+    source: str
+    mean: NDArray[np.float64]
+    """(C,) the measured mean, which is what was predicted; NaN where that is a median."""
+    mean_error: NDArray[np.float64]
+    """(C,) its standard error; NaN for one replicate."""
+
+    def label(self, name: str, several: bool) -> str:
+        """What a legend calls it."""
+        return f"theory{': ' + words(name) if several else ''} ({self.source})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TheoryMap:
+    """The predicted phases of one panel beside the measured ones."""
+
+    lines: tuple[Line, ...]
+    """Where the predicted phase changes, in drawing positions."""
+    compared: int
+    """Cells that have both phases."""
+    differ: int
+    """Of these, the cells whose two phases differ."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Overlay:
+    """What theory says of a diagram's cells."""
+
+    lines: Mapping[str, TheoryLine]
+    phase: NDArray[np.int64]
+    """(C,) index of the predicted label, -1 where none is predicted."""
+
+    def agreement(self, diagram: PhaseDiagram, cells: NDArray[np.int64] | None = None) -> tuple[int, int]:
+        """Cells that have a predicted and a measured phase, and how many of them differ."""
+        chosen = np.arange(len(self.phase)) if cells is None else cells
+        predicted, measured = self.phase[chosen], diagram.majority[chosen]
+        both = (predicted >= 0) & (measured >= 0)
+        return int(both.sum()), int((both & (predicted != measured)).sum())
+
+    def map_of(self, diagram: PhaseDiagram, panel: Panel, x: int, y: int | None) -> TheoryMap | None:
+        """The predicted boundary of one panel; None where no phase is predicted in it."""
+        compared, differ = self.agreement(diagram, panel.cells)
+        if y is None or not (self.phase[panel.cells] >= 0).any():
+            return None
+        across, up = diagram.axes[x], diagram.axes[y]
+        grid = grid_of(diagram, panel, x, y)
+        lines: list[Line] = []
+        if grid is not None and across.numeric and up.numeric:
+            label = np.where(grid < 0, -1, self.phase[grid])[across.special :, up.special :]
+            u, v = across.position[across.special :], up.position[up.special :]
+            stride = _whole_stride(label)
+            label, u, v = label[::stride, ::stride], u[::stride], v[::stride]
+            present = np.unique(label[label >= 0])
+            for which in present:
+                share = np.where(label < 0, np.nan, label == which)
+                lines += half_level(u, v, share, label == which, saddle=bool(which == present[0]))
+        return TheoryMap(lines=tuple(drawn_once(lines)), compared=compared, differ=differ)
+
+
+def drawn_once(lines: Sequence[Line]) -> list[Line]:
+    """The lines less what an earlier one has drawn: the two outlines that meet would fill each other's dashes."""
+    seen: set[frozenset[tuple[float, ...]]] = set()
+    kept: list[Line] = []
+    for line in lines:
+        points = [tuple(map(float, point)) for point in line]
+        piece: list[tuple[float, ...]] = []
+        for a, b in itertools.pairwise(points):
+            step = frozenset((a, b))
+            if step in seen:
+                kept += [np.array(piece)] * bool(piece)
+                piece = []
+            else:
+                piece = [*(piece or [a]), b]
+            seen.add(step)
+        kept += [np.array(piece)] * bool(piece)
+    return kept
+
+
+def _whole_stride(label: NDArray[np.int64]) -> int:
+    """The finest spacing at which as good as all that any spacing could show is there (a budget thins evenly)."""
+    coarsest = max(s for s in _STRIDES if s == 1 or min(label.shape) > 2 * s)
+    wanted = (label[::coarsest, ::coarsest] >= 0).mean()
+    return next(s for s in _STRIDES if s == coarsest or (label[::s, ::s] >= 0).mean() >= 0.9 * wanted)
+
+
+def overlay(
+    asked: Asked, phases: Sequence[str | None], diagram: PhaseDiagram, measured: Deviations | None = None
+) -> Overlay:
+    """Lay a theory's answers over the cells of a diagram (nothing joined); of several settings the first counts.
+
+    Args:
+        asked: the answers.
+        phases: (S,) predicted.
+        diagram: whose cells.
+        measured: for the means that are drawn beside a predicted mean.
+    """
+    count = len(diagram.codes)
+    first = np.full(count, -1, dtype=np.int64)
+    told = np.flatnonzero([bool(said) for said in asked.said])[::-1]
+    first[asked.cell[told]] = told
+    lines: dict[str, TheoryLine] = {}
+    for name in asked.observed():
+        value, error, source = np.full(count, np.nan), np.zeros(count), ""
+        for c in np.flatnonzero(first >= 0):
+            found = asked.said[first[c]].get(name)
+            if found is not None and found.step is None:
+                source = source or found.source
+                if not isinstance(found.value, Censored) and np.isfinite(found.value):
+                    value[c], error[c] = found.value, found.standard_error
+        if np.isfinite(value).any():
+            mean, mean_error = np.full(count, np.nan), np.full(count, np.nan)
+            if measured is not None:
+                rows = np.flatnonzero((measured.observation == name) & (measured.rule == "mean"))[::-1]
+                where = asked.cell[measured.setting[rows]]
+                mean[where], mean_error[where] = measured.measured.mean[rows], measured.measured.mean_error[rows]
+            lines[name] = TheoryLine(value=value, error=error, source=source, mean=mean, mean_error=mean_error)
+    index = {label: i for i, label in enumerate(diagram.labels)}
+    phase = np.full(count, -1, dtype=np.int64)
+    some = np.flatnonzero(first >= 0)
+    phase[some] = [index.get(phases[s] or "", -1) for s in first[some]]
+    return Overlay(lines=lines, phase=phase)
+
+
+def caption(compared: int, differ: int) -> str:
+    """How far the predicted phases are those that were measured."""
+    return f"theory: {percent(differ / compared) if compared else 'none'} of {plural(compared, 'cell')} differ"

@@ -1,0 +1,396 @@
+"""The sweep file against its job: names, values, groups, conditions and combinations."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.catalogue import BUILT_IN, JobNotFound, load_job
+from jobs.job import Job, ParamError, Params, ParamSpec, Scalar, specs
+from orchestrator.axes import Axis, AxisModel, IntegerAxis, LinearAxis, LogAxis, ValuesAxis, points_of
+from orchestrator.errors import NOTHING, nearest, show
+from orchestrator.expand import Cycle, TooManyTrials, expand
+from orchestrator.sweep.document import Document, Keys
+from orchestrator.sweep.file import parse_axis, unknown, valid_values
+from orchestrator.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """A job, and the names and values that a sweep file may give it."""
+
+    job: Job[Any]
+    spec: str
+    """The job as the file names it."""
+    params: Mapping[str, ParamSpec]
+    thresholds: Mapping[str, ParamSpec]
+
+    @property
+    def defaults(self) -> dict[str, Scalar]:
+        """The job's own values of the parameters that have one."""
+        return {name: spec.default for name, spec in self.params.items() if not spec.required}
+
+
+def find_job(document: Document) -> Vocabulary | None:
+    """The job that the document names; None, with the mistake noted, where there is none."""
+    spec = document.get(("job",))
+    if not isinstance(spec, str) or not spec or ("job",) in document.broken:
+        return None
+    keys: Keys = ("job",)
+    try:
+        job = load_job(spec)
+        params = {} if job.open_params else specs(job.Params)
+        return Vocabulary(job=job, spec=spec, params=params, thresholds=specs(job.Thresholds))
+    except JobNotFound as error:
+        near = nearest(spec, BUILT_IN)
+        next_step = f"did you mean '{near}'?" if near else "name a built-in job, or my_package.my_module:MyJob"
+        document.add(keys, str(error), value=spec, choices=tuple(BUILT_IN), next_step=next_step)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's module does at import, SystemExit included
+        document.add(
+            keys,
+            f"job {spec!r} cannot be loaded: {type(error).__name__}: {error}",
+            value=spec,
+            next_step=f"mend {_where(error)}",
+        )
+    return None
+
+
+def _where(error: BaseException) -> str:
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "the module"
+
+
+def check_values(document: Document, known: Vocabulary) -> tuple[list[Axis], dict[str, Scalar], dict[str, Scalar]]:
+    """Axes, fixed parameters and thresholds, each value in its parameter's type; mistakes are noted."""
+    fixed = _section(document, known, "fixed", known.params, "parameter")
+    phases = _section(document, known, "phases", known.thresholds, "threshold")
+    groups = _groups(document)
+    axes = []
+    for name in _mapping(document, "axes"):
+        keys: Keys = ("axes", name)
+        if not known.job.open_params and name not in known.params:
+            document.forget_mistakes(keys)
+            unknown(document, keys, "parameter", tuple(known.params), where=f" of job {known.spec!r}")
+        if document.wrong_under(keys):
+            continue
+        written = parse_axis(document.get(keys))
+        values = _axis_values(document, known.params.get(name), keys, written, zipped=name in groups)
+        when = _conditions(document, known, keys, written)
+        if document.wrong_under(keys):
+            continue
+        if name in fixed and not when:
+            at = document.place(keys, key=True).text
+            document.add(
+                ("fixed", name),
+                f"'{name}' is fixed, and is an axis too, at {at}",
+                key=True,
+                value=fixed[name],
+                next_step="keep one of the two",
+            )
+        if name not in groups:  # zipped values stand by their positions; others need to be there once
+            values = list({(type(value), value): value for value in values}.values())
+        between = not isinstance(written, ValuesAxis) and written.points is None
+        axes.append(
+            Axis(
+                name=name, scale=written.scale, values=tuple(values), when=when, group=groups.get(name), between=between
+            )
+        )
+    _check_zip(document, axes)
+    for name, spec in known.params.items():
+        if spec.required and name not in fixed and name not in _mapping(document, "axes"):
+            where: Keys = ("fixed",) if "fixed" in document.data else ("job",)
+            rule = f"parameter '{name}' of job {known.spec!r} is missing: {spec.describe_range()} ({spec.meaning})"
+            document.add(where, rule, key=True, next_step=f"add '{name}: ...' under 'fixed:' or 'axes:'")
+    return axes, fixed, phases
+
+
+def _is_boundary(document: Document) -> bool:
+    return bool(document.get(("search", "kind")) == "boundary")
+
+
+def _mapping(document: Document, section: str) -> dict[str, Any]:
+    found = document.data.get(section)
+    return found if isinstance(found, dict) else {}
+
+
+def _section(
+    document: Document, known: Vocabulary, section: str, valid: Mapping[str, ParamSpec], kind: str
+) -> dict[str, Scalar]:
+    values: dict[str, Scalar] = {}
+    is_open = known.job.open_params and section == "fixed"
+    for name, value in _mapping(document, section).items():
+        keys: Keys = (section, name)
+        if not is_open and name not in valid:
+            document.forget_mistakes(keys)
+            unknown(document, keys, kind, tuple(valid), where=f" of job {known.spec!r}")
+        elif not document.wrong_under(keys):
+            values[name] = _checked(document, valid.get(name), keys, value)
+    return values
+
+
+def _checked(document: Document, spec: ParamSpec | None, keys: Keys, value: Any, next_step: str = "") -> Scalar:
+    """The value in the parameter's type; as it is, with a mistake noted, where it breaks the rule."""
+    try:
+        return spec.check(value) if spec else _finite(keys, value)
+    except ParamError as error:
+        if spec and spec.type is str and not isinstance(value, str):
+            next_step = next_step or "put it in quotes"
+        elif isinstance(value, str) and error.choices:
+            near = nearest(value, map(str, error.choices))
+            next_step = f"did you mean '{near}'?" if near else ""
+        elif isinstance(value, str) and spec and spec.type is not str and value[:1].isdecimal():
+            next_step = "write it without quotes"
+        rule = f"'{error.name}' {error.rule}" + (f" ({spec.meaning})" if spec else "")
+        document.add(keys, rule, value=value, choices=error.choices, next_step=next_step)
+    except OverflowError:
+        document.add(keys, f"'{keys[1]}' is too large a number", value=value)
+    result: Scalar = value
+    return result
+
+
+def _finite(keys: Keys, value: Any) -> Scalar:
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        raise ParamError(str(keys[1]), "must be a finite number", value)
+    result: Scalar = value
+    return result
+
+
+def _axis_values(
+    document: Document, spec: ParamSpec | None, keys: Keys, written: AxisModel, *, zipped: bool
+) -> list[Scalar]:
+    if isinstance(written, ValuesAxis):
+        below = (*keys, "values") if isinstance(document.get(keys), dict) else keys
+        return [_checked(document, spec, (*below, i), value) for i, value in enumerate(written.values)]
+    if spec and spec.type in (bool, str):
+        document.add(
+            (*keys, "scale"),
+            f"'{spec.name}' must be {spec.describe_range()}, and a scale makes numbers",
+            value=written.scale,
+            next_step="list its values: [...]",
+        )
+        return []
+    if written.points is None and not _is_boundary(document):
+        valid = valid_values(type(written), "points")
+        document.add(keys, f"'points' is missing: {valid}", key=True, next_step="add 'points: ...'")
+        return []
+    if written.points is None and written.include:
+        document.add(
+            (*keys, "include"),
+            "'include' goes with 'points': without them a search looks everywhere in between",
+            key=True,
+            value=written.include,
+            next_step="add 'points: ...', or remove it",
+        )
+    include: list[Scalar] = list(written.include)
+    for position, value in enumerate(include):
+        _checked(document, spec, (*keys, "include", position), value)
+    for end, value in (("from", written.start), ("to", written.to)):
+        _checked(document, spec, (*keys, end), value)
+    if not document.wrong_under(keys):
+        _check_direction(document, keys, written, zipped=zipped)
+    values: list[Scalar] = []
+    for value in [] if document.wrong_under(keys) else points_of(written):
+        next_step = "use 'scale: integer', or list the values" if spec and spec.type is int else ""
+        values.append(_checked(document, spec, keys, value, next_step))
+        if document.wrong_under(keys):
+            break  # one computed point says it for all
+    return values
+
+
+def _check_direction(
+    document: Document, keys: Keys, written: LinearAxis | LogAxis | IntegerAxis, *, zipped: bool
+) -> None:
+    """A range rises. One that is zipped may fall, since that says which values go together; integers are sorted."""
+    is_search = written.points is None
+    if zipped and written.scale != "integer" and not is_search:
+        return
+    if written.start < written.to or (written.start == written.to and not is_search):
+        return
+    start, to = document.get((*keys, "from")), document.get((*keys, "to"))
+    step = f"write 'from: {show(to)}, to: {show(start)}'"
+    if written.start == written.to:
+        step = "write another 'from' or 'to', or put it under 'fixed:'"
+    document.add(
+        (*keys, "from"),
+        f"an axis rises: 'from' must be less than 'to' ({show(to)})",
+        value=start,
+        next_step=step,
+    )
+
+
+def _conditions(document: Document, known: Vocabulary, keys: Keys, written: AxisModel) -> dict[str, tuple[Scalar, ...]]:
+    sweep_names = (*_mapping(document, "axes"), *_mapping(document, "fixed"))
+    valid = sweep_names if known.job.open_params else tuple(known.params)
+    when: dict[str, tuple[Scalar, ...]] = {}
+    for name, among in written.when.items():
+        below: Keys = (*keys, "when", name)
+        if name == keys[1]:
+            document.add(below, f"axis '{name}' has a condition on itself", key=True, next_step="name another")
+        elif name not in valid:
+            unknown(document, below, "parameter", tuple(dict.fromkeys(valid)), where=" in a condition")
+        elif isinstance(among, list):
+            if not among:
+                document.add(below, "a condition lists at least one value", value=among)
+            spec = known.params.get(name)
+            when[name] = tuple(_checked(document, spec, (*below, i), value) for i, value in enumerate(among))
+        else:
+            when[name] = (_checked(document, known.params.get(name), below, among),)
+    return when
+
+
+def _groups(document: Document) -> dict[str, int]:
+    """Axis -> its zipped group; mistakes in `zip` are noted."""
+    groups: dict[str, int] = {}
+    written = document.data.get("zip")
+    axes = _mapping(document, "axes")
+    for number, group in enumerate(written if isinstance(written, list) else []):
+        if not isinstance(group, list):
+            continue
+        if len(group) < 2 and not document.wrong_under(("zip", number)):
+            document.add(
+                ("zip", number),
+                "a zipped group names at least two axes",
+                value=group,
+                choices=tuple(axes),
+                next_step="write 'zip: [[a, b]]', a list of groups",
+            )
+        for position, name in enumerate(group):
+            keys: Keys = ("zip", number, position)
+            if not isinstance(name, str):
+                continue
+            if name not in axes:
+                near = nearest(name, axes)
+                next_step = f"did you mean '{near}'?" if near else "add it under 'axes:'"
+                document.add(
+                    keys, f"'{name}' is no axis of this sweep", value=name, choices=tuple(axes), next_step=next_step
+                )
+            elif name in groups:
+                document.add(keys, f"'{name}' is zipped already", value=name, next_step="name each axis once")
+            else:
+                groups[name] = number
+    return groups
+
+
+def _check_zip(document: Document, axes: list[Axis]) -> None:
+    members: dict[int, list[Axis]] = {}
+    for axis in axes:
+        if axis.group is not None:
+            members.setdefault(axis.group, []).append(axis)
+    for group, zipped in members.items():
+        lengths = {axis.name: len(axis.values) for axis in zipped if not axis.between}
+        if len(set(lengths.values())) > 1:
+            document.add(
+                ("zip", group),
+                "zipped axes have equally many values; these have "
+                + ", ".join(f"{name}: {length}" for name, length in lengths.items()),
+                next_step="integer axes drop points that coincide: list the values, or change 'points'"
+                if any(axis.scale == "integer" for axis in zipped)
+                else "change 'points', or the lists",
+            )
+
+
+def check_thresholds(document: Document, known: Vocabulary, phases: Mapping[str, Scalar]) -> Params | None:
+    """The job's thresholds with those of the file; None, with the mistake noted, where they break a rule."""
+    try:
+        return known.job.Thresholds(**phases)
+    except ParamError as error:
+        rule = f"'{error.name}' {error.rule}"
+        document.add(("phases", error.name), rule, value=error.value, choices=error.choices)
+    except Exception as error:
+        _own_check(document, known, ("phases",), error, dict(phases))
+    return None
+
+
+def _own_check(document: Document, known: Vocabulary, keys: Keys, error: Exception, values: dict[str, Scalar]) -> None:
+    rule = f"job {known.spec!r} refuses these values: {type(error).__name__}: {error}"
+    document.add(keys, rule, key=True, value=values, next_step=f"change the values, or mend {_where(error)}")
+
+
+def combinations(
+    document: Document,
+    known: Vocabulary,
+    axes: list[Axis],
+    fixed: Mapping[str, Scalar],
+    *,
+    replicates: int,
+    seed: int,
+    also: Iterable[dict[str, Scalar]] = (),
+) -> list[Trial]:
+    """The first replicate of every distinct setting, in order; mistakes are noted.
+
+    Axes without points stand for their two ends, and `also` for settings in between.
+    """
+    try:
+        settings, never = expand(axes, fixed, known.defaults, replicates=replicates)
+    except Cycle as error:
+        names = [str(name) for name in error.args]
+        rule = f"conditions that wait for each other, or for an axis zipped with their own: {', '.join(names)}"
+        document.add(("axes", names[0], "when"), rule, key=True, next_step="remove one of the conditions")
+        return []
+    except TooManyTrials as error:
+        document.add(("axes",), f"a sweep has at most 2,000,000 trials; this one has {error.args[0]:,}", key=True)
+        return []
+    for name in sorted(never):
+        document.add(
+            ("axes", name, "when"),
+            f"empty grid: the condition of axis '{name}' never holds",
+            key=True,
+            value=document.get(("axes", name, "when")),
+            next_step="a condition sees the other axes, fixed parameters and the job's defaults",
+        )
+    settings += also
+    first: dict[str, Trial] = {}
+    wrong: dict[str | None, list[tuple[Exception, dict[str, Scalar]]]] = {}
+    for setting in settings:
+        try:
+            params = known.job.params_for(setting)
+        except ParamError as error:
+            wrong.setdefault(error.name, []).append((error, setting))
+            continue
+        except Exception as error:
+            wrong.setdefault(None, []).append((error, setting))
+            continue
+        trial = Trial(job=known.spec, job_version=known.job.version, params=params, replicate=0, base_seed=seed)
+        first.setdefault(trial.id, trial)
+    for param, cases in wrong.items():
+        _wrong_combination(document, known, param, cases, len(settings))
+    return list(first.values())
+
+
+def _wrong_combination(
+    document: Document,
+    known: Vocabulary,
+    param: str | None,
+    cases: list[tuple[Exception, dict[str, Scalar]]],
+    total: int,
+) -> None:
+    error, setting = cases[0]
+    if param is None or not isinstance(error, ParamError):
+        _own_check(document, known, ("job",), error, setting)
+        return
+    keys: Keys = next((k for k in (("axes", param), ("fixed", param)) if document.get(k) is not NOTHING), ("axes",))
+    count = "all" if len(cases) == total else f"{len(cases):,} of {total:,}"
+    document.add(
+        keys,
+        f"'{param}' {error.rule}; got {show(error.value)} in {count} combinations, the first of which is",
+        key=True,
+        value=setting,
+        choices=error.choices,
+        next_step="change the values, zip the axes (zip:), or make one conditional (when:)",
+    )
+
+
+def replicated(first: list[Trial], replicates: int) -> list[Trial]:
+    """All replicates of every setting; those of one setting share its parameters."""
+    return [
+        trial if replicate == 0 else dataclasses.replace(trial, replicate=replicate)
+        for trial in first
+        for replicate in range(replicates)
+    ]
