@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jobs.job import Job, Params
-from orchestrator.dispatch.worker import reduce_curves
 from orchestrator.records import Status, TrialResult
+from orchestrator.reduce import reduce_curves
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
 

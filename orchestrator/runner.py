@@ -305,7 +305,6 @@ class Runner:
             params=tuple(dict(trial.settings()) for trial in pack.trials),
             seeds=tuple(trial.seed for trial in pack.trials),
             thresholds=as_dict(self._thresholds),
-            memory_bytes=pack.memory_bytes,
         )
 
     # --- record and tell ---

@@ -37,9 +37,8 @@ class DispatchContract(ABC):
         yield pool
         pool.close()
 
-    def test_it_has_workers_on_a_known_device(self, pool: Dispatcher) -> None:
+    def test_it_has_workers(self, pool: Dispatcher) -> None:
         assert pool.workers >= 1
-        assert pool.device in ("cpu", "cuda")
 
     def test_every_pack_ends_once_and_every_trial_is_in_it(self, pool: Dispatcher) -> None:
         packs = [task([ramp(replicate=2 * p), ramp(replicate=2 * p + 1)], f"pack {p}") for p in range(7)]

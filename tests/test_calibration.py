@@ -15,9 +15,8 @@ from orchestrator.commands.inspect import time_words
 from orchestrator.plan import calibration
 from orchestrator.plan.calibration import Calibration, JobHistory, Machine
 from orchestrator.plan.kinds import KindHistory, SweepHistory, Tally, kind_of
-from orchestrator.plan.load import slowdown
 from orchestrator.plan.planner import Pack, Planner, summarise
-from orchestrator.plan.rehearsal import rehearse
+from orchestrator.plan.rehearsal import rehearse, slowdown
 from orchestrator.trial import Trial
 
 DESCENT = "double_descent"

@@ -8,8 +8,9 @@ import pytest
 
 from jobs.job import Censored, Cost, Curves, Job, Params
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackTask, Progress
-from orchestrator.dispatch.worker import execute, reduce_curves
+from orchestrator.dispatch.worker import execute
 from orchestrator.records import Status, TrialResult
+from orchestrator.reduce import reduce_curves
 from tests.jobs_for_runner import STEPS
 from tests.runner_kit import RAMP, ramp, task
 

@@ -401,21 +401,21 @@ class TrackerContract(ABC):
         tracker.close()
 
     def test_orphans_of_this_sweep_are_killed_and_nobody_else(self, tracker):
-        mine, alive, done = trial(0), trial(1), trial(2)
-        tracker.begin([mine, alive, done])
+        mine, another, done = trial(0), trial(1), trial(2)
+        tracker.begin([mine, another, done])
         tracker.end([finished(done)])
         foreign = trial(3)
         tracker = self.reopened(tracker, sweep=OTHER)
         tracker.begin([foreign])
         tracker = self.reopened(tracker)
-        assert tracker.reconcile(running=[alive.id]) == 1
-        assert {n: tracker.index([t.id])[t.id].status.value for n, t in enumerate((mine, alive, done, foreign))} == {
+        assert tracker.reconcile() == 2
+        assert {n: tracker.index([t.id])[t.id].status.value for n, t in enumerate((mine, another, done, foreign))} == {
             0: "KILLED",
-            1: "RUNNING",
+            1: "KILLED",
             2: "FINISHED",
             3: "RUNNING",
         }
-        assert tracker.reconcile(running=[alive.id]) == 0
+        assert tracker.reconcile() == 0
         tracker.close()
 
     def test_an_unfinished_trial_moves_to_the_sweep_that_continues_it(self, tracker):

@@ -201,7 +201,7 @@ def _labelled_anew(sweep: Sweep, tracker: Tracker, stale: Mapping[str, Trial]) -
 
     None where there are more than `LABELLED_ANEW`, and none of a trial whose curve the job cannot reduce.
     """
-    from orchestrator.dispatch.worker import reduce_curves
+    from orchestrator.reduce import reduce_curves
 
     if not 0 < len(stale) <= LABELLED_ANEW:
         return {}

@@ -181,7 +181,7 @@ def make_planner(sweep: Sweep, calibration: Calibration, *, workers: int) -> Pla
 
 def load_now(planner: Planner) -> float:
     """By what factor others' use of this machine slows the workers now; 1 where they run elsewhere."""
-    from orchestrator.plan.load import slowdown
+    from orchestrator.plan.rehearsal import slowdown
 
     machine = planner.calibration.machine
     return 1.0 if machine.device != "cpu" or on_cluster() else slowdown(planner.at_once)

@@ -21,7 +21,6 @@ class PackTask:
     params: tuple[dict[str, Scalar], ...]
     seeds: tuple[int, ...]
     thresholds: dict[str, Scalar]
-    memory_bytes: float = 0.0
 
 
 class Cause(StrEnum):
@@ -72,11 +71,6 @@ class Dispatcher(ABC):
     @abstractmethod
     def workers(self) -> int:
         """How many packs run at the same time now."""
-
-    @property
-    @abstractmethod
-    def device(self) -> str:
-        """The torch device type that workers train on: "cpu" or "cuda"."""
 
     @abstractmethod
     def submit(self, tasks: Sequence[PackTask]) -> None:

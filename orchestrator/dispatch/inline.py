@@ -28,11 +28,6 @@ class InlineDispatcher(Dispatcher):
         """One: the caller."""
         return 1
 
-    @property
-    def device(self) -> str:
-        """As it was given."""
-        return self._device
-
     def submit(self, tasks: Sequence[PackTask]) -> None:
         """Queue packs; the first starts with the next `poll`."""
         self._queue.extend(tasks)

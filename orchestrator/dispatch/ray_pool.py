@@ -149,11 +149,6 @@ class RayDispatcher(Dispatcher):
         return max(1, len(self._pool))
 
     @property
-    def device(self) -> str:
-        """The device type that was found or asked for."""
-        return self._device
-
-    @property
     def process_ids(self) -> list[int]:
         """The workers' processes, on whichever node; waits until they are ready."""
         import ray

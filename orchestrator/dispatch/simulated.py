@@ -75,11 +75,6 @@ class SimulatedDispatcher(Dispatcher):
         """As given."""
         return self._workers
 
-    @property
-    def device(self) -> str:
-        """The simulation computes nothing: "cpu"."""
-        return "cpu"
-
     def submit(self, tasks: Sequence[PackTask]) -> None:
         """Queue packs; those for which a worker is free start now."""
         self._waiting.extend(tasks)

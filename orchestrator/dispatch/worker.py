@@ -7,7 +7,6 @@ a long training shows up in the record while it runs.
 
 from __future__ import annotations
 
-import numbers
 import os
 import sys
 import time
@@ -19,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.catalogue import load_job
-from jobs.job import Censored, Curves, Job, Member, Observations, Params, Report, is_metric_name, params_from
+from jobs.job import Curves, Job, Member, Params, Report, params_from
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackTask, Progress
 from orchestrator.dispatch.environment import Trained, pack_digest, setting
 from orchestrator.records import CurveRows, Status, TrialResult
+from orchestrator.reduce import reduce_curves
 
 FLUSH_S = 2.0
 """Rows wait at most this long before they are sent."""
@@ -45,30 +45,6 @@ def prepare(*, threads: int, job: str | None = None) -> None:
         from jobs.packed.threads import set_threads
 
         set_threads(threads)
-
-
-def reduce_curves(job: Job[Any], params: Params, curves: Curves, thresholds: Params) -> tuple[str, Observations]:
-    """A trial's phase and observations, as the record can hold them.
-
-    Raises:
-        TypeError, ValueError: the job returned something else (an observation that is no number, a
-            phase that it does not name). What the job itself raises passes through.
-    """
-    observations = {name: _observation(name, value) for name, value in job.observe(params, curves, thresholds).items()}
-    phase = job.phase(params, observations, thresholds)
-    if phase not in job.phases:
-        raise ValueError(f"phase returned {phase!r}, which is not in the job's phases: {', '.join(job.phases)}")
-    return phase, observations
-
-
-def _observation(name: object, value: object) -> float | Censored:
-    if not is_metric_name(name):
-        raise ValueError(f"observe named an observation {name!r}; letters, digits, _ - . / : and spaces are allowed")
-    if isinstance(value, Censored):
-        return Censored(float(value.at))
-    if not isinstance(value, (bool, numbers.Real, np.bool_)):
-        raise TypeError(f"observe returned {value!r} for {name!r}; an observation is a number, or Censored(bound)")
-    return float(value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

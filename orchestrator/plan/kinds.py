@@ -4,7 +4,7 @@ A kind is what packs with one key have in common, at one share of measuring in t
 kind, the ratio of actual to counted seconds depends on how large the tensor operations are (the
 shape of a pack, see `calibration.Machine.shape`): it is kept at a few shapes, and interpolated.
 Seconds are those of a core of one's own (`dispatch.worker.busy_clock`): what others compute on the
-machine meanwhile is no property of a pack (`orchestrator.plan.load`).
+machine meanwhile is no property of a pack (`orchestrator.plan.rehearsal.slowdown`).
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Planner:
     def estimate_s(self, packs: Sequence[Pack], *, workers: int, slowdown: float = 1.0) -> float | None:
         """Time until all packs have run and are recorded; None where it is not known.
 
-        `slowdown` is what others' use of the machine makes of it, see `orchestrator.plan.load`.
+        `slowdown` is what others' use of the machine makes of it, see `orchestrator.plan.rehearsal.slowdown`.
         """
         if any(pack.seconds <= 0 for pack in packs):
             return None

@@ -106,8 +106,8 @@ class Tracker(ABC):
         return
 
     @abstractmethod
-    def reconcile(self, running: Iterable[str] = ()) -> int:
-        """End as KILLED the sweep's RUNNING trials not in `running` (orphans of a dead driver); how many."""
+    def reconcile(self) -> int:
+        """End the sweep's RUNNING trials, left by a driver that died, as KILLED; return how many."""
 
     @abstractmethod
     def relabel(self, results: Sequence[TrialResult]) -> None:

@@ -265,14 +265,12 @@ class DatabaseTracker(Tracker):
                 table.forget_results(replaced, [key for key in layout.RESULT_TAGS if key not in keep])
             concluded.write(table.bulk, _now_ms())
 
-    def reconcile(self, running: Iterable[str] = ()) -> int:
+    def reconcile(self) -> int:
         """One statement ends them, one makes good the latest metrics that a dead driver was late with."""
         _, table = self._driven()
         bulk = table.bulk
         self._write_all()
         orphans = table.orphans(self._parent.run_id)
-        for trial in running:
-            orphans.pop(trial, None)
         ids = list(orphans.values())
         if ids:
             with bulk.transaction():

@@ -255,15 +255,14 @@ class HttpTracker(Tracker):
             rows = [revised(row, revision) for row in observed_rows(run.opened(), gone)]
             self._api.log(run.run_id, metrics=rows, tags=[(REVISION, str(revision))])
 
-    def reconcile(self, running: Iterable[str] = ()) -> int:
+    def reconcile(self) -> int:
         """One search, then one request for each orphan."""
         self._driven()
-        alive = set(running)
         condition = f"tags.`{layout.PARENT}` = '{self._parent}' AND attributes.status = 'RUNNING'"
         orphans = {
             run.tags[layout.TRIAL_ID]: run.run_id
             for run in self._api.search(str(self._experiment_id), condition)
-            if layout.TRIAL_ID in run.tags and run.tags[layout.TRIAL_ID] not in alive
+            if layout.TRIAL_ID in run.tags
         }
         now = _now_ms()
         self._api.each(

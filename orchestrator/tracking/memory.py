@@ -134,14 +134,11 @@ class MemoryTracker(Tracker):
             run.status, run.phase, run.error = Status(result.status), result.phase, result.error
             run.observations, run.thresholds = dict(result.observations), sweep.thresholds
 
-    def reconcile(self, running: Iterable[str] = ()) -> int:
+    def reconcile(self) -> int:
         """Orphans are trials that an earlier tracker on the same record left RUNNING."""
         sweep = self._driven()
-        alive = set(running)
         orphans = [
-            run
-            for trial, run in self._kept.runs.items()
-            if run.status is Status.RUNNING and run.sweep_id == sweep.sweep_id and trial not in alive
+            run for run in self._kept.runs.values() if run.status is Status.RUNNING and run.sweep_id == sweep.sweep_id
         ]
         for run in orphans:
             run.status = Status.KILLED

@@ -1,0 +1,34 @@
+"""Reduces a trial's curves to its phase and observations."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+
+from jobs.job import Censored, Curves, Job, Observations, Params, is_metric_name
+
+
+def reduce_curves(job: Job[Any], params: Params, curves: Curves, thresholds: Params) -> tuple[str, Observations]:
+    """Return a trial's phase and its observations, in a form that the record can hold.
+
+    Raises:
+        TypeError, ValueError: the job returned an observation that is not a number, or a phase that it does not
+            declare. Exceptions of the job itself are passed on.
+    """
+    observations = {name: _observation(name, value) for name, value in job.observe(params, curves, thresholds).items()}
+    phase = job.phase(params, observations, thresholds)
+    if phase not in job.phases:
+        raise ValueError(f"phase returned {phase!r}, which is not in the job's phases: {', '.join(job.phases)}")
+    return phase, observations
+
+
+def _observation(name: object, value: object) -> float | Censored:
+    if not is_metric_name(name):
+        raise ValueError(f"observe named an observation {name!r}; letters, digits, _ - . / : and spaces are allowed")
+    if isinstance(value, Censored):
+        return Censored(float(value.at))
+    if not isinstance(value, (bool, numbers.Real, np.bool_)):
+        raise TypeError(f"observe returned {value!r} for {name!r}; an observation is a number, or Censored(bound)")
+    return float(value)
