@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from orchestrator.phases.map.box import BoxAxis, Slice
+from orchestrator.phases.map.box import BoxAxis, TrialSlice
 from orchestrator.phases.map.surface_map import FittedMap, FittedSlice
 from orchestrator.surface.base import ClassSurface, Evidence, Points, Surface
 
@@ -68,7 +68,7 @@ AXES = (
 
 def one_slice(surface: Surface, seen: Evidence, fit: Callable[[Evidence], Surface] | None = None) -> FittedSlice:
     rows = np.arange(len(seen))
-    box = Slice(title="", fixed={}, axes=AXES[: seen.x.shape[1]], rows=rows, x=seen.x)
+    box = TrialSlice(title="", fixed={}, axes=AXES[: seen.x.shape[1]], rows=rows, x=seen.x)
     return FittedSlice(slice=box, evidence=seen, rows=rows, surface=surface, fit=fit or (lambda _: surface))
 
 

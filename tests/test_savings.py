@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import qmc
 from surfaces_for_phases import Formula, above
 
-from orchestrator.phases.map.box import Slice
+from orchestrator.phases.map.box import TrialSlice
 from orchestrator.phases.map.savings import Savings, Shows, read_savings, savings, write_savings
 from orchestrator.phases.map.surface_map import FittedMap, FittedSlice
 from orchestrator.surface.base import Evidence, Surface, Surrogate
@@ -29,7 +29,7 @@ def told(x: np.ndarray, value: np.ndarray, label: np.ndarray | None = None) -> E
 
 def one_map(surface: Surface, seen: Evidence, target: Surrogate) -> FittedMap:
     rows = np.arange(len(seen))
-    cut = Slice(title="", fixed={}, axes=(), rows=rows, x=seen.x)
+    cut = TrialSlice(title="", fixed={}, axes=(), rows=rows, x=seen.x)
     one = FittedSlice(slice=cut, evidence=seen, rows=rows, surface=surface, fit=target.fit)
     return FittedMap(labels=("below", "above", "no value"), slices=(one,))
 

@@ -19,8 +19,9 @@ _KINDS = ("a sweep file (.yaml)", f"a folder with {TABLE}", "a table of trials (
 
 def compare(arguments: argparse.Namespace) -> int:
     """Draw two maps by the same classifier, and say in how much of the area they differ."""
-    from orchestrator.phases.compare import NotComparable, draw_comparison, report
+    from orchestrator.phases.compare import NotComparable, report
     from orchestrator.phases.compare import compare as compare_maps
+    from orchestrator.phases.draw.png_compare import draw_comparison
 
     sides = [_read(Path(given)) for given in (arguments.first, arguments.second)]
     for given, one in zip((arguments.first, arguments.second), sides, strict=True):

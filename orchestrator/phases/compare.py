@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ from orchestrator.phases.map.box import BoxAxis
 from orchestrator.phases.map.classify import Aim, classify
 from orchestrator.phases.map.raster import in_chunks
 from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, lattice
-from orchestrator.phases.table import TrialTable
+from orchestrator.phases.table import AxisView, TrialTable
 from orchestrator.phases.text import plural
-from orchestrator.phases.view import AxisView
 from orchestrator.surface.base import ClassSurface, Points, Surrogate
 
 PROBES = 2**16
@@ -308,10 +306,3 @@ def findings(found: Comparison) -> list[str]:
                 f"{by_other:.2%}, and than {which}'s own map in {by_own:.2%}"
             )
     return lines
-
-
-def draw_comparison(found: Comparison, path: Path) -> None:
-    """Write the PNG: A, B and their difference side by side; a row for every common slice, up to four."""
-    from orchestrator.phases.draw.png_compare import draw
-
-    draw(found, findings(found)[:3], path)

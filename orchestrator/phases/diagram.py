@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from jobs.job import ParamSpec, Scalar
 from orchestrator.phases.scale import AxisScale, axis_scale
-from orchestrator.phases.table import TrialTable
+from orchestrator.phases.table import AxisView, TrialTable
 from orchestrator.phases.text import axis_label
-from orchestrator.phases.view import AxisView
 from orchestrator.records import Status
 
 UNLABELLED = "no phase"

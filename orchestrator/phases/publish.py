@@ -16,9 +16,8 @@ from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.layout import headline, lay_out
 from orchestrator.phases.publish_map import SAVINGS, Drawing, draw
 from orchestrator.phases.publish_theory import set_beside
-from orchestrator.phases.table import TrialTable, collect, note_of, write_table
+from orchestrator.phases.table import SweepView, TrialTable, collect, note_of, write_table
 from orchestrator.phases.theory.curves import ReadCurves
-from orchestrator.phases.view import SweepView
 from orchestrator.records import Status
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial

@@ -14,17 +14,16 @@ from orchestrator.phases.map.classify import PHASES, Aim, classify, describe
 from orchestrator.phases.map.progress_curve import ProgressCurve, refitted, write_csv
 from orchestrator.phases.map.savings import MAP, Savings, read_savings, savings, write_savings
 from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, ridge_of
-from orchestrator.phases.table import TrialTable
+from orchestrator.phases.table import SweepView, TrialTable
 from orchestrator.phases.text import percent, plural
 from orchestrator.phases.theory.ask import has_theory
 from orchestrator.phases.theory.plane import MOST_SECONDS, Settings, asker, theory_plane
-from orchestrator.phases.view import SweepView
 from orchestrator.records import Status
 from orchestrator.surface.base import RidgeSurface, Surrogate
 from orchestrator.trial import Trial
 
 if TYPE_CHECKING:
-    from orchestrator.phases.draw.png_surface import Panel
+    from orchestrator.phases.draw.png_surface import MapPanel
 
 SAVINGS = "search_savings.json"
 
@@ -164,14 +163,14 @@ def _only_label(found: FittedMap) -> str | None:
 
 
 def _with_theory(
-    panels: Sequence[Panel],
+    panels: Sequence[MapPanel],
     aim: Aim,
     labels: Sequence[str],
     sweep: SweepView,
     diagram: PhaseDiagram,
     table: TrialTable,
     trials: Sequence[Trial],
-) -> list[Panel]:
+) -> list[MapPanel]:
     """The panels with what the job's theory predicts of their planes; as they are for a job without one."""
     job = sweep.job_object()
     if not has_theory(job):
@@ -200,7 +199,7 @@ def _summary(aim: Aim, found: FittedMap, saved: Savings | None) -> str:
 
 def _picture(name: str, curve: ProgressCurve, path: Path) -> None:
     from orchestrator.phases.draw.png import DPI, figure
-    from orchestrator.phases.map.progress_curve import draw_progress
+    from orchestrator.phases.draw.png_surface import draw_progress
 
     last = f"{percent(float(curve.uncertain_area[-1]))} after {plural(int(curve.trials[-1]), 'trial')}"
     with figure(name, last, (6.4, 4.6)) as fig:

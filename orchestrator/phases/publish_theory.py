@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.phases.diagram import PhaseDiagram
-from orchestrator.phases.table import TrialTable
+from orchestrator.phases.table import SweepView, TrialTable
 from orchestrator.phases.text import percent, plural
 from orchestrator.phases.theory.ask import ask, has_theory, predicted_phases
-from orchestrator.phases.theory.curves import ReadCurves, draw_theory_curves, read_beside
+from orchestrator.phases.theory.curves import ReadCurves, read_beside
 from orchestrator.phases.theory.deviation import deviations, summary_line, write_deviations, write_text
 from orchestrator.phases.theory.overlay import Overlay, overlay
-from orchestrator.phases.view import SweepView
 from orchestrator.trial import Trial
 
 Write = Callable[[str, Callable[[Path], None]], None]
@@ -67,6 +66,8 @@ def set_beside(
         more.append(f"theory: phase of {plural(compared, 'cell')}; {percent(differ / compared)} differ")
     shown = read_beside(asked, table, curves, axes) if curves is not None and asked.curves() else []
     if shown:
+        from orchestrator.phases.draw.png_theory import draw_theory_curves
+
         write("theory_curves.png", lambda path: draw_theory_curves(sweep.name, shown, path))
         metrics_shown = plural(len({one.metric for one in shown}), "metric")
         settings = plural(len({one.place for one in shown}), "setting")

@@ -12,13 +12,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.job import Censored, Observations, Scalar, as_dict
-from orchestrator.phases.view import SweepView
+from jobs.job import Censored, Job, Observations, Params, Scalar, as_dict
 from orchestrator.records import Status
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
@@ -28,6 +27,48 @@ MISSING = "MISSING"
 
 _META = b"phasefront"
 _ABOUT = b"phasefront.sweep"
+
+
+class AxisView(Protocol):
+    """One axis of a sweep."""
+
+    @property
+    def name(self) -> str:
+        """The parameter that varies."""
+
+    @property
+    def scale(self) -> str:
+        """How its values were spaced: linear, log, integer or values."""
+
+    @property
+    def values(self) -> Sequence[Scalar]:
+        """Its values, in the order of the sweep file."""
+
+    @property
+    def when(self) -> Mapping[str, Any]:
+        """Parameter -> value (or list of values) for which the axis exists; empty: always."""
+
+    @property
+    def group(self) -> int | None:
+        """Axes of the same group move together."""
+
+
+class SweepView(Protocol):
+    """One sweep."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def axes(self) -> Sequence[AxisView]:
+        """What varies, in the order of the sweep file."""
+
+    def job_object(self) -> Job[Any]:
+        """The job itself."""
+
+    def thresholds(self) -> Params:
+        """What the phases are decided by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -12,7 +12,7 @@ from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.draw.html import base_layout
 from orchestrator.phases.draw.html_traces import axis_layout
 from orchestrator.phases.draw.png_ridge import held_text, ridge_field
-from orchestrator.phases.draw.png_surface import Panel
+from orchestrator.phases.draw.png_surface import MapPanel
 from orchestrator.phases.map.boundary_data import ridge_lines
 from orchestrator.phases.map.box import BoxAxis
 from orchestrator.phases.map.progress_curve import ProgressCurve
@@ -26,7 +26,7 @@ View = dict[str, Any]
 _TINT, _BAND_TINT = 0.5, 0.2
 
 
-def map_view(found: FittedMap, panels: Sequence[Panel], diagram: PhaseDiagram) -> View:
+def map_view(found: FittedMap, panels: Sequence[MapPanel], diagram: PhaseDiagram) -> View:
     """The map: a slice of the page for every panel. Hovering over a trial tells of its cell of `diagram`."""
     slices = []
     for panel in panels:
@@ -100,7 +100,7 @@ def _theory(told: TheoryPlane) -> dict[str, Any]:
     }
 
 
-def _field(panel: Panel) -> dict[str, Any]:
+def _field(panel: MapPanel) -> dict[str, Any]:
     """The leading class, paler in the band: two colours a class, as one stepped scale."""
     raster = panel.plane.raster
     stride = 2 if len(raster.belief) > 250 else 1

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.phases.compare import Comparison, Pair
+from orchestrator.phases.compare import Comparison, Pair, findings
 from orchestrator.phases.draw.png import DPI, figure
 from orchestrator.phases.draw.png_map import draw_legend
-from orchestrator.phases.draw.png_surface import Panel, draw_fields, draw_trials, frame
+from orchestrator.phases.draw.png_surface import MapPanel, draw_fields, draw_trials, frame
 from orchestrator.phases.map.contour import Crossing, crossings
 from orchestrator.phases.map.raster import Belief, rasterise
 from orchestrator.phases.map.surface_map import Plane, held_positions
@@ -27,14 +27,14 @@ DIFFERENCE = "#D1495B"
 _SECOND = "#2A6F97"
 
 
-def draw(found: Comparison, lines: list[str], path: Path) -> None:
-    """Write it; `lines` say in words what is seen, and what else the two sweeps differ in stands below them."""
+def draw_comparison(found: Comparison, path: Path) -> None:
+    """Write the PNG: A, B and their difference side by side; a row for every common slice, up to four."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import ListedColormap
 
     rows = found.pairs[:MOST_ROWS]
     each, below = 3.9, 0.55
-    summary = "\n".join([*lines, *_also(found.differences)])
+    summary = "\n".join([*findings(found)[:3], *_also(found.differences)])
     size = (15.2, each * len(rows) + 0.85 + below + 0.19 * summary.count("\n"))
     title = f"{found.first.name}  and  {found.second.name}"
     shown: set[int] = set()
@@ -111,7 +111,7 @@ def _marks(found: Comparison, shown: set[int]) -> list[Any]:
     ]
 
 
-def _plane(found: Comparison, pair: Pair, which: int) -> Panel:
+def _plane(found: Comparison, pair: Pair, which: int) -> MapPanel:
     """One side in the common box, its further axes held in their middle."""
     mine = (pair.first, pair.second)[which]
     held: dict[int, float] = {}
@@ -133,7 +133,7 @@ def _plane(found: Comparison, pair: Pair, which: int) -> Panel:
     plane = Plane(
         title=title, fixed={}, x=x, y=y, raster=raster, lines=lines, belief=belief, near=near, at=at[near][:, :2]
     )
-    return Panel(of=mine, plane=plane, labels=labels, rows=mine.rows[near], failed=np.zeros((0, 2)))
+    return MapPanel(of=mine, plane=plane, labels=labels, rows=mine.rows[near], failed=np.zeros((0, 2)))
 
 
 def _in_common(pair: Pair, which: int) -> Points:

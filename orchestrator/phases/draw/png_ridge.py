@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from orchestrator.phases.draw.png import DPI, columns_for, figure
 from orchestrator.phases.draw.png_map import draw_legend
-from orchestrator.phases.draw.png_surface import MOST_PANELS, frame
+from orchestrator.phases.draw.png_surface import MOST_PANELS, draw_progress, frame
 from orchestrator.phases.map.boundary_data import BoundaryLine, ridge_lines
 from orchestrator.phases.map.box import BoxAxis
-from orchestrator.phases.map.progress_curve import ProgressCurve, draw_progress
+from orchestrator.phases.map.progress_curve import ProgressCurve
 from orchestrator.phases.map.raster import in_chunks
 from orchestrator.phases.map.surface_map import FittedSlice
 from orchestrator.phases.scale import linear_ticks

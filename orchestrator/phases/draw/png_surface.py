@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from orchestrator.phases.draw.png import DPI, columns_for, figure
 from orchestrator.phases.draw.png_map import draw_legend, set_axis
 from orchestrator.phases.map.box import BoxAxis
-from orchestrator.phases.map.progress_curve import ProgressCurve, draw_progress
+from orchestrator.phases.map.progress_curve import ProgressCurve
 from orchestrator.phases.map.raster import SURE
 from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, Plane, planes, without_result
-from orchestrator.phases.text import INK, SOFT, label_colour, plural
+from orchestrator.phases.scale import log_ticks
+from orchestrator.phases.text import INK, SOFT, label_colour, number, plural
 from orchestrator.phases.theory.overlay import COLOURS, DASH
 from orchestrator.phases.theory.plane import TheoryPlane, plane_caption
 from orchestrator.surface.base import ClassSurface, Points
@@ -27,7 +28,7 @@ _TINT, _BAND_TINT = 0.5, 0.2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Panel:
+class MapPanel:
     """One panel: a plane, the trials in it, and those that failed there."""
 
     of: FittedSlice
@@ -42,7 +43,7 @@ class Panel:
     """What the job's theory predicts in the plane."""
 
 
-def panels_of(found: FittedMap, failed: Sequence[int]) -> list[Panel]:
+def panels_of(found: FittedMap, failed: Sequence[int]) -> list[MapPanel]:
     """A panel for every plane of every slice of classes; `failed` are rows of the table."""
     made = []
     for one in found.fitted:
@@ -51,7 +52,7 @@ def panels_of(found: FittedMap, failed: Sequence[int]) -> list[Panel]:
                 crosses = without_result(one, failed, plane)
                 near = plane.near
                 made.append(
-                    Panel(of=one, plane=plane, labels=one.evidence.label[near], rows=one.rows[near], failed=crosses)
+                    MapPanel(of=one, plane=plane, labels=one.evidence.label[near], rows=one.rows[near], failed=crosses)
                 )
     return made
 
@@ -102,7 +103,7 @@ def draw_theory(ax: Any, told: TheoryPlane) -> None:
     ax.add_collection(dashes)
 
 
-def draw_trials(ax: Any, panel: Panel) -> None:
+def draw_trials(ax: Any, panel: MapPanel) -> None:
     """A dot per setting in the colour of its most frequent label, ringed by the runner-up's; crosses: failed."""
     plane = panel.plane
     size = float(np.clip(5200 / max(len(plane.at), 1), 2.2, 26))
@@ -159,7 +160,7 @@ def frame(ax: Any, x: BoxAxis, y: BoxAxis) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def marks(found: FittedMap, panels: Sequence[Panel]) -> list[Any]:
+def marks(found: FittedMap, panels: Sequence[MapPanel]) -> list[Any]:
     """Handles for what occurs in these panels."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -195,7 +196,7 @@ def marks(found: FittedMap, panels: Sequence[Panel]) -> list[Any]:
 
 
 def draw_surface(
-    name: str, summary: str, found: FittedMap, panels: Sequence[Panel], curve: ProgressCurve | None, path: Path
+    name: str, summary: str, found: FittedMap, panels: Sequence[MapPanel], curve: ProgressCurve | None, path: Path
 ) -> None:
     """Write the PNG: a panel per plane; beside a single one, the uncertain area against trials spent.
 
@@ -239,7 +240,27 @@ def draw_surface(
         fig.savefig(path, format="png", dpi=DPI)
 
 
-def _disagree(panel: Panel) -> bool:
+def draw_progress(ax: Any, curve: ProgressCurve) -> None:
+    """The curve on two log axes (its shape is a power law while a boundary is being found)."""
+    area = np.maximum(curve.uncertain_area, 1e-5)
+    ax.loglog(curve.trials, area, color=INK, linewidth=1.7, marker="o", markersize=4, clip_on=False)
+    low, high = float(area.min()), float(area.max())
+    ax.set_ylim(low / 1.6, min(max(high * 1.6, low * 4), 1.2))
+    first, last = float(curve.trials[0]), float(curve.trials[-1])
+    ax.set_xlim(first / 1.25, last * 1.25)
+    for which, ends, most in (("x", ax.get_xlim(), 6), ("y", ax.get_ylim(), 6)):
+        ticks = log_ticks(float(np.log10(ends[0])), float(np.log10(ends[1])), most)
+        texts = [number(v) if which == "x" else f"{number(100 * v)}%" for v in ticks]
+        getattr(ax, f"set_{which}ticks")(ticks, labels=texts)
+    ax.minorticks_off()
+    ax.set_xlabel("trials spent")
+    ax.set_title("uncertain area" + (" (refitted afterwards)" if curve.refitted else ""))
+    ax.grid(axis="y", color="#E6E6E6", linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _disagree(panel: MapPanel) -> bool:
     at = np.round(panel.plane.at, 9)
     together = np.column_stack([at, panel.labels]) if len(at) else at
     return len(np.unique(together, axis=0)) > len(np.unique(at, axis=0))

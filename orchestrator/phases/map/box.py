@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from jobs.job import Scalar
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.scale import AxisScale
+from orchestrator.phases.table import AxisView
 from orchestrator.phases.text import words
-from orchestrator.phases.view import AxisView
 
 FEWEST_VALUES = 3
 """A numeric axis with fewer values has no between that is worth a classifier: each value is a slice."""
@@ -76,7 +76,7 @@ class BoxAxis:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Slice:
+class TrialSlice:
     """The trials that share every value that has no between, and the axes that are left to them."""
 
     title: str
@@ -91,7 +91,7 @@ class Slice:
     """(n, d) their positions in the unit box."""
 
 
-def cut(diagram: PhaseDiagram, axes: Sequence[AxisView], *, listed: bool = False) -> tuple[Slice, ...]:
+def cut(diagram: PhaseDiagram, axes: Sequence[AxisView], *, listed: bool = False) -> tuple[TrialSlice, ...]:
     """The slices of a sweep, in the order of its values.
 
     Args:
@@ -125,7 +125,7 @@ def cut(diagram: PhaseDiagram, axes: Sequence[AxisView], *, listed: bool = False
         title = ", ".join(
             f"{words(scale.name)} {scale.text(int(v))}" for scale, v in zip(diagram.axes, values, strict=True) if v >= 0
         )
-        slices.append(Slice(title=title, fixed=fixed, axes=tuple(box for _, box in free), rows=rows, x=position))
+        slices.append(TrialSlice(title=title, fixed=fixed, axes=tuple(box for _, box in free), rows=rows, x=position))
     return tuple(slices)
 
 

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.phases.diagram import UNLABELLED, PhaseDiagram
-from orchestrator.phases.map.box import Slice, cut
+from orchestrator.phases.map.box import TrialSlice, cut
 from orchestrator.phases.map.surface_map import Fit, FittedMap, FittedSlice
-from orchestrator.phases.table import TrialTable
+from orchestrator.phases.table import AxisView, TrialTable
 from orchestrator.phases.text import number, words
-from orchestrator.phases.view import AxisView
 from orchestrator.records import Status
 from orchestrator.surface.base import Evidence, Surface, Surrogate
 
@@ -49,7 +48,7 @@ def labels_of(aim: Aim, diagram: PhaseDiagram) -> tuple[str, ...]:
 
 
 def evidence_of(
-    aim: Aim, labels: Sequence[str], table: TrialTable, one: Slice, order: Mapping[str, int]
+    aim: Aim, labels: Sequence[str], table: TrialTable, one: TrialSlice, order: Mapping[str, int]
 ) -> tuple[Evidence, NDArray[np.int64]]:
     """What the trials of a slice say, and the row of the table of each: those that finished, by their place in `order`.
 

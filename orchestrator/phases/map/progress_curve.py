@@ -6,14 +6,11 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.phases.map.surface_map import FittedMap
-from orchestrator.phases.scale import log_ticks
-from orchestrator.phases.text import INK, number
 from orchestrator.surface.base import Evidence
 
 PREFIXES = 12
@@ -103,23 +100,3 @@ def read_csv(path: Path) -> ProgressCurve:
         uncertain_area=np.array([float(row["uncertain_area"]) for row in rows], dtype=np.float64),
         refitted=any(row["refitted"] == "true" for row in rows),
     )
-
-
-def draw_progress(ax: Any, curve: ProgressCurve) -> None:
-    """The curve on two log axes (its shape is a power law while a boundary is being found)."""
-    area = np.maximum(curve.uncertain_area, 1e-5)
-    ax.loglog(curve.trials, area, color=INK, linewidth=1.7, marker="o", markersize=4, clip_on=False)
-    low, high = float(area.min()), float(area.max())
-    ax.set_ylim(low / 1.6, min(max(high * 1.6, low * 4), 1.2))
-    first, last = float(curve.trials[0]), float(curve.trials[-1])
-    ax.set_xlim(first / 1.25, last * 1.25)
-    for which, ends, most in (("x", ax.get_xlim(), 6), ("y", ax.get_ylim(), 6)):
-        ticks = log_ticks(float(np.log10(ends[0])), float(np.log10(ends[1])), most)
-        texts = [number(v) if which == "x" else f"{number(100 * v)}%" for v in ticks]
-        getattr(ax, f"set_{which}ticks")(ticks, labels=texts)
-    ax.minorticks_off()
-    ax.set_xlabel("trials spent")
-    ax.set_title("uncertain area" + (" (refitted afterwards)" if curve.refitted else ""))
-    ax.grid(axis="y", color="#E6E6E6", linewidth=0.7)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Scalar
-from orchestrator.phases.map.box import BoxAxis, Slice
+from orchestrator.phases.map.box import BoxAxis, TrialSlice
 from orchestrator.phases.map.contour import Crossing, crossings
 from orchestrator.phases.map.raster import Belief, Raster, in_chunks, plane, rasterise
 from orchestrator.phases.text import number, words
@@ -36,7 +36,7 @@ KEEPING = {3: (25, 2), 4: (20, 2)}
 class FittedSlice:
     """The trials of one slice and what is believed of it."""
 
-    slice: Slice
+    slice: TrialSlice
     evidence: Evidence
     """Those of its trials that ended with a result, in the order in which they were told."""
     rows: NDArray[np.int64]
@@ -137,7 +137,7 @@ def held_positions(x: Points, dimensions: int, most: int) -> list[tuple[dict[int
     return found
 
 
-def _held(one: Slice, held: Mapping[int, float]) -> tuple[str, dict[str, Scalar | None]]:
+def _held(one: TrialSlice, held: Mapping[int, float]) -> tuple[str, dict[str, Scalar | None]]:
     values = {one.axes[axis].name: float(one.axes[axis].value(np.array(at))) for axis, at in held.items()}
     title = ", ".join([one.title] * bool(one.title) + [f"{words(name)} {number(v)}" for name, v in values.items()])
     return title, {**one.fixed, **values}
