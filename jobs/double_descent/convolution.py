@@ -65,9 +65,13 @@ class Applier:
             raise TypeError(f"the network's next layer is {layer}")
         models = len(weight)
         flat = weight.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return functional.conv2d(
-            x, flat, bias[0].flatten() if bias else None, layer.stride, layer.padding, groups=models
-        )
+        stride = layer.stride
+        if layer.kernel == (1, 1) and stride > 1:
+            # Subsample first: oneDNN 3.12 writes past its buffers in the weight gradient of a strided 1 x 1
+            # convolution on processors with AVX2 but without AVX-512 (torch 2.13).
+            x = x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
+            stride = 1
+        return functional.conv2d(x, flat, bias[0].flatten() if bias else None, stride, layer.padding, groups=models)
 
     def norm(self, x: Tensor) -> Tensor:
         """The next batch normalisation."""
