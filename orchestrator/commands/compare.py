@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
+from orchestrator.tracking.address import shown
 
 if TYPE_CHECKING:
     from orchestrator.phases.compare import Side
@@ -95,7 +96,7 @@ def _of_sweep(path: Path) -> Side:
         raise UserError(
             "nothing is recorded of this sweep yet",
             place=str(path),
-            value=f"{sweep.tracking.uri}, experiment {sweep.tracking.experiment}",
+            value=f"{shown(sweep.tracking.uri)}, experiment {sweep.tracking.experiment}",
             next_step=f"phasefront run {path}",
         )
     table = collect(trials, rows)

@@ -26,6 +26,7 @@ from orchestrator.progress import amount_of_bytes, duration, phase_counts
 from orchestrator.records import Status
 from orchestrator.sweep.file import LevelKeys, RidgeKeys
 from orchestrator.sweep.sweep import Sweep
+from orchestrator.tracking.address import shown
 from orchestrator.tracking.base import Tracker, TrialRow
 from orchestrator.trial import Trial
 
@@ -164,7 +165,7 @@ def status(arguments: argparse.Namespace) -> int:
     missing = len(trials) - counts.total()
     phases.update(anew.values())
     print(f"sweep     {sweep.name} ({sweep.id})")
-    print(f"record    {sweep.tracking.uri}, experiment {sweep.tracking.experiment}")
+    print(f"record    {shown(sweep.tracking.uri)}, experiment {sweep.tracking.experiment}")
     print(f"parent    {parent if parent else 'no run yet'}")
     if sweep.is_search:
         print("\n".join(search_lines(sweep)))
@@ -216,6 +217,6 @@ def _labelled_anew(sweep: Sweep, tracker: Tracker, stale: Mapping[str, Trial]) -
 def failure_line(trial: Trial, error: str | None, *, varied: Sequence[str]) -> str:
     """A failed trial in one line: where it lies in the sweep, and what it died of."""
     settings = trial.settings()
-    shown = [f"{name}={settings[name]}" for name in varied if name in settings]
-    place = ", ".join([*shown, f"replicate={trial.replicate}"])
+    values = [f"{name}={settings[name]}" for name in varied if name in settings]
+    place = ", ".join([*values, f"replicate={trial.replicate}"])
     return f"failed    {place}: {last_line(error) if error else 'see its run'}"

@@ -14,6 +14,7 @@ from orchestrator.commands.wiring import load_sweep, open_tracker, sweep_record
 from orchestrator.records import Status
 from orchestrator.relabel import relabel_stale
 from orchestrator.sweep.file import MOST_BUDGET
+from orchestrator.tracking.address import shown
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
 
@@ -178,7 +179,7 @@ def map_(arguments: argparse.Namespace) -> int:
             raise UserError(
                 "nothing is recorded of this sweep yet",
                 place=str(arguments.file),
-                value=f"{sweep.tracking.uri}, experiment {sweep.tracking.experiment}",
+                value=f"{shown(sweep.tracking.uri)}, experiment {sweep.tracking.experiment}",
                 next_step=command_line(arguments, "run"),
             )
         # A run may be under way, and what its status says is its own.

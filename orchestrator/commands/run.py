@@ -31,6 +31,7 @@ from orchestrator.dispatch.base import Dispatcher
 from orchestrator.progress import duration, for_stream, phase_counts
 from orchestrator.records import Status
 from orchestrator.runner import Runner, Summary
+from orchestrator.tracking.address import shown
 
 if TYPE_CHECKING:
     from orchestrator.plan.planner import Planner
@@ -121,7 +122,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
         parent = tracker.open_sweep(sweep_record(sweep))
         try:
             most = f"at most {sweep.most_trials} trials" if sweep.is_search else f"{sweep.most_trials} trials"
-            progress.say(f"sweep {sweep.name}: {most}, recorded in {sweep.tracking.uri} (run {parent})")
+            progress.say(f"sweep {sweep.name}: {most}, recorded in {shown(sweep.tracking.uri)} (run {parent})")
             planner, workers = _planner(arguments, sweep, examples(sweep))
             with opened_sampler(sweep, tracker, workers=workers) as sampler:
                 runner = Runner(
@@ -229,8 +230,8 @@ def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, paren
         print(f"phases: {phase_counts(summary.phases)}")
     if summary.done and not summary.measured:
         print(f"warning: {_not_measured(sweep)}")
-    print(f"curves: {sweep.tracking.uri}, experiment {sweep.tracking.experiment}, parent run {parent}")
-    print(f"to look at them: {ui_command(sweep.tracking.uri)}")
+    print(f"curves: {shown(sweep.tracking.uri)}, experiment {sweep.tracking.experiment}, parent run {parent}")
+    print(f"to look at them: {ui_command(shown(sweep.tracking.uri))}")
     for failure in summary.failures[:FAILURES_SHOWN]:
         line = failure_line(failure.trial, failure.error, varied=[axis.name for axis in sweep.axes])
         print(line, file=sys.stderr)

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from jobs.job import Scalar
 from orchestrator.errors import UserError
+from orchestrator.tracking.address import shown
 
 TRIAL_ID, ERROR, TOLD, AREA = "trial_id", "error", "told", "uncertain_area"
 SQLITE_WAIT_S = 60.0
@@ -50,7 +51,7 @@ class SweepStudy:
             raise UserError(
                 f"the study's storage cannot be opened: {_first_line(error)}",
                 place=place,
-                value=without_password(str(storage)),
+                value=shown(str(storage)),
                 choices=("sqlite:///optuna.db", "postgresql+psycopg2://user@host/db", "mysql+pymysql://user@host/db"),
                 next_step="check the address, that the database runs, and that it is not MLflow's own",
             ) from error
@@ -151,8 +152,3 @@ def _write_ahead(connection: Any, record: Any) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def without_password(address: str) -> str:
-    """The address as a message may show it."""
-    return re.sub(r"(://[^/@:]*):.*@", r"\1:***@", address)

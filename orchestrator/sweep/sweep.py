@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from orchestrator.sweep.check_search import check_search, interior, spread
 from orchestrator.sweep.file import ResourcesKeys, SearchKeys, SweepFile, Tracking, check_form
 from orchestrator.sweep.target import check_target, metric_keys
 from orchestrator.sweep.yaml import dump, read
+from orchestrator.tracking.address import shown
 from orchestrator.trial import Trial
 
 __all__ = ["Axis", "Resources", "Sweep", "Tracking", "UserError"]
@@ -252,7 +252,7 @@ class Sweep:
         """
         file = self.written
         tracking = self.tracking.model_dump()
-        tracking["uri"] = _without_password(tracking["uri"])
+        tracking["uri"] = shown(tracking["uri"])
         return dump(
             {
                 "name": self.name,
@@ -277,7 +277,7 @@ class Sweep:
     @property
     def storage_shown(self) -> str:
         """Where the study is, without a password."""
-        return _without_password(self.search.storage)
+        return shown(self.search.storage)
 
 
 def _tracking(written: Tracking, environ: Mapping[str, str]) -> Tracking:
@@ -292,7 +292,3 @@ def _plain(axis: AxisWritten) -> Any:
     if isinstance(axis, list):
         return axis
     return {"scale": axis.scale, **axis.model_dump(by_alias=True, exclude_defaults=True)}
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"(://[^/@:]*):.*@", r"\1:***@", uri))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
 
 PREFIX = "phasefront-"
 """In front of `sqlite:` or `postgresql:`, so that MLflow's own client and server use the bulk store."""
@@ -76,7 +73,7 @@ def _postgres_driver(uri: str, place: str) -> str:
     raise UserError(
         "a PostgreSQL tracking address needs a driver, and neither psycopg2 nor psycopg is installed",
         place=place,
-        value=hide_password(uri),
+        value=shown(uri),
         next_step="pip install 'phasefront[postgres]'",
     )
 
@@ -86,19 +83,12 @@ def unknown_address(uri: str, place: str) -> UserError:
     return UserError(
         "is no address of a tracking database or an MLflow server",
         place=place,
-        value=hide_password(uri),
+        value=shown(uri),
         choices=CHOICES,
         next_step="a folder (MLflow's old file store) holds no sweep: use sqlite:///mlflow.db",
     )
 
 
-def hide_password(uri: str) -> str:
-    """The address as messages show it."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        url: URL = make_url(uri)
-    except ArgumentError:
-        return uri
-    return url.render_as_string(hide_password=True)
+def shown(uri: str) -> str:
+    """An address as messages, files and the record may show it: without its password."""
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"(://[^/@:]*):.*@", r"\1:***@", uri))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UserError
-from orchestrator.tracking.address import CHOICES, DatabaseAddress, hide_password
+from orchestrator.tracking.address import CHOICES, DatabaseAddress, shown
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
 from orchestrator.tracking.lock import FileLock, lock_file, take_session_lock, taken
 from orchestrator.tracking.run_table import RunTable
@@ -99,7 +99,7 @@ class Database:
             self._lock = FileLock(lock_file(self._address.file, table.experiment_id))
             self._locked = self._lock.take()
         if not self._locked:
-            raise taken(hide_password(self._address.uri), self.experiment)
+            raise taken(shown(self._address.uri), self.experiment)
 
     def artifacts_of(self, run_id: str) -> str:
         """Where a run keeps its artifacts, as MLflow names it; after `create`."""
@@ -193,8 +193,8 @@ def mlflow_store(address: DatabaseAddress, place: str) -> BulkSqlAlchemyStore:
         raise UserError(
             "the tracking database has the schema of another MLflow version than the one installed",
             place=place,
-            value=hide_password(address.uri),
-            next_step=f"back it up, then: mlflow db upgrade {hide_password(address.uri)}",
+            value=shown(address.uri),
+            next_step=f"back it up, then: mlflow db upgrade {shown(address.uri)}",
         ) from error
 
 
@@ -236,6 +236,6 @@ def unreachable(address: DatabaseAddress, error: Exception, place: str) -> UserE
     return UserError(
         f"the tracking database cannot be reached: {why[0] if why else type(error).__name__}",
         place=place,
-        value=hide_password(address.uri),
+        value=shown(address.uri),
         next_step="check host, port, user, password and database name, and that the server runs",
     )

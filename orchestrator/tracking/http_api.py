@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
+from orchestrator.tracking.address import shown
 from orchestrator.tracking.metric_block import MetricRow
 from orchestrator.tracking.run_table import OpenRun, chunked
 
@@ -147,7 +148,7 @@ class MlflowApi:
             raise UserError(
                 f"the MLflow server refuses us ({response.status_code})",
                 place=self._place,
-                value=self._uri,
+                value=shown(self._uri),
                 next_step="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
             )
         if response.status_code != 200:
@@ -161,7 +162,7 @@ class MlflowApi:
         return UserError(
             f"the MLflow server cannot be reached: {why}",
             place=self._place,
-            value=self._uri,
+            value=shown(self._uri),
             next_step="check the address and that the server runs: mlflow server --backend-store-uri "
             "phasefront-sqlite:///mlflow.db; or keep the record in a file: sqlite:///mlflow.db",
         )

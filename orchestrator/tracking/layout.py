@@ -15,11 +15,10 @@ import getpass
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from jobs.job import Censored, Observations, Scalar
+from jobs.job import LONGEST_METRIC_NAME, Censored, Observations, Scalar, is_metric_name
 from orchestrator.errors import UserError
 from orchestrator.records import Recorded, Status, TrialResult
 from orchestrator.tracking.base import SweepRecord
@@ -52,8 +51,6 @@ LARGEST = 1.7976931348623157e308
 
 OBSERVED_BEFORE_MS = 1000
 """An observation's timestamp is this long before the run's start, plus how often it was relabelled by HTTP."""
-
-_METRIC_NAME = re.compile(r"[\w.\-][/\w.\- :]*")
 
 
 def run_id(identity: str, experiment_id: str | int, attempt: int = 0) -> str:
@@ -223,9 +220,9 @@ def check_metric_names(names: Iterable[str]) -> None:
         UserError: a name breaks the rule.
     """
     for name in names:
-        if not _METRIC_NAME.fullmatch(name) or len(name) > LONGEST_NAME or ".." in name.split("/") or "//" in name:
+        if not is_metric_name(name):
             raise UserError(
-                f"a metric's name must be 1 to {LONGEST_NAME} letters, digits, '_', '-', '.', ' ', ':' or '/', "
+                f"a metric's name must be 1 to {LONGEST_METRIC_NAME} letters, digits, '_', '-', '.', ' ', ':' or '/', "
                 "and neither start with '/' or a space nor go up with '..'",
                 value=name,
                 next_step="rename the metric in the job that reports it",

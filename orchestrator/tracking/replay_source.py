@@ -12,7 +12,7 @@ from jobs.job import Curves, Scalar
 from orchestrator.dispatch.environment import Trained
 from orchestrator.errors import UserError
 from orchestrator.tracking import layout
-from orchestrator.tracking.address import PREFIX, database_address
+from orchestrator.tracking.address import PREFIX, database_address, shown
 from orchestrator.tracking.factory import MEMORY, open_tracker
 from orchestrator.tracking.quiet import quiet_mlflow
 
@@ -69,7 +69,7 @@ class ReplaySource:
         except (MlflowException, OSError) as error:
             raise UserError(
                 "no such run is recorded there",
-                value=f"run {run_id} in {self._uri} ({str(error).splitlines()[0]})",
+                value=f"run {run_id} in {shown(self._uri)} ({str(error).splitlines()[0]})",
                 next_step=f"name the record with --tracking URI; {_WHERE_TRIALS}",
             ) from error
         tags: dict[str, str] = run.data.tags
@@ -150,7 +150,7 @@ def _look(uri: str, place: str) -> None:
         raise UserError(
             "there must be a record to replay from",
             place=place,
-            value=f"{uri}, which holds nothing",
+            value=f"{shown(uri)}, which holds nothing",
             next_step="name the database or the server of the run: --tracking sqlite:///folder/mlflow.db",
         )
 
