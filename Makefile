@@ -44,8 +44,9 @@ demo: $(RUN_STAMP)  ## two small phase diagrams, double descent and grokking, on
 	@for config in $(DEMOS); do echo; echo "== phasefront run $$config"; $(BIN)/phasefront run "$$config" < /dev/null; done
 	@echo; echo "Phase diagrams (PNG, and HTML to open in a browser):"
 	@find phasefront-out -type f \( -name '*.png' -o -name '*.html' \) | sort | sed 's/^/  /'
-	@echo "Curves of every trial:"
-	@echo "  $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db     then open http://127.0.0.1:5000"
+	@echo "Curves of every trial, in a browser ('browse' is the command that serves them):"
+	@for config in $(DEMOS); do $(BIN)/phasefront status "$$config"; done \
+		| sed -nE '/^(browse|all runs|sweep +http)/s/^/  /p' | awk '!seen[$$0]++'
 
 lint: $(DEV_STAMP)  ## style, types, and which part may import what
 	$(BIN)/ruff check .

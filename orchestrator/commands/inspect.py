@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from orchestrator.axes import Axis
+from orchestrator.commands.browse import browse_lines
 from orchestrator.commands.searching import study_name, trials_at_hand, trials_to_come
 from orchestrator.commands.wiring import (
     calibration_for,
@@ -149,6 +150,7 @@ def status(arguments: argparse.Namespace) -> int:
         trials = trials_at_hand(sweep, tracker)
         by_id = {trial.id: trial for trial in trials}
         parent = tracker.find_sweep(sweep.id)
+        pages = browse_lines(sweep.tracking.uri, tracker.experiment_id, parent)
         for row in tracker.rows(by_id):
             counts[row.recorded.status] += 1
             if row.recorded.status is Status.FINISHED:
@@ -166,7 +168,7 @@ def status(arguments: argparse.Namespace) -> int:
     phases.update(anew.values())
     print(f"sweep     {sweep.name} ({sweep.id})")
     print(f"record    {shown(sweep.tracking.uri)}, experiment {sweep.tracking.experiment}")
-    print(f"parent    {parent if parent else 'no run yet'}")
+    print("\n".join([f"parent    {parent if parent else 'no run yet'}", *pages]))
     if sweep.is_search:
         print("\n".join(search_lines(sweep)))
         print(f"study     {study_name(sweep)!r} in {sweep.storage_shown}: {len(trials)} of its trials are asked")

@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.commands.browse import browse_lines
 from orchestrator.commands.inspect import FAILURES_SHOWN, command_line, failure_line
 from orchestrator.commands.publishing import is_published, keep_summary, print_files, publish_record
 from orchestrator.commands.searching import examples, history, opened_sampler, trials_at_hand
@@ -160,10 +160,11 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
             raise
         failed = bool(summary.failed or summary.gave_up)
         tracker.end_sweep(Status.FAILED.value if failed else Status.FINISHED.value, metrics)
+        pages = browse_lines(sweep.tracking.uri, tracker.experiment_id, parent)
     finally:
         progress.close()
         tracker.close()
-    _report(arguments, sweep, summary, parent, seconds=time.monotonic() - began)
+    _report(arguments, sweep, summary, pages, seconds=time.monotonic() - began)
     return 1 if failed else 0
 
 
@@ -216,7 +217,7 @@ def _say_stopped(arguments: argparse.Namespace, summary: Summary, stopper: Stopp
     stopper.recorded.set()
 
 
-def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, parent: str, *, seconds: float) -> None:
+def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, pages: list[str], *, seconds: float) -> None:
     """The end of a run that took so many seconds in all, for people."""
     took = f" in {duration(seconds)} ({duration(summary.seconds)} of it from first pack to last)"
     print(
@@ -230,8 +231,7 @@ def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, paren
         print(f"phases: {phase_counts(summary.phases)}")
     if summary.done and not summary.measured:
         print(f"warning: {_not_measured(sweep)}")
-    print(f"curves: {shown(sweep.tracking.uri)}, experiment {sweep.tracking.experiment}, parent run {parent}")
-    print(f"to look at them: {ui_command(shown(sweep.tracking.uri))}")
+    print("\n".join([f"curves    {shown(sweep.tracking.uri)}, experiment {sweep.tracking.experiment}", *pages]))
     for failure in summary.failures[:FAILURES_SHOWN]:
         line = failure_line(failure.trial, failure.error, varied=[axis.name for axis in sweep.axes])
         print(line, file=sys.stderr)
@@ -261,19 +261,3 @@ def _not_measured(sweep: Sweep) -> str:
             "train.version = 2 (one more than it was) beside the function, so that the trials run again"
         )
     return told + "yield jobs.job.Report with values from train, and raise the job's version"
-
-
-def ui_command(uri: str) -> str:
-    """How to open the record in a browser."""
-    if uri.startswith(("http:", "https:")):
-        return uri
-    plain = uri.removeprefix("phasefront-")
-    mlflow = Path(sys.executable).with_name("mlflow")
-    command = "mlflow" if not mlflow.exists() or _on_path("mlflow") else str(mlflow)
-    return f"{command} ui --backend-store-uri {plain}"
-
-
-def _on_path(program: str) -> bool:
-    import shutil
-
-    return shutil.which(program) is not None

@@ -52,6 +52,11 @@ class TrialRow:
 class Tracker(ABC):
     """One writer's connection to the record. Not for use from several threads at once."""
 
+    @property
+    def experiment_id(self) -> str | None:
+        """MLflow's id of the experiment; None where there is none yet, or where MLflow cannot open the record."""
+        return None
+
     @abstractmethod
     def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
         """Create the sweep's parent run, or find it; its address for people to look at (a run id).

@@ -70,6 +70,12 @@ class DatabaseTracker(Tracker):
         self._written_at = 0.0
         self._closed = False
 
+    @property
+    def experiment_id(self) -> str | None:
+        """At most one query."""
+        table = self._database.existing()
+        return None if table is None else str(table.experiment_id)
+
     def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
         """Make what is missing, by MLflow's own code, and the parent run; its run id."""
         self._check_open()

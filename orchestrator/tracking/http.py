@@ -66,6 +66,11 @@ class HttpTracker(Tracker):
         self._open: dict[str, OpenRun] = {}
         self._closed = False
 
+    @property
+    def experiment_id(self) -> str | None:
+        """At most one request."""
+        return self._find_experiment()
+
     def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
         """Make the experiment where there is none, and the parent run; its run id. Nothing is locked."""
         experiment = self._find_experiment() or self._create_experiment()
