@@ -84,7 +84,6 @@ def _of_sweep(path: Path) -> Side:
     from orchestrator.phases.table import collect
     from orchestrator.records import Status
     from orchestrator.sweep.sweep import Sweep
-    from orchestrator.tracking.address import shown
 
     sweep = Sweep.load(path)
     tracker = open_tracker(sweep)
