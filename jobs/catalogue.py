@@ -7,7 +7,7 @@ import inspect
 from functools import cache
 from typing import Any
 
-from jobs.job import Job
+from jobs.job import Job, JobNotFound
 
 BUILT_IN = {
     "double_descent": "jobs.double_descent.job:DoubleDescent",
@@ -16,10 +16,6 @@ BUILT_IN = {
     "image_double_descent": "jobs.double_descent.image_job:ImageDoubleDescent",
 }
 """Names that a sweep file may use as they are; any other job is `package.module:Name`."""
-
-
-class JobNotFound(LookupError):
-    """The text names no job: why, and what would."""
 
 
 @cache

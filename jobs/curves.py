@@ -1,11 +1,16 @@
-"""Reductions of a curve to a number, shared by the jobs. All work on (N,) arrays."""
+"""Reductions that the jobs share: from a curve to observations, and from a sweep's trials to one curve.
+
+Shapes: N report steps of a trial.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.job import Censored
+from jobs.job import Censored, Curves, Observations, P, as_dict
 
 Values = NDArray[np.float64]
 Steps = NDArray[np.int64]
@@ -13,21 +18,132 @@ Steps = NDArray[np.int64]
 
 def first_at_least(step: Steps, value: Values, level: float) -> float | Censored:
     """The first step at which the curve is at or above `level`, censored at the last step."""
-    return _first(step, value >= level)
+    return first_where(step, value >= level)
 
 
 def first_at_most(step: Steps, value: Values, level: float) -> float | Censored:
     """The first step at which the curve is at or below `level`, censored at the last step."""
-    return _first(step, value <= level)
+    return first_where(step, value <= level)
 
 
-def _first(step: Steps, hit: NDArray[np.bool_]) -> float | Censored:
-    where = np.flatnonzero(hit)
-    if len(where):
-        return float(step[where[0]])
-    return Censored(float(step[-1]) if len(step) else 0.0)
+def first_not_finite(step: Steps, value: Values) -> float | Censored:
+    """The first step at which the curve is NaN or infinite (the trial has diverged), censored at the last step."""
+    return first_where(step, ~np.isfinite(value))
 
 
-def diverged(values: Values) -> bool:
-    """Whether the curve ever leaves the finite numbers."""
-    return not bool(np.isfinite(values).all())
+def first_where(step: Steps, condition: NDArray[np.bool_]) -> float | Censored:
+    """The first step at which the condition holds, censored at the last step (at 0 without any step)."""
+    where = np.flatnonzero(condition)
+    return float(step[where[0]]) if len(where) else Censored(horizon(step))
+
+
+def horizon(step: Steps) -> float:
+    """The last step of a curve; 0 without any step."""
+    return float(step[-1]) if len(step) else 0.0
+
+
+def gap(first: float | Censored, second: float | Censored, end: float) -> float | Censored:
+    """Steps from one event to another; censored at what was left until `end` where an event was not reached."""
+    if isinstance(first, Censored):
+        return Censored(end)
+    return second - first if isinstance(second, float) else Censored(end - first)
+
+
+def final_values(curves: Curves, names: Iterable[str]) -> dict[str, float | Censored]:
+    """`final_<metric>`: the last value of each of these metrics; censored at 0 without any step."""
+    return {f"final_{name}": float(v[-1]) if len(v := curves.values[name]) else Censored(0.0) for name in names}
+
+
+def most_prominent_peak(values: Values, prominence: float) -> int | None:
+    """Position of the interior maximum that stands highest above the minima on both sides of it.
+
+    None where no maximum is at least `prominence` above the higher of its two minima.
+    """
+    if len(values) < 3:
+        return None
+    before = np.minimum.accumulate(values)[:-2]
+    after = np.minimum.accumulate(values[::-1])[::-1][2:]
+    height = values[1:-1] - np.maximum(before, after)
+    best = int(np.argmax(height))
+    return best + 1 if height[best] >= max(prominence, 1e-12) else None
+
+
+def peak_and_minima(curves: Curves, metric: str, prominence: float) -> dict[str, float | Censored]:
+    """The most prominent interior maximum of a curve along the steps, and the minimum before and after it.
+
+    Values that are not finite are left out. Without a peak the first minimum is that of the whole curve, and the other
+    observations are censored at the last step; without any finite value all of them are.
+
+    Returns:
+        `<metric>_peak`, `<metric>_peak_step`, `second_minimum_<metric>`, `second_minimum_step`,
+        `first_minimum_<metric>` and `first_minimum_step`, in this order.
+    """
+    finite = np.isfinite(curves.values[metric])
+    step, values = curves.step[finite], curves.values[metric][finite]
+    peak = most_prominent_peak(values, prominence)
+    places = {
+        (f"{metric}_peak", f"{metric}_peak_step"): peak,
+        (f"second_minimum_{metric}", "second_minimum_step"): None if peak is None else peak + np.argmin(values[peak:]),
+        (f"first_minimum_{metric}", "first_minimum_step"): np.argmin(values[:peak]) if len(values) else None,
+    }
+    observations: dict[str, float | Censored] = {}
+    for names, place in places.items():
+        for name, source in zip(names, (values, step), strict=True):
+            observations[name] = Censored(horizon(curves.step)) if place is None else float(source[place])
+    return observations
+
+
+def learning_phase(train: float | Censored, test: float | Censored, gap: float | Censored, grokking_gap: float) -> str:
+    """The four phases of Liu et al. 2022 (arXiv 2205.10343, Table 1), and "inversion".
+
+    Args:
+        train: the step at which the training criterion is reached (memorisation).
+        test: the step at which the test criterion is reached (generalisation). "inversion" is a test criterion that is
+            reached although the training criterion is not (Doshi et al. 2024, with wrong labels in the training set).
+        gap: steps from `train` to `test`.
+        grokking_gap: the gap from which on a trial is "grokking" and not "comprehension".
+    """
+    memorised = isinstance(train, float)
+    if not isinstance(test, float):
+        return "memorization" if memorised else "confusion"
+    if not memorised:
+        return "inversion"
+    return "comprehension" if isinstance(gap, float) and gap < grokking_gap else "grokking"
+
+
+def medians_along(
+    trials: Sequence[tuple[P, Observations]],
+    axis: str,
+    hidden: Collection[str],
+    names: Sequence[str],
+    *,
+    not_finite: float | None = None,
+) -> Mapping[str, tuple[Values, ...]]:
+    """Medians of observations over replicates along one axis, for each setting of the other parameters.
+
+    Args:
+        trials: parameters and observations of a sweep's trials.
+        axis: the attribute of the parameters that is the axis.
+        hidden: the parameters that make up the axis, which do not tell curves apart.
+        names: the observations; a trial in which one of them is missing or censored is left out.
+        not_finite: the value that replaces one that is not finite; None leaves the trial out.
+
+    Returns:
+        A suffix that names the setting by the parameters that vary (e.g. "/label_noise 0.1") -> the places on the axis
+        in increasing order, and the medians of each observation there. Curves of fewer than three points are left out.
+    """
+    settings = [{k: v for k, v in as_dict(params).items() if k not in hidden} for params, _ in trials]
+    varying = [k for k in (settings[0] if settings else {}) if len({s[k] for s in settings}) > 1]
+    groups: dict[str, dict[float, list[list[float]]]] = {}
+    for (params, observations), setting in zip(trials, settings, strict=True):
+        row = [value for name in names if isinstance(value := observations.get(name), float)]
+        if not_finite is not None:
+            row = [value if np.isfinite(value) else not_finite for value in row]
+        if len(row) == len(names) and np.isfinite(row).all():
+            label = "".join(f"/{k} {setting[k]}" for k in varying)
+            groups.setdefault(label, {}).setdefault(getattr(params, axis), []).append(row)
+    return {
+        label: tuple(np.array([(x, *np.median(points[x], axis=0)) for x in sorted(points)]).T)
+        for label, points in groups.items()
+        if len(points) >= 3
+    }

@@ -25,6 +25,10 @@ Scalar = int | float | bool | str
 """What a parameter's value may be: plain data that YAML, JSON and MLflow all hold."""
 
 
+class JobNotFound(LookupError):
+    """The text of a sweep file names no job: why, and what would."""
+
+
 class ParamError(ValueError):
     """A parameter breaks a rule: its name, the rule, the value given, the valid choices."""
 

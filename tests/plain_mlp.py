@@ -13,7 +13,7 @@ from torch import nn
 from jobs.data.labels import noisy_labels
 from jobs.data.mnist1d import mnist1d
 from jobs.double_descent.gaussian import gaussian_linear, gaussian_teacher
-from jobs.double_descent.job import DoubleDescentParams
+from jobs.double_descent.params import DoubleDescentParams
 from jobs.job import Curves, Member, log_spaced_steps
 from jobs.packed import random
 from jobs.packed.batches import Batches

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.double_descent.job import DoubleDescent, DoubleDescentParams
+from jobs.double_descent.job import DoubleDescent
+from jobs.double_descent.params import DoubleDescentParams
 from jobs.grokking import cost as modular_cost
 from jobs.grokking.job import MODELS, Grokking, GrokkingParams
 from jobs.grokking.modular import OPERATIONS

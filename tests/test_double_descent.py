@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from jobs.data.labels import noisy_labels
 from jobs.data.mnist1d import mnist1d
 from jobs.double_descent.gaussian import gaussian_linear, gaussian_teacher
-from jobs.double_descent.job import DoubleDescent, DoubleDescentParams, DoubleDescentThresholds
+from jobs.double_descent.job import DoubleDescent
+from jobs.double_descent.params import DoubleDescentParams, DoubleDescentThresholds
 from jobs.job import Member, ParamError, log_spaced_steps
 from jobs.packed import random
 from tests.image_files import write_idx

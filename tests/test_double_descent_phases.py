@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.double_descent.job import DoubleDescent, DoubleDescentParams, DoubleDescentThresholds
+from jobs.double_descent.job import DoubleDescent
+from jobs.double_descent.params import DoubleDescentParams, DoubleDescentThresholds
 from jobs.job import Censored, Curves, Member, Observations
 
 JOB = DoubleDescent()

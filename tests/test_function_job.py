@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.function import FunctionJob, open_params
-from jobs.function_thread import QUEUE_ROWS
+from jobs.function import QUEUE_ROWS, FunctionJob, open_params
 from jobs.job import Curves, Member, Params, param, params_from
 from orchestrator.dispatch.base import PackEnded, PackTask, Progress
 from orchestrator.dispatch.worker import execute

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from jobs.catalogue import JobNotFound, load_job
+from jobs.catalogue import load_job
 from jobs.function import FunctionJob, open_params
-from jobs.job import Job, Member, ParamError, Params, as_dict, param
+from jobs.job import Job, JobNotFound, Member, ParamError, Params, as_dict, param
 from tests.packing import curves_of
 
 

@@ -11,8 +11,9 @@ from torch.nn import functional
 from jobs.double_descent import networks
 from jobs.double_descent.convolution import Applier, Running, by_layer, initialise, make_network, shapes
 from jobs.double_descent.image_block import CROP_PADDING
-from jobs.double_descent.image_job import ImageDoubleDescent, ImageParams
+from jobs.double_descent.image_job import ImageDoubleDescent
 from jobs.double_descent.image_pack import _block, _images
+from jobs.double_descent.image_params import ImageParams
 from jobs.job import Member, ParamError
 from jobs.packed.optim import FlatParameters
 from tests.image_files import write_cifar

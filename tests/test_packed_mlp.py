@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.double_descent.job import DoubleDescent, DoubleDescentParams
+from jobs.double_descent.job import DoubleDescent
+from jobs.double_descent.params import DoubleDescentParams
 from jobs.job import Member, as_dict
 from tests.packing import assert_same_curves, curves_of
 from tests.plain_mlp import examples_of, loss_of, measured, network_of, plain_curves

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jobs.job import Member, ParamError, log_spaced_steps
 from jobs.ridge import pack as ridge_pack
 from jobs.ridge.designs import Problems, make_problems
-from jobs.ridge.job import Ridge, RidgeParams
+from jobs.ridge.job import Ridge
+from jobs.ridge.params import RidgeParams
 from tests.packing import assert_packed_is_solo, assert_same_curves, course_of, curves_of
 
 JOB = Ridge()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jobs.job import Censored, Curves, Member, Prediction
-from jobs.ridge.job import Ridge, RidgeParams, RidgeThresholds
+from jobs.ridge.job import Ridge
+from jobs.ridge.params import RidgeParams, RidgeThresholds
 from tests.packing import curves_of
 
 JOB = Ridge()
@@ -204,7 +205,7 @@ def test_a_prediction_says_whence_it_is() -> None:
 
 def test_theory_needs_no_torch() -> None:
     code = (
-        "import sys; from jobs.ridge import Ridge, RidgeParams as P\n"
+        "import sys; from jobs.ridge.job import Ridge; from jobs.ridge.params import RidgeParams as P\n"
         "Ridge().theory(P()), Ridge().theory(P(solver='gradient_descent', train_level=.1, test_level=.1, steps=9))\n"
         "print('torch' in sys.modules)"
     )

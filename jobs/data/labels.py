@@ -17,7 +17,7 @@ CONVENTIONS = ("redrawn", "incorrect")
 
 
 def noisy_labels(
-    labels_MN: Tensor, *, seeds: Sequence[int], rates: Sequence[float], classes: Sequence[int] | int, convention: str
+    labels_MN: Tensor, seeds: Sequence[int], rates: Sequence[float], classes: Sequence[int] | int, convention: str
 ) -> Tensor:
     """(M, N) labels of which each is replaced with its model's rate; the input is not changed.
 

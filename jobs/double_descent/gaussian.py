@@ -6,6 +6,7 @@ teacher: class = argmax of a random two-layer ReLU network of the inputs (classi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ TEACHER_WIDTH, TEACHER_CLASSES = 32, 10
 
 
 def gaussian_linear(
-    seeds: Sequence[int], *, train: int, test: int, inputs: int, noise_std: Sequence[float], device: str
+    seeds: Sequence[int], train: int, test: int, inputs: int, noise_std: Sequence[float], device: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Inputs (S, train, D), targets (S, train) with noise, test inputs (S, test, D), noiseless targets (S, test)."""
     x, x_test = _inputs(seeds, train, test, inputs, device)
@@ -28,7 +29,7 @@ def gaussian_linear(
 
 
 def gaussian_teacher(
-    seeds: Sequence[int], *, train: int, test: int, inputs: int, device: str
+    seeds: Sequence[int], train: int, test: int, inputs: int, device: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Inputs (S, train, D), classes (S, train) int64, test inputs (S, test, D), classes (S, test)."""
     x, x_test = _inputs(seeds, train, test, inputs, device)
@@ -48,8 +49,5 @@ def _inputs(seeds: Sequence[int], train: int, test: int, inputs: int, device: st
 
 
 def _normal(seeds: Sequence[int], stream: str, shape: tuple[int, ...], device: str) -> Tensor:
-    size = 1
-    for length in shape:
-        size *= length
     keys = random.stream_keys(seeds, stream, device)
-    return random.normal(keys, torch.arange(size, device=device)).view(len(seeds), *shape)
+    return random.normal(keys, torch.arange(math.prod(shape), device=device)).view(len(seeds), *shape)

@@ -5,10 +5,8 @@ Channels are numbers, or multiples of the model's width k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-from jobs.job import Cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,7 @@ TABLES = {"cnn5": conv_net_5, "preact_resnet18": pre_act_resnet_18, "cnn_1d": co
 """Model -> its layers, from the number of input channels and of outputs."""
 
 
-def multiply_adds(layers: tuple[Layer, ...], width: int, shape: tuple[int, int]) -> int:
+def multiply_adds(layers: tuple[Layer, ...], width: int, shape: Sequence[int]) -> int:
     """Multiply-adds of one image's forward pass through a model of this width; `shape` is (height, width)."""
     total = 0
     for layer in layers:
@@ -121,7 +119,7 @@ def multiply_adds(layers: tuple[Layer, ...], width: int, shape: tuple[int, int])
     return total
 
 
-def activations(layers: tuple[Layer, ...], width: int, shape: tuple[int, int]) -> int:
+def activations(layers: tuple[Layer, ...], width: int, shape: Sequence[int]) -> int:
     """Numbers that the convolutions of one image's forward pass put out."""
     return sum(
         layer.out.of(width) * -(-shape[0] // layer.at) * -(-shape[1] // layer.at)
@@ -157,34 +155,3 @@ def models_per_block(model: str, width: int, device: str) -> int:
     if device.startswith("cpu"):
         return SIDE_BY_SIDE if width <= WIDEST_SIDE_BY_SIDE[model] else 1
     return max(1, GPU_CHANNELS // width)
-
-
-def pack_cost(
-    *,
-    model: str,
-    shape: tuple[int, int, int],
-    outputs: int,
-    width: int,
-    batch: int,
-    steps: int,
-    reports: int,
-    evaluated: int,
-    models: int,
-    adaptive: bool,
-) -> Cost:
-    """The cost of `models` networks of this width, trained for `steps` and measured `reports` times."""
-    layers = TABLES[model](shape[0], outputs)
-    macs = multiply_adds(layers, width, shape[1:])
-    size, live = parameters(layers, width), activations(layers, width, shape[1:])
-    pixels = shape[0] * shape[1] * shape[2]
-    blocks = -(-models // models_per_block(model, width, "cpu"))
-    return Cost(
-        launches=blocks * (steps * 12 * len(layers) + reports * 10 * len(layers)),
-        matmul_flop=2.0 * models * macs * (3 * steps * batch + reports * evaluated),
-        element_visits=float(models)
-        * (
-            steps * (batch * (8 * live + 20 * pixels) + size * (15 if adaptive else 6))
-            + reports * evaluated * (4 * live + 6 * pixels)
-        ),
-        memory_bytes=4.0 * models * (size * (5 if adaptive else 3) + batch * (3 * live + 4 * pixels)),
-    )

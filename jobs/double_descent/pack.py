@@ -3,49 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from jobs.data.images import SOURCES, first_images
 from jobs.data.labels import noisy_labels
 from jobs.data.mnist1d import mnist1d
 from jobs.double_descent.gaussian import gaussian_linear, gaussian_teacher
+from jobs.double_descent.params import DoubleDescentParams
 from jobs.job import Member, Report, log_spaced_steps
-from jobs.packed import random
-from jobs.packed.batches import Batches
-from jobs.packed.cost import models_per_block, padded_width, step_bytes
-from jobs.packed.loop import run_blocks
+from jobs.packed.batches import Batches, subset_rows
+from jobs.packed.cost import layer_sizes, models_per_block, padded_width, step_bytes
+from jobs.packed.loop import neighbours, run_blocks
 from jobs.packed.mlp import MLPBlock, PackData
 from jobs.packed.optim import OptimiserSettings
-
-if TYPE_CHECKING:
-    from jobs.double_descent.job import DoubleDescentParams
 
 
 def train(pack: Sequence[Member[DoubleDescentParams]], device: str) -> Iterator[Report]:
     """Reports of all members; see `jobs.job.Job.train`."""
-    # Neighbours of similar width share a block: padding inside a block is then small.
-    order = sorted(range(len(pack)), key=lambda i: pack[i].params.width)
     first = pack[0].params
     width = padded_width(max(member.params.width for member in pack))
-    states = 1 if first.optimiser == "sgd" else 3
-    per_model = step_bytes(first.inputs, width, first.depth, first.outputs, first.batch, states)
-    size = models_per_block(per_model, device)
-    blocks = []
-    for start in range(0, len(order), size):
-        positions = order[start : start + size]
-        blocks.append((_block([pack[i] for i in positions], device), positions))
+    sizes = layer_sizes(first.inputs, width, first.depth, first.outputs)
+    size = models_per_block(step_bytes(sizes, first.batch, first.optimiser), device)
+    groups = neighbours(pack, size, lambda params: params.width)
+    blocks = [(_block([pack[i] for i in positions], device), positions) for positions in groups]
     schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
     yield from run_blocks(blocks, schedules, watch="train_loss")
 
 
 def _block(members: Sequence[Member[DoubleDescentParams]], device: str) -> MLPBlock:
-    params = [member.params for member in members]
-    seeds = [member.seed for member in members]
+    params, seeds = [member.params for member in members], [member.seed for member in members]
     first = params[0]
     return MLPBlock(
         data=_data(params, seeds, device),
@@ -53,23 +42,10 @@ def _block(members: Sequence[Member[DoubleDescentParams]], device: str) -> MLPBl
         depth=first.depth,
         outputs=first.outputs,
         loss=first.loss,
-        batches=Batches(
-            seeds=seeds,
-            counts=[p.used for p in params],
-            batch_sizes=[p.batch for p in params],
-            order=first.batch_order,
-            device=device,
-        ),
+        batches=Batches(seeds, [p.used for p in params], [p.batch for p in params], first.batch_order, device),
         seeds=seeds,
         init_scale=torch.tensor([p.init_scale for p in params]),
-        optimiser=OptimiserSettings(
-            kind=first.optimiser,
-            learning_rate=torch.tensor([p.learning_rate for p in params]),
-            weight_decay=torch.tensor([p.weight_decay for p in params]),
-            momentum=first.momentum,
-            beta1=first.beta1,
-            beta2=first.beta2,
-        ),
+        optimiser=OptimiserSettings.of(params),
     )
 
 
@@ -85,21 +61,16 @@ def _data(params: Sequence[DoubleDescentParams], seeds: Sequence[int], device: s
         keys = [(seed, p.noise_std) for seed, p in zip(seeds, params, strict=True)]
         distinct = list(dict.fromkeys(keys))
         source = torch.tensor([distinct.index(key) for key in keys], device=device)
-        sizes = {"train": train, "test": test, "inputs": first.inputs, "device": device}
         own = [seed for seed, _ in distinct]
         if first.data == "gaussian_linear":
-            x, y, x_test, y_test = gaussian_linear(own, noise_std=[std for _, std in distinct], **sizes)  # type: ignore[arg-type]
+            noise = [std for _, std in distinct]
+            x, y, x_test, y_test = gaussian_linear(own, train, test, first.inputs, noise, device)
         else:
-            x, y, x_test, y_test = gaussian_teacher(own, **sizes)  # type: ignore[arg-type]
+            x, y, x_test, y_test = gaussian_teacher(own, train, test, first.inputs, device)
     labels = y[source]
     if first.data != "gaussian_linear":
-        labels = noisy_labels(
-            labels,
-            seeds=seeds,
-            rates=[p.label_noise for p in params],
-            classes=first.outputs,
-            convention=first.noise_convention,
-        )
+        rates = [p.label_noise for p in params]
+        labels = noisy_labels(labels, seeds, rates, first.outputs, first.noise_convention)
     return _subsets(PackData(x_SND=x, y_MN=labels, xt_STD=x_test, yt_ST=y_test, source_M=source), params, seeds)
 
 
@@ -113,17 +84,12 @@ def _pixels(
 
 
 def _subsets(data: PackData, params: Sequence[DoubleDescentParams], seeds: Sequence[int]) -> PackData:
-    """Each model's own random subset, where one uses less than the pool: its rows first, in random order."""
-    pool = data.x_SND.shape[1]
-    if all(p.used == pool for p in params):
+    """Each model's own random subset, where one uses less than the pool: its rows come first, in random order."""
+    order = subset_rows(seeds, [p.used for p in params], data.x_SND.shape[1], data.y_MN.device)
+    if order is None:
         return data
-    order: Tensor = random.permutation(random.stream_keys(seeds, "subset", data.y_MN.device), pool)
-    # A model that uses the whole pool keeps the data's order, as it has alone.
-    whole = torch.tensor([p.used == pool for p in params], device=order.device)
-    order = torch.where(whole[:, None], torch.arange(pool, device=order.device), order)
-    x = torch.stack([data.x_SND[s][rows] for s, rows in zip(data.source_M.tolist(), order, strict=True)])
     return PackData(
-        x_SND=x,
+        x_SND=torch.stack([data.x_SND[s][rows] for s, rows in zip(data.source_M.tolist(), order, strict=True)]),
         y_MN=data.y_MN.gather(1, order),
         xt_STD=data.xt_STD[data.source_M],
         yt_ST=data.yt_ST[data.source_M],

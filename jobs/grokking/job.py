@@ -14,9 +14,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
-from jobs.curves import diverged, first_at_least
+from jobs.curves import first_at_least, first_not_finite
 from jobs.grokking.params import BASE_METRICS, MODELS, GrokkingParams
 from jobs.job import (
     AnyParams,
@@ -96,7 +94,6 @@ class Grokking(Job[GrokkingParams]):
     def observe(self, params: GrokkingParams, curves: Curves, thresholds: Any) -> Observations:
         step, values = curves.step, curves.values
         horizon = float(step[-1]) if len(step) else 0.0
-        bad = ~np.isfinite(values["train_loss"])
         memorised = first_at_least(step, values["train_accuracy"], thresholds.memorised_accuracy)
         generalised = first_at_least(step, values["test_accuracy"], thresholds.generalised_accuracy)
         gap: float | Censored = Censored(horizon)
@@ -106,7 +103,7 @@ class Grokking(Job[GrokkingParams]):
             "memorisation_step": memorised,
             "generalisation_step": generalised,
             "generalisation_gap": gap,
-            "diverged_step": float(step[bad][0]) if diverged(values["train_loss"]) else Censored(horizon),
+            "diverged_step": first_not_finite(step, values["train_loss"]),
             **{f"final_{name}": float(values[name][-1]) for name in params.metrics if len(step)},
         }
 

@@ -19,12 +19,23 @@ batch may hold the end of one and the start of the next); independently; or in t
 _STEP = 1 << 32
 
 
+def subset_rows(seeds: Sequence[int], used: Sequence[int], pool: int, device: torch.device | str) -> Tensor | None:
+    """(M, pool) a random order of the pool for each model, of which it uses the first `used` rows.
+
+    A model that uses the whole pool keeps the order of the data. None where all of them do.
+    """
+    if all(count == pool for count in used):
+        return None
+    order = random.permutation(random.stream_keys(seeds, "subset", device), pool)
+    whole = torch.tensor([count == pool for count in used], device=device)
+    return torch.where(whole[:, None], torch.arange(pool, device=device), order)
+
+
 class Batches:
     """Draws the batches of M models with `counts` examples each."""
 
     def __init__(
         self,
-        *,
         seeds: Sequence[int],
         counts: Sequence[int],
         batch_sizes: Sequence[int],

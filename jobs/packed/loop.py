@@ -8,16 +8,37 @@ Shapes: M live models of a block.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.job import Report
-from jobs.packed.threads import flushed_denormals
+from jobs.job import Member, P, Report
+
+
+def set_threads(count: int) -> None:
+    """Use `count` threads for tensor operations of this process."""
+    torch.set_num_threads(max(1, count))
+
+
+@contextlib.contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Treat numbers below 1.2e-38 as zero on the CPU, as every training of a pack does.
+
+    Second moments and errors of a model that has converged fall below that, and operations on such
+    numbers are ten times slower. The setting is the thread's, and is put back at the end.
+    """
+    before = float(torch.full((1,), 1e-40) * 1.0) == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 class Block(ABC):
@@ -40,6 +61,12 @@ def predicted(outputs_MOB: Tensor) -> Tensor:
     """(M, B) the class with the largest output, the first of equal ones on a CPU."""
     # The same as argmax(1), which is ten times slower here.
     return outputs_MOB.max(1).indices
+
+
+def neighbours(pack: Sequence[Member[P]], size: int, key: Callable[[P], Any]) -> list[list[int]]:
+    """Positions in the pack, cut into blocks of `size`; trials with neighbouring keys share one: little is padded."""
+    order = sorted(range(len(pack)), key=lambda position: key(pack[position].params))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def run_blocks(

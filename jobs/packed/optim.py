@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,6 +82,20 @@ class OptimiserSettings:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+
+    @classmethod
+    def of(cls, params: Sequence[Any], epsilon: float = 1e-8) -> OptimiserSettings:
+        """From the parameters of a pack's trials, which declare the fields of `jobs.packed.fields` for it."""
+        first = params[0]
+        return cls(
+            kind=first.optimiser,
+            learning_rate=torch.tensor([p.learning_rate for p in params]),
+            weight_decay=torch.tensor([p.weight_decay for p in params]),
+            momentum=first.momentum,
+            beta1=first.beta1,
+            beta2=first.beta2,
+            epsilon=epsilon,
+        )
 
 
 class Optimiser(ABC):

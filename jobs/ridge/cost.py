@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from jobs.job import Cost
 from jobs.packed.cost import CACHE_BYTES
-
-if TYPE_CHECKING:
-    from jobs.ridge.job import RidgeParams
+from jobs.ridge.params import RidgeParams
 
 
 def problem_bytes(examples: int, features: int, *, dense: bool, wide: bool) -> int:

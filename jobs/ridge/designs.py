@@ -11,16 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from jobs.packed import random
+from jobs.ridge.params import RidgeParams
 from jobs.ridge.random_features import fourier_features, fourier_moments, relu_features, relu_moments
-
-if TYPE_CHECKING:
-    from jobs.ridge.job import RidgeParams
 
 _ROW = 1 << 24
 

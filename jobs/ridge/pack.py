@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +15,7 @@ from jobs.packed.loop import run_blocks
 from jobs.ridge.block import PaddedProblems, RidgeBlock, Settings, effective_parameters
 from jobs.ridge.cost import problem_bytes
 from jobs.ridge.designs import Population, Problems, data_key, make_problems
-
-if TYPE_CHECKING:
-    from jobs.ridge.job import RidgeParams
+from jobs.ridge.params import RidgeParams
 
 _DRAWN_BYTES = 64 << 20
 """Inputs that are drawn and decomposed at once."""

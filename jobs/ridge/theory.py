@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jobs.job import Censored, Prediction, log_spaced_steps
+from jobs.ridge.params import RidgeParams
 from jobs.theory import descent, minimum_norm, ridge_grokking
 from jobs.theory.domain import Floats
-
-if TYPE_CHECKING:
-    from jobs.ridge.job import RidgeParams
 
 DRAWS = 9
 """Data sets that a prediction is averaged over; odd, for the median."""

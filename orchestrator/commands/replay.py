@@ -13,8 +13,8 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 
 def replay(arguments: argparse.Namespace) -> int:
     """0 where the curve is the recorded one (bit for bit in the same setting, else within tolerance), 1 where not."""
-    from jobs.catalogue import JobNotFound, load_job
-    from jobs.job import Member, ParamError
+    from jobs.catalogue import load_job
+    from jobs.job import JobNotFound, Member, ParamError
     from orchestrator.commands.wiring import local_gpus
     from orchestrator.dispatch.environment import setting
     from orchestrator.dispatch.worker import prepare

@@ -42,7 +42,7 @@ def prepare(*, threads: int, job: str | None = None) -> None:
         os.environ[name] = str(threads)
     wants_torch = job is not None and getattr(load_job(job), "needs_torch", True)
     if wants_torch or "torch" in sys.modules:
-        from jobs.packed.threads import set_threads
+        from jobs.packed.loop import set_threads
 
         set_threads(threads)
 

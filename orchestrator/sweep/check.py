@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.catalogue import BUILT_IN, JobNotFound, load_job
-from jobs.job import Job, ParamError, Params, ParamSpec, Scalar, specs
+from jobs.catalogue import BUILT_IN, load_job
+from jobs.job import Job, JobNotFound, ParamError, Params, ParamSpec, Scalar, specs
 from orchestrator.axes import Axis, AxisModel, IntegerAxis, LinearAxis, LogAxis, ValuesAxis, points_of
 from orchestrator.errors import NOTHING, nearest, show
 from orchestrator.expand import Cycle, TooManyTrials, expand

@@ -20,7 +20,7 @@ REPORTS, METRICS = 40, ("train_loss", "train_error", "test_loss", "test_error")
 def simulate(workers: int, models: int, pack_s: float, packs: int) -> dict[str, float]:
     """One sweep of workers * packs packs of `models` trials; virtual seconds and shares."""
     from jobs.catalogue import load_job
-    from jobs.double_descent.job import DoubleDescentParams
+    from jobs.double_descent.params import DoubleDescentParams
     from orchestrator.dispatch.base import PackTask, Progress
     from orchestrator.dispatch.simulated import SimulatedDispatcher, VirtualClock
     from orchestrator.plan.calibration import Calibration

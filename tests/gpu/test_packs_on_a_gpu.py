@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.double_descent.job import DoubleDescent, DoubleDescentParams
+from jobs.double_descent.job import DoubleDescent
+from jobs.double_descent.params import DoubleDescentParams
 from jobs.grokking.job import Grokking, GrokkingParams
 from jobs.job import Job, Member, Params
 

@@ -11,7 +11,8 @@ import numpy as np
 from jobs.grokking import modular
 from jobs.job import Censored, Curves, Member
 from jobs.ridge.designs import make_problems
-from jobs.ridge.job import Ridge, RidgeParams, RidgeThresholds
+from jobs.ridge.job import Ridge
+from jobs.ridge.params import RidgeParams, RidgeThresholds
 from jobs.theory import parallelogram, quadratic_weights, ridge_grokking, weight_decay
 from tests.packing import curves_of
 from tests.science.check import Check, Result, absolute, relative

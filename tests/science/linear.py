@@ -13,7 +13,8 @@ import torch
 from jobs.job import Curves, Member
 from jobs.ridge import random_features
 from jobs.ridge.designs import make_problems
-from jobs.ridge.job import Ridge, RidgeParams
+from jobs.ridge.job import Ridge
+from jobs.ridge.params import RidgeParams
 from jobs.theory import descent, minimum_norm
 from tests.packing import curves_of
 from tests.science.check import Check, Result, absolute, mean_against, relative

@@ -1,0 +1,32 @@
+"""Parameter fields that several jobs declare alike. No torch here.
+
+Each is a `jobs.job.param` that lacks its default or nothing; a job's `Params` keeps its own order:
+`beta2: float = fields.beta2(0.98)`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from jobs.job import param
+
+curve_points = partial(param, low=2, high=320, meaning="log-spaced steps at which the curves are measured")
+steps = partial(param, unit="steps", low=1, high=100_000_000)
+epochs = partial(
+    param, 0, unit="epochs", low=0, high=10_000_000, meaning="passes over the training data; 0: use the parameter steps"
+)
+init_scale = partial(param, 1.0, above=0, high=1e3, meaning="factor on the initial weights and biases")
+label_noise = partial(param, 0.0, low=0, high=1, meaning="probability that a training label is replaced")
+noise_convention = partial(
+    param,
+    choices=("redrawn", "incorrect"),
+    meaning="a replaced label is one of all classes, or one of the wrong ones",
+)
+optimiser = partial(param, choices=("sgd", "adam", "adamw"), meaning="optimiser")
+learning_rate = partial(param, unit="1/step", above=0, high=100)
+momentum = partial(param, low=0, below=1, meaning="momentum (sgd)")
+beta1 = partial(param, 0.9, low=0, below=1, meaning="decay of the first moment (adam, adamw)")
+beta2 = partial(param, low=0, below=1, meaning="decay of the second moment (adam, adamw)")
+weight_decay = partial(param, 0.0, low=0, high=1e3, meaning="L2 term in the gradient (sgd, adam), or decoupled (adamw)")
+prominence = partial(param, 0.01, low=0)
+"""Of a peak, in a job's thresholds (see `jobs.curves.most_prominent_peak`)."""
