@@ -1,8 +1,12 @@
-"""What an axis of a sweep may be: how the file writes it, and the values it stands for."""
+"""Axes: how the sweep file writes them, the values they stand for, and the settings that their product makes.
+
+A setting is a value for each parameter that a trial sets.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -12,11 +16,13 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from jobs.job import Scalar
 
 MOST_POINTS = 1_000_000
+MOST_TRIALS = 2_000_000
+"""All trials of a grid are held in the driver's memory; a larger grid is most likely a mistake."""
 _LARGEST = 10**15
 Scale = Literal["linear", "log", "integer", "values"]
 
 ScalarValue = bool | int | float | str
-"""`Scalar` as pydantic checks it: strictly, so that `true` is no number."""
+"""`Scalar` as pydantic checks it: strictly, so that `true` is not a number."""
 
 
 def key(default: Any = ..., *, meaning: str, valid: str, **rules: Any) -> Any:
@@ -38,7 +44,7 @@ class _AxisModel(FileModel):
     )
 
 
-class _RangeAxis(_AxisModel):
+class _Range(_AxisModel):
     points: int | None = key(
         None,
         meaning="Number of points, both ends included; a boundary search without them looks anywhere in between.",
@@ -48,7 +54,7 @@ class _RangeAxis(_AxisModel):
     )
 
 
-class LinearAxis(_RangeAxis):
+class LinearAxis(_Range):
     """Evenly spaced values."""
 
     scale: Literal["linear"] = key(meaning="How the values are spaced.", valid="linear")
@@ -57,7 +63,7 @@ class LinearAxis(_RangeAxis):
     include: list[float] = key([], meaning="Further values, put in order among the others.", valid="a list of numbers")
 
 
-class LogAxis(_RangeAxis):
+class LogAxis(_Range):
     """Values with a constant ratio."""
 
     scale: Literal["log"] = key(meaning="How the values are spaced.", valid="log")
@@ -68,7 +74,7 @@ class LogAxis(_RangeAxis):
     )
 
 
-class IntegerAxis(_RangeAxis):
+class IntegerAxis(_Range):
     """Whole numbers with a roughly constant ratio; those that coincide are kept once."""
 
     scale: Literal["integer"] = key(meaning="How the values are spaced.", valid="integer")
@@ -88,7 +94,8 @@ class ValuesAxis(_AxisModel):
     )
 
 
-AxisModel = LinearAxis | LogAxis | IntegerAxis | ValuesAxis
+RangeAxis = LinearAxis | LogAxis | IntegerAxis
+AxisModel = RangeAxis | ValuesAxis
 AXIS_MODELS: Mapping[str, type[AxisModel]] = {
     "linear": LinearAxis,
     "log": LogAxis,
@@ -98,7 +105,7 @@ AXIS_MODELS: Mapping[str, type[AxisModel]] = {
 
 
 def axis_kind(written: Any) -> str | None:
-    """Which of `AXIS_MODELS` (or "list") something written in the file is meant to be, if it says so."""
+    """Which of `AXIS_MODELS` (or "list") the file's value is meant to be; None where it does not say."""
     if isinstance(written, list):
         return "list"
     if isinstance(written, BaseModel):
@@ -124,7 +131,7 @@ AxisWritten = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One axis of a sweep, its values resolved."""
+    """One axis of a sweep with its values."""
 
     name: str
     """The parameter that it varies."""
@@ -136,36 +143,36 @@ class Axis:
     group: int | None = None
     """Axes with the same number advance together."""
     between: bool = False
-    """Whether a search may give it any value from the first to the last of `values`, which are then its two ends."""
+    """Whether a search may choose any value between the two in `values`, which are then the ends of the range."""
 
-    def exists(self, settings: Mapping[str, Scalar]) -> bool:
-        """Whether the condition holds for these values (of the other axes, fixed ones and defaults)."""
-        return all(name in settings and settings[name] in among for name, among in self.when.items())
+    def exists(self, setting: Mapping[str, Scalar]) -> bool:
+        """Whether the condition holds for these values of the other axes, fixed parameters and defaults."""
+        return all(name in setting and setting[name] in among for name, among in self.when.items())
 
 
 def same_on_every_machine(value: float) -> float:
-    """A computed point to 12 significant digits.
+    """A computed point, rounded to 12 significant digits.
 
-    The last bits of a logarithm differ between processors, and a trial's identity is the hash of its
-    values: without this, a sweep resumed on another machine would find none of its finished trials.
+    The last bits of a logarithm differ between processors, and a trial's id is the hash of its values: without
+    rounding, a sweep resumed on another machine would find none of its finished trials.
     """
     return float(f"{value:.12g}")
 
 
 def points_of(axis: AxisModel) -> list[Scalar]:
-    """The values that an axis stands for, before the job has seen them; its two ends where it has no `points`.
+    """The values of an axis, not yet checked by the job; its two ends where it has no `points`.
 
-    Linear and log keep their direction (from a large to a small value they fall); `include` is sorted
-    in among them. Integers are `sorted(set(int(w) for w in geomspace(from, to, points)))`, where a point that
-    is a whole number but for rounding is that number (8, not 7.999...).
+    Linear and log axes keep their direction (they fall where `from` > `to`), and the values of `include` are sorted
+    into them. Integers are `sorted(set(int(w) for w in geomspace(from, to, points)))`, computed so that rounding
+    errors do not make 7 of 8.
     """
     if isinstance(axis, ValuesAxis):
         return list(axis.values)
     if axis.points is None:
         return [axis.start, axis.to]
     if isinstance(axis, IntegerAxis):
-        computed_integers = np.geomspace(axis.start, axis.to, axis.points)
-        return sorted({int(same_on_every_machine(float(w))) for w in computed_integers} | set(axis.include))
+        spaced = np.geomspace(axis.start, axis.to, axis.points)
+        return sorted({int(same_on_every_machine(float(w))) for w in spaced} | set(axis.include))
     if axis.start == axis.to:
         return sorted({axis.start, *axis.include})
     space = np.geomspace if isinstance(axis, LogAxis) else np.linspace
@@ -176,3 +183,65 @@ def points_of(axis: AxisModel) -> list[Scalar]:
         computed[-1] = axis.to
     falling = axis.start > axis.to
     return sorted({*computed, *axis.include}, reverse=falling) if axis.include else list(dict.fromkeys(computed))
+
+
+class TooManyTrials(ValueError):
+    """The axes stand for more than `MOST_TRIALS`: the argument is how many, as far as they were counted."""
+
+
+class Cycle(ValueError):
+    """The conditions of some axes depend on each other: the arguments are their names."""
+
+
+def dimensions(axes: Sequence[Axis]) -> list[tuple[Axis, ...]]:
+    """The factors of the grid: single axes and zipped groups, in the file's order.
+
+    A dimension whose condition names another axis comes after that axis.
+
+    Raises:
+        Cycle: there is no such order.
+    """
+    groups: dict[object, list[Axis]] = {}
+    for axis in axes:
+        groups.setdefault(axis.name if axis.group is None else axis.group, []).append(axis)
+    waiting = [tuple(group) for group in groups.values()]
+    ordered: list[tuple[Axis, ...]] = []
+    while waiting:
+        unknown = {axis.name for dimension in waiting for axis in dimension}
+        ready = next((d for d in waiting if not any(unknown & set(axis.when) for axis in d)), None)
+        if ready is None:
+            raise Cycle(*(axis.name for dimension in waiting for axis in dimension if unknown & set(axis.when)))
+        waiting.remove(ready)
+        ordered.append(ready)
+    return ordered
+
+
+def expand(
+    axes: Sequence[Axis], fixed: Mapping[str, Scalar], defaults: Mapping[str, Scalar], *, replicates: int = 1
+) -> tuple[list[dict[str, Scalar]], set[str]]:
+    """Every setting of the grid, the last axis varying fastest, and the axes that exist in none of them.
+
+    A setting holds the fixed parameters and the axes that exist there. Conditions also see the job's `defaults`.
+    Zipped axes and conditions can make equal settings.
+
+    Raises:
+        Cycle: see `dimensions`.
+        TooManyTrials: there are more than `MOST_TRIALS`, replicates counted.
+    """
+    ordered = dimensions(axes)
+    certain = math.prod(len(d[0].values) for d in ordered if not any(axis.when for axis in d))
+    if certain * replicates > MOST_TRIALS:
+        raise TooManyTrials(certain * replicates)
+    settings: list[dict[str, Scalar]] = [dict(fixed)]
+    never = {axis.name for axis in axes}
+    for dimension in ordered:
+        shorter, settings = settings, []
+        for setting in shorter:
+            existing = [axis for axis in dimension if not axis.when or axis.exists({**defaults, **setting})]
+            names = [axis.name for axis in existing]
+            never.difference_update(names)
+            rows = zip(*(axis.values for axis in existing), strict=True) if existing else [()]
+            settings += [{**setting, **dict(zip(names, row, strict=True))} for row in rows]
+            if len(settings) * replicates > MOST_TRIALS:
+                raise TooManyTrials(len(settings) * replicates)
+    return settings, never

@@ -7,8 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.axes import Axis, IntegerAxis, LinearAxis, LogAxis, ValuesAxis, points_of, same_on_every_machine
-from orchestrator.expand import MOST_TRIALS, Cycle, TooManyTrials, dimensions, expand
+from orchestrator.axes import (
+    MOST_TRIALS,
+    Axis,
+    Cycle,
+    IntegerAxis,
+    LinearAxis,
+    LogAxis,
+    TooManyTrials,
+    ValuesAxis,
+    dimensions,
+    expand,
+    points_of,
+    same_on_every_machine,
+)
 
 positive = st.floats(1e-6, 1e6)
 

@@ -45,8 +45,8 @@ CASES = {
     ),
     "tracking key": ("tracking: {url: x}", "2:12: unknown key 'url'", "did you mean 'uri'?"),
     "tracking type": ("tracking: {uri: 3}", "2:17: 'uri' must be text", "put it in quotes"),
-    "duplicate key": ("seed: 1\nseed: 2", "3:1: duplicate key 'seed'; it stands at", "keep one of the two"),
-    "duplicate axis": ("axes:\n  steps: [1]\n  steps: [2]", "4:3: duplicate axis 'steps'; it stands at", "keep one"),
+    "duplicate key": ("seed: 1\nseed: 2", "3:1: duplicate key 'seed'; the first is at", "keep one of the two"),
+    "duplicate axis": ("axes:\n  steps: [1]\n  steps: [2]", "4:3: duplicate axis 'steps'; the first is at", "keep one"),
     "unknown axis": ("axes:\n  stepz: [1]", "3:3: unknown parameter 'stepz' of job", "did you mean 'steps'?"),
     "axis the job lacks": (
         "axes:\n  colour: [1]",

@@ -159,8 +159,8 @@ BAD_FILES = [
     pytest.param("a: 1\nb: é\n".encode("latin-1"), "2:4: not UTF-8 text: byte 0xe9", id="latin-1"),
     pytest.param("a: 1\n".encode("utf-16"), "1:1: not UTF-8 text: byte 0xff", id="utf-16"),
     pytest.param("a: " + "[" * 5000 + "]" * 5000, "1:1: nested too deeply", id="deep"),
-    pytest.param("a: 1\nb: 2\na: 3\n", "3:1: duplicate key 'a'; it stands at", id="duplicate"),
-    pytest.param("a: &x [*x]\n", "1:4: an alias inside the very thing", id="circle"),
+    pytest.param("a: 1\nb: 2\na: 3\n", "3:1: duplicate key 'a'; the first is at", id="duplicate"),
+    pytest.param("a: &x [*x]\n", "1:4: an alias inside the value", id="circle"),
     pytest.param("a: &x {<<: *x}\n", "1:4: '<<' merges a mapping into itself", id="merge circle"),
     pytest.param("a: {<<: 3}\n", "1:9: '<<' merges a mapping", id="merge number"),
     pytest.param("a: !!python/name:os.system x\n", "1:4: the tag", id="tag"),
@@ -184,7 +184,7 @@ def test_a_bad_file_is_refused_with_its_place(parse: Any, tmp_path: Path, text: 
 def test_a_file_that_expands_without_bound_is_refused(parse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.sweep.yaml._MOST_NODES", 1000)
     lines = ["a0: &a0 [1, 1, 1, 1]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
-    with pytest.raises(UserError, match="aliases stand for more than"):
+    with pytest.raises(UserError, match="aliases expand to more than"):
         parse("\n".join(lines))
 
 
@@ -194,7 +194,7 @@ def test_a_file_that_expands_without_bound_is_refused(parse: Any, monkeypatch: p
         ("a", "an override is path=value"),
         ("=3", "an override is path=value"),
         ("a..b=3", "an override is path=value"),
-        ("a.x=3", "'a' holds a value, so nothing can be set inside it"),
+        ("a.x=3", "'a' is a value: nothing can be set inside it"),
         ("b.c.5=3", "'b.c' is a list of 2 values; it has no '5'"),
         ("b.c.points.x=3", "'b.c' is a list of 2 values; it has no 'points'"),
         ("a=[1", "not YAML: expected ',' or ']'"),

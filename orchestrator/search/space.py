@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Scalar
-from orchestrator.axes import Axis, Scale
-from orchestrator.expand import dimensions, expand
+from orchestrator.axes import Axis, Scale, dimensions, expand
 
 MOST_COORDINATES = 4
 CELLS = 2**20
@@ -304,7 +303,7 @@ def slices_of(axes: Sequence[Axis], fixed: Mapping[str, Scalar], defaults: Mappi
 
     Raises:
         SpaceError: they cannot be searched.
-        expand.Cycle, expand.TooManyTrials: as for a grid.
+        Cycle, TooManyTrials: as for a grid.
     """
     searched = {axis.name for axis in axes if axis.scale != "values"}
     for axis in axes:

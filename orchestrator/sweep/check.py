@@ -10,9 +10,8 @@ from typing import Any
 
 from jobs.catalogue import BUILT_IN, load_job
 from jobs.job import Job, JobNotFound, ParamError, Params, ParamSpec, Scalar, specs
-from orchestrator.axes import Axis, AxisModel, IntegerAxis, LinearAxis, LogAxis, ValuesAxis, points_of
+from orchestrator.axes import Axis, AxisModel, Cycle, RangeAxis, TooManyTrials, ValuesAxis, expand, points_of
 from orchestrator.errors import NOTHING, nearest, show
-from orchestrator.expand import Cycle, TooManyTrials, expand
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.sweep.file import parse_axis, unknown, valid_values
 from orchestrator.trial import Trial
@@ -204,9 +203,7 @@ def _axis_values(
     return values
 
 
-def _check_direction(
-    document: Document, keys: Keys, written: LinearAxis | LogAxis | IntegerAxis, *, zipped: bool
-) -> None:
+def _check_direction(document: Document, keys: Keys, written: RangeAxis, *, zipped: bool) -> None:
     """A range rises. One that is zipped may fall, since that says which values go together; integers are sorted."""
     is_search = written.points is None
     if zipped and written.scale != "integer" and not is_search:

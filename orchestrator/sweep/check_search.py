@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from jobs.job import Scalar
-from orchestrator.axes import Axis
+from orchestrator.axes import Axis, Cycle, TooManyTrials
 from orchestrator.errors import nearest
-from orchestrator.expand import Cycle, TooManyTrials
 from orchestrator.search.space import MOST_COORDINATES, Slice, SpaceError, slices_of
 from orchestrator.sweep.document import Document
 from orchestrator.sweep.file import SearchKeys, target_kind
