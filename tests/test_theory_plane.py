@@ -24,7 +24,7 @@ from orchestrator.phases.publish import Published, publish
 from orchestrator.phases.publish_map import Drawing
 from orchestrator.phases.table import collect
 from orchestrator.phases.theory.overlay import COLOURS
-from orchestrator.phases.theory.plane import SIDE, Settings, TheoryPlane, asker, side_of_level, theory_plane
+from orchestrator.phases.theory.plane import SIDE, SliceParams, TheoryPlane, asker, side_of_level, theory_plane
 from orchestrator.trial import Trial
 
 HEAT = axis("heat", 0.1, 10.0, scale="log")
@@ -93,11 +93,14 @@ def told(
     found = classify(aim, diagram, table, axes)
     (one,) = found.fitted
     by = {t.id: t.params for t in trials}
-    settings = Settings(
-        params=[by[table.trial_id[r]] for r in one.slice.rows], x=one.slice.x, partners=diagram.partners
-    )
+    params = [by[table.trial_id[r]] for r in one.slice.rows]
     ask = asker(job, MeltThresholds(), aim, found.labels)
-    return theory_plane(planes(one)[0], one, settings, ask, range(len(found.labels)), seconds=seconds)
+    return theory_plane(
+        planes(one)[0],
+        SliceParams(slice=one.slice, params=params, partners=diagram.partners),
+        ask,
+        seconds=seconds,
+    )
 
 
 @pytest.mark.parametrize("kind", ["phase", "level"])

@@ -17,7 +17,7 @@ from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, ridge_of
 from orchestrator.phases.table import SweepView, TrialTable
 from orchestrator.phases.text import percent, plural
 from orchestrator.phases.theory.ask import has_theory
-from orchestrator.phases.theory.plane import MOST_SECONDS, Settings, asker, theory_plane
+from orchestrator.phases.theory.plane import MOST_SECONDS, SliceParams, asker, theory_plane
 from orchestrator.records import Status
 from orchestrator.surface.base import RidgeSurface, Surrogate
 from orchestrator.trial import Trial
@@ -179,13 +179,10 @@ def _with_theory(
     ask = asker(job, sweep.thresholds(), aim, labels)
     made = []
     for panel in panels:
-        one = panel.of.slice
-        settings = Settings(
-            params=[params[table.trial_id[row]] for row in one.rows], x=one.x, partners=diagram.partners
-        )
-        told = theory_plane(
-            panel.plane, panel.of, settings, ask, range(len(labels)), seconds=MOST_SECONDS / len(panels)
-        )
+        of = panel.of.slice
+        rows = [params[table.trial_id[row]] for row in of.rows]
+        slice_params = SliceParams(slice=of, params=rows, partners=diagram.partners)
+        told = theory_plane(panel.plane, slice_params, ask, seconds=MOST_SECONDS / len(panels))
         made.append(replace(panel, theory=told))
     return made
 

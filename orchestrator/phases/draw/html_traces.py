@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.layout import Panel, grid_of, markers, spread_out, wants_log
-from orchestrator.phases.map.boundary import boundary
+from orchestrator.phases.map.contour import boundary
 from orchestrator.phases.scale import AxisScale, log_ticks
 from orchestrator.phases.table import TrialTable
 from orchestrator.phases.text import (
@@ -109,7 +109,7 @@ def label_traces(
         traces += _marks(diagram, split, x, y, "replicates disagree", {"symbol": "diamond-open", "size": 6}, texts)
     if grid is not None and y is not None:
         share = np.where(grid[:, :, None] < 0, np.nan, diagram.share[grid])
-        drawn = boundary(diagram.axes[x], diagram.axes[y], share).drawn
+        drawn = boundary(diagram.axes[x], diagram.axes[y], share)
         if drawn:
             traces.append(_polylines(drawn, "boundary (share 1/2)", {"color": INK, "width": 1.6}))
         told = theory.map_of(diagram, panel, x, y) if theory is not None else None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.layout import Layout, Panel, grid_of, spread_out, wants_log
-from orchestrator.phases.map.boundary import boundary
+from orchestrator.phases.map.contour import boundary
 from orchestrator.phases.scale import AxisScale, linear_ticks, log_ticks
 from orchestrator.phases.text import INK, NOT_REACHED, SOFT, label_colour, number, words
 from orchestrator.phases.theory.overlay import COLOURS, DASH, Overlay, caption
@@ -58,7 +58,7 @@ def draw_labels(
         )
     if y is not None:
         share = np.where(grid[:, :, None] < 0, np.nan, diagram.share[grid])
-        lines = boundary(diagram.axes[x], diagram.axes[y], share).drawn
+        lines = boundary(diagram.axes[x], diagram.axes[y], share)
         # On a fine grid a bold line would hide the cells it runs between.
         width = float(np.clip(75 / max(grid.shape), 0.4, 1.5))
         for colour, drawn_width in (("white", width + 1.7), (INK, width)) if width > 1 else ((INK, width),):

@@ -1,28 +1,105 @@
-"""Where two classes are believed equally: polylines on a plane, every vertex found to far less than a raster's square.
+"""Boundaries as polylines: between the settings of a grid, and between the classes that a classifier believes in.
 
-The topology comes from marching squares on the raster of leading classes; each crossing is then found on its edge by
-bisection of the belief itself. With more than two classes a line runs between the two that lead on its two sides.
+On a grid, a boundary is the line on which a phase's share of the replicates is 1/2, interpolated linearly between the
+centres of the cells in the axes' own coordinates (log10 on a log axis). With one replicate it runs half-way between
+neighbouring settings whose labels differ: its position is known no better than the grid.
+
+In a classifier's plane, a boundary is the line on which two classes are believed equally. Its topology comes from the
+raster of leading classes; each vertex is then located on its edge of the raster by bisection of the belief itself. With
+more than two classes, a line runs between the two that lead on its two sides.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
+from contourpy import contour_generator
 from numpy.typing import NDArray
 
-from orchestrator.phases.map.boundary import Edge, contours
 from orchestrator.phases.map.raster import SURE, Belief, Raster, leading
+from orchestrator.phases.scale import AxisScale
 from orchestrator.surface.base import Points
 
+Line = NDArray[np.float64]
+"""(P, 2) points, x and y; a closed line ends where it began."""
+
 BISECTIONS = 16
-"""An edge of 1/200 of the box is halved so often: vertices are known to 1e-7 of it."""
+"""An edge of 1/200 of the box is halved this often: vertices are known to 1e-7 of the box."""
 FARTHEST = 0.5
-"""How far along the normal the band's ends are looked for, in box widths."""
+"""How far along the normal the ends of the band are searched for, in box widths."""
 _STEPS = 14
 _SLOPE = 1e-3
+_LEAST_WEIGHT = 1e-3
+"""Keeps an interpolated vertex away from the ends of its edge, so that the edge can be told from the vertex."""
+
+
+def boundary(x: AxisScale, y: AxisScale, share: NDArray[np.float64]) -> list[Line]:
+    """The boundaries on a grid of shares (X, Y, L), in drawing positions; no line is drawn beside a hole (NaN).
+
+    No line crosses a text axis, nor the gap to a column that is set apart.
+    """
+    if not (x.numeric and y.numeric):
+        return []
+    inner = share[x.special :, y.special :]
+    u, v = x.position[x.special :], y.position[y.special :]
+    winner = np.nan_to_num(inner).argmax(axis=2)
+    present = np.flatnonzero(np.nan_to_num(inner).max(axis=(0, 1), initial=0) > 0)
+    return [
+        line
+        for label in present
+        # Of two labels that share a tie the first has it, as on the map: so their boundaries coincide.
+        for line in half_level(u, v, inner[:, :, label], winner == label, joined=bool(label == present[0]))
+    ]
+
+
+def half_level(
+    u: NDArray[np.float64],
+    v: NDArray[np.float64],
+    share: NDArray[np.float64],
+    ties: NDArray[np.bool_] | bool = False,
+    *,
+    joined: bool = False,
+) -> list[Line]:
+    """Polylines where `share` (U, V), given at the points u x v, is 1/2; a hole is NaN.
+
+    A share of exactly 1/2 counts as above where `ties` (U, V) says so. In a saddle the mean of the four corners decides
+    which of them are connected; where that is 1/2 too, the upper ones are if `joined`.
+    """
+    above = np.where((share == 0.5) & ties, np.nextafter(0.5, 1), share)
+    return _contours(u, v, above, np.nextafter(0.5, 0) if joined else 0.5)
+
+
+def outlines(inside: NDArray[np.bool_], weight: NDArray[np.float64]) -> list[Points]:
+    """The lines that separate the points of a lattice (U, V) that are `inside` from the others.
+
+    Each vertex is the middle of the lattice edge that the line crosses, in units of the indices: (3.5, 2) lies between
+    the points (3, 2) and (4, 2). In a saddle the corners with the larger `weight` (U, V) in sum are connected; where it
+    is NaN, there is a hole.
+    """
+    clipped = np.clip(weight, _LEAST_WEIGHT, 1)
+    lines = _contours(*map(np.arange, inside.shape), np.where(inside, clipped, -clipped), 0.0)
+    return [(np.floor(line) + np.ceil(line)) / 2 for line in (line.round(6) for line in lines)]
+
+
+def outlines_of_labels(label: NDArray[np.int64]) -> list[Points]:
+    """The outlines of every class on a lattice of labels (U, V), see `outlines`; a negative label is a hole."""
+    lines: list[Points] = []
+    for k in (present := np.unique(label[label >= 0])):
+        # In saddles the first class is connected, and no other one: so outlines that meet coincide.
+        weight = np.where((label == k) == (k == present[0]), 1.0, 0.9)
+        lines += outlines(label == k, np.where(label < 0, np.nan, weight))
+    return lines
+
+
+def _contours(u: NDArray[Any], v: NDArray[Any], value: NDArray[np.float64], level: float) -> list[Line]:
+    if min(value.shape) < 2:
+        return []
+    generator = contour_generator(u, v, np.ma.masked_invalid(value.T), corner_mask=False)
+    return cast("list[Line]", generator.lines(level))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,19 +111,17 @@ class Crossing:
     points: Points
     """(P, 2)"""
     offsets: NDArray[np.float64]
-    """(P, 2) how far along `normal` the belief in `a` is 5% and the belief in `b`, and the other way round; box widths.
+    """(P, 2) signed distances along `normal` at which class `a` has 5% of the belief, and 95%; in box widths.
 
-    The first is <= 0, the second >= 0; NaN where the belief is nowhere so sure, within the box and 1/2 of its width.
+    The first is <= 0, the second >= 0; NaN where the belief does not get there within the box and 1/2 of its width.
     """
     normal: Points
     """(P, 2) unit vectors towards class `a`, in the unit square."""
 
     def ends(self) -> tuple[Points, Points]:
-        """(P, 2) each: the band's two ends, the one on b's side (belief in a 5%) and the one on a's side (95%)."""
-        return (
-            self.points + self.offsets[:, :1] * self.normal,
-            self.points + self.offsets[:, 1:] * self.normal,
-        )
+        """(P, 2) each: the two ends of the band, where class `a` has 5% and 95% of the belief."""
+        low, high = (self.points + offset[:, None] * self.normal for offset in self.offsets.T)
+        return low, high
 
 
 def crossings(belief: Belief, raster: Raster, *, stride: int = 2) -> list[Crossing]:
@@ -55,42 +130,32 @@ def crossings(belief: Belief, raster: Raster, *, stride: int = 2) -> list[Crossi
     Args:
         belief: of the plane.
         raster: of that belief.
-        stride: take every so many points of the raster: how far apart vertices are.
+        stride: use every so many points of the raster, which sets the distance between vertices.
     """
     shares = raster.belief[::stride, ::stride]
     label = leading(shares)
-    squares = len(shares) - 1
-    pieces: list[tuple[int, int, Points]] = []
-    present = np.unique(label)
-    for a in present:
-        rest = shares.copy()
-        rest[:, :, a] = -np.inf
-        excess = shares[:, :, a] - rest.max(axis=2) if shares.shape[2] > 1 else np.ones(label.shape)
-        for chain in contours(label == a, excess, saddle=bool(a == present[0])):
-            pieces += _pieces(int(a), chain, label, belief, squares)
-    return [_with_band(belief, a, b, points) for a, b, points in pieces]
+    lines = []
+    for a in np.unique(label):
+        rest = np.delete(shares, a, axis=2).max(axis=2, initial=-np.inf)
+        for outline in outlines(label == a, np.abs(shares[:, :, a] - rest)):
+            lines += [_with_band(belief, int(a), b, points) for b, points in _pieces(int(a), outline, label, belief)]
+    return lines
 
 
-def _pieces(
-    a: int, chain: Sequence[Edge], label: NDArray[np.int64], belief: Belief, squares: int
-) -> list[tuple[int, int, Points]]:
+def _pieces(a: int, outline: Points, label: NDArray[np.int64], belief: Belief) -> Iterator[tuple[int, Points]]:
     """The parts of class `a`'s outline beyond which one class `b` > a leads (the others are in b's own outline)."""
-    ends = np.array([((i, j), (i + 1, j) if along == 0 else (i, j + 1)) for along, i, j in chain])
-    inside = label[ends[:, 0, 0], ends[:, 0, 1]] == a
-    within = np.where(inside[:, None], ends[:, 0], ends[:, 1])
-    beyond = np.where(inside[:, None], ends[:, 1], ends[:, 0])
-    points, other = _bisect(belief, a, within / squares, beyond / squares)
-    closed = len(chain) > 2 and chain[0] == chain[-1]
-    if closed and len(set(other)) > 1:
-        # Begin where the other class changes, so that no piece is cut in two.
+    first, last = np.floor(outline).astype(np.int64), np.ceil(outline).astype(np.int64)
+    inside = (label[first[:, 0], first[:, 1]] == a)[:, None]
+    squares = len(label) - 1
+    points, other = _bisect(belief, a, np.where(inside, first, last) / squares, np.where(inside, last, first) / squares)
+    if len(outline) > 2 and (outline[0] == outline[-1]).all() and len(set(other)) > 1:
+        # Begin a closed line where the other class changes, so that no piece is cut in two.
         start = int(np.flatnonzero(other[1:] != other[:-1])[0]) + 1
         points, other = np.roll(points[:-1], -start, axis=0), np.roll(other[:-1], -start)
     cuts = [0, *(np.flatnonzero(other[1:] != other[:-1]) + 1), len(other)]
-    found = []
-    for first, last in itertools.pairwise(cuts):
-        if other[first] > a and last - first > 1:
-            found.append((a, int(other[first]), points[first:last]))
-    return found
+    for begin, end in itertools.pairwise(cuts):
+        if other[begin] > a and end - begin > 1:
+            yield int(other[begin]), points[begin:end]
 
 
 def _bisect(belief: Belief, a: int, within: Points, beyond: Points) -> tuple[Points, NDArray[np.int64]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from jobs.job import Censored
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.layout import Panel, grid_of
-from orchestrator.phases.map.boundary import Line, half_level
+from orchestrator.phases.map.contour import Line, outlines_of_labels
 from orchestrator.phases.text import percent, plural, words
 from orchestrator.phases.theory.ask import Asked
 from orchestrator.phases.theory.deviation import Deviations
@@ -84,10 +84,9 @@ class Overlay:
             u, v = across.position[across.special :], up.position[up.special :]
             stride = _whole_stride(label)
             label, u, v = label[::stride, ::stride], u[::stride], v[::stride]
-            present = np.unique(label[label >= 0])
-            for which in present:
-                share = np.where(label < 0, np.nan, label == which)
-                lines += half_level(u, v, share, label == which, saddle=bool(which == present[0]))
+            for line in outlines_of_labels(label):
+                at = (np.interp(line[:, k], np.arange(len(w)), w) for k, w in enumerate((u, v)))
+                lines.append(np.column_stack(list(at)))
         return TheoryMap(lines=tuple(drawn_once(lines)), compared=compared, differ=differ)
 
 
