@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from contourpy import contour_generator
@@ -70,7 +70,7 @@ def half_level(
     which of them are connected; where that is 1/2 too, the upper ones are if `joined`.
     """
     above = np.where((share == 0.5) & ties, np.nextafter(0.5, 1), share)
-    return _contours(u, v, above, np.nextafter(0.5, 0) if joined else 0.5)
+    return _contours(above, np.nextafter(0.5, 0) if joined else 0.5, u, v)
 
 
 def outlines(inside: NDArray[np.bool_], weight: NDArray[np.float64]) -> list[Points]:
@@ -81,7 +81,7 @@ def outlines(inside: NDArray[np.bool_], weight: NDArray[np.float64]) -> list[Poi
     is NaN, there is a hole.
     """
     clipped = np.clip(weight, _LEAST_WEIGHT, 1)
-    lines = _contours(*map(np.arange, inside.shape), np.where(inside, clipped, -clipped), 0.0)
+    lines = _contours(np.where(inside, clipped, -clipped), 0.0)
     return [(np.floor(line) + np.ceil(line)) / 2 for line in (line.round(6) for line in lines)]
 
 
@@ -95,7 +95,12 @@ def outlines_of_labels(label: NDArray[np.int64]) -> list[Points]:
     return lines
 
 
-def _contours(u: NDArray[Any], v: NDArray[Any], value: NDArray[np.float64], level: float) -> list[Line]:
+def _contours(
+    value: NDArray[np.float64],
+    level: float,
+    u: NDArray[np.float64] | None = None,
+    v: NDArray[np.float64] | None = None,
+) -> list[Line]:
     if min(value.shape) < 2:
         return []
     generator = contour_generator(u, v, np.ma.masked_invalid(value.T), corner_mask=False)
