@@ -157,7 +157,7 @@ def test_a_sweep_file_is_published_as_it_stands(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported_before_a_picture_is_drawn() -> None:
     code = (
-        "import sys, orchestrator.phases.publish, orchestrator.phases.boundary\n"
+        "import sys, orchestrator.phases.publish, orchestrator.phases.compare\n"
         "heavy = {'matplotlib', 'plotly', 'pyarrow', 'pandas', 'torch', 'ray', 'mlflow', 'optuna'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -11,8 +11,9 @@ from orchestrator.errors import UserError
 from orchestrator.tracking.address import shown
 
 if TYPE_CHECKING:
+    from orchestrator.axes import Axis
     from orchestrator.phases.compare import Side
-    from orchestrator.phases.table import AxisNote, TrialTable
+    from orchestrator.phases.table import TrialTable
 
 TABLE = "trials.parquet"
 _KINDS = ("a sweep file (.yaml)", f"a folder with {TABLE}", "a table of trials (.parquet)")
@@ -141,13 +142,13 @@ def _of_table(file: Path) -> Side:
     return side(name, table, _guessed(table), phases)
 
 
-def _guessed(table: TrialTable) -> Sequence[AxisNote]:
+def _guessed(table: TrialTable) -> Sequence[Axis]:
     """The axes of a table that remembers none: every parameter that varies."""
-    from orchestrator.phases.table import AxisNote
+    from orchestrator.axes import Axis
 
     axes = []
     for name, column in table.params.items():
         values = tuple(dict.fromkeys(v for v in column if v is not None))
         if len(set(column)) > 1:
-            axes.append(AxisNote(name=name, scale="values", values=values))
+            axes.append(Axis(name=name, scale="values", values=values))
     return axes

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Scalar
+from orchestrator.axes import Axis
 from orchestrator.phases.compare_settings import Settings, differences
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.map.box import BoxAxis
 from orchestrator.phases.map.classify import Aim, classify
 from orchestrator.phases.map.raster import in_chunks
 from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, lattice
-from orchestrator.phases.table import AxisView, TrialTable
+from orchestrator.phases.table import TrialTable
 from orchestrator.phases.text import plural
 from orchestrator.surface.base import ClassSurface, Points, Surrogate
 
@@ -34,7 +35,7 @@ class Side:
 
     name: str
     table: TrialTable
-    axes: Sequence[AxisView]
+    axes: Sequence[Axis]
     phases: Sequence[str]
     diagram: PhaseDiagram
     found: FittedMap
@@ -130,7 +131,7 @@ class Comparison:
 def side(
     name: str,
     table: TrialTable,
-    axes: Sequence[AxisView],
+    axes: Sequence[Axis],
     phases: Sequence[str],
     *,
     listed: bool = False,

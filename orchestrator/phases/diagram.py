@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import ParamSpec, Scalar
+from orchestrator.axes import Axis
 from orchestrator.phases.scale import AxisScale, axis_scale
-from orchestrator.phases.table import AxisView, TrialTable
+from orchestrator.phases.table import TrialTable
 from orchestrator.phases.text import axis_label
 from orchestrator.records import Status
 
@@ -121,7 +122,7 @@ class PhaseDiagram:
 
 def phase_diagram(
     name: str,
-    axes: Sequence[AxisView],
+    axes: Sequence[Axis],
     phases: Sequence[str],
     table: TrialTable,
     specs: Mapping[str, ParamSpec],
@@ -226,19 +227,15 @@ def cell_values(
     )
 
 
-def _coordinate(axis: AxisView, table: TrialTable) -> tuple[Scalar | None, ...]:
+def _coordinate(axis: Axis, table: TrialTable) -> tuple[Scalar | None, ...]:
     """(N,) the axis's value of each trial; None where its condition does not hold."""
     values = table.params.get(axis.name, (None,) * len(table))
-    if not axis.when:
-        return values
-    exists = [True] * len(values)
-    for name, wanted in axis.when.items():
-        allowed = set(wanted) if isinstance(wanted, (list, tuple, set, frozenset)) else {wanted}
-        exists = [e and v in allowed for e, v in zip(exists, table.params[name], strict=True)]
-    return tuple(v if e else None for v, e in zip(values, exists, strict=True))
+    for name, allowed in axis.when.items():
+        values = tuple(v if c in allowed else None for v, c in zip(values, table.params[name], strict=True))
+    return values
 
 
-def _file_order(axis: AxisView, column: Sequence[Scalar | None]) -> list[Scalar | None]:
+def _file_order(axis: Axis, column: Sequence[Scalar | None]) -> list[Scalar | None]:
     """The distinct values of a column: those of the sweep file in its order, then any other, sorted."""
     present = set(column)
     known = [v for v in axis.values if v in present]
@@ -246,14 +243,14 @@ def _file_order(axis: AxisView, column: Sequence[Scalar | None]) -> list[Scalar 
 
 
 def _independent(
-    axes: Sequence[AxisView], columns: Mapping[str, tuple[Scalar | None, ...]]
-) -> tuple[list[AxisView], dict[str, tuple[str, ...]]]:
+    axes: Sequence[Axis], columns: Mapping[str, tuple[Scalar | None, ...]]
+) -> tuple[list[Axis], dict[str, tuple[str, ...]]]:
     """The axes that are coordinates, and the zipped ones each of them stands for.
 
     Of a zipped group the axis with the most values (a number before text, then the first in the file) is the
     coordinate; another one stays an axis only where the coordinates chosen so far do not determine it.
     """
-    groups: dict[int, list[AxisView]] = {}
+    groups: dict[int, list[Axis]] = {}
     for axis in axes:
         if axis.group is not None:
             groups.setdefault(axis.group, []).append(axis)
@@ -264,7 +261,7 @@ def _independent(
             members, key=lambda m: (-len(set(columns[m.name])), isinstance(columns[m.name][0], (str, bool)))
         )
         settings = len(set(zip(*(columns[m.name] for m in members), strict=True)))
-        kept: list[AxisView] = []
+        kept: list[Axis] = []
         for axis in by_use:
             if kept and len(set(zip(*(columns[m.name] for m in kept), strict=True))) == settings:
                 break

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Censored, Job, Observations, Params, Scalar, as_dict
+from orchestrator.axes import Axis
 from orchestrator.records import Status
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
@@ -29,46 +30,18 @@ _META = b"phasefront"
 _ABOUT = b"phasefront.sweep"
 
 
-class AxisView(Protocol):
-    """One axis of a sweep."""
-
-    @property
-    def name(self) -> str:
-        """The parameter that varies."""
-
-    @property
-    def scale(self) -> str:
-        """How its values were spaced: linear, log, integer or values."""
-
-    @property
-    def values(self) -> Sequence[Scalar]:
-        """Its values, in the order of the sweep file."""
-
-    @property
-    def when(self) -> Mapping[str, Any]:
-        """Parameter -> value (or list of values) for which the axis exists; empty: always."""
-
-    @property
-    def group(self) -> int | None:
-        """Axes of the same group move together."""
-
-
 class SweepView(Protocol):
-    """One sweep."""
+    """What the map of a sweep needs to know about it; a `Sweep` fits."""
 
     @property
-    def name(self) -> str:
-        """What the user calls it."""
+    def name(self) -> str: ...
 
     @property
-    def axes(self) -> Sequence[AxisView]:
-        """What varies, in the order of the sweep file."""
+    def axes(self) -> Sequence[Axis]: ...
 
-    def job_object(self) -> Job[Any]:
-        """The job itself."""
+    def job_object(self) -> Job[Any]: ...
 
-    def thresholds(self) -> Params:
-        """What the phases are decided by."""
+    def thresholds(self) -> Params: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -173,48 +146,31 @@ def _columns(observed: Sequence[Observations]) -> dict[str, ObservationColumn]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AxisNote:
-    """What a table remembers of an axis of its sweep; an `AxisView`."""
-
-    name: str
-    scale: str
-    values: tuple[Scalar, ...]
-    """All of them where they are listed, else the two ends."""
-    when: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
-    group: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class TableNote:
-    """What a table remembers of its sweep, so that a map can be drawn from it alone."""
+    """What a table records about its sweep, so that a map can be drawn from the table alone."""
 
     name: str
     phases: tuple[str, ...]
-    axes: tuple[AxisNote, ...]
+    axes: tuple[Axis, ...]
+    """`values`: all of them where the sweep file lists them, else the two ends. `between` is not recorded."""
     search: bool
     job: str = ""
-    """As the sweep file names it; "" where that is not kept."""
+    """As in the sweep file; "" if unknown."""
     thresholds: Mapping[str, Scalar] | None = None
-    """All of them; None where they are not kept."""
+    """All of them; None if unknown."""
     sweep_id: str = ""
-    """Of the sweep whose map this is; "" where that is not kept."""
+    """"" if unknown."""
+
+
+_AXIS_KEYS = ("name", "scale", "values", "when", "group")
 
 
 def note_of(sweep: SweepView, *, search: bool, job: str = "", sweep_id: str = "") -> TableNote:
-    """What a table is to remember of a sweep."""
-    axes = []
-    for axis in sweep.axes:
-        listed = axis.scale == "values"
-        values = tuple(axis.values) if listed else (min(axis.values), max(axis.values))
-        axes.append(
-            AxisNote(
-                name=axis.name,
-                scale=axis.scale,
-                values=values,
-                group=axis.group,
-                when={k: tuple(v) if isinstance(v, (list, tuple)) else (v,) for k, v in axis.when.items()},
-            )
-        )
+    """What a table records about a sweep."""
+    axes = (
+        axis if axis.scale == "values" else replace(axis, values=(min(axis.values), max(axis.values)))
+        for axis in sweep.axes
+    )
     return TableNote(
         name=sweep.name,
         phases=tuple(sweep.job_object().phases),
@@ -224,6 +180,11 @@ def note_of(sweep: SweepView, *, search: bool, job: str = "", sweep_id: str = ""
         thresholds=as_dict(sweep.thresholds()),
         sweep_id=sweep_id,
     )
+
+
+def _as_json(note: TableNote) -> dict[str, Any]:
+    axes = [{key: getattr(axis, key) for key in _AXIS_KEYS} for axis in note.axes]
+    return dataclasses.asdict(replace(note, axes=())) | {"axes": axes}
 
 
 def write_table(table: TrialTable, path: Path, note: TableNote | None = None) -> None:
@@ -255,7 +216,7 @@ def write_table(table: TrialTable, path: Path, note: TableNote | None = None) ->
         arrays[f"{key}_censored_at"] = pa.array(column.censored_at, pa.float64(), mask=~column.censored)
     meta = {_META: json.dumps({"params": params, "observations": observations}).encode()}
     if note is not None:
-        meta[_ABOUT] = json.dumps(dataclasses.asdict(note)).encode()
+        meta[_ABOUT] = json.dumps(_as_json(note)).encode()
     pq.write_table(pa.table(arrays).replace_schema_metadata(meta), path, compression="zstd")
 
 
@@ -284,26 +245,18 @@ def read_table(path: Path) -> TrialTable:
 
 
 def read_note(path: Path) -> TableNote | None:
-    """What a table remembers of its sweep; None where it says nothing."""
+    """What a table records about its sweep; None if it records nothing."""
     import pyarrow.parquet as pq
 
     meta = (pq.read_schema(path).metadata or {}).get(_ABOUT)
     if meta is None:
         return None
-    said = json.loads(meta)
+    note = json.loads(meta)
     axes = tuple(
-        AxisNote(**{**axis, "values": tuple(axis["values"]), "when": {k: tuple(v) for k, v in axis["when"].items()}})
-        for axis in said["axes"]
+        Axis(**axis | {"values": tuple(axis["values"]), "when": {k: tuple(v) for k, v in axis["when"].items()}})
+        for axis in note["axes"]
     )
-    return TableNote(
-        name=said["name"],
-        phases=tuple(said["phases"]),
-        axes=axes,
-        search=said["search"],
-        job=said.get("job", ""),
-        thresholds=said.get("thresholds"),
-        sweep_id=said.get("sweep_id", ""),
-    )
+    return TableNote(**note | {"phases": tuple(note["phases"]), "axes": axes})
 
 
 def _read_column(read: Any, key: str) -> ObservationColumn:

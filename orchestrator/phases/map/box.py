@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Scalar
+from orchestrator.axes import Axis
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.scale import AxisScale
-from orchestrator.phases.table import AxisView
 from orchestrator.phases.text import words
 
 FEWEST_VALUES = 3
@@ -91,7 +91,7 @@ class TrialSlice:
     """(n, d) their positions in the unit box."""
 
 
-def cut(diagram: PhaseDiagram, axes: Sequence[AxisView], *, listed: bool = False) -> tuple[TrialSlice, ...]:
+def cut(diagram: PhaseDiagram, axes: Sequence[Axis], *, listed: bool = False) -> tuple[TrialSlice, ...]:
     """The slices of a sweep, in the order of its values.
 
     Args:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.axes import Axis
 from orchestrator.phases.diagram import UNLABELLED, PhaseDiagram
 from orchestrator.phases.map.box import TrialSlice, cut
 from orchestrator.phases.map.surface_map import Fit, FittedMap, FittedSlice
-from orchestrator.phases.table import AxisView, TrialTable
+from orchestrator.phases.table import TrialTable
 from orchestrator.phases.text import number, words
 from orchestrator.records import Status
 from orchestrator.surface.base import Evidence, Surface, Surrogate
@@ -103,7 +104,7 @@ def classify(
     aim: Aim,
     diagram: PhaseDiagram,
     table: TrialTable,
-    axes: Sequence[AxisView],
+    axes: Sequence[Axis],
     order: Sequence[str] = (),
     target: Surrogate[Any] | None = None,
 ) -> FittedMap:
