@@ -1,39 +1,28 @@
-"""Which trials come next: the ask/tell contract. The driver owns both calls."""
+"""Which trials come next: the ask/tell contract. The driver makes both calls."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
-from jobs.job import Observations
+from orchestrator.records import TrialResult
 from orchestrator.trial import Trial
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How one trial ended, as a sampler is told it."""
-
-    trial: Trial
-    phase: str | None
-    """None where the trial failed (a diverged trial has a phase)."""
-    observations: Observations
-
-
 class Sampler(ABC):
-    """Decides which trials to run; knows nothing of packs, workers or records."""
+    """Decides which trials to run. Knows nothing of packs, workers or records."""
 
     @abstractmethod
     def ask(self, count: int) -> list[Trial]:
-        """Up to `count` trials, none of them asked before; fewer or none where it waits or has ended."""
+        """Up to `count` trials, none of them asked before; fewer or none while it waits for results, or at its end."""
 
     @abstractmethod
-    def tell(self, outcome: Outcome) -> None:
+    def tell(self, result: TrialResult) -> None:
         """A trial has ended. Trials may be told in any order."""
 
     @property
     @abstractmethod
     def exhausted(self) -> bool:
-        """Whether no trial will ever be asked again, whatever is told."""
+        """Whether no trial will be asked again, whatever is told."""
 
     @property
     @abstractmethod

@@ -1,10 +1,11 @@
-"""The grid: every trial of the sweep, in order, whatever the outcomes are."""
+"""The grid: every trial of the sweep, in order, whatever the results are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from orchestrator.search.base import Outcome, Sampler
+from orchestrator.records import TrialResult
+from orchestrator.search.base import Sampler
 from orchestrator.trial import Trial
 
 
@@ -21,8 +22,8 @@ class GridSampler(Sampler):
         self._next += len(asked)
         return asked
 
-    def tell(self, outcome: Outcome) -> None:
-        """Nothing to learn: a grid is decided beforehand."""
+    def tell(self, result: TrialResult) -> None:
+        """Ignored: a grid is fixed in advance."""
 
     @property
     def exhausted(self) -> bool:

@@ -1,4 +1,4 @@
-"""A sampler for Optuna that looks for a boundary instead of an optimum. It needs nothing else of this project.
+"""A sampler for Optuna that looks for a boundary instead of an optimum. It can be used without sweeps or records.
 
     from optuna.distributions import FloatDistribution, IntDistribution
     from orchestrator.search.optuna_sampler import PhaseBoundarySampler
@@ -16,15 +16,15 @@
 
     study.optimize(objective, n_trials=400, n_jobs=8)
 
-For a level or a ridge the objective returns the metric itself. User attributes of a trial that the sampler reads:
+For a level or a ridge the objective returns the metric itself. The sampler reads these user attributes of a trial:
 
-- `phase`: the label (text, or any plain value), for a target of classes;
-- `value`: the metric, in place of what the objective returned (null where the trial has none, as when it diverged);
+- `phase`: the label (text, or any plain value), for a target with classes;
+- `value`: the metric, in place of what the objective returned (null where there is none, as for a diverged trial);
 - `censored`: true where the metric is only a lower bound.
 
-Categorical parameters have no between: each combination of their choices is searched apart, and the budget goes where
-the boundary is least known. A study that goes on, and one shared by several processes, is read anew at every ask, by
-one query for the trials that are new or had not ended. Processes that share a study should differ in their seed.
+Categorical parameters cannot be interpolated: each combination of their choices is searched as a slice of its own, and
+most trials go to the slices whose boundary is least known. Several processes may share a study: every ask reads the
+trials that are new or had not ended, by one query. Give each process its own seed.
 """
 
 from __future__ import annotations
@@ -43,33 +43,33 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from jobs.job import Scalar
-from orchestrator.search.proposals import Proposal, Proposer, Told
+from orchestrator.search.proposals import Proposal, Proposer
 from orchestrator.search.space import MOST_COORDINATES, Continuous, Coordinate, Listed, Slice, Whole, locate
-from orchestrator.surface.base import Surface, Surrogate
+from orchestrator.surface.base import Surface, Surrogate, TrialEvidence
 
 BATCH = 32
-"""Suggestions that are made at a time: the belief is fitted once for all of them."""
+"""Suggestions made at a time, from one fit."""
 PHASE, VALUE, CENSORED, REPLICATE = "phase", "value", "censored", "replicate"
 """User attributes of a trial."""
 MOST_STEPS = 100_000
-"""Values of a number with a step that is not 1."""
+"""The most values of a float parameter with a step."""
 
 
 class PhaseBoundarySampler(BaseSampler):
     """Suggests the trials that tell most about where one phase (or side of a level) ends, or where a ridge runs.
 
-    Thread-safe. Its own time for an ask is that of one query of the storage, and once a batch that of a fit.
+    Thread-safe. An ask takes one query of the storage, and once per batch a fit.
 
     Args:
         target: What is looked for, e.g. `PhaseSurrogate(classes=K)`.
         space: Parameter -> distribution; one to four of them are numbers.
-        seed: Of all random numbers; without it, another one every time.
-        start: Trials that are spread evenly at first; the target's own number by default.
-        batch: Suggestions made at a time. A smaller batch learns sooner and costs more.
-        labels: The K labels by their class; without it they get their class as they come.
+        seed: Of all random numbers; None draws one.
+        start: Trials that are spread evenly at first; `target.start` by default.
+        batch: Suggestions made at a time. A smaller batch uses results sooner and costs more fits.
+        labels: The K labels in the order of their classes; by default in the order in which they occur.
 
     Raises:
-        ValueError: the space is not one that can be searched.
+        ValueError: the space cannot be searched.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class PhaseBoundarySampler(BaseSampler):
         batch: int = BATCH,
         labels: Sequence[Any] | None = None,
     ) -> PhaseBoundarySampler:
-        """A sampler over slices that distributions alone cannot say: conditional axes, zipped ones, grids."""
+        """A sampler over slices that distributions cannot express: conditional axes, zipped axes, grids."""
         sampler = cls.__new__(cls)
         sampler._prepare(dict(space), make_proposer, most_labels=None, seed=seed, batch=batch, labels=labels)
         return sampler
@@ -156,7 +156,7 @@ class PhaseBoundarySampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A random value: of a parameter that is not in the space, or where nothing is left to try in it."""
+        """A random value, for a parameter outside the space or where nothing is left to try in it."""
         with self._lock:
             if isinstance(param_distribution, CategoricalDistribution):
                 return param_distribution.choices[int(self._rng.integers(len(param_distribution.choices)))]
@@ -164,42 +164,42 @@ class PhaseBoundarySampler(BaseSampler):
             return coordinate.values(float(coordinate.snap(self._rng.random(1))[0]))[0]
 
     def reseed_rng(self) -> None:
-        """Called for every thread of `optimize`: they share one sampler, so there is nothing to do."""
+        """Nothing to do: the threads of `optimize` share one sampler."""
 
-    # --- for who wants more than Optuna asks for ---
+    # --- beyond Optuna's interface ---
 
     def suggest(self, study: optuna.Study, count: int) -> list[Proposal]:
-        """Up to `count` settings to try next, none of them asked yet; fewer where nothing is left to try.
+        """Up to `count` untried settings; fewer where nothing is left to try.
 
-        Make them trials of the study (`enqueue_trial`, `add_trial`) before the next call.
+        Add them to the study (`enqueue_trial`, `add_trial`) before the next call.
         """
         with self._lock:
             return self.follow(study).propose(count)
 
     def surfaces(self, study: optuna.Study) -> list[Surface | None]:
-        """What is believed after all trials of the study: one surface a slice, None where nothing is known."""
+        """The surface of each slice, fitted to all trials of the study; None where a slice has no evidence."""
         with self._lock:
             return self.follow(study).surfaces()
 
     def uncertain_area(self, study: optuna.Study) -> float:
-        """The share of the space in which it is not known which class is the most frequent one."""
+        """The share of the space in which the most frequent class is uncertain."""
         with self._lock:
             return self.follow(study).uncertain_area()
 
     @property
     def proposer(self) -> Proposer:
-        """What it knows, as of the last call."""
+        """The trials and fits, as of the last call."""
         return self._proposer
 
     @property
     def labels(self) -> list[Any]:
-        """The labels by their class, as far as they are known."""
+        """The labels in the order of their classes, as far as they are known."""
         return list(self._labels)
 
     # --- reading the study ---
 
     def follow(self, study: optuna.Study) -> Proposer:
-        """Take note of the trials that are new, and of those that have ended since; what is known then."""
+        """Read the trials that are new or have ended since the last call."""
         if study.study_name != self._study_name:
             self._reset(study.study_name)
         trials = study.get_trials(deepcopy=False)
@@ -214,22 +214,22 @@ class PhaseBoundarySampler(BaseSampler):
         if place is not None:
             self._proposer.asked(number, *place, trial.user_attrs.get(REPLICATE))
         elif ended:
-            self._proposer.forget(number)  # its parameters are none of the space's
+            self._proposer.forget(number)  # its parameters lie outside the space
         if not ended:
             self._open.add(number)
             return
         self._open.discard(number)
-        told = self._told(trial)
-        if place is not None and told is not None:
-            self._proposer.tell(number, told)
+        evidence = self._evidence(trial)
+        if place is not None and evidence is not None:
+            self._proposer.tell(number, evidence)
 
-    def _told(self, trial: FrozenTrial) -> Told | None:
-        """What it says; None where it failed, and was not pruned with a label."""
+    def _evidence(self, trial: FrozenTrial) -> TrialEvidence | None:
+        """None for a failed trial, and for a pruned one without a label."""
         attributes = trial.user_attrs
         if trial.state == TrialState.FAIL or (trial.state == TrialState.PRUNED and PHASE not in attributes):
             return None
         value = attributes[VALUE] if VALUE in attributes else (trial.values or [None])[0]
-        return Told(
+        return TrialEvidence(
             label=self._class_of(attributes[PHASE]) if PHASE in attributes else -1,
             value=math.nan if value is None else float(value),
             censored=bool(attributes.get(CENSORED, False)),
@@ -260,14 +260,14 @@ class PhaseBoundarySampler(BaseSampler):
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("a PhaseBoundarySampler is made anew: it reads all that it knows from the study")
+        raise TypeError("a PhaseBoundarySampler cannot be pickled: make a new one, which reads the study")
 
 
 def slices_of_space(space: Mapping[str, BaseDistribution]) -> tuple[Slice, ...]:
-    """The slices of a space of distributions: one for each combination of categorical choices.
+    """One slice for each combination of categorical choices.
 
     Raises:
-        ValueError: it has no numeric parameter, or more than four.
+        ValueError: the space has no numeric parameter, or more than four.
     """
     choices = {name: d.choices for name, d in space.items() if isinstance(d, CategoricalDistribution)}
     numbers = {name: d for name, d in space.items() if name not in choices}
@@ -286,7 +286,7 @@ def _coordinate(name: str, distribution: BaseDistribution) -> Coordinate:
             name=name, low=distribution.low, high=distribution.high, log=distribution.log, step=distribution.step
         )
     if not isinstance(distribution, FloatDistribution):
-        raise ValueError(f"{name}: a boundary search knows no {type(distribution).__name__}")
+        raise ValueError(f"{name}: a boundary search does not support {type(distribution).__name__}")
     if distribution.step is None:
         return Continuous(name=name, low=distribution.low, high=distribution.high, log=distribution.log)
     steps = math.floor((distribution.high - distribution.low) / distribution.step + 1e-8)
@@ -297,7 +297,7 @@ def _coordinate(name: str, distribution: BaseDistribution) -> Coordinate:
 
 
 def distribution_of(values: Sequence[Scalar], *, log: bool) -> BaseDistribution:
-    """The distribution of a numeric axis, as a study shows it: all that lies between its values."""
+    """The distribution of a numeric axis in the study: the range of its values."""
     numbers = [value for value in values if not isinstance(value, str)]
     log = log and min(numbers) > 0
     if all(isinstance(value, int) for value in numbers):

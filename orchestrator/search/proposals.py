@@ -1,7 +1,7 @@
 """What to try next, given what was tried: evidence and pending trials of every slice, and suggestions in batches.
 
-It knows no Optuna, no storage and no job: positions in, positions out. Nothing random is kept between two calls: a
-suggestion depends on the seed and on what was tried, so that a search that was interrupted goes on as it would have.
+Works on positions only; knows no Optuna, storage or job. No random state is kept between calls: a suggestion depends on
+the seed and on what was tried, so an interrupted search continues as it would have.
 """
 
 from __future__ import annotations
@@ -16,36 +16,27 @@ import numpy as np
 
 from jobs.job import Scalar
 from orchestrator.search.space import Floats, Listed, Slice
-from orchestrator.surface.base import ClassSurface, Evidence, Surface, Surrogate
+from orchestrator.surface.base import ClassSurface, Evidence, Surface, Surrogate, TrialEvidence
 
 FLOOR = 0.1
-"""A slice whose boundary is known gets suggestions as if it had this share of the mean uncertain area."""
+"""A slice gets suggestions in proportion to its uncertain area plus this share of the mean uncertain area."""
 SOBOL_BLOCK = 64
-"""Positions of a Sobol sequence are drawn in blocks of a power of two, as its balance wants it."""
+"""Positions of a Sobol sequence are drawn in blocks of a power of two, which keeps it balanced."""
 SOBOL_FRUITLESS = 16
-"""Blocks in a row without an untried position, after which a Sobol sequence has nothing more to give."""
+"""Blocks in a row without a new position, after which a Sobol sequence ends."""
 MOST_COMPARED = 64
-"""Replicate numbers among which the least used is looked for."""
+"""Unused replicate numbers of a setting that are considered for its next trial."""
 MOST_REFUSED = 1000
-"""Positions in a row that may be refused before the Sobol sequence is given up for this time."""
+"""Positions in a row that may be refused before this call stops drawing from the Sobol sequence."""
 ROUNDS = 4
-"""How often a target is asked anew where settings that it suggested are refused."""
+"""How often a surrogate is asked again where settings that it suggested are refused."""
 
 Key = tuple[float, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Told:
-    """What a trial that has ended says (see `Evidence`)."""
-
-    label: int = -1
-    value: float = float("nan")
-    censored: bool = False
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Proposal:
-    """A trial that would tell much."""
+    """A suggested trial."""
 
     slice: int
     x: Floats
@@ -65,14 +56,14 @@ class _Box:
 
     number: int
     slice: Slice
-    target: Surrogate[Any]
+    surrogate: Surrogate[Any]
     quota: int
     """Trials at the start that are spread evenly."""
     seed: int
-    told: dict[int, tuple[Floats, Told]] = field(default_factory=dict)
-    """Trial -> position and what it said."""
+    told: dict[int, tuple[Floats, TrialEvidence]] = field(default_factory=dict)
+    """Trial number -> position and evidence."""
     pending: dict[int, Floats] = field(default_factory=dict)
-    """Trials that have not ended, and those that failed: tried, and silent."""
+    """Trial number -> position, of trials that have not ended or have failed: tried, without evidence."""
     tried: dict[Key, set[int]] = field(default_factory=dict)
     """Setting -> replicates asked."""
     asked: int = 0
@@ -80,30 +71,27 @@ class _Box:
     fitted: int = 0
     """Trials told when the surface was fitted."""
     sequence: list[Floats] = field(default_factory=list)
-    """The Sobol sequence as far as it was drawn, and how much of it was tried throughout."""
+    """The Sobol sequence as far as it was drawn."""
     cursor: int = 0
+    """Every position of `sequence` before it was tried."""
     more: Iterator[Floats] | None = None
     grid: Floats | None = None
 
     def evidence(self) -> Evidence:
         """In the order of the trials' numbers, whatever order they were told in."""
-        ordered = [self.told[number] for number in sorted(self.told)]
-        return Evidence(
-            x=np.array([x for x, _ in ordered]).reshape(len(ordered), len(self.slice.coordinates)),
-            label=np.array([told.label for _, told in ordered], dtype=np.int64),
-            value=np.array([told.value for _, told in ordered], dtype=np.float64),
-            censored=np.array([told.censored for _, told in ordered], dtype=np.bool_),
-        )
+        told = [self.told[number] for number in sorted(self.told)]
+        x = np.array([x for x, _ in told]).reshape(len(told), len(self.slice.coordinates))
+        return Evidence.of(x, [evidence for _, evidence in told])
 
     def fit(self) -> Surface | None:
-        """The belief after all that was told; None where nothing was."""
+        """The surface fitted to all evidence; None where there is none."""
         if len(self.told) != self.fitted:
-            self.surface = self.target.fit(self.evidence(), previous=self.surface)
+            self.surface = self.surrogate.fit(self.evidence(), previous=self.surface)
             self.fitted = len(self.told)
         return self.surface
 
     def spread(self) -> Iterator[Floats]:
-        """The positions of its Sobol sequence that were not tried."""
+        """The untried positions of its Sobol sequence."""
         while self.cursor < len(self.sequence) and tuple(self.sequence[self.cursor].tolist()) in self.tried:
             self.cursor += 1
         yield from (x for x in self.sequence[self.cursor :] if tuple(x.tolist()) not in self.tried)
@@ -114,7 +102,7 @@ class _Box:
                 yield x
 
     def _sobol(self) -> Iterator[Floats]:
-        """Snapped positions of a scrambled Sobol sequence, until it gives none that is new."""
+        """Distinct snapped positions of a scrambled Sobol sequence."""
         from scipy.stats import qmc
 
         d = len(self.slice.coordinates)
@@ -123,7 +111,7 @@ class _Box:
         fruitless = 0
         while fruitless < SOBOL_FRUITLESS:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # on balance: blocks after the first are not a first draw
+                warnings.simplefilter("ignore", UserWarning)  # later blocks are warned to be unbalanced
                 block = self.slice.snap(engine.random(SOBOL_BLOCK))
             fresh = {key: x for x in block if (key := tuple(x.tolist())) not in seen}
             seen.update(fresh)
@@ -131,7 +119,7 @@ class _Box:
             yield from fresh.values()
 
     def untried(self, replicates: int) -> Floats:
-        """(m, d) settings of a grid of which some replicate was not asked."""
+        """(m, d) settings of a grid that lack a replicate."""
         if self.grid is None:
             sides = [c.at for c in self.slice.coordinates if isinstance(c, Listed)]
             mesh = np.meshgrid(*sides, indexing="ij")
@@ -141,24 +129,24 @@ class _Box:
         return self.grid[left]
 
 
-class _Draw:
-    """The proposals of one batch."""
+class _Batch:
+    """The proposals of one call."""
 
     def __init__(self, used: Counter[int]) -> None:
-        self.found: list[Proposal] = []
+        self.proposals: list[Proposal] = []
         self.replicates: dict[tuple[int, Key], set[int]] = defaultdict(set)
         self.coming: Counter[int] = Counter()
         """Slice -> proposals."""
         self.used = Counter(used)
 
     def add(self, proposal: Proposal) -> None:
-        self.found.append(proposal)
+        self.proposals.append(proposal)
         self.replicates[proposal.key].add(proposal.replicate)
         self.coming[proposal.slice] += 1
         self.used[proposal.replicate] += 1
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.proposals)
 
 
 class Proposer:
@@ -166,19 +154,18 @@ class Proposer:
 
     Args:
         slices: where to look.
-        target_of: what is looked for in a slice.
+        surrogate_of: the surrogate of a slice.
         start: trials of all slices together that are spread evenly at first.
         seed: base of all random numbers.
-        replicates: how many trials a setting may have: numbers 0 to R-1 are spread evenly over the settings, and given
-            again to those that the target suggests again. A grid has no more; elsewhere a setting that is worth another
-            trial gets one beyond them.
-        accept: whether a setting and a replicate may be tried at all; by default all may.
+        replicates: R. Replicate numbers 0 to R-1 are spread evenly over the settings. A setting that is suggested again
+            gets another of them; once all are used, a setting of a grid is refused, any other gets number R, R+1, ...
+        accept: whether a setting and a replicate may be tried; by default all may.
     """
 
     def __init__(
         self,
         slices: Sequence[Slice],
-        target_of: Callable[[Slice], Surrogate[Any]],
+        surrogate_of: Callable[[Slice], Surrogate[Any]],
         *,
         start: int,
         seed: int,
@@ -187,7 +174,8 @@ class Proposer:
     ) -> None:
         quota = -(-start // max(1, len(slices)))
         self._boxes = [
-            _Box(number=i, slice=one, target=target_of(one), quota=quota, seed=seed) for i, one in enumerate(slices)
+            _Box(number=i, slice=slice_, surrogate=surrogate_of(slice_), quota=quota, seed=seed)
+            for i, slice_ in enumerate(slices)
         ]
         self._seed, self._replicates, self._accept = seed, max(1, replicates), accept
         self._used: Counter[int] = Counter()
@@ -196,28 +184,28 @@ class Proposer:
 
     @property
     def slices(self) -> list[Slice]:
-        """Where it looks."""
+        """The slices that it searches."""
         return [box.slice for box in self._boxes]
 
     @property
     def starting(self) -> bool:
-        """Whether trials of the even start are still to be asked."""
-        return any(box.asked < box.quota for box in self._boxes)
+        """Whether trials of the even start remain to be asked."""
+        return self.start_left > 0
 
     @property
     def start_left(self) -> int:
-        """How many of them."""
+        """How many trials of the even start remain to be asked."""
         return sum(max(0, box.quota - box.asked) for box in self._boxes)
 
     @property
     def told(self) -> int:
-        """Trials that have said something."""
+        """How many trials have given evidence."""
         return sum(len(box.told) for box in self._boxes)
 
     # --- what was tried ---
 
     def asked(self, number: int, slice_: int, x: Floats, replicate: int | None = None) -> None:
-        """A trial was asked (here or elsewhere); `number` is its own. Said again, it may have moved."""
+        """Note that trial `number` was asked, by this process or another one; called again, its position may differ."""
         box = self._boxes[slice_]
         if self._where.get(number) == slice_ and number in box.pending and np.array_equal(box.pending[number], x):
             return
@@ -231,86 +219,88 @@ class Proposer:
         box.pending[number] = x
         box.asked += 1
 
-    def tell(self, number: int, told: Told) -> None:
+    def tell(self, number: int, evidence: TrialEvidence) -> None:
         """An asked trial has ended."""
         box = self._boxes[self._where[number]]
         x = box.pending.pop(number, None)
         if x is not None:
-            box.told[number] = (x, told)
+            box.told[number] = (x, evidence)
 
     def forget(self, number: int) -> None:
-        """A trial is not what it was taken for: as if it had never been asked, but for its replicate's number."""
+        """Undo `asked` for a trial that has moved; only its replicate number stays used."""
         if number in self._where:
             box = self._boxes[self._where.pop(number)]
             if box.pending.pop(number, None) is not None:
                 box.asked -= 1
 
     def refuse(self, proposal: Proposal) -> None:
-        """A setting that cannot be tried; never suggested again."""
+        """Never suggest this setting again: it cannot be tried."""
         self._refused -= 1
         box = self._boxes[proposal.slice]
         box.pending[self._refused] = proposal.x
         box.tried[proposal.key[1]] = set(range(max(self._replicates, 1)))
 
     def is_tried(self, proposal: Proposal) -> bool:
-        """Whether this replicate of the setting was asked meanwhile."""
+        """Whether this replicate of the setting was asked."""
         slice_, key = proposal.key
         return proposal.replicate in self._boxes[slice_].tried.get(key, ())
 
-    # --- what is believed ---
+    # --- the fit ---
 
     def surfaces(self) -> list[Surface | None]:
-        """The belief of every slice, in their order; None where nothing was told."""
+        """The fitted surface of every slice; None where nothing was told."""
         return [box.fit() for box in self._boxes]
 
     def uncertain_area(self) -> float:
-        """The mean over the slices; a slice of which nothing is known counts whole."""
-        areas = [1.0 if surface is None else surface.uncertain_area() for surface in self.surfaces()]
-        return float(np.mean(areas)) if areas else 0.0
+        """The mean over the slices; 1 for a slice without evidence."""
+        return float(np.mean(self._areas())) if self._boxes else 0.0
+
+    def _areas(self) -> list[float]:
+        return [1.0 if surface is None else surface.uncertain_area() for surface in self.surfaces()]
 
     # --- what to try ---
 
     def propose(self, count: int) -> list[Proposal]:
-        """Up to `count` trials, the first to be run first; fewer where nothing is left to try, or to go by."""
-        draw = _Draw(self._used)
-        while len(draw) < count:
-            left = [box for box in self._boxes if box.asked + draw.coming[box.number] < box.quota]
+        """Up to `count` trials, the first to be run first; fewer where nothing is left to try."""
+        batch = _Batch(self._used)
+        while len(batch) < count:
+            left = [box for box in self._boxes if box.asked + batch.coming[box.number] < box.quota]
             if not left:
                 break
-            box = min(left, key=lambda box: (box.asked + draw.coming[box.number], box.number))
-            if not self._spread(box, 1, draw):
+            box = min(left, key=lambda box: (box.asked + batch.coming[box.number], box.number))
+            if not self._spread(box, 1, batch):
                 box.quota = 0  # a grid smaller than its start
         for _ in range(ROUNDS):
             refused = self._refused
-            if len(draw) < count:
-                self._by_belief(count - len(draw), draw)
+            if len(batch) < count:
+                self._by_surrogate(count - len(batch), batch)
             if self._refused == refused:
                 break
-        if len(draw) < count:
-            self._left_over(count, draw)
-        return draw.found
+        if len(batch) < count:
+            self._left_over(count, batch)
+        return batch.proposals
 
-    def _spread(self, box: _Box, count: int, draw: _Draw) -> int:
-        """Take the next positions of the slice's Sobol sequence; how many there were."""
+    def _spread(self, box: _Box, count: int, batch: _Batch) -> int:
+        """Take up to `count` next positions of the slice's Sobol sequence; returns how many were taken."""
         taken = fruitless = 0
         for x in box.spread():
             if taken >= count or fruitless > MOST_REFUSED:
                 break
-            new = self._take(box, x, draw, anew=True)
+            new = self._take(box, x, batch, anew=True)
             taken, fruitless = taken + new, 0 if new else fruitless + 1
         return taken
 
-    def _by_belief(self, count: int, draw: _Draw) -> None:
+    def _by_surrogate(self, count: int, batch: _Batch) -> None:
         for box, share in zip(self._boxes, self._shares(count), strict=True):
             if not share:
                 continue
             surface = box.fit()
-            if surface is None:  # all are pending, or failed
-                self._spread(box, share, draw)
+            if surface is None:  # all trials are pending or have failed
+                self._spread(box, share, batch)
                 continue
-            here = [p.x for p in draw.found if p.slice == box.number]
+            here = [p.x for p in batch.proposals if p.slice == box.number]
             d = len(box.slice.coordinates)
-            positions = box.target.suggest(
+            positions = box.surrogate.suggest(
                 surface,
                 box.evidence(),
                 pending=np.array([*box.pending.values(), *here]).reshape(-1, d),
@@ -319,13 +309,13 @@ class Proposer:
                 rng=np.random.default_rng([self._seed, box.number, box.asked, len(here), -self._refused]),
             )
             for x in positions[:share]:
-                self._take(box, x, draw)
+                self._take(box, x, batch)
 
     def _shares(self, count: int) -> list[int]:
-        """How many of `count` suggestions each slice gets: by its uncertain area, those left over to the largest."""
+        """How many of `count` suggestions each slice gets, in proportion to its uncertain area."""
         if len(self._boxes) == 1:
             return [count]
-        areas = np.array([1.0 if s is None else s.uncertain_area() for s in self.surfaces()])
+        areas = np.array(self._areas())
         weights = areas + FLOOR * areas.mean() + 1e-9
         exact = count * weights / weights.sum()
         shares = np.floor(exact).astype(int)
@@ -333,10 +323,10 @@ class Proposer:
         shares[order[: count - int(shares.sum())]] += 1
         return [int(share) for share in shares]
 
-    def _left_over(self, count: int, draw: _Draw) -> None:
-        """The rest of a grid of which its target wants no more, the least certain settings first."""
+    def _left_over(self, count: int, batch: _Batch) -> None:
+        """Fill up from grids whose surrogate suggests nothing more, the least certain settings first."""
         for box in self._boxes:
-            if len(draw) >= count:
+            if len(batch) >= count:
                 break
             if not box.slice.is_grid:
                 continue
@@ -345,24 +335,24 @@ class Proposer:
             if isinstance(surface, ClassSurface) and len(left):
                 left = left[np.argsort(surface.belief(left).max(axis=1), kind="stable")]
             for x in left:
-                if len(draw) >= count:
+                if len(batch) >= count:
                     break
-                self._take(box, x, draw)
+                self._take(box, x, batch)
 
-    def _take(self, box: _Box, x: Floats, draw: _Draw, *, anew: bool = False) -> bool:
-        """Make a position a proposal with its replicate; not where none is left, or the setting is refused."""
+    def _take(self, box: _Box, x: Floats, batch: _Batch, *, anew: bool = False) -> bool:
+        """Add a proposal at a position; False where no replicate is left, the setting is refused, or `anew` and tried."""
         setting = box.slice.setting(x)
         exact = box.slice.position(setting)
         key = tuple(exact.tolist())
-        used = box.tried.get(key, set()) | draw.replicates.get((box.number, key), set())
+        used = box.tried.get(key, set()) | batch.replicates.get((box.number, key), set())
         free = [r for r in range(min(self._replicates, len(used) + MOST_COMPARED)) if r not in used]
         if (used and anew) or (not free and box.slice.is_grid):
             return False
-        # The number that was given least often so far, of those that the setting has not had.
-        replicate = min(free, key=lambda r: (draw.used[r], r)) if free else max(used) + 1
+        # Of the numbers that the setting has not had, the one used least often so far.
+        replicate = min(free, key=lambda r: (batch.used[r], r)) if free else max(used) + 1
         proposal = Proposal(slice=box.number, x=exact, setting=setting, replicate=replicate)
         if self._accept is not None and not self._accept(setting, replicate):
             self.refuse(proposal)
             return False
-        draw.add(proposal)
+        batch.add(proposal)
         return True

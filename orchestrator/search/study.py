@@ -1,8 +1,8 @@
-"""A sweep's Optuna study: opened, read, and written with one short transaction a trial.
+"""A sweep's Optuna study: opened, read, and written with one short transaction per trial.
 
-A trial of the study holds the searched parameters, and as user attributes the trial's id in the record (`trial_id`),
-its `replicate`, and how it ended: `phase`, or `value` and `censored`. Its objective value is the class of the phase, or
-the metric; it is there to be looked at in Optuna's dashboard and is no optimum of anything.
+A trial of the study holds the searched parameters. Its user attributes are the trial's id in the record (`trial_id`),
+its `replicate`, and its result: `phase`, or `value` and `censored`. Its objective value is the index of the phase, or
+the metric; it is shown in Optuna's dashboard and nothing optimises it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ from jobs.job import Scalar
 from orchestrator.errors import UserError
 from orchestrator.tracking.address import shown
 
-TRIAL_ID, ERROR, TOLD, AREA = "trial_id", "error", "told", "uncertain_area"
+TRIAL_ID, TOLD, AREA = "trial_id", "told", "uncertain_area"
 SQLITE_WAIT_S = 60.0
-"""How long a write waits for another process's."""
-LONGEST_ERROR = 500
-"""Characters of a failed trial's error that the study keeps; the record has all of it."""
+"""How long a write waits for another process."""
 
 
 class SweepStudy:
-    """One study in one storage. Not for use from several threads at once.
+    """One study in one storage. Not thread-safe.
 
     Args:
-        storage: a database's address as SQLAlchemy reads it, or an open storage of Optuna's.
-        name: of the study; made where it is not there.
+        storage: a database address for SQLAlchemy, or an open Optuna storage.
+        name: of the study, which is created if it does not exist.
         place: of the address in the sweep file, for messages.
 
     Raises:
@@ -53,15 +51,15 @@ class SweepStudy:
                 place=place,
                 value=shown(str(storage)),
                 choices=("sqlite:///optuna.db", "postgresql+psycopg2://user@host/db", "mysql+pymysql://user@host/db"),
-                next_step="check the address, that the database runs, and that it is not MLflow's own",
+                next_step="check the address, that the database runs, and that it is not MLflow's database",
             ) from error
         self._id = self._storage.get_study_id_from_name(name)
         self._rows: dict[str, int] = {}
 
     def trials(self) -> list[FrozenTrial]:
-        """All of them, in the order they were asked. Not to be changed."""
-        found: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
-        return found
+        """All trials in the order in which they were asked. Do not modify them."""
+        trials: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
+        return trials
 
     def create(
         self,
@@ -71,7 +69,7 @@ class SweepStudy:
         replicate: int,
         **more: float,
     ) -> None:
-        """A RUNNING trial; `more` are further attributes."""
+        """Add a RUNNING trial; `more` are further user attributes."""
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
@@ -81,16 +79,16 @@ class SweepStudy:
         self._rows[trial_id] = self._storage.create_new_trial(self._id, template)
 
     def adopt(self, trial: FrozenTrial) -> None:
-        """A trial that was RUNNING when the study was read: it ends by its trial's id."""
+        """Let `finish` and `fail` end a trial that an earlier run left RUNNING."""
         self._rows[trial.user_attrs[TRIAL_ID]] = trial._trial_id
 
     def finish(self, trial_id: str, attributes: Mapping[str, Any], value: float) -> None:
-        """The trial has a result. One that is not RUNNING stays as it is."""
+        """Complete a trial of this run; any other is left as it is. A NaN value is stored as infinity."""
         self._end(trial_id, attributes, TrialState.COMPLETE, [value if not math.isnan(value) else math.inf])
 
-    def fail(self, trial_id: str, error: str = "") -> None:
-        """The trial has none."""
-        self._end(trial_id, {ERROR: error[:LONGEST_ERROR]} if error else {}, TrialState.FAIL, None)
+    def fail(self, trial_id: str) -> None:
+        """Mark a trial of this run as failed."""
+        self._end(trial_id, {}, TrialState.FAIL, None)
 
     def _end(self, trial_id: str, attributes: Mapping[str, Any], state: TrialState, values: list[float] | None) -> None:
         row = self._rows.pop(trial_id, None)
@@ -101,12 +99,12 @@ class SweepStudy:
         self._storage.set_trial_state_values(row, state, values)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._storage.remove_session()
 
 
 def read_trials(storage: str, name: str) -> list[FrozenTrial]:
-    """The trials of the studies whose names begin with `name`, those that are there; nothing is made or changed."""
+    """The trials of all studies whose names begin with `name`; nothing is created or changed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]*).*", storage)
     if file is not None and not Path(file[1]).exists():
@@ -115,16 +113,16 @@ def read_trials(storage: str, name: str) -> list[FrozenTrial]:
         rdb = optuna.storages.get_storage(_rdb(storage))
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError):
         return []
-    found: list[FrozenTrial] = []
+    trials: list[FrozenTrial] = []
     for study in rdb.get_all_studies():
         if study.study_name.startswith(name):
-            found += rdb.get_all_trials(study._study_id, deepcopy=False)
+            trials += rdb.get_all_trials(study._study_id, deepcopy=False)
     rdb.remove_session()
-    return found
+    return trials
 
 
 def history_of(trials: Iterable[FrozenTrial]) -> list[tuple[int, float]]:
-    """(trials told, uncertain area then) as a search went: each batch's first trial holds what was known before it."""
+    """(trials told, uncertain area) over the course of a search: the first trial of each batch holds a point."""
     return [(int(t.user_attrs[TOLD]), float(t.user_attrs[AREA])) for t in trials if AREA in t.user_attrs]
 
 
@@ -135,8 +133,7 @@ def _rdb(storage: str) -> optuna.storages.RDBStorage:
         warnings.simplefilter("ignore")
         rdb = optuna.storages.RDBStorage(storage, engine_kwargs=kwargs)
     if is_sqlite:
-        # The driver may be killed at any moment, and that loses nothing; what is saved is a wait for the disk at
-        # each of a thousand commits.
+        # A killed process loses nothing with synchronous=NORMAL, and commits do not wait for the disk.
         sqlalchemy.event.listen(rdb.engine, "connect", _write_ahead)
         rdb.engine.dispose()
     return rdb

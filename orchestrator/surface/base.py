@@ -8,7 +8,7 @@ share these objects; nothing here knows Optuna, a sweep file or a record.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -22,6 +22,15 @@ BAND = 0.9
 """The belief of the band: outside it the leading class has at least 95% of the belief, 5% being left on either side."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialEvidence:
+    """What one trial that has ended says: a row of `Evidence`."""
+
+    label: int = -1
+    value: float = float("nan")
+    censored: bool = False
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
     """The trials that have ended, in the order they were told. A setting may occur more than once: its replicates."""
@@ -29,11 +38,21 @@ class Evidence:
     x: Points
     """(n, d)"""
     label: NDArray[np.int64]
-    """(n,) index of the class that the trial showed; -1 where it has none (a ridge needs no labels)."""
+    """(n,) index of the class that the trial showed; -1 where it showed none."""
     value: NDArray[np.float64]
     """(n,) the metric that a level or a ridge is looked for in; NaN where there is none (a diverged trial)."""
     censored: NDArray[np.bool_]
     """(n,) whether `value` is only a lower bound: the trial did not reach it within its horizon."""
+
+    @classmethod
+    def of(cls, x: Points, trials: Sequence[TrialEvidence]) -> Evidence:
+        """The evidence of trials at positions x (n, d)."""
+        return cls(
+            x=x,
+            label=np.array([trial.label for trial in trials], dtype=np.int64),
+            value=np.array([trial.value for trial in trials], dtype=np.float64),
+            censored=np.array([trial.censored for trial in trials], dtype=np.bool_),
+        )
 
     def __len__(self) -> int:
         return len(self.x)

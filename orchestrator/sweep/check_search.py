@@ -1,59 +1,60 @@
-"""The `search:` section of a sweep file against its axes: what is searched, where, and when it ends."""
+"""The `search:` section of a sweep file against its axes and its job: what is searched, where, and when it stops."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from jobs.job import Scalar
+from jobs.catalogue import BUILT_IN
+from jobs.job import Curves, Params, Scalar
 from orchestrator.axes import Axis, Cycle, TooManyTrials
 from orchestrator.errors import nearest
 from orchestrator.search.space import MOST_COORDINATES, Slice, SpaceError, slices_of
-from orchestrator.sweep.document import Document
-from orchestrator.sweep.file import SearchKeys, target_kind
+from orchestrator.sweep.check import Vocabulary
+from orchestrator.sweep.document import Document, Keys
+from orchestrator.sweep.file import SearchKeys
+from orchestrator.target import MetricTarget
+from orchestrator.trial import Trial
 
 INTERIOR = 64
-"""Settings of the inside of every slice that are shown to the job before anything runs."""
+"""Settings inside every slice that the job checks before anything runs."""
 _PLASTIC = 1.32471795724474602596
 """Root of x^3 = x + 1: its powers fill a box evenly (M. Roberts, "The unreasonable effectiveness of quasirandom
 sequences", 2018)."""
 
 
 def check_search(
-    document: Document, axes: Sequence[Axis], fixed: Mapping[str, Scalar], defaults: Mapping[str, Scalar]
+    document: Document, search: SearchKeys, axes: Sequence[Axis], fixed: Mapping[str, Scalar], known: Vocabulary
 ) -> tuple[Slice, ...]:
-    """The slices of a boundary search; none, with the mistakes noted, where it cannot be searched, or for a grid."""
-    if document.get(("search", "kind")) != "boundary":
-        _unused(document)
+    """The slices of a boundary search; none for a grid, or for axes that cannot be searched. Mistakes are noted."""
+    if search.kind != "boundary":
+        _check_unused(document)
         return ()
-    if not {"budget", "until"} & {k for k, v in document.data["search"].items() if v is not None}:
+    if search.budget is None and search.until is None:
         document.add(
             ("search",),
-            "a boundary search says when it ends: 'budget' or 'until' is missing",
+            "a boundary search needs a stopping rule: 'budget' or 'until' is missing",
             key=True,
             next_step="add 'budget: 400', or 'until: {uncertain_area: 0.01}'",
         )
     _check_storage(document)
-    if document.wrong_under(("axes",)) or document.wrong_under(("zip",)):
-        return ()
     try:
-        slices = slices_of(axes, fixed, defaults)
+        slices = slices_of(axes, fixed, known.defaults)
     except SpaceError as error:
         document.add(("axes", error.axis), error.rule, key=True, next_step=error.next_step)
         return ()
     except (Cycle, TooManyTrials):
-        return ()  # said of the combinations
-    _check_slices(document, slices, axes)
+        return ()  # `combinations` reports it
+    _check_slices(document, search, slices, axes)
     return slices
 
 
-def _unused(document: Document) -> None:
-    """A budget for a grid is surely meant for a search."""
-    section = document.get(("search",))
-    written = [name for name in section if name != "kind"] if isinstance(section, dict) else []
-    if written and not document.wrong_under(("search",)):
+def _check_unused(document: Document) -> None:
+    """Keys of a boundary search that are written for a grid."""
+    written = [name for name in document.data.get("search") or () if name != "kind"]
+    if written:
         document.add(
             ("search", written[0]),
             f"'{written[0]}' is for a boundary search, and this is a grid",
@@ -66,67 +67,106 @@ def _unused(document: Document) -> None:
 def _check_storage(document: Document) -> None:
     storage = document.get(("search", "storage"))
     uri = document.get(("tracking", "uri"))
-    if isinstance(storage, str) and isinstance(uri, str) and _plain(storage) == _plain(uri):
+    if isinstance(storage, str) and isinstance(uri, str) and _without_driver(storage) == _without_driver(uri):
         document.add(
             ("search", "storage"),
-            "the study needs a database of its own: MLflow and Optuna name tables alike",
+            "the study needs its own database: MLflow and Optuna use the same table names",
             value=storage,
             next_step="name another file or database",
         )
 
 
-def _plain(uri: str) -> str:
+def _without_driver(uri: str) -> str:
     scheme, _, rest = uri.removeprefix("phasefront-").partition("://")
     return f"{scheme.partition('+')[0].replace('postgresql', 'postgres')}://{rest}"
 
 
-def _check_slices(document: Document, slices: Sequence[Slice], axes: Sequence[Axis]) -> None:
-    ranges = tuple(axis.name for axis in axes if axis.scale != "values")
-    target = document.get(("search", "target"))
-    is_ridge = target_kind(target) == "ridge" and isinstance(target, dict)
-    fewest = 2 if is_ridge else 1
-    for one in slices:
-        count = len(one.coordinates)
+def _check_slices(document: Document, search: SearchKeys, slices: Sequence[Slice], axes: Sequence[Axis]) -> None:
+    target, along = search.target, search.target.axis
+    fewest = 1 if along is None else 2
+    for slice_ in slices:
+        count = len(slice_.coordinates)
         if fewest <= count <= MOST_COORDINATES:
             continue
-        where = "".join(f" where {name} is {one.fixed[name]}" for name in one.fixed if name in {a.name for a in axes})
+        varied = {axis.name for axis in axes} & slice_.fixed.keys()
+        where = "".join(f" where {name} is {value}" for name, value in slice_.fixed.items() if name in varied)
         rule = f"a boundary search has {fewest} to {MOST_COORDINATES} axes with a scale; it has {count}{where}"
-        next_step = "give an axis a scale: a list of values is searched slice by slice"
+        next_step = "give an axis a scale: each value of a list is searched as a slice of its own"
         if count > MOST_COORDINATES:
             next_step = "zip axes (zip:), or list a few values of one"
         document.add(("axes",) if "axes" in document.data else ("search",), rule, key=True, next_step=next_step)
         break
-    along = target.get("along") if is_ridge else None
-    if isinstance(along, str) and slices and any(one.axis_index(along) is None for one in slices):
+    if along is not None and any(slice_.axis_index(along) is None for slice_ in slices):
+        ranges = tuple(axis.name for axis in axes if axis.scale != "values")
         near = nearest(along, ranges)
         document.add(
-            ("search", "target", "along"),
+            ("search", "target", str(target.axis_key)),
             f"'{along}' is no axis with a scale everywhere in this sweep",
             value=along,
             choices=ranges,
             next_step=f"did you mean '{near}'?" if near else "name one of the axes",
         )
-    budget = document.get(("search", "budget"))
-    if isinstance(budget, int) and budget < len(slices) and not document.wrong_under(("search", "budget")):
+    if search.budget is not None and search.budget < len(slices):
         document.add(
             ("search", "budget"),
-            f"there are {len(slices)} slices to search: fewer trials tell nothing of some",
-            value=budget,
+            f"there are {len(slices)} slices to search, more than the budget has trials",
+            value=search.budget,
             next_step="raise the budget, or list fewer values",
         )
 
 
+def metric_keys(search: SearchKeys) -> Keys | None:
+    """Where the file names the metric of its search; None for a target without one."""
+    target = search.target
+    return ("search", "target", target.metric_key) if isinstance(target, MetricTarget) else None
+
+
+def check_metric(
+    document: Document, search: SearchKeys, known: Vocabulary, first: Iterable[Trial], thresholds: Params
+) -> None:
+    """Note a metric that no trial of a built-in job observes.
+
+    A user's own job may observe it for some trials only, so it is not checked before the search runs.
+    """
+    keys = metric_keys(search)
+    if keys is None or known.spec not in {*BUILT_IN, *BUILT_IN.values()}:
+        return
+    name, valid = document.get(keys), observations(known, first, thresholds)
+    if not valid or name in valid:
+        return
+    near = nearest(name, valid)
+    document.add(
+        keys,
+        f"job {known.spec!r} has no observation '{name}'",
+        value=name,
+        choices=valid,
+        next_step=f"did you mean '{near}'?" if near else "name one of these",
+    )
+
+
+def observations(known: Vocabulary, first: Iterable[Trial], thresholds: Params) -> tuple[str, ...]:
+    """Names of the observations that a built-in job makes of any of these trials, from curves of one row, in order."""
+    names: dict[str, None] = {}
+    seen: set[tuple[str, ...]] = set()
+    for trial in first:
+        metrics = known.job.metrics_of(trial.params)
+        if metrics not in seen:
+            seen.add(metrics)
+            row = Curves(step=np.ones(1, dtype=np.int64), values={metric: np.zeros(1) for metric in metrics})
+            names.update(dict.fromkeys(known.job.observe(trial.params, row, thresholds)))
+    return tuple(names)
+
+
 def interior(slices: Sequence[Slice], count: int = INTERIOR) -> Iterator[dict[str, Scalar]]:
-    """Settings spread evenly over every slice; the corners are those of the grid of the axes' ends."""
-    for one in slices:
-        d = len(one.coordinates)
-        steps = np.array([_PLASTIC ** -(k + 1) for k in range(d)])
-        x = one.snap((0.5 + np.arange(1, count + 1)[:, None] * steps) % 1.0)
-        yield from (one.setting(row) for row in x)
+    """Settings spread evenly over every slice; the grid of the axes' ends has the corners."""
+    for slice_ in slices:
+        steps = _PLASTIC ** -np.arange(1.0, len(slice_.coordinates) + 1)
+        x = slice_.snap((0.5 + np.arange(1, count + 1)[:, None] * steps) % 1.0)
+        yield from (slice_.setting(row) for row in x)
 
 
 def spread(slices: Sequence[Slice], count: int) -> Iterator[dict[str, Scalar]]:
-    """`count` settings that stand for those of a search, the slices in turn."""
+    """`count` settings like those of a search, the slices in turn."""
     each = -(-count // max(1, len(slices)))
-    turns = zip(*(interior([one], each) for one in slices), strict=True)
+    turns = zip(*(interior([slice_], each) for slice_ in slices), strict=True)
     yield from itertools.islice(itertools.chain.from_iterable(turns), count)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from orchestrator.axes import AXIS_MODELS, AxisModel, AxisWritten, FileModel, ScalarValue, ValuesAxis, axis_kind, key
 from orchestrator.errors import NOTHING, nearest
 from orchestrator.sweep.document import Document, Keys
+from orchestrator.target import TARGETS, PhaseTarget, Target, target_type
 
 MOST_BUDGET = 2_000_000
 """The largest budget that a search may have."""
@@ -48,24 +49,6 @@ class Tracking(FileModel):
     )
 
 
-class LevelKeys(FileModel):
-    """Where a metric crosses a level."""
-
-    metric: str = key(
-        meaning="An observation of the job, such as final_test_accuracy.", valid="text, not empty", min_length=1
-    )
-    level: float = key(meaning="The value whose crossing is looked for.", valid="a number")
-
-
-class RidgeKeys(FileModel):
-    """Where a metric peaks along one axis, as the others vary."""
-
-    ridge: str = key(
-        meaning="An observation of the job, such as final_test_error.", valid="text, not empty", min_length=1
-    )
-    along: str = key(meaning="The axis along which it peaks.", valid="the name of an axis", min_length=1)
-
-
 class UntilKeys(FileModel):
     """When a search may end before its budget is spent."""
 
@@ -77,27 +60,6 @@ class UntilKeys(FileModel):
     )
 
 
-_TARGET_NAMES = ("metric", "level", "ridge", "along")
-
-
-def target_kind(written: Any) -> str | None:
-    """Which kind of target something written is meant to be."""
-    if isinstance(written, str):
-        return "phase"
-    if isinstance(written, RidgeKeys | LevelKeys):
-        return "ridge" if isinstance(written, RidgeKeys) else "level"
-    if isinstance(written, dict):
-        meant = {nearest(name, _TARGET_NAMES) for name in written if isinstance(name, str)}
-        return "ridge" if meant & {"ridge", "along"} else "level"
-    return None
-
-
-TargetWritten = Annotated[
-    Annotated[Literal["phase"], Tag("phase")] | Annotated[LevelKeys, Tag("level")] | Annotated[RidgeKeys, Tag("ridge")],
-    Discriminator(target_kind),
-]
-
-
 class SearchKeys(FileModel):
     """Which trials are run, and when there are enough."""
 
@@ -106,10 +68,10 @@ class SearchKeys(FileModel):
         meaning="grid runs every trial; boundary those that tell most about where one phase ends.",
         valid="one of grid, boundary",
     )
-    target: TargetWritten = key(
-        "phase",
-        meaning="The boundary that is looked for: of the phases, of a metric's level, or the ridge of a metric.",
-        valid="phase, {metric: NAME, level: NUMBER} or {ridge: NAME, along: AXIS}",
+    target: Target = key(
+        PhaseTarget(),
+        meaning="The boundary that the search looks for.",
+        valid=", ".join(target.example for target in TARGETS[:-1]) + f" or {TARGETS[-1].example}",
     )
     budget: int | None = key(
         None,
@@ -270,9 +232,9 @@ def model_at(document: Document, keys: Keys) -> type[BaseModel] | None:
         return ResourcesKeys if keys == ("resources",) else Tracking
     if len(keys) == 2 and keys[0] == "axes":
         return AXIS_MODELS.get(axis_kind(document.get(keys)) or "")
-    targets: dict[str | None, type[BaseModel]] = {"level": LevelKeys, "ridge": RidgeKeys}
     if keys == ("search", "target"):
-        return targets.get(target_kind(document.get(keys)))
+        target = target_type(document.get(keys))
+        return target if target and target.model_fields else None
     if keys == ("search", "until"):
         return UntilKeys
     return SearchKeys if keys == ("search",) else None

@@ -17,9 +17,8 @@ from orchestrator.axes import Axis, AxisWritten
 from orchestrator.errors import UserError
 from orchestrator.search.space import Slice
 from orchestrator.sweep.check import check_thresholds, check_values, combinations, find_job, replicated
-from orchestrator.sweep.check_search import check_search, interior, spread
+from orchestrator.sweep.check_search import check_metric, check_search, interior, metric_keys, spread
 from orchestrator.sweep.file import ResourcesKeys, SearchKeys, SweepFile, Tracking, check_form
-from orchestrator.sweep.target import check_target, metric_keys
 from orchestrator.sweep.yaml import dump, read
 from orchestrator.tracking.address import shown
 from orchestrator.trial import Trial
@@ -123,7 +122,7 @@ class Sweep:
         document.stop_if_wrong()
         if written is None:
             raise UserError("is no sweep file", place=str(path))
-        slices = check_search(document, axes, fixed, known.defaults)
+        slices = check_search(document, written.search, axes, fixed, known)
         is_open = any(axis.between for axis in axes)
         first = combinations(
             document,
@@ -135,10 +134,10 @@ class Sweep:
             also=interior(slices) if is_open and not document.wrong_under(("search",)) else (),
         )
         if written.search.kind == "boundary" and thresholds is not None:
-            check_target(document, known, first, thresholds)
+            check_metric(document, written.search, known, first, thresholds)
         document.stop_if_wrong()
         name = written.name or path.stem
-        metric = metric_keys(document)
+        metric = metric_keys(written.search)
         return cls(
             name=name,
             source=path,
