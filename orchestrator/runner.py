@@ -22,7 +22,7 @@ from orchestrator.plan.planner import Pack, Planner
 from orchestrator.progress import Progress, Snapshot
 from orchestrator.records import Recorded, Status, TrialResult
 from orchestrator.relabel import relabel_stale
-from orchestrator.search.base import Outcome, Sampler
+from orchestrator.search.base import Sampler
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
 
@@ -250,7 +250,8 @@ class Runner:
         if found.phase is not None:
             self._summary.phases[found.phase] += 1
         self._watch.success()
-        self._sampler.tell(Outcome(trial=trial, phase=found.phase, observations=found.observations))
+        result = TrialResult(trial_id=trial.id, status=found.status, phase=found.phase, observations=found.observations)
+        self._sampler.tell(result)
 
     def _relabel(self, stale: Sequence[Trial]) -> None:
         by_id = {trial.id: trial for trial in stale}
@@ -264,10 +265,10 @@ class Runner:
                 self._watch.success()
             if result.phase is not None:
                 self._summary.phases[result.phase] += 1
-            self._sampler.tell(Outcome(trial=trial, phase=result.phase, observations=result.observations))
+            self._sampler.tell(result)
         for trial in by_id.values():  # finished, but without a single row: nothing to reduce
             self._summary.skipped += 1
-            self._sampler.tell(Outcome(trial=trial, phase=None, observations={}))
+            self._sampler.tell(TrialResult(trial_id=trial.id, status=Status.FAILED))
 
     # --- dispatch ---
 
@@ -385,7 +386,7 @@ class Runner:
                     f"the first {self._summary.failed} trials failed, none succeeded, and at least 5 of them failed "
                     f"alike: {last_line(error)}"
                 )
-        self._sampler.tell(Outcome(trial=trial, phase=result.phase, observations=result.observations))
+        self._sampler.tell(result)
 
     def _fail_quietly(self, trial: Trial, error: str) -> None:
         self._summary.failed += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, model_serializer, model_validator
 from pydantic_core import CoreSchema, core_schema
@@ -33,14 +33,6 @@ class Target(FileModel, ABC):
     """How a sweep file writes it, for messages."""
     axis_key: ClassVar[str | None] = None
     """The key that names an axis, where the target singles one out."""
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        if cls is not Target:
-            return handler(source)
-        return core_schema.tagged_union_schema(
-            {target.kind: handler.generate_schema(target) for target in TARGETS}, discriminator=kind_of
-        )
 
     @property
     def axis(self) -> str | None:
@@ -234,7 +226,13 @@ def target_type(written: Any) -> type[Target] | None:
     return max(mappings, key=lambda target: len(meant & target.model_fields.keys()))
 
 
-def kind_of(written: Any) -> str | None:
-    """The kind of `target_type`, for pydantic."""
-    found = target_type(written)
-    return found.kind if found else None
+class _AnyTarget:
+    """Tells pydantic that a field holds one of `TARGETS`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {target.kind: handler.generate_schema(target) for target in TARGETS}
+        return core_schema.tagged_union_schema(choices, lambda written: getattr(target_type(written), "kind", None))
+
+
+TargetWritten = Annotated[Target, _AnyTarget()]
+"""A target as the sweep file writes it."""

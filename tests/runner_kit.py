@@ -16,7 +16,7 @@ from orchestrator.plan.planner import Planner
 from orchestrator.progress import Progress, Silent
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.runner import Runner, Summary
-from orchestrator.search.base import Outcome, Sampler
+from orchestrator.search.base import Sampler
 from orchestrator.tracking.base import SweepRecord, Tracker
 from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.trial import Trial
@@ -48,7 +48,7 @@ class Listed(Sampler):
         self._at_once = at_once or len(trials)
         self._total = len(trials)
         self._waits_for = 0
-        self.told: list[Outcome] = []
+        self.told: list[TrialResult] = []
 
     def ask(self, count: int) -> list[Trial]:
         if self._waits_for:
@@ -58,9 +58,9 @@ class Listed(Sampler):
         self._waits_for = len(batch)
         return batch
 
-    def tell(self, outcome: Outcome) -> None:
+    def tell(self, result: TrialResult) -> None:
         self._waits_for -= 1
-        self.told.append(outcome)
+        self.told.append(result)
 
     @property
     def exhausted(self) -> bool:

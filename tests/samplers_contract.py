@@ -7,22 +7,24 @@ from abc import ABC, abstractmethod
 
 import pytest
 
-from orchestrator.search.base import Outcome, Sampler
+from orchestrator.records import Status, TrialResult
+from orchestrator.search.base import Sampler
 from orchestrator.trial import Trial
 
 SizesOfAsk = (1, 3, 1000)
 
 
 class SamplerContract(ABC):
-    """Inherit it, name the class `Test...` and give `sampler` and `outcome`."""
+    """Inherit it, name the class `Test...` and define `sampler` and `result`."""
 
     @abstractmethod
     def sampler(self) -> Sampler:
         """A new sampler, equal to every other that this makes."""
 
-    def outcome(self, trial: Trial) -> Outcome:
+    def result(self, trial: Trial) -> TrialResult:
         """How the trial ends; the same for the same trial."""
-        return Outcome(trial=trial, phase="near", observations={"final_loss": float(len(trial.id))})
+        observations = {"final_loss": float(len(trial.id))}
+        return TrialResult(trial_id=trial.id, status=Status.FINISHED, phase="near", observations=observations)
 
     def drive(self, sampler: Sampler, size: int, *, shuffle: int = 0, limit: int = 100_000) -> list[Trial]:
         """Ask and tell until the sampler has ended: every trial asked, in order."""
@@ -32,14 +34,14 @@ class SamplerContract(ABC):
             assert len(new) <= size
             asked += new
             untold += new
-            assert untold or sampler.exhausted, "it waits for outcomes, but all asked trials have been told"
+            assert untold or sampler.exhausted, "it waits for results, but all asked trials have been told"
             assert len(asked) <= limit, "it never ends"
             if shuffle:
                 order.shuffle(untold)
             for _ in range(max(1, len(untold) // 2) if untold else 0):
-                sampler.tell(self.outcome(untold.pop()))
+                sampler.tell(self.result(untold.pop()))
         for trial in untold:
-            sampler.tell(self.outcome(trial))
+            sampler.tell(self.result(trial))
         return asked
 
     @pytest.mark.parametrize("size", SizesOfAsk)
@@ -62,7 +64,7 @@ class SamplerContract(ABC):
                 ids += [trial.id for trial in batch]
                 order.shuffle(batch)
                 for trial in batch:
-                    sampler.tell(self.outcome(trial))
+                    sampler.tell(self.result(trial))
             return ids
 
         assert asked(1) == asked(2) == asked(3)
@@ -86,7 +88,7 @@ class SamplerContract(ABC):
         expected = sampler.expected_trials
         assert 0 < len(self.drive(sampler, 5)) <= expected
 
-    def test_equal_samplers_with_equal_outcomes_ask_the_same(self) -> None:
+    def test_equal_samplers_with_equal_results_ask_the_same(self) -> None:
         assert [t.id for t in self.drive(self.sampler(), 3)] == [t.id for t in self.drive(self.sampler(), 3)]
 
     def test_telling_failures_does_not_stop_it(self) -> None:
@@ -96,5 +98,5 @@ class SamplerContract(ABC):
             assert new or sampler.exhausted
             asked += len(new)
             for trial in new:
-                sampler.tell(Outcome(trial=trial, phase=None, observations={}))
+                sampler.tell(TrialResult(trial_id=trial.id, status=Status.FAILED))
         assert asked

@@ -1,4 +1,4 @@
-"""What the search's tests share: a problem with a known boundary, a cheap target, and samplers over them."""
+"""What the tests of the search share: a problem with a known boundary, a cheap surrogate, and samplers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import optuna
 from jobs_for_tests import Descent
 from numpy.typing import NDArray
 
+from jobs.job import Censored
 from orchestrator.axes import Axis
-from orchestrator.search.base import Outcome
-from orchestrator.search.boundary import BoundarySampler, Ends, Sought
+from orchestrator.records import Status, TrialResult
+from orchestrator.search.boundary import BoundarySampler, StoppingRule
 from orchestrator.search.space import Slice, slices_of
 from orchestrator.search.study import SweepStudy
 from orchestrator.surface.base import ClassSurface, Evidence, Points, Snap, Surrogate
+from orchestrator.target import PhaseTarget
 from orchestrator.trial import Trial
 
 JOB = "jobs_for_tests:Descent"
@@ -68,7 +70,7 @@ class Nearest(ClassSurface):
 
 @dataclass(frozen=True, kw_only=True)
 class NearestSurrogate(Surrogate[Nearest]):
-    """A real target, if a poor one: the pool's points that are farthest from what was tried."""
+    """A cheap surrogate: it suggests the points of a pool that are farthest from what was tried."""
 
     classes: int = 3
 
@@ -109,11 +111,21 @@ def where(trial: Trial) -> tuple[float, float]:
     return (math.log10(float(settings["learning_rate"])) + 2) / 2, float(settings["weight_decay"]) / 2
 
 
-def disc(trial: Trial) -> Outcome:
+def finished(trial: Trial, phase: str, **observations: float | Censored) -> TrialResult:
+    """A trial that ended with a result."""
+    return TrialResult(trial_id=trial.id, status=Status.FINISHED, phase=phase, observations=observations)
+
+
+def failed(trial: Trial) -> TrialResult:
+    """A trial that ended without one."""
+    return TrialResult(trial_id=trial.id, status=Status.FAILED, error="Traceback")
+
+
+def disc(trial: Trial) -> TrialResult:
     """Two phases: inside a disc, and around it."""
     x, y = where(trial)
     inside = math.hypot(x - 0.5, y - 0.5) < 0.3
-    return Outcome(trial=trial, phase=LABELS[inside], observations={"depth": 0.3 - math.hypot(x - 0.5, y - 0.5)})
+    return finished(trial, LABELS[inside], depth=0.3 - math.hypot(x - 0.5, y - 0.5))
 
 
 def boundary(
@@ -122,20 +134,21 @@ def boundary(
     storage: Any = None,
     name: str = "study",
     budget: int = 40,
-    target: Surrogate[Any] | None = None,
+    surrogate: Surrogate[Any] | None = None,
     space: Sequence[Slice] | None = None,
     uncertain_area: float | None = None,
     **options: Any,
 ) -> BoundarySampler:
-    """A sampler with the cheap target, in memory unless told otherwise."""
-    options = {"start": 16, "batch": 8, "sought": Sought(labels=LABELS), "trial_of": trial_of, **options}
-    if target is None:
-        target = NearestSurrogate()
+    """A sampler with the cheap surrogate, in memory by default."""
+    options = {"start": 16, "batch": 8, "target": PhaseTarget(), "trial_of": trial_of, **options}
+    if surrogate is None:
+        surrogate = NearestSurrogate()
     return BoundarySampler(
         study=SweepStudy(storage or optuna.storages.InMemoryStorage(), name),
         space=space or slices_of(axes, {}, {}),
         axes=axes,
-        target_of=lambda _: target,
-        ends=Ends(budget=budget, uncertain_area=uncertain_area),
+        phases=LABELS,
+        surrogate_of=lambda _: surrogate,
+        stop=StoppingRule(budget=budget, uncertain_area=uncertain_area),
         **options,
     )

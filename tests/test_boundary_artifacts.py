@@ -20,7 +20,6 @@ from orchestrator.phases.map.boundary_data import (
     write_geojson,
     write_parquet,
 )
-from orchestrator.phases.map.classify import Aim
 from orchestrator.phases.map.contour import crossings
 from orchestrator.phases.map.progress_curve import ProgressCurve, read_csv, refitted, write_csv
 from orchestrator.phases.map.raster import CHUNK, plane, rasterise
@@ -31,6 +30,7 @@ from orchestrator.phases.publish_map import Drawing
 from orchestrator.records import Status
 from orchestrator.surface.base import Points
 from orchestrator.surface.phase import PhaseSurrogate
+from orchestrator.target import LevelTarget, PhaseTarget, RidgeTarget, Target
 from orchestrator.trial import Trial
 
 NONE = np.zeros((0, 2)), np.zeros(0, dtype=np.int64)
@@ -278,10 +278,12 @@ def searched(count: int, **more: tuple[object, ...]) -> tuple[list[Trial], dict[
     return trials, by_id(*rows)  # type: ignore[return-value]
 
 
-def published(folder: Path, aim: Aim, count: int = 80, history=(), **more) -> Published:
+def published(folder: Path, target: Target, count: int = 80, history=(), **more) -> Published:
     trials, rows = searched(count, **more)
     axes = (*FOUND, *(axis(name, *values) for name, values in more.items()))
-    return publish(GivenSweep(axes=axes), trials, rows, folder, drawing=Drawing(aim=aim, search=True, history=history))
+    return publish(
+        GivenSweep(axes=axes), trials, rows, folder, drawing=Drawing(target=target, search=True, history=history)
+    )
 
 
 def page_of(found: Published) -> dict:
@@ -290,7 +292,7 @@ def page_of(found: Published) -> dict:
 
 
 def test_a_search_for_phases_leaves_map_boundary_curve_and_savings(tmp_path: Path) -> None:
-    found = published(tmp_path, Aim(listed=True), history=[(16, 0.9), (80, 0.2)])
+    found = published(tmp_path, PhaseTarget(), history=[(16, 0.9), (80, 0.2)])
     assert set(found.files) == FILES | {"search_savings.json"}
     assert all(path.stat().st_size > 0 for path in found.files.values())
     lines = read_parquet(found.files["boundary.parquet"])
@@ -315,7 +317,7 @@ def test_the_same_record_in_any_order_draws_the_same_boundary(tmp_path: Path) ->
     sweep = GivenSweep(axes=FOUND)
     texts = []
     for name, order in (("a", trials), ("b", trials[::-1])):
-        made = publish(sweep, order, rows, tmp_path / name, drawing=Drawing(aim=Aim(listed=True)))
+        made = publish(sweep, order, rows, tmp_path / name, drawing=Drawing())
         texts.append(made.files["boundary.geojson"].read_text())
     assert texts[0] == texts[1]
 
@@ -323,7 +325,7 @@ def test_the_same_record_in_any_order_draws_the_same_boundary(tmp_path: Path) ->
 def test_a_failed_trial_says_nothing_of_the_map(tmp_path: Path) -> None:
     trials, rows = searched(60)
     sweep = GivenSweep(axes=FOUND)
-    drawing = Drawing(aim=Aim(listed=True))
+    drawing = Drawing()
     some = publish(sweep, trials, rows, tmp_path / "a", drawing=drawing)
     kept = [t for t in trials if rows[t.id].recorded.status is Status.FINISHED]  # type: ignore[attr-defined]
     without = publish(sweep, kept, rows, tmp_path / "b", drawing=drawing)
@@ -331,7 +333,7 @@ def test_a_failed_trial_says_nothing_of_the_map(tmp_path: Path) -> None:
 
 
 def test_each_value_of_a_category_has_a_map_of_its_own(tmp_path: Path) -> None:
-    found = published(tmp_path, Aim(listed=True), kind=("iron", "tin"))
+    found = published(tmp_path, PhaseTarget(), kind=("iron", "tin"))
     lines = read_parquet(found.files["boundary.parquet"])
     assert {line.fixed["kind"] for line in lines} == {"iron", "tin"}
     assert [one["title"] for one in page_of(found)["views"][0]["slices"]] == ["kind iron", "kind tin"]
@@ -342,13 +344,13 @@ def test_a_value_off_the_scale_is_no_part_of_the_box_and_is_said_to_be_left_out(
     cold = [trial(0, heat=0.0, load=load) for load in (0.1, 0.5, 0.9)]
     rows |= by_id(*(row(one, "solid") for one in cold))
     axes = (axis("heat", 0.0, 0.1, 10.0, scale="log"), FOUND[1])
-    found = publish(GivenSweep(axes=axes), [*trials, *cold], rows, tmp_path, drawing=Drawing(aim=Aim(listed=True)))
+    found = publish(GivenSweep(axes=axes), [*trials, *cold], rows, tmp_path, drawing=Drawing())
     assert any("heat 0" in warning for warning in found.warnings)
     assert min(line.points[:, 0].min() for line in read_parquet(found.files["boundary.parquet"])) >= 0.1
 
 
 def test_a_level_is_drawn_with_what_is_censored_on_its_side(tmp_path: Path) -> None:
-    found = published(tmp_path, Aim(kind="level", metric="melting_step", level=30.0, listed=True))
+    found = published(tmp_path, LevelTarget(metric="melting_step", level=30.0))
     assert set(found.files) == FILES | {"search_savings.json"}
     assert found.metrics["grid_of_same_map_error"] > 0 and found.metrics["expected_map_error"] < 0.1
     points = np.concatenate([line.points for line in read_parquet(found.files["boundary.parquet"])])
@@ -357,7 +359,7 @@ def test_a_level_is_drawn_with_what_is_censored_on_its_side(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_ridge_is_drawn_as_a_curve_with_its_band(tmp_path: Path) -> None:
-    found = published(tmp_path, Aim(kind="ridge", metric="final_error", along="heat", listed=True))
+    found = published(tmp_path, RidgeTarget(ridge="final_error", along="heat"))
     assert set(found.files) == FILES | {"search_savings.json"}
     assert found.metrics["grid_of_same_peak_error"] > 0 and found.metrics["expected_peak_error"] < 0.1
     assert any("a grid of the same error of the peak's position needs about" in note for note in found.notes)
@@ -371,6 +373,6 @@ def test_a_ridge_is_drawn_as_a_curve_with_its_band(tmp_path: Path) -> None:
 @pytest.mark.parametrize("axes", [(), FOUND[:1], FOUND])
 def test_where_the_classifier_can_draw_nothing_the_plain_diagram_is_drawn(tmp_path: Path, axes) -> None:
     one = trial(0, heat=1.0, load=0.5)
-    found = publish(GivenSweep(axes=axes), [one], {}, tmp_path, drawing=Drawing(aim=Aim(listed=True), search=True))
+    found = publish(GivenSweep(axes=axes), [one], {}, tmp_path, drawing=Drawing(search=True))
     assert "phase_diagram.png" in found.files and "boundary.parquet" not in found.files
     assert any("nothing to draw" in warning for warning in found.warnings)

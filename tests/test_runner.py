@@ -42,7 +42,7 @@ def test_a_finished_sweep_starts_no_worker_and_tells_the_sampler_everything() ->
     sampler = Listed(trials)
     summary = run(trials, tracker, pool=no_pool, sampler=sampler)
     assert (summary.done, summary.skipped) == (0, 6)
-    assert {o.trial.id: (o.phase, o.observations) for o in sampler.told} == {
+    assert {o.trial_id: (o.phase, o.observations) for o in sampler.told} == {
         t.id: (tracker.result(t).phase, tracker.result(t).observations) for t in trials
     }
 
@@ -148,8 +148,8 @@ def test_a_sampler_is_asked_again_as_trials_end() -> None:
     trials = slopes(7)
     sampler = Listed(trials, at_once=3)
     assert run(trials, Kept(), sampler=sampler).done == 7
-    assert [o.trial.id for o in sampler.told[:3]] != []
-    assert {o.trial.id for o in sampler.told} == {t.id for t in trials}
+    assert [o.trial_id for o in sampler.told[:3]] != []
+    assert {o.trial_id for o in sampler.told} == {t.id for t in trials}
 
 
 def test_other_thresholds_relabel_without_training() -> None:

@@ -11,14 +11,16 @@ import pytest
 from jobs_for_tests import Descent
 from optuna.trial import TrialState
 from samplers_contract import SamplerContract
-from searching import AXES, GRID, JOB, LABELS, boundary, disc, trial_of
+from searching import AXES, GRID, JOB, LABELS, boundary, disc, failed, finished, trial_of
 
 from jobs.job import Censored, Cost
 from orchestrator.axes import Axis
 from orchestrator.errors import UserError
-from orchestrator.search.base import Outcome, Sampler
-from orchestrator.search.boundary import BoundarySampler, Sought
+from orchestrator.records import TrialResult
+from orchestrator.search.base import Sampler
+from orchestrator.search.boundary import BoundarySampler
 from orchestrator.search.study import TRIAL_ID
+from orchestrator.target import LevelTarget
 from orchestrator.trial import Trial
 
 INTEGER = (Axis(name="dimension", scale="integer", values=(1, 40), between=True), AXES[0])
@@ -33,7 +35,7 @@ class TestOverContinuousAxes(SamplerContract):
     def sampler(self) -> Sampler:
         return boundary()
 
-    def outcome(self, trial: Trial) -> Outcome:
+    def result(self, trial: Trial) -> TrialResult:
         return disc(trial)
 
 
@@ -41,7 +43,7 @@ class TestOverTheGridsPoints(SamplerContract):
     def sampler(self) -> Sampler:
         return boundary(GRID, replicates=2, budget=1000)
 
-    def outcome(self, trial: Trial) -> Outcome:
+    def result(self, trial: Trial) -> TrialResult:
         return disc(trial)
 
     def test_it_ends_when_every_trial_of_the_grid_is_tried(self) -> None:
@@ -154,12 +156,12 @@ def test_recorded_trials_of_a_conditional_axis_are_known_again() -> None:
     assert len(asked) == 32
 
 
-def fails_on_the_right(trial: Trial) -> Outcome:
+def fails_on_the_right(trial: Trial) -> TrialResult:
     right = float(trial.settings()["learning_rate"]) > 0.1
-    return Outcome(trial=trial, phase=None, observations={}) if right else disc(trial)
+    return failed(trial) if right else disc(trial)
 
 
-def test_a_failed_trial_is_told_as_failed_and_says_nothing() -> None:
+def test_a_failed_trial_is_failed_in_the_study_and_counts_as_tried() -> None:
     storage = optuna.storages.InMemoryStorage()
     sampler = boundary(storage=storage)
     asked = drive(sampler, tell=fails_on_the_right)
@@ -188,7 +190,7 @@ def test_failed_trials_do_not_bias_the_map() -> None:
 
 def test_a_diverged_trial_is_a_label() -> None:
     sampler = boundary()
-    drive(sampler, tell=lambda trial: Outcome(trial=trial, phase="far", observations={}))
+    drive(sampler, tell=lambda trial: finished(trial, "far"))
     (surface,) = sampler.surfaces()
     assert surface is not None
     assert surface.label(np.array([[0.5, 0.5]])).tolist() == [LABELS.index("far")]  # type: ignore[attr-defined]
@@ -211,7 +213,7 @@ def test_settings_that_the_job_refuses_are_never_asked() -> None:
 
 
 def test_a_metric_that_no_trial_has_is_a_users_mistake() -> None:
-    sampler = boundary(sought=Sought(labels=LABELS, metric="dept", level=0.0))
+    sampler = boundary(target=LevelTarget(metric="dept", level=0.0))
     with pytest.raises(UserError, match="no observation 'dept'") as caught:
         sampler.tell(disc(sampler.ask(1)[0]))
     assert "depth" in caught.value.text
@@ -219,10 +221,10 @@ def test_a_metric_that_no_trial_has_is_a_users_mistake() -> None:
 
 def test_a_level_is_told_with_its_side_and_its_bounds() -> None:
     storage = optuna.storages.InMemoryStorage()
-    sampler = boundary(storage=storage, sought=Sought(labels=LABELS, metric="m", level=1.0))
+    sampler = boundary(storage=storage, target=LevelTarget(metric="m", level=1.0))
     observed = [0.5, 2.0, Censored(3.0), Censored(0.1), float("nan")]
     for value, trial in zip(observed, sampler.ask(5), strict=True):
-        sampler.tell(Outcome(trial=trial, phase="near", observations={"m": value}))
+        sampler.tell(finished(trial, "near", m=value))
     rows = optuna.load_study(storage=storage, study_name="study").trials[:5]
     assert [row.user_attrs.get("phase") for row in rows] == ["below", "at or above", "at or above", None, "no value"]
     assert [row.user_attrs.get("censored", False) for row in rows] == [False, False, True, True, False]
@@ -236,7 +238,7 @@ def test_the_size_of_a_batch_changes_the_map_only_within_its_band() -> None:
     lattice = np.stack(np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60)), axis=-1).reshape(-1, 2)
     labels, bands = [], []
     for batch in (8, 32):
-        sampler = boundary(budget=160, start=48, batch=batch, target=PhaseSurrogate(classes=3))
+        sampler = boundary(budget=160, start=48, batch=batch, surrogate=PhaseSurrogate(classes=3))
         drive(sampler)
         (surface,) = sampler.surfaces()
         labels.append(surface.label(lattice))  # type: ignore[union-attr]
@@ -256,7 +258,7 @@ def test_trials_told_late_and_in_any_order_give_the_same_map_within_its_band() -
     labels, bands = [], []
     for shuffle in (1, 2):
         order, waiting = random.Random(shuffle), []
-        sampler = boundary(budget=160, start=48, batch=16, target=PhaseSurrogate(classes=3))
+        sampler = boundary(budget=160, start=48, batch=16, surrogate=PhaseSurrogate(classes=3))
         while not sampler.exhausted or waiting:
             waiting += sampler.ask(1000)
             order.shuffle(waiting)

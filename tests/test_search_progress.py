@@ -8,14 +8,15 @@ from typing import Any
 
 import optuna
 import pytest
-from searching import LABELS, boundary, disc, where
+from searching import LABELS, boundary, disc, finished, where
 
-from orchestrator.search.base import Outcome
-from orchestrator.search.boundary import BoundarySampler, Sought
+from orchestrator.records import TrialResult
+from orchestrator.search.boundary import BoundarySampler
 from orchestrator.surface.base import Surrogate
 from orchestrator.surface.level import LevelSurrogate
 from orchestrator.surface.phase import PhaseSurrogate
 from orchestrator.surface.ridge import RidgeSurrogate
+from orchestrator.target import LevelTarget, PhaseTarget, RidgeTarget, Target
 from orchestrator.tracking.base import SweepRecord
 from orchestrator.tracking.memory import MemoryRecord, MemoryTracker
 from orchestrator.trial import Trial
@@ -24,20 +25,20 @@ SWEEP = SweepRecord(sweep_id="s" * 32, name="s", job="j", resolved_yaml="", thre
 AREA = "uncertain_area"
 
 
-def depth(trial: Trial) -> Outcome:
+def depth(trial: Trial) -> TrialResult:
     """A metric that peaks along the first axis, and passes 1/2 about the peak."""
     x, y = where(trial)
-    return Outcome(trial=trial, phase=LABELS[0], observations={"depth": 1 / (1 + 40 * (x - 0.3 - 0.4 * y) ** 2)})
+    return finished(trial, LABELS[0], depth=1 / (1 + 40 * (x - 0.3 - 0.4 * y) ** 2))
 
 
-SOUGHT: dict[str, tuple[Sought, Surrogate[Any], Any]] = {
-    "phases": (Sought(labels=LABELS), PhaseSurrogate(classes=len(LABELS)), disc),
-    "level": (Sought(labels=LABELS, metric="depth", level=0.5), LevelSurrogate(level=0.5, classes=3), depth),
-    "ridge": (Sought(labels=LABELS, metric="depth", along="learning_rate"), RidgeSurrogate(along=0), depth),
+SEARCHES: dict[str, tuple[Target, Surrogate[Any], Any]] = {
+    "phases": (PhaseTarget(), PhaseSurrogate(classes=len(LABELS)), disc),
+    "level": (LevelTarget(metric="depth", level=0.5), LevelSurrogate(level=0.5, classes=3), depth),
+    "ridge": (RidgeTarget(ridge="depth", along="learning_rate"), RidgeSurrogate(along=0), depth),
 }
 
 
-def tell(sampler: BoundarySampler, outcome_of: Any, *, most: int, seed: int) -> int:
+def tell(sampler: BoundarySampler, result_of: Any, *, most: int, seed: int) -> int:
     """Ask and tell out of order until the search ends, or `most` were told; how many were."""
     waiting: list[Trial] = []
     chance, told = random.Random(seed), 0
@@ -46,14 +47,14 @@ def tell(sampler: BoundarySampler, outcome_of: Any, *, most: int, seed: int) -> 
         if not waiting:
             assert sampler.exhausted
             break
-        sampler.tell(outcome_of(waiting.pop(chance.randrange(len(waiting)))))
+        sampler.tell(result_of(waiting.pop(chance.randrange(len(waiting)))))
         told += 1
     return told
 
 
-@pytest.mark.parametrize("kind", SOUGHT)
-def test_every_batch_is_a_point_once_across_kills_whatever_is_sought(kind: str) -> None:
-    sought, target, outcome_of = SOUGHT[kind]
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_every_batch_is_a_point_once_across_kills_for_every_target(kind: str) -> None:
+    target, surrogate, result_of = SEARCHES[kind]
     storage, record = optuna.storages.InMemoryStorage(), MemoryRecord()
     seen: list[dict[int, float]] = []
     for turn, most in enumerate((0, 5, 19, 45, 10_000)):
@@ -62,11 +63,11 @@ def test_every_batch_is_a_point_once_across_kills_whatever_is_sought(kind: str) 
         sampler = boundary(
             storage=storage,
             budget=64,
-            sought=sought,
             target=target,
+            surrogate=surrogate,
             progress=lambda points, tracker=tracker: tracker.trace(AREA, points),
         )
-        told = tell(sampler, outcome_of, most=most, seed=turn)
+        told = tell(sampler, result_of, most=most, seed=turn)
         sampler.close()
         tracker.close()
         seen.append(dict(record.traces.get((SWEEP.sweep_id, AREA), {})))

@@ -113,7 +113,7 @@ def test_the_resolved_file_is_the_same_search(tmp_path: Path, search: str) -> No
 
 
 WRONG: dict[str, tuple[str, ...]] = {
-    "no end": (AXES + "search: {kind: boundary}", "6:1: a boundary search says when it ends", "add 'budget: 400'"),
+    "no end": (AXES + "search: {kind: boundary}", "6:1: a boundary search needs a stopping rule", "add 'budget: 400'"),
     "budget of a grid": (POINTS + "search: {budget: 9}", "'budget' is for a boundary search", "add 'kind: boundary'"),
     "no points in a grid": (AXES, "3:3: 'points' is missing"),
     "unknown key": (POINTS + "search: {kind: boundary, bugdet: 9}", "unknown key 'bugdet'", "did you mean 'budget'?"),
@@ -208,7 +208,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "one database": (
         POINTS
         + "search: {kind: boundary, budget: 9, storage: 'sqlite:///mlflow.db'}\ntracking: {uri: 'sqlite:///mlflow.db'}",
-        "the study needs a database of its own",
+        "the study needs its own database",
     ),
     "out of range": (
         "axes: {dimension: {scale: integer, from: 1, to: 101}}\n" + SEARCH,

@@ -18,19 +18,22 @@ from jobs.job import Censored, Prediction, specs
 from jobs.theory.domain import DomainError
 from orchestrator.axes import Axis
 from orchestrator.phases.diagram import phase_diagram
-from orchestrator.phases.map.classify import Aim, classify
+from orchestrator.phases.map.classify import classify
 from orchestrator.phases.map.surface_map import planes
 from orchestrator.phases.publish import Published, publish
 from orchestrator.phases.publish_map import Drawing
 from orchestrator.phases.table import collect
 from orchestrator.phases.theory.overlay import COLOURS
-from orchestrator.phases.theory.plane import SIDE, SliceParams, TheoryPlane, asker, side_of_level, theory_plane
+from orchestrator.phases.theory.plane import SIDE, SliceParams, TheoryPlane, asker, theory_plane
+from orchestrator.target import LevelTarget, PhaseTarget, Target
 from orchestrator.trial import Trial
 
 HEAT = axis("heat", 0.1, 10.0, scale="log")
 LOAD = axis("load", 0.0, 1.0, scale="linear")
 WIDTH = axis("width", 2, 20, scale="integer")
 Theory = Callable[[MeltParams], Mapping[str, float | Censored]]
+
+PHASES = PhaseTarget()
 
 
 class Told(Melt):
@@ -82,19 +85,18 @@ def told(
     job: Told,
     axes: tuple[Axis, ...],
     trials: list[Trial],
-    aim: Aim | None = None,
+    target: Target = PHASES,
     *,
     seconds: float = 60.0,
     measured: Theory = right,
 ) -> TheoryPlane | None:
-    aim = aim or Aim(listed=True)
     table = collect(trials, rows_of(trials, Told(measured)))
     diagram = phase_diagram("melting", axes, Melt.phases, table, specs(MeltParams))
-    found = classify(aim, diagram, table, axes)
+    found = classify(target, diagram, table, axes, listed=True)
     (one,) = found.fitted
     by = {t.id: t.params for t in trials}
     params = [by[table.trial_id[r]] for r in one.slice.rows]
-    ask = asker(job, MeltThresholds(), aim, found.labels)
+    ask = asker(job, MeltThresholds(), target, found.labels)
     return theory_plane(
         planes(one)[0],
         SliceParams(slice=one.slice, params=params, partners=diagram.partners),
@@ -105,9 +107,9 @@ def told(
 
 @pytest.mark.parametrize("kind", ["phase", "level"])
 def test_the_predicted_line_is_where_theory_puts_it(kind: str) -> None:
-    aim = Aim(listed=True) if kind == "phase" else Aim(kind="level", metric="final_error", level=0.5, listed=True)
+    target = PhaseTarget() if kind == "phase" else LevelTarget(metric="final_error", level=0.5)
     job = Told(right)
-    found = told(job, (HEAT, LOAD), trials_of(HEAT, LOAD), aim)
+    found = told(job, (HEAT, LOAD), trials_of(HEAT, LOAD), target)
     assert found is not None
     points = np.concatenate(found.lines)
     off = points[:, 0] + points[:, 1] - 0.5 if kind == "phase" else points[:, 0]
@@ -176,14 +178,15 @@ def test_without_time_nothing_more_is_asked() -> None:
 
 
 def test_a_bound_says_nothing_of_a_side_that_it_does_not_reach() -> None:
-    said = [side_of_level(v, 5.0) for v in (4.0, 5.0, math.inf, Censored(4.0), Censored(5.0), math.nan, None)]
+    level = LevelTarget(metric="any", level=5.0)
+    said = [level.side(v) for v in (4.0, 5.0, math.inf, Censored(4.0), Censored(5.0), math.nan, None)]
     assert said == [0, 1, 1, -1, 1, -1, -1]
 
 
 def published(folder: Path, job: Melt) -> Published:
     trials = trials_of(HEAT, LOAD)
     sweep = GivenSweep(axes=(HEAT, LOAD), job=job)
-    return publish(sweep, trials, rows_of(trials, Told(right)), folder, drawing=Drawing(aim=Aim(listed=True)))
+    return publish(sweep, trials, rows_of(trials, Told(right)), folder, drawing=Drawing(search=True))
 
 
 def theory_traces(found: Published) -> list[dict[str, Any]]:

@@ -25,7 +25,6 @@ from orchestrator.failures import last_line
 from orchestrator.plan.planner import PlanSummary, summarise
 from orchestrator.progress import amount_of_bytes, duration, phase_counts
 from orchestrator.records import Status
-from orchestrator.sweep.file import LevelKeys, RidgeKeys
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.address import shown
 from orchestrator.tracking.base import Tracker, TrialRow
@@ -61,17 +60,11 @@ def _extent(axis: Axis) -> str:
 
 def search_lines(sweep: Sweep) -> list[str]:
     """What a search looks for, in words."""
-    search, target = sweep.search, sweep.search.target
-    if isinstance(target, LevelKeys):
-        what = f"where {target.metric} passes {target.level:g}"
-    elif isinstance(target, RidgeKeys):
-        what = f"where {target.ridge} peaks along {target.along}"
-    else:
-        what = "where one phase ends and another begins"
+    search = sweep.search
     until = [] if search.until is None else [f"until the uncertain area is {search.until.uncertain_area:g} of the map"]
     ends = ", or ".join([*until, f"after {sweep.most_trials} trials"])
     slices = f", in {len(sweep.slices)} slices" if len(sweep.slices) > 1 else ""
-    return [f"search    {what}{slices}; {ends}"]
+    return [f"search    {search.target.description}{slices}; {ends}"]
 
 
 def plan(arguments: argparse.Namespace) -> int:

@@ -109,20 +109,9 @@ def _end_of_search(sweep: Sweep, asked: int, area: float | None) -> list[str]:
 
 def drawing_of(sweep: Sweep, history: Sequence[tuple[int, float]] = ()) -> Drawing:
     """How the classifier draws a sweep: what its search looks for, or the phases of a grid."""
-    from orchestrator.phases.map.classify import Aim
     from orchestrator.phases.publish_map import Drawing
-    from orchestrator.sweep.file import LevelKeys, RidgeKeys
 
-    if not sweep.is_search:
-        return Drawing()
-    target = sweep.search.target
-    if isinstance(target, LevelKeys):
-        aim = Aim(kind="level", metric=target.metric, level=target.level, listed=True)
-    elif isinstance(target, RidgeKeys):
-        aim = Aim(kind="ridge", metric=target.ridge, along=target.along, listed=True)
-    else:
-        aim = Aim(listed=True)
-    return Drawing(aim=aim, search=True, history=history)
+    return Drawing(target=sweep.search.target, search=True, history=history) if sweep.is_search else Drawing()
 
 
 SUMMARY = "run.json"

@@ -10,10 +10,8 @@ from orchestrator.records import Status
 from orchestrator.search.base import Sampler
 from orchestrator.search.grid import GridSampler
 from orchestrator.search.space import locate
-from orchestrator.sweep.file import LevelKeys, RidgeKeys
 
 if TYPE_CHECKING:
-    from orchestrator.search.boundary import Sought
     from orchestrator.sweep.sweep import Sweep
     from orchestrator.tracking.base import Tracker
     from orchestrator.trial import Trial
@@ -34,7 +32,7 @@ def opened_sampler(sweep: Sweep, tracker: Tracker, *, workers: int) -> Iterator[
     if not sweep.is_search:
         yield GridSampler(sweep.trials())
         return
-    from orchestrator.search.boundary import BoundarySampler, Ends
+    from orchestrator.search.boundary import BoundarySampler, StoppingRule
     from orchestrator.search.study import SweepStudy
 
     search = sweep.search
@@ -44,34 +42,23 @@ def opened_sampler(sweep: Sweep, tracker: Tracker, *, workers: int) -> Iterator[
             study=study,
             space=sweep.slices,
             axes=sweep.axes,
-            sought=sought(sweep),
+            target=search.target,
+            phases=sweep.job_object().phases,
             trial_of=sweep.trial,
-            ends=Ends(
-                budget=sweep.most_trials, uncertain_area=None if search.until is None else search.until.uncertain_area
+            stop=StoppingRule(
+                budget=sweep.most_trials, uncertain_area=search.until.uncertain_area if search.until else None
             ),
             replicates=sweep.replicates,
             start=search.start,
             batch=None if search.batch == "auto" else search.batch,
             workers=workers,
             seed=sweep.search_seed,
+            metric_place=sweep.metric_place,
             progress=lambda points: tracker.trace(CURVE, points),
             remembered=[*_studied(sweep, finished=True), *recorded_trials(sweep, tracker, finished=True)],
         )
     finally:
         study.close()
-
-
-def sought(sweep: Sweep) -> Sought:
-    """What the sweep's search looks for."""
-    from orchestrator.search.boundary import Sought
-
-    target = sweep.search.target
-    labels = tuple(sweep.job_object().phases)
-    if isinstance(target, LevelKeys):
-        return Sought(labels=labels, metric=target.metric, level=target.level, place=sweep.metric_place)
-    if isinstance(target, RidgeKeys):
-        return Sought(labels=labels, metric=target.ridge, along=target.along, place=sweep.metric_place)
-    return Sought(labels=labels)
 
 
 def study_name(sweep: Sweep) -> str:

@@ -14,12 +14,13 @@ from orchestrator.axes import Axis
 from orchestrator.phases.compare_settings import Settings, differences
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.map.box import BoxAxis
-from orchestrator.phases.map.classify import Aim, classify
+from orchestrator.phases.map.classify import classify
 from orchestrator.phases.map.raster import in_chunks
-from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, lattice
+from orchestrator.phases.map.surface_map import FittedMap, FittedSlice
 from orchestrator.phases.table import TrialTable
 from orchestrator.phases.text import plural
-from orchestrator.surface.base import ClassSurface, Points, Surrogate
+from orchestrator.surface.base import ClassSurface, Points, Surrogate, lattice
+from orchestrator.target import PhaseTarget
 
 PROBES = 2**16
 """Positions at which the two maps are asked whether they agree."""
@@ -44,7 +45,7 @@ class Side:
     thresholds: Mapping[str, Scalar] | None = None
     """All that the phases are decided by; None where they are not known."""
     listed: bool = False
-    """See `Aim`."""
+    """See `classify`."""
     stale: int = 0
     """Trials whose labels are of other thresholds than these."""
 
@@ -135,14 +136,14 @@ def side(
     phases: Sequence[str],
     *,
     listed: bool = False,
-    target: Surrogate[Any] | None = None,
+    surrogate: Surrogate[Any] | None = None,
     job: str = "",
     thresholds: Mapping[str, Scalar] | None = None,
     stale: int = 0,
 ) -> Side:
-    """Fit the classifier to a table of trials; `listed`: see `Aim`."""
+    """Fit the classifier to a table of trials; `listed`: see `classify`."""
     diagram = phase_diagram(name, axes, phases, table, {})
-    found = classify(Aim(listed=listed), diagram, table, axes, (), target)
+    found = classify(PhaseTarget(), diagram, table, axes, (), surrogate, listed=listed)
     return Side(
         name=name,
         table=table,

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.map.boundary_data import boundary_lines, write_geojson, write_parquet
-from orchestrator.phases.map.classify import PHASES, Aim, classify, describe
+from orchestrator.phases.map.classify import classify
 from orchestrator.phases.map.progress_curve import ProgressCurve, refitted, write_csv
 from orchestrator.phases.map.savings import MAP, Savings, read_savings, savings, write_savings
 from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, ridge_of
 from orchestrator.phases.table import SweepView, TrialTable
-from orchestrator.phases.text import percent, plural
+from orchestrator.phases.text import percent, plural, words
 from orchestrator.phases.theory.ask import has_theory
 from orchestrator.phases.theory.plane import MOST_SECONDS, SliceParams, asker, theory_plane
 from orchestrator.records import Status
 from orchestrator.surface.base import RidgeSurface, Surrogate
+from orchestrator.target import MetricTarget, PhaseTarget, Target
 from orchestrator.trial import Trial
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ Write = Callable[[str, Callable[[Path], None]], None]
 class Drawing:
     """How the classifier draws a sweep's map."""
 
-    aim: Aim = PHASES
+    target: Target = field(default_factory=PhaseTarget)
+    """What the map shows."""
     search: bool = False
-    """Whether a search chose the trials: then it is told how it went, and what it saved."""
+    """Whether a search chose the trials: then its progress and savings are drawn, and listed values are slices."""
     history: Sequence[tuple[int, float]] = ()
     """(trials spent, uncertain area) as the search went; where it is empty, the trials are fitted anew."""
-    target: Surrogate[Any] | None = None
-    """What fits, in place of the classifier that a search for this aim uses."""
+    surrogate: Surrogate[Any] | None = None
+    """Fitted in place of the target's own."""
 
 
 def _no_views(diagram: PhaseDiagram) -> Sequence[dict[str, Any]]:
@@ -91,8 +93,9 @@ def draw(
     from orchestrator.phases.draw.png_ridge import draw_ridges
     from orchestrator.phases.draw.png_surface import draw_surface, panels_of
 
-    aim = drawing.aim
-    found = classify(aim, diagram, table, sweep.axes, [trial.id for trial in trials], drawing.target)
+    target, order = drawing.target, [trial.id for trial in trials]
+    metric = target.observation if isinstance(target, MetricTarget) else ""
+    found = classify(target, diagram, table, sweep.axes, order, drawing.surrogate, listed=drawing.search)
     if not found.fitted:
         return Drawn(warnings=("the classifier has nothing to draw: it needs two numeric axes and a finished trial",))
     warnings = []
@@ -106,21 +109,21 @@ def draw(
         now = (sum(len(one.evidence) for one in found.fitted), found.uncertain_area())
         curve = ProgressCurve.of(drawing.history).through(*now) if drawing.history else refitted(found)
         if alone is None:  # where no boundary is known, any grid is as good
-            estimate = saved = savings(found, read_savings(folder / SAVINGS), valued=aim.kind != "phase")
+            estimate = saved = savings(found, read_savings(folder / SAVINGS), valued=bool(metric))
             write(SAVINGS, lambda path: write_savings(estimate, path))
         made = curve
         write("search_progress.csv", lambda path: write_csv(made, path))
         write("search_progress.png", lambda path: _picture(sweep.name, made, path))
-    summary = "\n".join([_summary(aim, found, saved), *([alone] if alone is not None else [])])
+    summary = "\n".join([_summary(target, found, saved), *([alone] if alone is not None else [])])
     failed = [row for row, status in enumerate(table.status) if status == Status.FAILED.value]
     ridges: list[tuple[FittedSlice, RidgeSurface]] = [
         (one, ridge) for one in found.fitted if (ridge := ridge_of(one)) is not None
     ]
     if ridges:
-        write("phase_diagram.png", lambda path: draw_ridges(sweep.name, summary, aim.metric, ridges, curve, path))
+        write("phase_diagram.png", lambda path: draw_ridges(sweep.name, summary, metric, ridges, curve, path))
         panels = []
     else:
-        panels = _with_theory(panels_of(found, failed), aim, found.labels, sweep, diagram, table, trials)
+        panels = _with_theory(panels_of(found, failed), target, found.labels, sweep, diagram, table, trials)
         write("phase_diagram.png", lambda path: draw_surface(sweep.name, summary, found, panels, curve, path))
     ready = {s: [p.plane for p in panels if p.of is one] for s, one in enumerate(found.fitted)}
     lines = boundary_lines(found, ready)
@@ -128,7 +131,7 @@ def draw(
     write("boundary.geojson", lambda path: write_geojson(lines, path))
 
     def views(shown: PhaseDiagram) -> Sequence[dict[str, Any]]:
-        maps = [ridge_view(ridges, aim.metric) if ridges else map_view(found, panels, shown)]
+        maps = [ridge_view(ridges, metric) if ridges else map_view(found, panels, shown)]
         return [*maps, *([progress_view(curve)] if curve is not None else [])]
 
     metrics = {"uncertain_area": found.uncertain_area()}
@@ -164,7 +167,7 @@ def _only_label(found: FittedMap) -> str | None:
 
 def _with_theory(
     panels: Sequence[MapPanel],
-    aim: Aim,
+    target: Target,
     labels: Sequence[str],
     sweep: SweepView,
     diagram: PhaseDiagram,
@@ -176,7 +179,7 @@ def _with_theory(
     if not has_theory(job):
         return list(panels)
     params = {trial.id: trial.params for trial in trials}
-    ask = asker(job, sweep.thresholds(), aim, labels)
+    ask = asker(job, sweep.thresholds(), target, labels)
     made = []
     for panel in panels:
         of = panel.of.slice
@@ -187,10 +190,12 @@ def _with_theory(
     return made
 
 
-def _summary(aim: Aim, found: FittedMap, saved: Savings | None) -> str:
+def _summary(target: Target, found: FittedMap, saved: Savings | None) -> str:
     counted = plural(sum(len(one.evidence) for one in found.fitted), "trial") + " with a result"
-    by = "expected by the surface fitted to them" if aim.kind == "ridge" else "drawn by the classifier"
-    lines = "  ·  ".join([counted, f"{describe(aim)}, {by}", f"uncertain area {percent(found.uncertain_area())}"])
+    by = "drawn by the classifier" if found.labels else "expected by the surface fitted to them"
+    lines = "  ·  ".join(
+        [counted, f"{words(target.description)}, {by}", f"uncertain area {percent(found.uncertain_area())}"]
+    )
     return lines if saved is None else f"{lines}\n{saved.beside()}"
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from jobs.job import Censored, Job, Observations, Params, Scalar, as_dict
 from orchestrator.axes import Axis
-from orchestrator.records import Status
+from orchestrator.records import Status, TrialResult
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
 
@@ -74,6 +74,17 @@ class TrialTable:
 
     def __len__(self) -> int:
         return len(self.trial_id)
+
+    def result(self, row: int) -> TrialResult | None:
+        """How one trial ended; None where the record does not hold it."""
+        if self.status[row] == MISSING:
+            return None
+        return TrialResult(
+            trial_id=self.trial_id[row],
+            status=Status(self.status[row]),
+            phase=self.phase[row],
+            observations=self.observations_of(row),
+        )
 
     def observations_of(self, row: int) -> Observations:
         """One trial's observations, as its job gave them."""

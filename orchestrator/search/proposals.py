@@ -340,7 +340,10 @@ class Proposer:
                 self._take(box, x, batch)
 
     def _take(self, box: _Box, x: Floats, batch: _Batch, *, anew: bool = False) -> bool:
-        """Add a proposal at a position; False where no replicate is left, the setting is refused, or `anew` and tried."""
+        """Add a proposal at a position; False where no replicate is left or the setting is refused.
+
+        With `anew`, a setting that was tried is refused too.
+        """
         setting = box.slice.setting(x)
         exact = box.slice.position(setting)
         key = tuple(exact.tolist())

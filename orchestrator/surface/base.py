@@ -149,3 +149,16 @@ class Surrogate(ABC, Generic[S]):
         count as tried. A position may be one already tried only where another replicate of it tells more than a new
         setting does. Fewer than `count` only where `snap` leaves nothing untried.
         """
+
+
+def lattice(points: int, dimensions: int) -> Points:
+    """(points, dimensions) positions that fill the unit box evenly, the same ones at every call.
+
+    The R-sequence of M. Roberts, "The unreasonable effectiveness of quasirandom sequences" (2018): its steps are the
+    powers of 1/r, where r^(d+1) = r + 1.
+    """
+    root = 2.0
+    for _ in range(60):
+        root = (1 + root) ** (1 / (dimensions + 1))
+    steps = root ** -np.arange(1, dimensions + 1, dtype=np.float64)
+    return np.asarray((0.5 + np.arange(1, points + 1)[:, None] * steps) % 1, dtype=np.float64)

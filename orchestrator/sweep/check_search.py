@@ -12,6 +12,7 @@ from jobs.job import Curves, Params, Scalar
 from orchestrator.axes import Axis, Cycle, TooManyTrials
 from orchestrator.errors import nearest
 from orchestrator.search.space import MOST_COORDINATES, Slice, SpaceError, slices_of
+from orchestrator.surface.base import lattice
 from orchestrator.sweep.check import Vocabulary
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.sweep.file import SearchKeys
@@ -20,9 +21,6 @@ from orchestrator.trial import Trial
 
 INTERIOR = 64
 """Settings inside every slice that the job checks before anything runs."""
-_PLASTIC = 1.32471795724474602596
-"""Root of x^3 = x + 1: its powers fill a box evenly (M. Roberts, "The unreasonable effectiveness of quasirandom
-sequences", 2018)."""
 
 
 def check_search(
@@ -160,9 +158,7 @@ def observations(known: Vocabulary, first: Iterable[Trial], thresholds: Params) 
 def interior(slices: Sequence[Slice], count: int = INTERIOR) -> Iterator[dict[str, Scalar]]:
     """Settings spread evenly over every slice; the grid of the axes' ends has the corners."""
     for slice_ in slices:
-        steps = _PLASTIC ** -np.arange(1.0, len(slice_.coordinates) + 1)
-        x = slice_.snap((0.5 + np.arange(1, count + 1)[:, None] * steps) % 1.0)
-        yield from (slice_.setting(row) for row in x)
+        yield from map(slice_.setting, slice_.snap(lattice(count, len(slice_.coordinates))))
 
 
 def spread(slices: Sequence[Slice], count: int) -> Iterator[dict[str, Scalar]]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from orchestrator.axes import AXIS_MODELS, AxisModel, AxisWritten, FileModel, ScalarValue, ValuesAxis, axis_kind, key
 from orchestrator.errors import NOTHING, nearest
 from orchestrator.sweep.document import Document, Keys
-from orchestrator.target import TARGETS, PhaseTarget, Target, target_type
+from orchestrator.target import TARGETS, PhaseTarget, TargetWritten, target_type
 
 MOST_BUDGET = 2_000_000
 """The largest budget that a search may have."""
@@ -68,7 +68,7 @@ class SearchKeys(FileModel):
         meaning="grid runs every trial; boundary those that tell most about where one phase ends.",
         valid="one of grid, boundary",
     )
-    target: Target = key(
+    target: TargetWritten = key(
         PhaseTarget(),
         meaning="The boundary that the search looks for.",
         valid=", ".join(target.example for target in TARGETS[:-1]) + f" or {TARGETS[-1].example}",

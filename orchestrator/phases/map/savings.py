@@ -30,9 +30,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from orchestrator.phases.map.surface_map import Fit, FittedMap, FittedSlice, expected_error, lattice
+from orchestrator.phases.map.surface_map import Fit, FittedMap, FittedSlice, expected_error
 from orchestrator.phases.text import plural
-from orchestrator.surface.base import ClassSurface, Evidence, Points, RidgeSurface, Surface
+from orchestrator.surface.base import ClassSurface, Evidence, Points, RidgeSurface, Surface, lattice
 
 MOST = 2_000
 """Points of the largest grid that is simulated."""

@@ -17,7 +17,7 @@ from orchestrator.phases.map.box import BoxAxis, TrialSlice
 from orchestrator.phases.map.contour import Crossing, crossings
 from orchestrator.phases.map.raster import Belief, Raster, in_chunks, plane, rasterise
 from orchestrator.phases.text import number, words
-from orchestrator.surface.base import ClassSurface, Evidence, Points, RidgeSurface, Surface
+from orchestrator.surface.base import ClassSurface, Evidence, Points, RidgeSurface, Surface, lattice
 
 Fit = Callable[[Evidence], Surface]
 """How trials become a belief: the same for search, map and comparison."""
@@ -146,20 +146,10 @@ def _held(one: TrialSlice, held: Mapping[int, float]) -> tuple[str, dict[str, Sc
 def expected_error(surface: ClassSurface, *, points: int = 4096) -> float:
     """The share of the box that the map is expected to get wrong: the mean of 1 - the leading class's belief.
 
-    It is the classifier's own expectation, over `points` positions of a lattice (the R-sequence of
-    M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
+    It is the classifier's own expectation, over `points` positions of a lattice.
     """
     lead = in_chunks(surface.belief, lattice(points, surface.dimensions)).max(axis=1)
     return float(1 - lead.mean())
-
-
-def lattice(points: int, dimensions: int) -> Points:
-    """(points, dimensions) positions that fill the unit box evenly, the same ones at every call."""
-    base = 2.0
-    for _ in range(60):
-        base = (1 + base) ** (1 / (dimensions + 1))
-    steps = base ** -np.arange(1, dimensions + 1, dtype=np.float64)
-    return np.asarray((0.5 + np.arange(1, points + 1)[:, None] * steps) % 1, dtype=np.float64)
 
 
 def ridge_of(fitted: FittedSlice) -> RidgeSurface | None:

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from jobs.job import Censored, Job, Params, Scalar
 from orchestrator.phases.map.box import TrialSlice
-from orchestrator.phases.map.classify import Aim
 from orchestrator.phases.map.contour import Line, outlines_of_labels
 from orchestrator.phases.map.surface_map import Plane
 from orchestrator.phases.text import percent
 from orchestrator.phases.theory.ask import predicted_phase, predictions
 from orchestrator.phases.theory.overlay import drawn_once
+from orchestrator.target import MetricTarget, Target
 
 SIDE = 96
 """Squares along a side of the lattice, where the axis has that many values."""
@@ -208,28 +208,22 @@ def _nearest(nodes: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.
     return np.asarray(np.searchsorted((nodes[:-1] + nodes[1:]) / 2, at), dtype=np.int64)
 
 
-def asker(job: Job[Any], thresholds: Params, aim: Aim, labels: Sequence[str]) -> Ask:
-    """The class that a job's theory predicts: the phase of what it predicts, or the side of a level."""
+def asker(job: Job[Any], thresholds: Params, target: Target, labels: Sequence[str]) -> Ask:
+    """The class that a job's theory predicts: the phase of what it predicts, or the side of a predicted metric."""
     index = {label: k for k, label in enumerate(labels)}
 
     def phase(params: Params) -> int:
         return index.get(predicted_phase(job, params, predictions(job, params), thresholds) or "", -1)
 
+    if not isinstance(target, MetricTarget):
+        return phase
+
     def side(params: Params) -> int:
-        found = predictions(job, params).get(aim.metric)
+        found = predictions(job, params).get(target.observation)
         value = None if found is None or found.step is not None else found.value
-        return side_of_level(value if isinstance(value, float | Censored) else None, aim.level)
+        return target.side(value if isinstance(value, float | Censored) else None)
 
-    return phase if aim.kind == "phase" else side
-
-
-def side_of_level(value: float | Censored | None, level: float) -> int:
-    """Below the level (0), at or above it (1), or nothing said of the side (-1)."""
-    if value is None:
-        return -1
-    if isinstance(value, Censored):
-        return 1 if value.at >= level else -1
-    return -1 if np.isnan(value) else int(value >= level)
+    return side
 
 
 def plane_caption(told: Sequence[TheoryPlane]) -> str:
