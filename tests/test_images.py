@@ -93,7 +93,7 @@ def test_a_file_that_is_no_archive_is_named(tmp_path: Path, content: bytes, what
 def test_a_torn_record_is_found(tmp_path: Path) -> None:
     (tmp_path / "data_batch_1.bin").write_bytes(b"\1" * 3000)
     (tmp_path / "test_batch.bin").write_bytes(b"\1" * 3073)
-    with pytest.raises(ParamError, match="no whole number of records"):
+    with pytest.raises(ParamError, match="not a whole number of records"):
         load_images("cifar10", str(tmp_path))
 
 

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.data.labels import CONVENTIONS, noisy_labels
+from jobs.data.labels import noisy_labels
 from jobs.grokking.modular import OPERATIONS, S5_SIZE, operation_pairs, pair_count, result_count, set_size, train_count
 from jobs.grokking.permutations import inverse
+from jobs.packed.fields import NOISE_CONVENTIONS
 
 MODULI = [2, 3, 4, 5, 9, 12, 13, 30, 31]
 PERMUTING = ["s5", "s5_conjugate", "s5_xyx"]
@@ -254,7 +255,7 @@ def noisy(
     return clean, got
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("convention", NOISE_CONVENTIONS)
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.9])
 @pytest.mark.parametrize("classes", [2, 7, 97])
 def test_labels_are_wrong_at_the_effective_rate(convention: str, rate: float, classes: int) -> None:
@@ -265,7 +266,7 @@ def test_labels_are_wrong_at_the_effective_rate(convention: str, rate: float, cl
     assert 0 <= int(got.min()) <= int(got.max()) < classes
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("convention", NOISE_CONVENTIONS)
 def test_a_replaced_label_is_any_of_its_choices_alike(convention: str) -> None:
     classes, count = 7, 70_000
     clean, got = noisy(1.0, classes=classes, count=count, convention=convention)
@@ -278,13 +279,13 @@ def test_a_replaced_label_is_any_of_its_choices_alike(convention: str) -> None:
     assert chi_squared < 30, f"{choices.tolist()}: chance would do this in one of ten thousand draws"
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("convention", NOISE_CONVENTIONS)
 def test_without_noise_labels_stay_clean(convention: str) -> None:
     clean, got = noisy(0.0, convention=convention)
     assert torch.equal(clean, got)
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("convention", NOISE_CONVENTIONS)
 @given(seed=st.integers(0, 2**64 - 1), other=st.integers(0, 2**64 - 1), rate=st.floats(0.2, 0.9))
 def test_noise_stays_put_and_is_the_trials_own(convention: str, seed: int, other: int, rate: float) -> None:
     """The same on every access, in any company, at any place; and another for another seed."""

@@ -1,12 +1,12 @@
 """CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST from the files that their authors publish.
 
-A data set is read from the user's disk: from the archive that a trial names, or from the standard one in the data
-folder, which is downloaded once where there is a network. What lies in the data folder, and a CIFAR archive of the
-published name wherever it lies, must have the published MD5 checksum (an incomplete download is found, not trained
-on); anything else that a trial names is taken as it is.
+A data set is read from the archive that a trial names, or from the standard files in the data folder, which are
+downloaded once where there is a network. Files in the data folder, and a CIFAR archive with the published name
+anywhere, must have the published MD5 checksum, so that an incomplete download is an error; any other file that a
+trial names is read unchecked.
 
-CIFAR may be the "binary version" (records of a label and 3,072 bytes) or the "python version" (pickles, read by a
-reader that can make arrays and nothing else); MNIST and Fashion-MNIST are four IDX files, compressed or not.
+CIFAR may be the "binary version" (records of a label and 3,072 bytes) or the "python version" (pickles, which are read
+by an unpickler that can only make arrays); MNIST and Fashion-MNIST are four IDX files, compressed or not.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from jobs.job import ParamError
 Bytes = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Images:
-    """One data set as it is on disk."""
+    """One data set, as on disk."""
 
     x: Bytes
     """(N, C, H, W) training images, 0 to 255."""
@@ -48,82 +48,68 @@ class Images:
     y_test: NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Source:
     """What is known of a data set before it is read."""
 
-    classes: int
+    address: str
+    """Where the files can be downloaded from."""
+    files: Mapping[str, str]
+    """File name -> its MD5 checksum; of CIFAR's two versions one is enough."""
     shape: tuple[int, int, int]
     """Channels, height, width."""
-    train: int
-    """Training images of the published data set."""
-    test: int
     mean: tuple[float, ...]
     """Per channel, of the published training images, in units of the largest value."""
     std: tuple[float, ...]
-    files: Mapping[str, str]
-    """Name of each file that makes the data set -> its MD5 checksum; of CIFAR's two versions one is enough."""
-    address: str
-    """Where the files can be downloaded from."""
+    train: int
+    """Training images of the published data set."""
+    test: int = 10_000
+    classes: int = 10
 
 
-_CIFAR_HOST = "https://www.cs.toronto.edu/~kriz/"
+def _cifar(classes: int, mean: tuple[float, ...], std: tuple[float, ...], binary: str, python: str) -> Source:
+    files = {f"cifar-{classes}-{version}.tar.gz": md5 for version, md5 in (("binary", binary), ("python", python))}
+    return Source("https://www.cs.toronto.edu/~kriz/", files, (3, 32, 32), mean, std, 50_000, classes=classes)
+
+
+def _mnist(address: str, mean: float, std: float, *checksums: str) -> Source:
+    parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    files = {f"{part}-ubyte.gz": md5 for part, md5 in zip(parts, checksums, strict=True)}
+    return Source(address, files, (1, 28, 28), (mean,), (std,), 60_000)
+
+
 SOURCES: Mapping[str, Source] = {
-    "cifar10": Source(
-        classes=10,
-        shape=(3, 32, 32),
-        train=50_000,
-        test=10_000,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-        files={
-            "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
-            "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
-        },
-        address=_CIFAR_HOST,
+    "cifar10": _cifar(
+        10,
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        "c32a1d4ab5d03f1284b67883e8d87530",
+        "c58f30108f718f92721af3b95e74349a",
     ),
-    "cifar100": Source(
-        classes=100,
-        shape=(3, 32, 32),
-        train=50_000,
-        test=10_000,
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
-        files={
-            "cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8",
-            "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
-        },
-        address=_CIFAR_HOST,
+    "cifar100": _cifar(
+        100,
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        "03b5dce01913d631647c71ecec9e9cb8",
+        "eb9058c3a382ffc7106e4002c42a8d85",
     ),
-    "mnist": Source(
-        classes=10,
-        shape=(1, 28, 28),
-        train=60_000,
-        test=10_000,
-        mean=(0.1307,),
-        std=(0.3081,),
-        files={
-            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-        },
-        address="https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "mnist": _mnist(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        0.1307,
+        0.3081,
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "d53e105ee54ea40749a09fcbcd1e9432",
+        "9fb629c4189551a2d022fa330f9573f3",
+        "ec29112dd5afa0611ce80d1b7f02629c",
     ),
-    "fashion_mnist": Source(
-        classes=10,
-        shape=(1, 28, 28),
-        train=60_000,
-        test=10_000,
-        mean=(0.2860,),
-        std=(0.3530,),
-        files={
-            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-        },
-        address="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "fashion_mnist": _mnist(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        0.2860,
+        0.3530,
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "25c81989df183df01b3e8a0aad5dffbe",
+        "bef4ecab320f06d8554ea6380940ec79",
+        "bb300cfdad3c16e7a12a480ee83cd310",
     ),
 }
 """Data set -> what is published of it."""
@@ -155,16 +141,16 @@ def first_images(name: str, archive: str, *, train: int, test: int) -> Images:
     Raises:
         ParamError: see `load_images`; or it holds fewer.
     """
-    found = load_images(name, archive)
-    for parameter, wanted, held in (("pool", train, len(found.x)), ("test_count", test, len(found.x_test))):
+    images = load_images(name, archive)
+    for parameter, wanted, held in (("pool", train, len(images.x)), ("test_count", test, len(images.x_test))):
         if wanted > held:
             raise ParamError(parameter, f"must be at most {held}, which is all that the archive holds", wanted)
-    return Images(x=found.x[:train], y=found.y[:train], x_test=found.x_test[:test], y_test=found.y_test[:test])
+    return Images(images.x[:train], images.y[:train], images.x_test[:test], images.y_test[:test])
 
 
 @lru_cache(maxsize=2)
 def _read(name: str, where: Path, stamp: object) -> Images:  # noqa: ARG001 - part of the key
-    """Read once per worker; `stamp` tells a file that was changed since."""
+    """Read once per worker; `stamp` changes with the files."""
     read = _read_cifar if name.startswith("cifar") else _read_idx
     try:
         images = read(name, where)
@@ -183,7 +169,7 @@ def _read(name: str, where: Path, stamp: object) -> Images:  # noqa: ARG001 - pa
 
 
 def _standard(name: str) -> Path:
-    """The standard file or folder of a data set, made from its standard address where it is missing."""
+    """The standard file or folder of a data set, downloaded from its standard address where it is missing."""
     source, folder = SOURCES[name], cache_folder() / name
     if name.startswith("cifar"):
         for file in source.files:
@@ -199,7 +185,7 @@ def _standard(name: str) -> Path:
 
 
 def _download(name: str, file: str, folder: Path) -> None:
-    """Fetch one standard file; it appears under its name only when it is whole and has its checksum."""
+    """Download one standard file; it gets its name only when it is complete and has the published checksum."""
     address = SOURCES[name].address + file
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{file}.", delete=False) as scratch:
@@ -211,12 +197,8 @@ def _download(name: str, file: str, folder: Path) -> None:
             _check_sum(path, SOURCES[name].files[file])
         except (OSError, urllib.error.URLError) as error:
             path.unlink(missing_ok=True)
-            raise ParamError(
-                "archive",
-                f"is not given, {folder / file} is missing, and {address} cannot be downloaded ({error}): "
-                f"put the file there, or name it by `archive`",
-                "",
-            ) from error
+            rule = f"is not given, {folder / file} is missing, and {address} cannot be downloaded ({error}): "
+            raise ParamError("archive", rule + "put the file there, or name it by `archive`", "") from error
         except ParamError:
             path.unlink(missing_ok=True)
             raise
@@ -224,24 +206,16 @@ def _download(name: str, file: str, folder: Path) -> None:
 
 
 def _check_sum(path: Path, expected: str) -> None:
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
-        raise ParamError(
-            "archive",
-            f"is damaged: its MD5 is {digest.hexdigest()}, published is {expected}; download it again",
-            str(path),
-        )
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if md5 != expected:
+        rule = f"is damaged: its MD5 is {md5}, published is {expected}; download it again"
+        raise ParamError("archive", rule, str(path))
 
 
 # --- CIFAR ---
 
-_TRAIN_FILES = {
-    "cifar10": [f"data_batch_{i}" for i in range(1, 6)],
-    "cifar100": ["train"],
-}
+_TRAIN_FILES = {"cifar10": [f"data_batch_{i}" for i in range(1, 6)], "cifar100": ["train"]}
 _TEST_FILES = {"cifar10": "test_batch", "cifar100": "test"}
 
 
@@ -257,13 +231,11 @@ def _read_cifar(name: str, where: Path) -> Images:
     suffix, decode = (".bin", _records) if binary else ("", _pickled)
     train = [decode(parts[f"{file}{suffix}"], name) for file in _TRAIN_FILES[name] if f"{file}{suffix}" in parts]
     if not train:
-        raise ValueError(f"there is no {_TRAIN_FILES[name][0]} nor {_TRAIN_FILES[name][0]}.bin in it")
+        raise ValueError(f"it contains neither {_TRAIN_FILES[name][0]} nor {_TRAIN_FILES[name][0]}.bin")
     if f"{_TEST_FILES[name]}{suffix}" not in parts:
-        raise ValueError(f"there is no {_TEST_FILES[name]}{suffix} in it")
+        raise ValueError(f"it does not contain {_TEST_FILES[name]}{suffix}")
     x_test, y_test = decode(parts[f"{_TEST_FILES[name]}{suffix}"], name)
-    return Images(
-        x=np.concatenate([x for x, _ in train]), y=np.concatenate([y for _, y in train]), x_test=x_test, y_test=y_test
-    )
+    return Images(np.concatenate([x for x, _ in train]), np.concatenate([y for _, y in train]), x_test, y_test)
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -276,7 +248,7 @@ def _records(content: bytes, name: str) -> tuple[Bytes, NDArray[np.int64]]:
     labels = 2 if name == "cifar100" else 1
     size = labels + 3072
     if not content or len(content) % size:
-        raise ValueError(f"{len(content)} bytes are no whole number of records of {size}")
+        raise ValueError(f"{len(content)} bytes are not a whole number of records of {size} bytes")
     table = np.frombuffer(content, dtype=np.uint8).reshape(-1, size)
     return table[:, labels:].reshape(-1, 3, 32, 32), table[:, labels - 1].astype(np.int64)
 
@@ -290,7 +262,7 @@ def _pickled(content: bytes, name: str) -> tuple[Bytes, NDArray[np.int64]]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Makes arrays, numbers and text, and refuses everything else: a pickle may otherwise run any code."""
+    """Makes arrays, numbers and text, and refuses everything else: a pickle could otherwise run any code."""
 
     _ALLOWED = frozenset(
         {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
@@ -309,26 +281,22 @@ class _ArraysOnly(pickle.Unpickler):
 def _read_idx(name: str, where: Path) -> Images:
     if not where.is_dir():
         raise ValueError(f"it must be the folder that holds {', '.join(SOURCES[name].files)}")
-    parts: dict[str, Bytes] = {}
+    parts: list[Bytes] = []
     for file, digest in SOURCES[name].files.items():
         packed, plain = where / file, where / file.removesuffix(".gz")
         path = packed if packed.exists() else plain
         if path == packed and where == cache_folder() / name:
             _check_sum(packed, digest)
         content = path.read_bytes()
-        parts[file.split("-ubyte")[0]] = _idx(gzip.decompress(content) if path == packed else content)
-    return Images(
-        x=parts["train-images-idx3"][:, None],
-        y=parts["train-labels-idx1"].astype(np.int64),
-        x_test=parts["t10k-images-idx3"][:, None],
-        y_test=parts["t10k-labels-idx1"].astype(np.int64),
-    )
+        parts.append(_idx(gzip.decompress(content) if path == packed else content))
+    x, y, x_test, y_test = parts
+    return Images(x[:, None], y.astype(np.int64), x_test[:, None], y_test.astype(np.int64))
 
 
 def _idx(content: bytes) -> Bytes:
-    """An array of bytes in the IDX format: two zeros, the type (8), how many dimensions, their sizes, the bytes."""
-    zeros, kind, dimensions = struct.unpack_from(">HBB", content)
-    if zeros or kind != 8:
-        raise ValueError("it is no IDX file of bytes")
+    """An array of bytes in the IDX format: two zeros, the type (8), the number of dimensions, their sizes, the data."""
+    zeros, code, dimensions = struct.unpack_from(">HBB", content)
+    if zeros or code != 8:
+        raise ValueError("it is not an IDX file of bytes")
     shape = struct.unpack_from(f">{dimensions}I", content, 4)
     return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)

@@ -1,7 +1,7 @@
-"""Label noise: drawn once from the trial's own key, and the same ever after.
+"""Label noise, drawn once from the trial's own key.
 
-Two conventions, both in use: "redrawn" replaces a chosen label by one of all classes (Greydanus; the
-effective rate is p (K - 1) / K), "incorrect" by one of the K - 1 wrong ones (Nakkiran et al. 2019).
+Two conventions are in use: "redrawn" replaces a label by one of all K classes (Greydanus 2020; the effective rate is
+p (K - 1) / K), "incorrect" by one of the K - 1 wrong ones (Nakkiran et al. 2019).
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from torch import Tensor
 
 from jobs.packed import random
 
-CONVENTIONS = ("redrawn", "incorrect")
-
 
 def noisy_labels(
     labels_MN: Tensor, seeds: Sequence[int], rates: Sequence[float], classes: Sequence[int] | int, convention: str
 ) -> Tensor:
-    """(M, N) labels of which each is replaced with its model's rate; the input is not changed.
+    """(M, N) labels, each replaced with the label-noise rate of its model; the input is not changed.
 
-    `classes` is the number of classes, one for all or one per model.
+    `classes` is the number of classes, one for all models or one for each.
     """
     device = labels_MN.device
     counter = torch.arange(labels_MN.shape[1], device=device)

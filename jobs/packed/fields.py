@@ -17,9 +17,10 @@ epochs = partial(
 )
 init_scale = partial(param, 1.0, above=0, high=1e3, meaning="factor on the initial weights and biases")
 label_noise = partial(param, 0.0, low=0, high=1, meaning="probability that a training label is replaced")
+NOISE_CONVENTIONS = ("redrawn", "incorrect")
 noise_convention = partial(
     param,
-    choices=("redrawn", "incorrect"),
+    choices=NOISE_CONVENTIONS,
     meaning="a replaced label is one of all classes, or one of the wrong ones",
 )
 optimiser = partial(param, choices=("sgd", "adam", "adamw"), meaning="optimiser")

@@ -1,27 +1,27 @@
 """Multilayer perceptrons, many as one: forward and backward written out, no autograd.
 
-Layers of width h are padded with zeros to a common width. A padded unit has zero weights in and
-out, so its activation and every gradient that touches it are exactly zero under any optimiser
-here: padding changes no model.
+Layers of width h are padded with zeros to a common width. A padded unit has zero weights in and out, so its activation
+and every gradient that touches it are exactly zero under any optimiser here: padding changes no model.
 
-The readout is stored as (outputs, width) and its outputs as (outputs, examples): products with ten
-columns, and a softmax over ten neighbours in memory, cost several times those over ten rows.
+The readout is stored as (outputs, width) and its outputs as (outputs, examples): products with ten columns, and a
+softmax over ten neighbours in memory, cost several times those over ten rows.
 
-Shape suffixes: M models, B batch, N examples, D inputs, H padded width, O outputs, S data sets.
+Shape suffixes: M models, K steps, B batch, N training examples, T test examples, R examples measured at once, D inputs,
+H padded width, O outputs, S data sets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
 
 from jobs.packed import random
 from jobs.packed.batches import Batches
-from jobs.packed.cost import padded_width
+from jobs.packed.cost import layer_sizes, padded_width
 from jobs.packed.loop import Block, predicted
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 
@@ -33,11 +33,11 @@ _EVALUATION_BYTES = 1 << 21
 
 @dataclass(frozen=True, kw_only=True)
 class PackData:
-    """The examples of M models: inputs from S data sets, targets of their own (noise differs)."""
+    """The examples of M models: inputs from S data sets, and targets of their own (the noise differs)."""
 
     x_SND: Tensor
     y_MN: Tensor
-    """Training targets: int64 classes (M, N), or float (M, N) for regression."""
+    """Training targets: int64 classes, or floats for regression."""
     xt_STD: Tensor
     yt_ST: Tensor
     """Test targets, without label noise."""
@@ -47,20 +47,14 @@ class PackData:
     def keep(self, index: Tensor) -> PackData:
         """The data of these models only."""
         index = index.to(self.y_MN.device)
-        return PackData(
-            x_SND=self.x_SND,
-            y_MN=self.y_MN[index],
-            xt_STD=self.xt_STD,
-            yt_ST=self.yt_ST,
-            source_M=self.source_M[index],
-        )
+        return replace(self, y_MN=self.y_MN[index], source_M=self.source_M[index])
 
 
 class MLPBlock(Block):
-    """M perceptrons with the same depth, trained by minibatches.
+    """M perceptrons of the same depth, trained by minibatches.
 
-    Loss "cross_entropy": mean of -log softmax at the label. Loss "squared": mean over examples of
-    half the squared distance to the one-hot label (or to the target, with one output).
+    The loss "cross_entropy" is the mean of -log softmax at the label; "squared" is the mean over examples of half the
+    squared distance to the one-hot label (or to the target, for regression).
     """
 
     def __init__(
@@ -80,34 +74,28 @@ class MLPBlock(Block):
         self._loss = loss
         self._regression = data.y_MN.dtype != torch.int64
         self._device = data.x_SND.device
-        inputs = data.x_SND.shape[-1]
-        hidden = padded_width(max(widths))
-        sizes = [inputs] + [hidden] * depth + [outputs]
-        shapes: list[tuple[int, ...]] = []
-        for fan_in, fan_out in pairwise(sizes[:-1]):
-            shapes += [(fan_in, fan_out), (1, fan_out)]
-        shapes += [(outputs, sizes[-2]), (outputs, 1)]
+        sizes = layer_sizes(data.x_SND.shape[-1], padded_width(max(widths)), depth, outputs)
+        hidden = ([(fan_in, fan_out), (1, fan_out)] for fan_in, fan_out in pairwise(sizes[:-1]))
+        shapes = [*chain.from_iterable(hidden), (outputs, sizes[-2]), (outputs, 1)]
         self._parameters = FlatParameters(shapes, len(widths), self._device)
-        self._initialise(widths, inputs, depth, outputs, seeds, init_scale)
+        self._initialise(widths, seeds, init_scale)
         self._optimiser = make_optimiser(optimiser, self._parameters)
         self._allocate()
 
-    def _initialise(
-        self, widths: Sequence[int], inputs: int, depth: int, outputs: int, seeds: Sequence[int], scale: Tensor
-    ) -> None:
+    def _initialise(self, widths: Sequence[int], seeds: Sequence[int], scale: Tensor) -> None:
         """PyTorch's default for linear layers: uniform in +-1/sqrt(fan in), times the model's scale."""
         width_M = torch.tensor(widths, device=self._device)
-        fixed = torch.full_like(width_M, inputs), torch.full_like(width_M, outputs)
+        depth, outputs = len(self._parameters.shapes) // 2 - 1, self._parameters.shapes[-1][0]
         for layer in range(depth + 1):
-            in_M = fixed[0] if layer == 0 else width_M
-            out_M = fixed[1] if layer == depth else width_M
+            in_M = width_M if layer else torch.full_like(width_M, self.data.x_SND.shape[-1])
+            out_M = width_M if layer < depth else torch.full_like(width_M, outputs)
             bound_M11 = (scale.to(self._device) / in_M.float().sqrt())[:, None, None]
             for kind, view in zip(("weight", "bias"), self._parameters.views()[2 * layer : 2 * layer + 2], strict=True):
                 view = view.transpose(1, 2) if layer == depth else view
                 rows = torch.arange(view.shape[1], device=self._device)
                 columns = torch.arange(view.shape[2], device=self._device)
                 keys = random.stream_keys(seeds, f"init/{kind}/{layer}", self._device)
-                # The counter names the entry by its true place, so padding does not move it.
+                # The counter is the entry's place without padding, so padding does not change the draw.
                 u = random.uniform(keys, (rows[:, None] * (1 << 24) + columns).unsqueeze(0))
                 real = columns < out_M[:, None, None]
                 if kind == "weight":
@@ -115,7 +103,7 @@ class MLPBlock(Block):
                 view.copy_(torch.where(real, (2 * u - 1) * bound_M11, 0.0))
 
     def _allocate(self) -> None:
-        """Buffers and views for the current number of models."""
+        """Make buffers and views for the current number of models."""
         models, batch = self._parameters.models, self.batches.width
         views, grads = self._parameters.views(), self._optimiser.gradient.views()
         self._weights, self._biases = views[0::2], views[1::2]
@@ -132,15 +120,11 @@ class MLPBlock(Block):
         self._output_MOB, self._output_delta_MOB = empty(outputs, batch), empty(outputs, batch)
         self._ones_M1B = torch.ones(models, 1, batch, device=self._device)
         self._minus_one = torch.full((models, 1, batch), -1.0, device=self._device)
-        weight = self.batches.weights[:, None, :]
-        if self.batches.uniform_weights:
-            weight = weight[:, :, :1]
+        weight = self.batches.weights[:, None, : 1 if self.batches.uniform_weights else None]
         scale = self._optimiser.gradient_scale
         self._delta_scale = weight if scale is None else weight * scale[:, None, None]
-        examples = self.data.x_SND.shape[1]
-        self._row_offset = None
-        if len(self.data.x_SND) > 1:
-            self._row_offset = (self.data.source_M * examples)[:, None]
+        sets, examples = self.data.x_SND.shape[:2]
+        self._row_offset = (self.data.source_M * examples)[:, None] if sets > 1 else None
         self._x_flat = self.data.x_SND.flatten(0, 1)
 
     def keep(self, index: Tensor) -> None:
@@ -165,9 +149,7 @@ class MLPBlock(Block):
                 rows_KMB = rows_KMB + self._row_offset
             for k in range(steps):
                 if k == 0 or not self.batches.full:
-                    torch.index_select(
-                        self._x_flat, 0, rows_KMB[k].reshape(-1), out=self._x_MBD.view(-1, self._x_MBD.shape[2])
-                    )
+                    torch.index_select(self._x_flat, 0, rows_KMB[k].reshape(-1), out=self._x_MBD.flatten(0, 1))
                 self._train_step(targets_KMB[k])
             step += steps
             count -= steps
@@ -212,9 +194,9 @@ class MLPBlock(Block):
 
     @torch.no_grad()
     def measure(self) -> Mapping[str, Tensor]:
-        """train_loss, train_error (on the noisy labels trained on), test_loss, test_error (clean labels).
+        """train_loss, train_error (with the noisy labels of the training), test_loss, test_error (clean labels).
 
-        An error is the share of wrong classes; for regression, the mean squared difference.
+        An error is the fraction of wrong classes; for regression, the mean squared difference.
         """
         data = self.data
         examples = int(self.batches.counts.max())
