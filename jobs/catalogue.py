@@ -7,6 +7,7 @@ import inspect
 from functools import cache
 from typing import Any
 
+from jobs.function import FunctionJob
 from jobs.job import Job, JobNotFound
 
 BUILT_IN = {
@@ -15,18 +16,17 @@ BUILT_IN = {
     "ridge": "jobs.ridge.job:Ridge",
     "image_double_descent": "jobs.double_descent.image_job:ImageDoubleDescent",
 }
-"""Names that a sweep file may use as they are; any other job is `package.module:Name`."""
+"""Names of built-in jobs in a sweep file; any other job is `package.module:Name`."""
 
 
 @cache
 def load_job(spec: str) -> Job[Any]:
-    """The job that `spec` names: a built-in name, or `module:Class`, or `module:function`.
+    """The job with a built-in name, or that of `module:Class` or `module:function`.
 
-    A class is instantiated; a plain function `train(params, seed, device, report)` is wrapped
-    (see `jobs.function`).
+    A class is instantiated; a plain function `train(params, seed, device, report)` is wrapped (see `jobs.function`).
 
     Raises:
-        JobNotFound: no such name, module or attribute, or it is neither of the two.
+        JobNotFound: there is no such name, module or attribute, or it is neither a job nor a function.
     """
     target = BUILT_IN.get(spec, spec)
     module_name, _, attribute = target.partition(":")
@@ -39,15 +39,13 @@ def load_job(spec: str) -> Job[Any]:
     except ModuleNotFoundError as error:
         raise JobNotFound(
             f"job {spec!r}: module {error.name!r} cannot be imported; it must be installed, "
-            "or lie in the folder the command is started from"
+            "or be in the folder where the command is started"
         ) from error
-    found = getattr(module, attribute, None)
-    if inspect.isclass(found) and issubclass(found, Job):
-        return found()
-    if inspect.isfunction(found):
-        from jobs.function import FunctionJob
-
-        return FunctionJob(found)
+    job = getattr(module, attribute, None)
+    if inspect.isclass(job) and issubclass(job, Job):
+        return job()
+    if inspect.isfunction(job):
+        return FunctionJob(job)
     names = sorted(
         name
         for name, value in vars(module).items()

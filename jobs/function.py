@@ -1,4 +1,4 @@
-"""A user's plain function as a job: `train(params, seed, device, report)`, which knows nothing of packs.
+"""A user's plain function as a job: `train(params, seed, device, report)`.
 
     def train(params, seed, device, report):
         rng = random.Random(seed)
@@ -7,11 +7,10 @@
             report(step, loss=loss)
         return {"accuracy": accuracy}
 
-`params` is a dict of plain data, whatever the sweep file names; or, where the first argument is
-annotated with a subclass of `jobs.job.Params`, an instance of it: its names and ranges then check
-the sweep file. `report` takes an increasing step and any metrics. The dict that the function may
-return is recorded with its last report. A function whose meaning has changed says so by an
-attribute, `train.version = 2`, so that older trials are not taken for new ones.
+`params` is a dict with the parameters of the sweep file; or, where the first argument is annotated with a subclass of
+`jobs.job.Params`, an instance of it, whose names and ranges then check the sweep file. `report` takes an increasing
+step and any metrics. The function may return a dict, which is recorded with its last report. When the function changes
+in meaning, set its attribute `version` (`train.version = 2`), so that older trials are not reused.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ _SIGNATURE = "train(params, seed, device, report)"
 
 @dataclass(frozen=True, kw_only=True)
 class OpenParams(ParamsBase):
-    """Parameters of a function that declares none: any names, each value of its own type."""
+    """Parameters of a function that declares none: any names, each with the type of its value."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_params, (as_dict(self),)
@@ -73,10 +72,10 @@ def _open_type(names: tuple[str, ...], types: tuple[type, ...]) -> type[OpenPara
 
 
 def open_params(values: Mapping[str, Any]) -> OpenParams:
-    """Parameters with exactly these names, each of its value's own type.
+    """Parameters with exactly these names, each with the type of its value.
 
     Raises:
-        ParamError: a name that is no Python name, or a value that is not a finite number, true/false or text.
+        ParamError: a name is not a Python name, or a value is not a finite number, true, false or text.
     """
     names, types = tuple(values), tuple(map(type, values.values()))
     for name, kind in zip(names, types, strict=True):
@@ -89,7 +88,7 @@ def open_params(values: Mapping[str, Any]) -> OpenParams:
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionThresholds(ParamsBase):
-    """How a function's trials are labelled."""
+    """How the trials of a function are labelled."""
 
     metric: str = param("", meaning="metric whose final value gives the phase; empty: all trials are 'finished'")
     level: float = param(0.0, meaning="final value from which on a trial is 'at or above'")
@@ -103,15 +102,15 @@ class FunctionJob(Job[Any]):
     metrics: ClassVar[tuple[str, ...]] = ()
     phases: ClassVar[tuple[str, ...]] = ("below", "at or above", "finished", "not reported", "diverged")
     needs_torch: ClassVar[bool] = False
-    """A worker need not import torch for it; the function's own module imports what it uses."""
+    """The worker does not import torch for this job; the function's module imports what it uses."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         """Raises:
-        JobNotFound: the function does not take these arguments, or its annotation cannot serve.
+        JobNotFound: the function does not take these arguments, or its annotation is not valid.
         """
         self.function = function
         declared = _declared_params(function)
-        # One class serves every function, so what differs among them belongs to the instance.
+        # These are class attributes of other jobs; here they differ between functions.
         self.__dict__.update(
             open_params=declared is None,
             Params=OpenParams if declared is None else declared,
@@ -128,10 +127,10 @@ class FunctionJob(Job[Any]):
         return Cost(launches=0.0, matmul_flop=0.0, element_visits=0.0, memory_bytes=0.0)
 
     def train(self, pack: Sequence[Member[Any]], *, device: str) -> Iterator[Report]:
-        """Reports of the members, one member after another; within each, in increasing step.
+        """Reports of the members, one member after another, each in order of increasing step.
 
-        A member's last report is held until the function reports again or returns, because what
-        it returns is recorded at the same step.
+        A member's last report is held until the function reports again or returns, because the returned metrics are
+        recorded at the same step.
         """
         channel = _Channel(self.function, pack, device, self.open_params)
         thread = threading.Thread(target=channel.run, name="phasefront function", daemon=True)
@@ -150,7 +149,7 @@ class FunctionJob(Job[Any]):
         return {f"final_{name}": value for name, value in last.items() if value is not None}
 
     def phase(self, params: ParamsBase, observations: Observations, thresholds: Any) -> str:
-        """By the watched metric's final value; "diverged" where it, or with none watched any, is not finite."""
+        """By the final value of the metric `phases: metric`; "diverged" where it (without one: any) is not finite."""
         finals = {name: value for name, value in observations.items() if isinstance(value, float)}
         if not thresholds.metric:
             return "finished" if all(map(np.isfinite, finals.values())) else "diverged"
@@ -167,15 +166,15 @@ def _last_reported(curves: Curves, name: str) -> float | None:
     if curves.present is not None:
         reported = curves.present[name]
     else:
-        # What was not reported reads as NaN; but a row exists because something was.
-        nothing = np.logical_and.reduce([np.isnan(column) for column in curves.values.values()])
-        reported = ~np.isnan(values) | nothing
+        # A value that was not reported is NaN, but a row exists because some value was.
+        all_nan = np.logical_and.reduce([np.isnan(column) for column in curves.values.values()])
+        reported = ~np.isnan(values) | all_nan
     rows = np.flatnonzero(reported)
     return float(values[rows[-1]]) if len(rows) else None
 
 
 def _declared_params(function: Callable[..., Any]) -> type[ParamsBase] | None:
-    """The `Params` subclass that the first argument is annotated with; None where it takes plain data.
+    """The `Params` subclass that the first argument is annotated with; None: the function takes a dict.
 
     Raises:
         JobNotFound: see `FunctionJob`.
@@ -185,7 +184,7 @@ def _declared_params(function: Callable[..., Any]) -> type[ParamsBase] | None:
     try:
         signature.bind(None, 0, "cpu", None)
     except TypeError:
-        raise JobNotFound(f"{name} is no job: it must take {_SIGNATURE}; it takes {signature}") from None
+        raise JobNotFound(f"{name} is not a job: it must take {_SIGNATURE}; it takes {signature}") from None
     first = next(iter(signature.parameters.values()))
     hint = first.annotation
     if isinstance(hint, str) and isinstance(function, FunctionType):
@@ -193,7 +192,7 @@ def _declared_params(function: Callable[..., Any]) -> type[ParamsBase] | None:
             hint = get_type_hints(SimpleNamespace(__annotations__={"it": hint}), function.__globals__)["it"]
         except NameError as error:
             raise JobNotFound(
-                f"{name}: the annotation {hint!r} of {first.name!r} names nothing that exists at run time ({error}); "
+                f"{name}: the annotation {hint!r} of {first.name!r} does not exist at run time ({error}); "
                 "import it outside TYPE_CHECKING, or leave the annotation out"
             ) from error
     if inspect.isclass(hint) and issubclass(hint, ParamsBase):

@@ -1,9 +1,8 @@
 """The contract between a job (the science) and the orchestrator (the machine).
 
-A job says what its parameters are, which trials can share tensors, what they cost, how a pack of
-them trains, and how curves become observations and a phase. It knows nothing of Ray, MLflow or
-Optuna. This module imports numpy and the standard library only, so that the driver can validate
-and plan a sweep without loading torch; a job imports torch inside `train`.
+A job defines its parameters, which trials can share tensors, what they cost, how a pack of them trains, and how curves
+become observations and a phase. It does not depend on Ray, MLflow or Optuna. This module imports numpy and the standard
+library only, so that the driver can validate and plan a sweep without loading torch; a job imports torch in `train`.
 
 Shapes: M models in a pack, K metrics, N report steps.
 """
@@ -22,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Scalar = int | float | bool | str
-"""What a parameter's value may be: plain data that YAML, JSON and MLflow all hold."""
+"""A parameter's value: plain data that YAML, JSON and MLflow can all hold."""
 
 
 class JobNotFound(LookupError):
-    """The text of a sweep file names no job: why, and what would."""
+    """A name in a sweep file does not name a job; the message tells why, and what is valid."""
 
 
 class ParamError(ValueError):
-    """A parameter breaks a rule: its name, the rule, the value given, the valid choices."""
+    """A parameter breaks a rule; the message has its name, the rule, the given value and the valid choices."""
 
     def __init__(self, name: str, rule: str, value: object, choices: Sequence[object] = ()) -> None:
         self.name, self.rule, self.value, self.choices = name, rule, value, tuple(choices)
@@ -40,7 +39,7 @@ class ParamError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ParamSpec:
-    """What one parameter may be. `low`/`high` are inclusive, `above`/`below` exclusive."""
+    """One parameter's type and range. `low` and `high` are inclusive, `above` and `below` exclusive."""
 
     name: str
     type: type
@@ -54,32 +53,30 @@ class ParamSpec:
     below: float | None = None
     choices: tuple[Scalar, ...] = ()
     added: bool = False
-    """Came after the job's first release: not part of a trial's identity where it has its default."""
+    """Added after the job's first release: not part of a trial's identity where it has its default."""
 
     @property
     def required(self) -> bool:
         return self.default is dataclasses.MISSING
 
     def describe_range(self) -> str:
-        """The valid values in words, for messages and help."""
+        """The valid values as text, for messages and help."""
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
         if self.type is bool:
             return "true or false"
         if self.type is str:
             return "text"
-        kind = "whole number" if self.type is int else "number"
+        noun = "whole number" if self.type is int else "number"
         left = f">= {self.low:g}" if self.low is not None else f"> {self.above:g}" if self.above is not None else ""
         right = f"<= {self.high:g}" if self.high is not None else f"< {self.below:g}" if self.below is not None else ""
-        return " ".join(part for part in (kind, " and ".join(p for p in (left, right) if p)) if part)
+        return " ".join(part for part in (noun, " and ".join(p for p in (left, right) if p)) if part)
 
     def check(self, value: Any) -> Scalar:
-        """The value in the parameter's own type.
-
-        An int is accepted for a float, and a float without a fraction for an int.
+        """The value in the parameter's type: an int becomes a float, and a float without a fraction an int.
 
         Raises:
-            ParamError: the type is wrong, the value is not finite, or it is out of range.
+            ParamError: the type is wrong, or the value is not finite or out of range.
         """
         typed = self._typed(value)
         if self.choices:
@@ -99,12 +96,11 @@ class ParamSpec:
         return typed
 
     def _typed(self, value: Any) -> Scalar:
-        kind = self.type
-        if type(value) is kind:
+        if type(value) is self.type:
             return cast(Scalar, value)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-        if kind is int and isinstance(value, float) and value.is_integer():
+        if self.type is int and isinstance(value, float) and value.is_integer():
             return int(value)
         raise ParamError(self.name, f"must be a {self.describe_range()}", value)
 
@@ -123,28 +119,20 @@ def param(
 ) -> Any:
     """A field of a `Params` class: its meaning, unit and range, checked at construction.
 
-    An option that a later release adds is marked `added`, and its default must mean what the job did
-    before: then every trial that was run without it stays the trial it was.
+    An option that a later release adds is marked `added`, and its default must be what the job did before: then
+    trials that were run without it keep their identity.
     """
-    rules = {
-        "meaning": meaning,
-        "unit": unit,
-        "low": low,
-        "high": high,
-        "above": above,
-        "below": below,
-        "choices": tuple(choices),
-        "added": added,
-    }
-    return field(default=default, metadata={"param": rules})
+    rules = {"meaning": meaning, "unit": unit, "choices": tuple(choices), "added": added}
+    bounds = {"low": low, "high": high, "above": above, "below": below}
+    return field(default=default, metadata={"param": rules | bounds})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Base of a job's parameters (and of its thresholds): a frozen, keyword-only dataclass.
+    """Base of a job's parameters and of its thresholds: a frozen, keyword-only dataclass.
 
-    Every field is made by `param` and is an int, a float, a bool or a str. Construction checks
-    each field; a subclass adds rules that join fields by extending `__post_init__`.
+    Every field is made by `param` and is an int, a float, a bool or a str. Construction checks each field; a subclass
+    adds rules that involve several fields by extending `__post_init__`.
 
     Raises:
         ParamError: a field breaks its rule.
@@ -152,10 +140,7 @@ class Params:
 
     def __post_init__(self) -> None:
         for name, spec in specs(type(self)).items():
-            given = getattr(self, name)
-            value = spec.check(given)
-            if value is not given:
-                object.__setattr__(self, name, value)
+            object.__setattr__(self, name, spec.check(getattr(self, name)))
 
 
 P = TypeVar("P", bound=Params)
@@ -167,22 +152,21 @@ _SPECS: dict[type, Mapping[str, ParamSpec]] = {}
 
 
 def specs(params_type: type[Params]) -> Mapping[str, ParamSpec]:
-    """The parameters of a `Params` class, in the order they are declared."""
-    known = _SPECS.get(params_type)
-    if known is None:
+    """The parameters of a `Params` class, in the order of their declaration."""
+    if params_type not in _SPECS:
         hints = get_type_hints(params_type)
-        known = _SPECS[params_type] = {
+        _SPECS[params_type] = {
             f.name: ParamSpec(name=f.name, type=hints[f.name], default=f.default, **f.metadata["param"])
             for f in dataclasses.fields(params_type)
         }
-    return known
+    return _SPECS[params_type]
 
 
 def params_from(params_type: type[P], values: Mapping[str, Any]) -> P:
     """Build a `Params` from plain data.
 
     Raises:
-        ParamError: an unknown or a missing name, or a value that breaks its rule.
+        ParamError: a name is unknown or missing, or a value breaks its rule.
     """
     known = specs(params_type)
     for name in values:
@@ -200,7 +184,7 @@ def as_dict(params: Params) -> dict[str, Scalar]:
 
 
 def identity(params: Params) -> dict[str, Scalar]:
-    """What of a `Params` makes a trial the trial it is: all but the added parameters that have their default."""
+    """The parameters that identify a trial: all but the added ones that have their default."""
     known = specs(type(params))
     return {name: v for name, v in as_dict(params).items() if not (known[name].added and v == known[name].default)}
 
@@ -216,35 +200,35 @@ class Member(Generic[P]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What a pack has measured at one step. Positions count from 0 in the pack as it was given."""
+    """What a pack has measured at one step. Positions count from 0 in the pack as it was passed to `Job.train`."""
 
     step: int
     """Optimiser steps done so far; 0 is the initial model."""
     members: NDArray[np.int64]
     """(m,) positions of the models measured."""
     values: Mapping[str, NDArray[np.float64]]
-    """metric -> (m,) values; NaN and infinity are allowed and mean what they say."""
+    """metric -> (m,) values; NaN and infinity are allowed."""
     finished: NDArray[np.int64]
-    """Positions of the models that have finished with this report (diverged ones too)."""
+    """Positions of the models that finish with this report (diverged ones too)."""
     failed: Mapping[int, str] = field(default_factory=dict)
-    """Position -> traceback, of models whose own code raised; they have finished too."""
+    """Position -> traceback, of models whose code raised an error; they are in `finished` too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curves:
-    """The whole measured course of one trial."""
+    """All measurements of one trial."""
 
     step: NDArray[np.int64]
     """(N,) increasing steps."""
     values: Mapping[str, NDArray[np.float64]]
     """metric -> (N,) values."""
     present: Mapping[str, NDArray[np.bool_]] | None = None
-    """metric -> (N,) whether it was reported at the step; None: all were. What was not reads as NaN."""
+    """metric -> (N,) whether it was reported at the step; None: all were. A value that was not reported is NaN."""
 
 
 @dataclass(frozen=True, slots=True)
 class Censored:
-    """Not reached within the trial's horizon: a bound, never a number."""
+    """Not reached within the trial's horizon: a bound, not a number."""
 
     at: float
     """The step (or other quantity) up to which it was not reached."""
@@ -255,28 +239,28 @@ Observations = Mapping[str, float | Censored]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """What a closed form says of one observation or one curve of a trial, to be drawn beside the measurement.
+    """The value of one observation or one curve of a trial by a closed form, drawn beside the measurement.
 
-    It is the mean over the trial's seeds (the median of a step, where it may be censored). A measured mean m of R
-    replicates with spread s deviates by (m - value) / sqrt(s^2 / R + standard_error^2) standard errors.
+    It is the mean over seeds (the median of a step, where that may be censored). A measured mean m of R replicates with
+    standard deviation s deviates by (m - value) / sqrt(s^2 / R + standard_error^2) standard errors.
     """
 
     value: float | Censored | NDArray[np.float64]
-    """One number, not reached, or (N,) values at `step`."""
+    """One number, a censored one, or (N,) values at `step`."""
     source: str
-    """Paper and theorem, in a few words."""
+    """Paper and theorem."""
     step: NDArray[np.int64] | None = None
     """(N,) steps of a curve; None: the prediction is of an observation."""
     standard_error: float | NDArray[np.float64] = 0.0
-    """Of the prediction itself, where it was averaged over drawn data; 0 where it is exact."""
+    """Of the prediction, where it is an average over drawn data; 0 where it is exact."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What one pack costs, in machine-independent counts (whole training, evaluations included)."""
+    """The cost of one pack in machine-independent counts: the whole training, evaluations included."""
 
     launches: float
-    """Tensor operations launched, whatever their size (Python and dispatch overhead)."""
+    """Tensor operations launched, of any size (Python and dispatch overhead)."""
     matmul_flop: float
     """Floating-point operations of matrix products (2 per multiply-add), padding included."""
     element_visits: float
@@ -284,69 +268,65 @@ class Cost:
     memory_bytes: float
     """Peak resident memory of the pack beyond the data set."""
     seconds: float = 0.0
-    """Time that is none of these (a plain function's own estimate)."""
+    """Further time (a plain function's own estimate)."""
     steps: int = 0
-    """Optimiser steps of the whole training; 0: not said."""
+    """Optimiser steps of the whole training; 0: unknown."""
     reports: int = 0
     """How often the models are measured in the whole training."""
     at_most: bool = False
-    """Whether trials may end before the horizon by a criterion of the science: the counts are the most."""
+    """Whether trials may end before the horizon by a stopping criterion: the counts are upper bounds."""
 
 
 class Job(ABC, Generic[P]):
     """The science of one kind of trial. Instances hold no state; one serves a whole sweep."""
 
     version: ClassVar[int] = 1
-    """Part of a trial's identity: raise it when the same parameters no longer mean the same curve."""
+    """Part of a trial's identity: raise it when the same parameters no longer give the same curve."""
     Params: ClassVar[type[AnyParams]]
     Thresholds: ClassVar[type[AnyParams]]
-    """What the sweep file's `phases:` may set; never part of a trial's identity."""
+    """What `phases:` in a sweep file may set; not part of a trial's identity."""
     metrics: ClassVar[tuple[str, ...]]
-    """Names of the curves, in the order they are recorded. Empty: whatever is reported."""
+    """Names of the curves, in the order they are recorded. Empty: all that are reported."""
     phases: ClassVar[tuple[str, ...]]
     """Every label that `phase` can give, in the order a legend shows them."""
     headline: ClassVar[tuple[str, ...]] = ()
-    """Observations worth a plot of their own, the most telling first."""
+    """Observations that get a plot of their own, the most informative first."""
     open_params: ClassVar[bool] = False
     """Whether any parameter name is accepted (a plain function); `Params` is then made by `params_for`."""
 
     def params_for(self, values: Mapping[str, Any]) -> P:
-        """The parameters that plain data stands for.
-
-        Raises:
-            ParamError: see `params_from`.
-        """
+        """The trial's parameters from plain data; raises as `params_from`."""
         return params_from(self.Params, values)  # type: ignore[return-value]
 
     def report_steps(self, params: P) -> int:
-        """How many steps of the trial's curves are recorded at most; 0 where it cannot be known."""
+        """The largest number of steps at which the trial's curves are recorded; 0: unknown."""
         return 0
 
     def shortened(self, params: P, *, steps: int, reports: int) -> P | None:
-        """The same trial with a horizon of `steps` and about `reports` log-spaced reports, to be timed.
+        """The same trial with a horizon of `steps` and about `reports` log-spaced reports, for timing.
 
-        None where that cannot be had. By default the parameters `steps` and `curve_points` say both (and
-        `epochs`, where there is one, is 0: it would override `steps`); other names need another method.
+        None where that is not possible. The default sets the parameters `steps` and `curve_points`, and `epochs` to 0
+        (it would override `steps`); a job with other names overrides this method.
         """
-        names = specs(type(params))
-        if not {"steps", "curve_points"} <= names.keys():
+        names = specs(type(params)).keys()
+        changes = {"steps": steps, "curve_points": reports, "epochs": 0}
+        if not {"steps", "curve_points"} <= names:
             return None
-        changes = {"steps": steps, "curve_points": reports} | ({"epochs": 0} if "epochs" in names else {})
         try:
-            return dataclasses.replace(params, **changes)
+            return dataclasses.replace(params, **{name: v for name, v in changes.items() if name in names})
         except ParamError:
             return None
 
     def metrics_of(self, params: P) -> tuple[str, ...]:
-        """The curves of a trial like this one, where an option adds some; the same for all trials of a pack."""
+        """The curves of a trial, where an option adds some; the same for all trials of a pack."""
         return self.metrics
 
     @abstractmethod
     def pack_key(self, params: P) -> Hashable:
-        """Trials with equal keys can share tensors (widths and other paddable extents aside)."""
+        """Trials with equal keys can share tensors; they may differ in `extent`."""
 
     def extent(self, params: P) -> tuple[int, ...]:
-        """Sizes that zero padding may raise without changing the trial, e.g. (width,)."""
+        """Sizes that zero padding may increase without changing the trial, e.g. (width,)."""
         return ()
 
     @abstractmethod
@@ -355,10 +335,10 @@ class Job(ABC, Generic[P]):
 
     @abstractmethod
     def train(self, pack: Sequence[Member[P]], *, device: str) -> Iterator[Report]:
-        """Train all members; a member's curve is the same whatever its neighbours are.
+        """Train all members; a member's curve does not depend on the other members.
 
-        `device` is a torch device name. Reports come in increasing step; each member is named
-        in `finished` exactly once.
+        `device` is a torch device name. Reports come in order of increasing step; each member is in `finished` of
+        exactly one report.
         """
 
     @abstractmethod
@@ -374,7 +354,7 @@ class Job(ABC, Generic[P]):
         return {}
 
     def theory(self, params: P) -> Mapping[str, Prediction]:
-        """What closed forms say of trials like this: observation or metric -> prediction; none by default."""
+        """Predictions of closed forms: observation or metric -> prediction; none by default."""
         return {}
 
 
@@ -383,10 +363,10 @@ _METRIC_NAME = re.compile(r"[\w.-][/\w. :-]*")
 
 
 def is_metric_name(name: object, *, longest: int = LONGEST_METRIC_NAME) -> bool:
-    """Whether the record (MLflow) takes this name for a metric or an observation.
+    """Whether MLflow accepts this name for a metric or an observation.
 
-    Letters, digits, "_", "-", ".", " ", ":" and "/", neither starting with "/", ":" or a space nor going up
-    with "..", and no empty part between slashes.
+    It may contain letters, digits, "_", "-", ".", " ", ":" and "/". It must not start with "/", ":" or a space, and
+    must have no part between slashes that is empty or "..".
     """
     if not isinstance(name, str) or len(name) > longest or not _METRIC_NAME.fullmatch(name):
         return False
@@ -394,7 +374,7 @@ def is_metric_name(name: object, *, longest: int = LONGEST_METRIC_NAME) -> bool:
 
 
 def log_spaced_steps(horizon: int, points: int) -> NDArray[np.int64]:
-    """At most `points` distinct steps from 1 to `horizon`, evenly spaced in log, both ends included."""
+    """At most `points` distinct steps from 1 to `horizon`, evenly spaced in the logarithm, both ends included."""
     if points < 2 or horizon == 1:
         return np.array([horizon], dtype=np.int64)
     return np.unique(np.rint(np.geomspace(1, horizon, points)).astype(np.int64))

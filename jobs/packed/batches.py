@@ -1,4 +1,4 @@
-"""Which examples each model sees at each step, from its own key and nothing else.
+"""Which examples each model sees at each step, drawn from the model's own key.
 
 Shapes: M models, K steps, B the largest batch of the pack.
 """
@@ -13,8 +13,8 @@ from torch import Tensor
 from jobs.packed import random
 
 ORDERS = ("shuffled", "with_replacement", "cyclic")
-"""How a batch is drawn: a new random order every epoch (epochs follow each other without a gap, so a
-batch may hold the end of one and the start of the next); independently; or in the order of the data."""
+"""How a batch is drawn: in a new random order every epoch (epochs follow each other without a gap, so that a batch may
+contain the end of one and the start of the next); independently; or in the order of the data."""
 
 _STEP = 1 << 32
 
@@ -43,16 +43,21 @@ class Batches:
         device: torch.device | str,
     ) -> None:
         """Args:
+        seeds: (M,) the models' seeds.
         counts: (M,) training examples of each model, rows 0..count-1 of its data.
-        batch_sizes: (M,) examples a step; at least the count means the full batch, in the data's order.
+        batch_sizes: (M,) examples per step; the count or more is the full batch, in the order of the data.
+        order: one of `ORDERS`.
+        device: where batches are drawn.
+
+        Raises:
+            ValueError: some models have full batches and others do not.
         """
         self._keys = random.stream_keys(seeds, "batch", device)
         self.counts = torch.tensor(counts, device=device)
         self.sizes = torch.minimum(torch.tensor(batch_sizes, device=device), self.counts)
         self._order = order
         self.full = bool((self.sizes == self.counts).all())
-        self._mixed_full = bool((self.sizes == self.counts).any()) and not self.full
-        if self._mixed_full:
+        if not self.full and bool((self.sizes == self.counts).any()):
             raise ValueError("full-batch and minibatch models cannot share a block")
         self._measure()
 
@@ -61,18 +66,18 @@ class Batches:
         column = torch.arange(self.width, device=self.sizes.device)
         held = column < self.sizes[:, None]
         self.weights = held / self.sizes[:, None]
-        """(M, B) float32 weight of each example in the mean loss: 1 / batch size, 0 where there is none."""
+        """(M, B) float32 weight of each example in the mean loss: 1 / batch size, 0 for padding."""
         self.uniform_weights = bool(held.all())
         self._column = column
 
     def keep(self, index: Tensor) -> None:
-        """Go on with these models only."""
+        """Keep these models only."""
         index = index.to(self.sizes.device)
         self._keys, self.counts, self.sizes = self._keys[index], self.counts[index], self.sizes[index]
         self._measure()
 
     def draw(self, step: int, count: int) -> Tensor:
-        """(K, M, B) int64 rows for `count` steps from `step`; rows without weight are valid rows too."""
+        """(K, M, B) int64 rows for `count` steps from `step`; padding consists of valid rows too."""
         models = len(self.counts)
         if self.full:
             rows = torch.minimum(self._column, self.counts[:, None] - 1)
@@ -95,7 +100,7 @@ class Batches:
         size = int(self.counts.max())
         epochs = first[:, None, None] + torch.arange(span, device=first.device)[:, None]
         keys = random.bits(self._keys, epochs * _STEP + torch.arange(size, device=first.device))
-        # Rows a model does not have are sorted behind those it has.
+        # Rows that a model does not have are sorted last.
         keys.masked_fill_(torch.arange(size, device=first.device) >= self.counts[:, None, None], (1 << 63) - 1)
         order = keys.argsort(dim=2, stable=True).flatten(1)
         return order.gather(1, ((epoch - first[:, None, None]) * size + offset).flatten(1)).reshape(offset.shape)

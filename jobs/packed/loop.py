@@ -1,7 +1,7 @@
 """The training loop of a pack: blocks of models advance from one report step to the next.
 
-A pack is cut into blocks whose working set fits the cache of a core (on a GPU, one block). Models
-leave when their horizon is reached or when they diverge; the rest of the block is compacted.
+A pack is cut into blocks whose working set fits a core's cache (on a GPU, one block). A model leaves its block when it
+reaches its horizon or diverges, and the block is compacted.
 
 Shapes: M live models of a block.
 """
@@ -22,16 +22,15 @@ from jobs.job import Member, P, Report
 
 
 def set_threads(count: int) -> None:
-    """Use `count` threads for tensor operations of this process."""
+    """Use `count` threads for the tensor operations of this process."""
     torch.set_num_threads(max(1, count))
 
 
 @contextlib.contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Treat numbers below 1.2e-38 as zero on the CPU, as every training of a pack does.
+    """Treat numbers below 1.2e-38 as zero on the CPU, in this thread and context.
 
-    Second moments and errors of a model that has converged fall below that, and operations on such
-    numbers are ten times slower. The setting is the thread's, and is put back at the end.
+    Second moments and errors of a converged model fall below that, where operations are ten times slower.
     """
     before = float(torch.full((1,), 1e-40) * 1.0) == 0.0
     torch.set_flush_denormal(True)
@@ -42,24 +41,24 @@ def flushed_denormals() -> Iterator[None]:
 
 
 class Block(ABC):
-    """Models that train as one: every parameter, batch and optimiser state has a leading model dimension."""
+    """Models that train together: every parameter, batch and optimiser state has a leading model dimension."""
 
     @abstractmethod
     def advance(self, step: int, count: int) -> None:
-        """Train every model from optimiser step `step` (the number done so far) for `count` steps."""
+        """Train every model for `count` steps; `step` is the number of optimiser steps done so far."""
 
     @abstractmethod
     def measure(self) -> Mapping[str, Tensor]:
-        """metric -> (M,) values of the models as they are."""
+        """metric -> (M,) values."""
 
     @abstractmethod
     def keep(self, index: Tensor) -> None:
-        """Go on with these models only, in this order; (m,) int64 positions in the block."""
+        """Keep these models only, in this order; (m,) int64 positions in the block."""
 
 
 def predicted(outputs_MOB: Tensor) -> Tensor:
     """(M, B) the class with the largest output, the first of equal ones on a CPU."""
-    # The same as argmax(1), which is ten times slower here.
+    # As argmax(1), which is ten times slower for this shape.
     return outputs_MOB.max(1).indices
 
 
@@ -81,17 +80,16 @@ def run_blocks(
     Args:
         blocks: each block with the positions of its models in the pack.
         schedules: per position, the increasing steps to report at; the last is the horizon.
-        watch: the metric that tells divergence: a model finishes where it is not finite.
-        stop: a scientific criterion to end early: metric -> level, all at or above. None: never.
+        watch: the metric that shows divergence: a model finishes where it is not finite.
+        stop: metric -> level; a model finishes once all of these metrics are at or above their levels.
     """
     states = [_BlockState(block, np.asarray(positions), schedules) for block, positions in blocks]
     step = 0
     while states:
-        goal = min(state.next_step for state in states)
+        done, step = step, min(state.next_step for state in states)
         with flushed_denormals():
             for state in states:
-                state.block.advance(step, goal - step)
-        step = goal
+                state.block.advance(done, step - done)
         for state in states:
             if state.next_step == step:
                 with flushed_denormals():
@@ -110,9 +108,8 @@ class _BlockState:
         self._refresh()
 
     def _refresh(self) -> None:
-        self._due = np.array(
-            [self._schedules[p][c] for p, c in zip(self.positions, self._cursor, strict=True)], dtype=np.int64
-        )
+        due = [self._schedules[p][c] for p, c in zip(self.positions, self._cursor, strict=True)]
+        self._due = np.array(due, dtype=np.int64)
         self.next_step = int(self._due.min()) if len(self._due) else -1
 
     def report(self, step: int, watch: str, stop: Mapping[str, float] | None) -> Report:

@@ -1,9 +1,8 @@
-"""Optimisers of a pack: one flat state, hyper-parameters per model.
+"""Optimisers of a pack: one flat state, hyperparameters per model.
 
-All parameters of a block lie in one flat tensor, layer after layer; a layer is a contiguous view
-(M, *shape) of it. An update is then a fixed number of tensor operations, whatever the number of
-layers, and every batched matrix product reads and writes contiguous memory. Formulas are those of
-PyTorch's SGD, Adam and AdamW (without dampening, Nesterov and AMSGrad).
+All parameters of a block are in one flat tensor, layer after layer; a layer is a contiguous view (M, *shape) of it. An
+update is a fixed number of tensor operations for any number of layers, and every batched matrix product reads and
+writes contiguous memory. Formulas are those of PyTorch's SGD, Adam and AdamW (without dampening, Nesterov or AMSGrad).
 
 Shapes: M models, P parameters of one model.
 """
@@ -21,7 +20,7 @@ from torch import Tensor
 
 
 class FlatParameters:
-    """Parameters of M models in one flat tensor of M * P numbers, with a view (M, *shape) for each layer."""
+    """Parameters of M models in one flat tensor of M * P numbers, with a view (M, *shape) per layer."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], models: int, device: torch.device | str) -> None:
         self.shapes = tuple(shapes)
@@ -40,7 +39,7 @@ class FlatParameters:
         return [part.view(self.models, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def keep(self, index: Tensor) -> None:
-        """Go on with these models only."""
+        """Keep these models only."""
         index = index.to(self.flat.device)
         kept = [view[index].reshape(-1) for view in self.views()]
         self.models = len(index)
@@ -51,33 +50,31 @@ class FlatParameters:
         return sum((view.flatten(1).square().sum(1) for view in self.views()), torch.zeros(())).sqrt()
 
     def norm_of(self, flat: Tensor) -> Tensor:
-        """(M,) Euclidean norm of each model's part of a tensor that is laid out like `flat`."""
+        """(M,) Euclidean norm of each model's part of a tensor laid out like `flat`."""
         other = FlatParameters.like(self)
         other.flat = flat
         return other.norm()
 
     def spread_two(self, first_M: Tensor, rest_M: Tensor) -> Tensor:
-        """A value per model over its first layer, and another over all the others."""
+        """One value per model over its first layer, another over all other layers."""
         values = [first_M, *[rest_M] * (len(self._sizes) - 1)]
         return torch.cat([v.repeat_interleave(size) for v, size in zip(values, self._sizes, strict=True)])
 
     def spread(self, values_M: Tensor) -> Tensor:
-        """A value per model laid out over its parameters; a scalar tensor where all models have the same."""
-        if bool((values_M == values_M[0]).all()):
-            return values_M[0]
-        return torch.cat([values_M.repeat_interleave(size) for size in self._sizes])
+        """One value per model laid out over its parameters; a scalar tensor where all models have the same value."""
+        return values_M[0] if bool((values_M == values_M[0]).all()) else self.spread_two(values_M, values_M)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserSettings:
-    """What an update needs. Learning rate and weight decay are per model, the rest is shared by the pack."""
+    """Hyperparameters of an optimiser. Learning rate and weight decay are per model, the rest is shared by the pack."""
 
     kind: str
     """"sgd", "adam" or "adamw"."""
     learning_rate: Tensor
     """(M,)"""
     weight_decay: Tensor
-    """(M,) L2 term added to the gradient (sgd, adam), or decoupled (adamw)."""
+    """(M,) factor of an L2 term in the gradient (sgd, adam), or decoupled (adamw)."""
     momentum: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -85,7 +82,7 @@ class OptimiserSettings:
 
     @classmethod
     def of(cls, params: Sequence[Any], epsilon: float = 1e-8) -> OptimiserSettings:
-        """From the parameters of a pack's trials, which declare the fields of `jobs.packed.fields` for it."""
+        """From the parameters of a pack's trials (fields of `jobs.packed.fields`)."""
         first = params[0]
         return cls(
             kind=first.optimiser,
@@ -99,7 +96,7 @@ class OptimiserSettings:
 
 
 class Optimiser(ABC):
-    """Applies gradients to a `FlatParameters`. A subclass may let the caller accumulate into its state."""
+    """Applies gradients to a `FlatParameters`."""
 
     gradient_scale: Tensor | None = None
     """(M,) factor that the caller must apply to the loss gradient; None: 1."""
@@ -117,24 +114,24 @@ class Optimiser(ABC):
         self._prepare()
 
     def set_rate(self, factor: float) -> None:
-        """Use this multiple of the learning rates from the next gradient on (a schedule's value, > 0)."""
+        """Multiply the learning rates by this factor > 0 of a schedule, from the next gradient on."""
         if factor != self._rate:
             self._rate = factor
             self._prepare()
 
     @abstractmethod
     def update(self) -> None:
-        """One step, from what the caller has put into `gradient`."""
+        """One step, from the gradient that the caller has put into `gradient`."""
 
     def _prepare(self) -> None:
-        """Derive what depends on the rate and on the models that are left."""
+        """Compute what depends on the rate and on the remaining models."""
         self._any_decay = bool((self.weight_decay != 0).any())
 
     def _states(self) -> list[FlatParameters]:
         return [self.gradient]
 
     def keep(self, index: Tensor) -> None:
-        """Go on with these models only. `parameters` is compacted by its owner, before this."""
+        """Keep these models only. The owner of `parameters` calls its `keep` before this."""
         index = index.to(self.learning_rate.device)
         self.learning_rate, self.weight_decay = self.learning_rate[index], self.weight_decay[index]
         for state in self._states():
@@ -145,9 +142,8 @@ class Optimiser(ABC):
 class SGD(Optimiser):
     """Stochastic gradient descent with momentum.
 
-    The learning rate is folded into the loss gradient and the momentum into the accumulation of
-    the weight gradients (beta of the matrix product), so that the state costs no pass of its own:
-    `gradient` holds learning rate * velocity. `set_rate` rescales what it holds.
+    The learning rate is applied to the loss gradient, and the momentum in the accumulation of the weight gradients
+    (beta of the matrix product), so that the state needs no pass of its own: `gradient` holds learning rate * velocity.
     """
 
     def set_rate(self, factor: float) -> None:
@@ -203,7 +199,7 @@ class Adam(Optimiser):
                 gradient.addcmul_(flat, self._decay)
         self.first.flat.lerp_(gradient, 1 - s.beta1)
         self.second.flat.mul_(s.beta2).addcmul_(gradient, gradient, value=1 - s.beta2)
-        # The gradient is spent: its memory takes the denominator.
+        # The gradient is no longer needed: its memory holds the denominator.
         denominator = torch.sqrt(self.second.flat, out=gradient)
         denominator.mul_((1 - s.beta2**self._steps) ** -0.5).add_(s.epsilon)
         correction = 1 - s.beta1**self._steps

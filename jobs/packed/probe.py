@@ -1,7 +1,7 @@
-"""How fast this machine is at the three things a pack is made of: `python -m jobs.packed.probe`.
+"""The speed of this machine at the three parts of a pack's cost: `python -m jobs.packed.probe`.
 
-Prints one JSON line: seconds per launched operation, floating-point operations per second of
-batched matrix products, seconds per visited element; for one thread of a CPU, or for a GPU.
+Prints one JSON line: seconds per launched operation, floating-point operations per second of batched matrix products,
+and seconds per visited element, for one thread of a CPU or for a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _REPEATS = 7
 
 
 def measure(device: str, threads: int = 1) -> dict[str, float | str]:
-    """The three costs, each the best of a few repeats (another program's load only adds); about a second on a CPU."""
+    """The three speeds, each the best of a few repeats (other load only slows); takes about a second on a CPU."""
     torch.set_num_threads(threads)
     big = device.startswith("cuda")
     models, rows, width = (64, 512, 256) if big else (16, 100, 96)

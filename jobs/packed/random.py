@@ -1,10 +1,10 @@
 """Counter-based random numbers: every number is a pure function of (key, stream, counter).
 
-A pack draws for all its models at once, and each model gets what it would get alone, on any
-device and in any order. The generator mixes the counter with SplitMix64's finaliser (Steele, Lea
-and Flood 2014, "Fast splittable pseudorandom number generators") twice, under two halves of the
-model's key. Integer arithmetic wraps modulo 2**64 on the CPU and on CUDA alike, so the integers
-are the same everywhere; floats derived from them are the same up to the rounding of log and cos.
+A pack draws for all its models at once, and each model gets the numbers that it would get alone, on any device and in
+any order. The generator mixes the counter twice with SplitMix64's finaliser (Steele, Lea and Flood 2014, "Fast
+splittable pseudorandom number generators"), with the two halves of the model's key. Integer arithmetic wraps modulo
+2**64 on the CPU and on CUDA alike, so the integers are the same everywhere; floats derived from them are the same up to
+the rounding of log and cos.
 
 Shapes: M models, ... any counter shape.
 """
@@ -26,12 +26,10 @@ _MASK64 = (1 << 64) - 1
 
 
 def stream_keys(seeds: Sequence[int], stream: str, device: torch.device | str = "cpu") -> Tensor:
-    """(M, 2) int64 keys of the stream called `stream` (e.g. "batch"), one row per model's 64-bit seed."""
-    rows = [
-        np.frombuffer(hashlib.blake2b(f"{seed & _MASK64}/{stream}".encode(), digest_size=16).digest(), np.int64)
-        for seed in seeds
-    ]
-    return torch.from_numpy(np.array(rows, dtype=np.int64).reshape(len(rows), 2)).to(device)
+    """(M, 2) int64 keys of the stream called `stream` (e.g. "batch"), one row per 64-bit seed of a model."""
+    texts = (f"{seed & _MASK64}/{stream}".encode() for seed in seeds)
+    digests = b"".join(hashlib.blake2b(text, digest_size=16).digest() for text in texts)
+    return torch.from_numpy(np.frombuffer(digests, np.int64).reshape(-1, 2).copy()).to(device)
 
 
 def bits(keys: Tensor, counter: Tensor) -> Tensor:
@@ -53,14 +51,14 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift_xor(x: Tensor, count: int) -> Tensor:
-    # The shift of a signed integer copies its sign; the mask makes it the logical shift.
+    # Shifting a signed integer copies its sign; the mask makes it a logical shift.
     return x.bitwise_xor_((x >> count).bitwise_and_((1 << (64 - count)) - 1))
 
 
 def below(keys: Tensor, counter: Tensor, bound: Tensor | int) -> Tensor:
-    """(M, ...) int64 in [0, bound), bound up to 2**31 (a number, or (M, ...) broadcastable).
+    """(M, ...) int64 in [0, bound), bound up to 2**31 (a number, or broadcastable to (M, ...)).
 
-    By multiply and shift of 32 bits: the bias is at most bound / 2**32.
+    Computed by multiplying and shifting 32 bits: the bias is at most bound / 2**32.
     """
     return (((bits(keys, counter) >> 32) & 0xFFFFFFFF) * bound) >> 32
 
@@ -71,9 +69,9 @@ def uniform(keys: Tensor, counter: Tensor) -> Tensor:
 
 
 def normal(keys: Tensor, counter: Tensor) -> Tensor:
-    """(M, ...) float32 standard normal numbers, by Box and Muller 1958.
+    """(M, ...) float32 standard normal numbers (Box and Muller 1958).
 
-    Computed in float64 and rounded, so that devices differ by at most the last bit.
+    They are computed in float64 and rounded, so that devices differ by at most the last bit.
     """
     x = bits(keys, counter)
     u = ((x >> 32) & 0xFFFFFFFF).to(torch.float64).add_(0.5).mul_(2.0**-32)
@@ -82,10 +80,6 @@ def normal(keys: Tensor, counter: Tensor) -> Tensor:
 
 
 def permutation(keys: Tensor, size: int, epoch: Tensor | int = 0) -> Tensor:
-    """(M, size) a uniformly random order of range(size) per model; another one for each epoch.
-
-    `epoch` is a number or (M, 1).
-    """
+    """(M, size) a uniformly random order of range(size) for each model and epoch; `epoch` is a number or (M, 1)."""
     counter = torch.arange(size, device=keys.device) + torch.as_tensor(epoch, device=keys.device) * (1 << 32)
-    # The counter breaks ties, by the sort being stable.
     return bits(keys, counter.contiguous()).argsort(dim=1, stable=True)
