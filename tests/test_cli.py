@@ -201,7 +201,7 @@ def test_map_and_status_work_beside_a_run_and_leave_it_running_and_a_second_run_
         assert before.status == "RUNNING"
         second = phasefront("run", "sweep.yaml", "--inline", cwd=folder)
         assert second.returncode == 2
-        assert "another phasefront run writes to this experiment" in second.stderr
+        assert "another phasefront run is writing to this experiment" in second.stderr
         assert "Traceback" not in second.stderr
         mapped = phasefront("map", "sweep.yaml", cwd=folder)
         assert mapped.returncode == 0, mapped.stderr

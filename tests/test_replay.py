@@ -145,7 +145,7 @@ def _size(record: Query, run: str) -> int:
     [
         (None, "no such run"),
         ("parent", "a sweep's parent run"),
-        ("DELETE FROM tags WHERE key = 'phasefront.trained'", "must say how it was trained"),
+        ("DELETE FROM tags WHERE key = 'phasefront.trained'", "must have a record of its training"),
         (
             "UPDATE tags SET value = replace(value, '\"version\":', '\"version\":7') WHERE key = 'phasefront.trained'",
             "version",
@@ -172,7 +172,7 @@ def test_what_cannot_be_replayed_is_said_without_a_traceback(
 @pytest.mark.parametrize(
     ("address", "what"),
     [
-        ("foo://x", "is no address"),
+        ("foo://x", "is not the address"),
         ("memory:", "holds nothing"),
         ("sqlite:///nothere.db", "holds nothing"),
         ("postgresql://u:secret@127.0.0.1:1/x", "127.0.0.1"),

@@ -10,7 +10,7 @@ from tracking_parent import ParentContract, artifacts_by_mlflow, history_by_mlfl
 
 from orchestrator.errors import UserError
 from orchestrator.tracking.factory import open_tracker
-from orchestrator.tracking.http_rows import whole_steps
+from orchestrator.tracking.http_api import whole_steps
 
 pytestmark = pytest.mark.slow
 

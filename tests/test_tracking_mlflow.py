@@ -25,9 +25,9 @@ from jobs.job import Censored
 from orchestrator.errors import UserError
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.tracking import database
+from orchestrator.tracking.address import quiet_mlflow
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.layout import LONGEST_TAG, params, trial_tags
-from orchestrator.tracking.quiet import quiet_mlflow
 
 HERE = Path(__file__).parent
 

@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 from servers import empty_sqlite, mlflow_server, postgres_server
 
-from orchestrator.tracking.quiet import quiet_mlflow
+from orchestrator.tracking.address import quiet_mlflow
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -15,8 +15,8 @@ import pytest
 from jobs.job import Censored, Curves, Params, param
 from orchestrator.errors import UserError
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
+from orchestrator.tracking.address import quiet_mlflow
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
-from orchestrator.tracking.quiet import quiet_mlflow
 from orchestrator.trial import Trial
 
 

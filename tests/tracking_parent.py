@@ -10,8 +10,8 @@ import pytest
 from tracking_contract import OTHER, SWEEP, TrackerContract, finished, rows, trial
 
 from orchestrator.errors import UserError
+from orchestrator.tracking.address import quiet_mlflow
 from orchestrator.tracking.base import SweepRecord
-from orchestrator.tracking.quiet import quiet_mlflow
 
 AREA = "uncertain_area"
 History = list[tuple[int, float]]

@@ -1,44 +1,47 @@
-"""What a tracking address says: which database or server, with which driver."""
+"""Tracking addresses: which database or server, with which driver; how they are printed; a quiet import of MLflow."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
+import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import UserError
 
 PREFIX = "phasefront-"
-"""In front of `sqlite:` or `postgresql:`, so that MLflow's own client and server use the bulk store."""
+"""Before `sqlite:` or `postgresql:` it makes MLflow's own client and server use the bulk store."""
 
 CHOICES = (
     "sqlite:///mlflow.db",
     "postgresql://user:password@host/database",
     "http://host:5000 (an MLflow server)",
     "phasefront-sqlite:///... and phasefront-postgresql://... (the same databases)",
-    "memory: (kept nowhere)",
+    "memory: (nothing is kept when the process ends)",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseAddress:
-    """A database that holds, or is to hold, MLflow's tables."""
+    """A database with MLflow's tables; it may not exist yet."""
 
     uri: str
-    """For SQLAlchemy: with the driver that is installed, and an absolute path."""
+    """For SQLAlchemy, with the installed driver and an absolute path."""
     file: Path | None
-    """The database file, of SQLite."""
+    """The database file; None for PostgreSQL."""
 
 
 def database_address(uri: str, *, place: str = "tracking.uri") -> DatabaseAddress:
     """Read a `sqlite:` or `postgresql:` address, with or without the `phasefront-` prefix.
 
-    A relative SQLite path is relative to the current folder. SQLAlchemy 2.1 takes `postgresql:` for
-    psycopg 3 and earlier ones for psycopg2: whichever is installed is named, unless the address names one.
+    A relative SQLite path is relative to the current folder. A `postgresql:` address without a driver gets the
+    installed one, because SQLAlchemy 2.1 changed its default from psycopg2 to psycopg 3.
 
     Raises:
-        UserError: not such an address, or no driver is installed.
+        UserError: The address is of another form, or no driver is installed.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -52,7 +55,7 @@ def database_address(uri: str, *, place: str = "tracking.uri") -> DatabaseAddres
     if backend == "sqlite" and driver in ("", "pysqlite"):
         if not url.database or url.database == ":memory:":
             raise UserError(
-                "a SQLite tracking address must name a file: a database in memory is gone when the run ends",
+                "a SQLite tracking address must name a file: a database in memory is lost when the run ends",
                 place=place,
                 value=uri,
                 choices=CHOICES,
@@ -79,16 +82,32 @@ def _postgres_driver(uri: str, place: str) -> str:
 
 
 def unknown_address(uri: str, place: str) -> UserError:
-    """The address is none that a tracker knows."""
+    """No tracker supports the address."""
     return UserError(
-        "is no address of a tracking database or an MLflow server",
+        "is not the address of a tracking database or an MLflow server",
         place=place,
         value=shown(uri),
         choices=CHOICES,
-        next_step="a folder (MLflow's old file store) holds no sweep: use sqlite:///mlflow.db",
+        next_step="MLflow's file store (a folder) is not supported: use sqlite:///mlflow.db",
     )
 
 
 def shown(uri: str) -> str:
-    """An address as messages, files and the record may show it: without its password."""
+    """The address without its password, for messages and files."""
     return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"(://[^/@:]*):.*@", r"\1:***@", uri))
+
+
+def quiet_mlflow(*modules: str) -> None:
+    """Import mlflow (3 s) and these modules of it without warnings, telemetry and log lines of schema migrations.
+
+    Call it before any other import of mlflow: MLflow and SQLAlchemy 2.1 emit deprecation warnings at import that users
+    cannot fix. A telemetry setting in the user's environment takes precedence.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in ("mlflow", *modules):
+            importlib.import_module(module)
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logger = logging.getLogger(name)
+        logger.setLevel(max(logger.level, logging.WARNING))

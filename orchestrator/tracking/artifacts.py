@@ -1,4 +1,4 @@
-"""Files as artifacts of a run, under the paths that the caller gives."""
+"""Upload and delete artifacts of a run under given paths."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from orchestrator.errors import UserError
 
 
 def upload_to(location: str, files: Mapping[str, Path], *, experiment: str) -> None:
-    """Put files where a run keeps its artifacts, by MLflow's artifact repository for that place.
+    """Upload files (artifact path -> local file) to an artifact location, by MLflow's artifact repository for it.
 
     Raises:
-        UserError: it cannot be written to.
+        UserError: The location cannot be written to.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -24,17 +24,17 @@ def upload_to(location: str, files: Mapping[str, Path], *, experiment: str) -> N
         upload(files, repository.log_artifact)
     except (MlflowException, OSError) as error:
         raise UserError(
-            f"artifacts cannot be written to {location}, the place of experiment {experiment!r}: {error}",
+            f"artifacts cannot be written to {location}, the artifact location of experiment {experiment!r}: {error}",
             place="tracking.artifacts",
-            next_step="make that place writable from here, or take another tracking.experiment "
+            next_step="make it writable from here, or use another tracking.experiment "
             "with tracking.artifacts set to a place that is",
         ) from error
 
 
 def upload(files: Mapping[str, Path], log_artifact: Callable[[str, str | None], None]) -> None:
-    """Hand each file to MLflow's `log_artifact(local file, artifact folder)`.
+    """Pass each file to MLflow's `log_artifact(local file, artifact folder)`.
 
-    MLflow names an artifact as its local file: a file that is to be called otherwise is copied first.
+    MLflow names an artifact after its local file, so a file with another name is copied first.
     """
     for path, file in files.items():
         artifact = PurePosixPath(path)
@@ -49,9 +49,9 @@ def upload(files: Mapping[str, Path], log_artifact: Callable[[str, str | None], 
 
 
 def delete_from(location: str, paths: Iterable[str], *, tracking_uri: str | None = None) -> tuple[str, ...]:
-    """Delete files where a run keeps its artifacts, those that are there; the ones that could not be, or be looked for.
+    """Delete files at an artifact location, where they exist; return those that may still be there.
 
-    Not every place of artifacts can delete, and who may write need not be allowed to: neither is an error.
+    It is not an error if the artifact store cannot delete or list files, or does not allow it.
     """
     import requests
     from mlflow.exceptions import MlflowException

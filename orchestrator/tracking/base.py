@@ -1,29 +1,33 @@
-"""Where curves are kept: the contract that the runner, `map` and `status` use.
+"""The interface to the record of a sweep: what the runner, `map` and `status` read and write.
 
-A curve is of one training: a trial that is begun and has not finished starts its curve anew, whatever
-an earlier attempt has left. From then on every method that writes is idempotent: what is recorded is
-not recorded again. A row of a curve is (trial, metric, step), written once; its timestamp is the run's
-start plus its step in milliseconds, so that a repeated write is the same row.
+A curve belongs to one training. When an unfinished trial begins, its curve starts anew, whatever an earlier attempt
+has left. After that, every method that writes is idempotent. A curve row is (trial, metric, step) and is written once;
+its timestamp is the start of the run plus its step in milliseconds, so a repeated write gives the same row.
 
-One driver at a time: `open_sweep` takes the experiment for as long as the tracker is open, by a lock that
-dies with the process. Reading, and `open_sweep(..., running=False)`, need no lock.
+An experiment has one driver at a time: `open_sweep` takes a lock that is released when the tracker closes or its
+process dies. Reading, and `open_sweep(..., running=False)`, need no lock.
 """
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from jobs.job import Curves, Scalar
-from orchestrator.records import CurveRows, Recorded, TrialResult
+from jobs.job import LONGEST_METRIC_NAME, Curves, Scalar, is_metric_name
+from orchestrator.errors import UserError
+from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.trial import Trial
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecord:
-    """What the parent run says of a sweep."""
+    """What the parent run holds about its sweep."""
 
     sweep_id: str
     name: str
@@ -33,12 +37,12 @@ class SweepRecord:
     thresholds: str
     """Fingerprint of the thresholds in force: written with every phase (see `Recorded`)."""
     axes: tuple[str, ...] = ()
-    """Names of the swept parameters: a trial's run is named by its values of these."""
+    """Names of the swept parameters: the run of a trial is named after its values of these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRow:
-    """One recorded trial as `map` reads it back: parameters are text-free plain data."""
+    """One recorded trial as `map` reads it."""
 
     trial_id: str
     run_id: str
@@ -46,34 +50,49 @@ class TrialRow:
     replicate: int
     recorded: Recorded
     error: str | None = None
-    """What a trial that ended otherwise than FINISHED died of, as far as it is kept."""
+    """The error of a failed or killed trial, shortened where it was too long to store."""
 
 
 class Tracker(ABC):
-    """One writer's connection to the record. Not for use from several threads at once."""
+    """One writer's connection to the record. Not thread-safe."""
+
+    _sweep: SweepRecord | None = None
+    _running = False
+    _closed = False
 
     @property
     def experiment_id(self) -> str | None:
-        """MLflow's id of the experiment; None where there is none yet, or where MLflow cannot open the record."""
+        """MLflow's id of the experiment; None if it does not exist yet, or if MLflow cannot open the record."""
         return None
 
-    @abstractmethod
     def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
-        """Create the sweep's parent run, or find it; its address for people to look at (a run id).
+        """Find or create the parent run of a sweep, for all further writes; return its run id.
 
         Args:
-            sweep: The sweep that all further writing is for.
-            running: Its trials are to run: the experiment is taken, until `close`, and the parent is RUNNING.
-                If False nothing is taken, and a parent's status and end stay (a new one has FINISHED at
-                once): then `begin`, `record`, `end`, `reconcile` and `end_sweep` are errors.
+            sweep: The sweep.
+            running: Its trials are going to run: the experiment is locked until `close`, and the parent is RUNNING.
+                If False, nothing is locked and an existing parent keeps its status and end time (a new one is
+                FINISHED); `begin`, `record`, `end`, `reconcile` and `end_sweep` then raise `RuntimeError`.
 
         Raises:
-            UserError: another driver has taken the experiment (by HTTP nobody can tell).
+            UserError: Another driver has locked the experiment (not detected over HTTP).
         """
+        self._check_open()
+        parent = self._open_parent(sweep, running)
+        self._sweep, self._running = sweep, running
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "sweep.yaml")
+            file.write_text(sweep.resolved_yaml)
+            self.attach({"sweep.yaml": file})
+        return parent
+
+    @abstractmethod
+    def _open_parent(self, sweep: SweepRecord, running: bool) -> str:
+        """Find or create the parent run, see `open_sweep`; its run id."""
 
     @abstractmethod
     def find_sweep(self, sweep_id: str) -> str | None:
-        """The address of a sweep's parent run, where there is one. Reads only."""
+        """The run id of a sweep's parent run, or None. Reads only."""
 
     @abstractmethod
     def trials_of(self, sweep_id: str) -> list[str]:
@@ -81,18 +100,18 @@ class Tracker(ABC):
 
     @abstractmethod
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
-        """What is recorded of these trials, in any sweep of the experiment; absent ones are left out.
+        """The state of these trials, in any sweep of the experiment; trials without a run are left out.
 
-        Set-based: the number of round trips does not grow with the number of trials one by one.
+        Set-based: the number of round trips does not grow with each trial.
         """
 
     @abstractmethod
     def begin(self, trials: Sequence[Trial]) -> None:
         """The trials start: each has one RUNNING run with its parameters, and no curve yet.
 
-        What an unfinished trial's earlier attempt has left (failed, killed, or of a pack that this
-        tracker's driver runs again) is gone: rows, observations, phase and error. Its run is reopened,
-        or, where rows cannot be deleted (HTTP), replaced. A finished trial stays as it is.
+        Rows, observations, phase and error of an unfinished trial's earlier attempt (failed, killed, or in a pack that
+        this driver runs again) are deleted. Its run is reopened or, where rows cannot be deleted (HTTP), replaced. A
+        finished trial does not change.
         """
 
     @abstractmethod
@@ -104,15 +123,15 @@ class Tracker(ABC):
         """The trials ended: status, observations (as run metrics), phase (as a tag), error (as a tag)."""
 
     def settle(self) -> None:
-        """Write what has waited long enough; who drives a sweep calls it several times a second.
+        """Write what has been buffered for long enough; the driver of a sweep calls it several times a second.
 
-        A tracker may keep what it is given, for a fraction of a second, to write more of it at once.
+        A tracker may buffer writes for a fraction of a second, to write more at once.
         """
         return
 
     @abstractmethod
     def reconcile(self) -> int:
-        """End the sweep's RUNNING trials, left by a driver that died, as KILLED; return how many."""
+        """End the sweep's RUNNING trials (orphans of a driver that died) as KILLED; return how many."""
 
     @abstractmethod
     def relabel(self, results: Sequence[TrialResult]) -> None:
@@ -120,44 +139,97 @@ class Tracker(ABC):
 
     @abstractmethod
     def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
-        """The recorded trials among these, for the phase diagram."""
+        """The recorded ones of these trials, in the order of `trial_ids`."""
 
     @abstractmethod
     def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
-        """The recorded curves of these trials, a bounded number in memory at a time."""
+        """The recorded curves of these trials, in the order of `trial_ids`, a bounded number in memory at a time."""
 
     @abstractmethod
     def attach(self, files: Mapping[str, Path]) -> None:
-        """Keep files as artifacts of the parent run: artifact path -> local file."""
+        """Store files as artifacts of the parent run: artifact path -> local file."""
 
     @abstractmethod
     def detach(self, paths: Iterable[str]) -> tuple[str, ...]:
-        """Delete files among the parent run's artifacts, those that are there; never a folder.
+        """Delete files from the parent run's artifacts, where they exist; folders are never deleted.
 
         Returns:
-            Those that may still be there, where the place of the artifacts does not let us delete.
+            The files that may still be there because the artifact store did not delete them.
         """
+
+    def annotate(self, metrics: Mapping[str, float]) -> None:
+        """Set the sweep's own metrics, replacing earlier values; the status of the sweep does not change.
+
+        A metric that is a curve (see `trace`) is left out: the curve has more information.
+        """
+        self._opened()
+        check_metric_names(metrics)
+        self._annotate(metrics, None)
 
     @abstractmethod
-    def annotate(self, metrics: Mapping[str, float]) -> None:
-        """The sweep's own metrics, in place of earlier ones of their names; its status stays.
-
-        A name that was traced is left out: its curve says more.
-        """
+    def _annotate(self, metrics: Mapping[str, float], status: Status | None) -> None:
+        """Set the parent run's metrics, see `annotate`, then its status and end time unless `status` is None."""
 
     @abstractmethod
     def trace(self, name: str, points: Iterable[tuple[int, float]]) -> None:
-        """Points (step >= 1, value) of a curve of the sweep's own, a metric of its parent run.
+        """Append points (step >= 1, value) to a curve of the sweep itself, a metric of its parent run.
 
-        Points at or before the curve's last recorded step are dropped, of equal steps the first counts; the
-        timestamps are those of every curve. So the same points can be given again, after whatever crash. A metric of
-        that name that `annotate` has written before gives way to the curve.
+        Points at or before the last recorded step are dropped, and of equal steps the first is kept, so the same points
+        can be given again after a crash. Timestamps are those of every curve. A value of that name that `annotate` has
+        written before is replaced by the curve.
         """
 
-    @abstractmethod
     def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:
         """The parent run ends as FINISHED, FAILED or KILLED, with the sweep's own metrics."""
+        self._driven()
+        check_metric_names(metrics)
+        self._annotate(metrics, Status(status))
 
     @abstractmethod
     def close(self) -> None:
-        """Write what is pending and let go of connections. Further calls are errors; close is not."""
+        """Write what is buffered and close connections. May be called twice; other calls then raise `RuntimeError`."""
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the tracker is closed")
+
+    def _opened(self) -> SweepRecord:
+        """The sweep of `open_sweep`."""
+        self._check_open()
+        if self._sweep is None:
+            raise RuntimeError("call open_sweep before writing")
+        return self._sweep
+
+    def _driven(self) -> SweepRecord:
+        """The sweep of `open_sweep`, whose trials may run."""
+        sweep = self._opened()
+        if not self._running:
+            raise RuntimeError("call open_sweep(..., running=True) before running trials")
+        return sweep
+
+
+def begun(runs: Mapping[str, R], trial_id: str) -> R:
+    """The run of a trial.
+
+    Raises:
+        LookupError: The trial was never begun.
+    """
+    if trial_id not in runs:
+        raise LookupError(f"trial {trial_id} was never begun")
+    return runs[trial_id]
+
+
+def check_metric_names(names: Iterable[str]) -> None:
+    """Check MLflow's rule for metric names, so that MLflow's own client can read and write what we write.
+
+    Raises:
+        UserError: A name breaks the rule.
+    """
+    for name in names:
+        if not is_metric_name(name):
+            raise UserError(
+                f"a metric's name must be 1 to {LONGEST_METRIC_NAME} letters, digits, '_', '-', '.', ' ', ':' or '/', "
+                "must not start with '/' or a space, and must not contain '..' as a part or '//'",
+                value=name,
+                next_step="rename the metric in the job that reports it",
+            )

@@ -1,6 +1,6 @@
-"""Opening an MLflow database: for reading as it is, for writing with schema and experiment made.
+"""Opening an MLflow database: as it is for reading; for writing, schema and experiment are created if missing.
 
-Raw connections and plain SQL; mlflow is imported only where something has to be made.
+Raw connections and plain SQL; mlflow is imported only where something has to be created.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UserError
-from orchestrator.tracking.address import CHOICES, DatabaseAddress, shown
+from orchestrator.tracking.address import CHOICES, DatabaseAddress, quiet_mlflow, shown
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
 from orchestrator.tracking.lock import FileLock, lock_file, take_session_lock, taken
 from orchestrator.tracking.run_table import RunTable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """An MLflow experiment as its table has it."""
+    """An MLflow experiment, from its table."""
 
     id: int
     artifact_location: str
@@ -29,12 +29,12 @@ class Experiment:
 
 
 class Database:
-    """One experiment in one database, connected to when it is first needed.
+    """One experiment in one database; it connects when it is first needed.
 
     Args:
         address: The database.
         experiment: Name of the experiment.
-        artifacts: Its artifact location, should it be new.
+        artifacts: Its artifact location, if it has to be created.
         place: Where the user wrote the address, for messages.
     """
 
@@ -48,7 +48,7 @@ class Database:
         self._lock: FileLock | None = None
 
     def existing(self) -> RunTable | None:
-        """The experiment's runs, for reading; None where there is nothing yet."""
+        """The experiment's runs, for reading; None if there is no database or experiment yet."""
         if self._table is None:
             bulk = connect(self._address, write=False, place=self.place)
             if bulk is None:
@@ -61,20 +61,20 @@ class Database:
         return self._table
 
     def create(self) -> RunTable:
-        """The experiment's runs, for writing; database, schema and experiment are made where missing."""
+        """The experiment's runs, for writing; database, schema and experiment are created if missing."""
         if self._store is not None and self._table is not None:
             return self._table
         self.close()
         self._store = mlflow_store(self._address, self.place)
         bulk = connect(self._address, write=True, place=self.place)
         if bulk is None:
-            raise RuntimeError(f"MLflow made no database at {self._address.file}")
+            raise RuntimeError(f"MLflow created no database at {self._address.file}")
         found = find_experiment(bulk, self.experiment)
         if found is None:
             create_experiment(self._store, self.experiment, self._artifacts)
             found = find_experiment(bulk, self.experiment)
         if found is None:
-            raise RuntimeError(f"MLflow made no experiment {self.experiment!r}")
+            raise RuntimeError(f"MLflow created no experiment {self.experiment!r}")
         if found.deleted:
             bulk.close()
             raise deleted_experiment(self.experiment, found.id)
@@ -85,10 +85,10 @@ class Database:
         return self._table
 
     def take(self) -> None:
-        """Take the experiment, made where missing, until `close`; a process that dies lets go of it.
+        """Lock the experiment until `close` or the end of the process; it is created if missing.
 
         Raises:
-            UserError: another writer has taken it.
+            UserError: Another driver has locked it.
         """
         table = self.create()
         if self._locked:
@@ -102,11 +102,11 @@ class Database:
             raise taken(shown(self._address.uri), self.experiment)
 
     def artifacts_of(self, run_id: str) -> str:
-        """Where a run keeps its artifacts, as MLflow names it; after `create`."""
+        """The artifact location of a run, as MLflow sets it; call `create` before."""
         return self._artifact_template.replace("{run}", run_id)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections and release the lock."""
         if self._table is not None:
             self._table.bulk.close()
             self._table = None
@@ -120,24 +120,18 @@ class Database:
 
 
 def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None:
-    """A connection to the database, or None where its file is not there.
+    """A connection to the database, or None if its file does not exist.
 
     Raises:
-        UserError: the database cannot be reached, or the file is none.
+        UserError: The database cannot be reached, or the file is not a database.
     """
     if address.file is not None:
         if not address.file.exists():
             return None
         try:
-            bulk = SqliteBulk.connect(str(address.file), write=write)
+            return SqliteBulk.connect(str(address.file), write=write)
         except sqlite3.Error as error:
             raise unreachable(address, error, place) from None
-        try:
-            bulk.query("SELECT COUNT(*) FROM sqlite_master")
-        except sqlite3.Error as error:
-            bulk.close()
-            raise unreachable(address, error, place) from None
-        return bulk
     from sqlalchemy import create_engine
 
     engine = create_engine(address.uri)
@@ -150,28 +144,23 @@ def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None
 
 
 def find_experiment(bulk: Bulk, name: str) -> Experiment | None:
-    """The experiment of this name; None where it, or MLflow's schema, is not there."""
-    if isinstance(bulk, SqliteBulk):
-        made = bulk.query("SELECT 1 FROM sqlite_master WHERE name = 'experiments'")
-    else:
-        made = bulk.query("SELECT 1 WHERE to_regclass('experiments') IS NOT NULL")
-    if not made:
+    """The experiment of this name; None if it or MLflow's schema does not exist."""
+    in_sqlite = "SELECT 1 FROM sqlite_master WHERE name = 'experiments'"
+    in_postgres = "SELECT 1 WHERE to_regclass('experiments') IS NOT NULL"
+    if not bulk.query(in_sqlite if isinstance(bulk, SqliteBulk) else in_postgres):
         return None
-    found = bulk.query("SELECT experiment_id, artifact_location, lifecycle_stage FROM experiments WHERE name = ?", name)
-    if not found:
-        return None
-    number, location, stage = found[0]
-    return Experiment(id=int(number), artifact_location=location or "", deleted=stage != "active")
+    select = "SELECT experiment_id, artifact_location, lifecycle_stage FROM experiments WHERE name = ?"
+    for number, location, stage in bulk.query(select, name):
+        return Experiment(id=int(number), artifact_location=location or "", deleted=stage != "active")
+    return None
 
 
 def mlflow_store(address: DatabaseAddress, place: str) -> BulkSqlAlchemyStore:
-    """MLflow's own store over this database: its constructor makes the schema where there is none.
+    """MLflow's own store over this database; its constructor creates the schema if it is missing.
 
     Raises:
-        UserError: the database cannot be reached, or its schema is another version's.
+        UserError: The database cannot be reached, or its schema is of another version.
     """
-    from orchestrator.tracking.quiet import quiet_mlflow
-
     quiet_mlflow("mlflow.store.tracking.sqlalchemy_store")
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -179,7 +168,7 @@ def mlflow_store(address: DatabaseAddress, place: str) -> BulkSqlAlchemyStore:
     from orchestrator.tracking.store import BulkSqlAlchemyStore
 
     if address.file is None:
-        # MLflow retries an unreachable database for minutes: look once before.
+        # MLflow retries an unreachable database for minutes: connect once before.
         bulk = connect(address, write=True, place=place)
         if bulk is not None:
             bulk.close()
@@ -199,7 +188,7 @@ def mlflow_store(address: DatabaseAddress, place: str) -> BulkSqlAlchemyStore:
 
 
 def create_experiment(store: BulkSqlAlchemyStore, name: str, artifacts: str | None) -> None:
-    """Make the experiment unless it is there."""
+    """Create the experiment unless it exists."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -208,34 +197,40 @@ def create_experiment(store: BulkSqlAlchemyStore, name: str, artifacts: str | No
         if error.error_code == "RESOURCE_ALREADY_EXISTS":
             return
         if error.error_code == "INVALID_PARAMETER_VALUE":
-            raise UserError(f"MLflow takes no experiment like this: {error.message}", place="tracking") from error
+            raise refused_experiment(error.message) from error
         raise
 
 
+def refused_experiment(why: str) -> UserError:
+    """MLflow does not accept the experiment's name or artifact location."""
+    return UserError(f"MLflow refused to create the experiment: {why}", place="tracking")
+
+
 def deleted_experiment(name: str, number: int) -> UserError:
-    """The experiment was deleted in MLflow, which keeps its name taken."""
+    """The experiment was deleted in MLflow, which does not free its name."""
     return UserError(
         f"the experiment {name!r} is deleted in MLflow",
         place="tracking.experiment",
         value=name,
-        next_step=f"restore it (mlflow experiments restore --experiment-id {number}), or take another name",
+        next_step=f"restore it (mlflow experiments restore --experiment-id {number}), or choose another name",
     )
 
 
 def unreachable(address: DatabaseAddress, error: Exception, place: str) -> UserError:
-    """The database does not answer, or is none."""
-    why = str(getattr(error, "orig", None) or error).strip().splitlines()
+    """The database does not answer, or the file is not a database."""
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    why = lines[0] if lines else type(error).__name__
     if address.file is not None:
         return UserError(
-            f"the tracking database cannot be opened: {why[0] if why else type(error).__name__}",
+            f"the tracking database cannot be opened: {why}",
             place=place,
             value=str(address.file),
             choices=CHOICES,
-            next_step="name a SQLite file that MLflow made, or one that is not there yet, in a folder you may write to",
+            next_step="name a SQLite file of MLflow's, or a new file in a folder that you may write to",
         )
     return UserError(
-        f"the tracking database cannot be reached: {why[0] if why else type(error).__name__}",
+        f"the tracking database cannot be reached: {why}",
         place=place,
         value=shown(address.uri),
-        next_step="check host, port, user, password and database name, and that the server runs",
+        next_step="check host, port, user, password and database name, and that the server is running",
     )

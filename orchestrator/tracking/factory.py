@@ -9,17 +9,17 @@ MEMORY = "memory:"
 
 
 def open_tracker(uri: str, *, experiment: str, artifacts: str | None = None, place: str = "tracking.uri") -> Tracker:
-    """The tracker for an address. It connects when it is first used; reading never creates anything.
+    """The tracker for an address. It connects on first use; reading never creates anything.
 
     Args:
-        uri: `sqlite:///file`, `postgresql://...` (both also with the prefix `phasefront-`), the
-            `http://` or `https://` address of an MLflow server, or `memory:`.
+        uri: `sqlite:///file` or `postgresql://...`, with or without the prefix `phasefront-`; the `http://` or `https://`
+            address of an MLflow server; or `memory:`.
         experiment: Name of the MLflow experiment.
-        artifacts: Where the experiment keeps artifacts, should it be new; MLflow's own default if None.
+        artifacts: Artifact location of the experiment, if it has to be created; MLflow's default if None.
         place: Where the user wrote the address, for messages.
 
     Raises:
-        UserError: the address is none of these; later, from any method: it does not answer.
+        UserError: The address is none of these. Later, from any method of the tracker: it cannot be reached.
     """
     scheme = uri.partition(":")[0].removeprefix(PREFIX)
     if uri == MEMORY:

@@ -1,17 +1,19 @@
-"""MLflow's REST interface: the few requests that a tracker makes, over several connections."""
+"""MLflow's REST API: the few requests that a tracker needs, over several connections."""
 
 from __future__ import annotations
 
 import json
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
-from orchestrator.tracking.address import shown
+from orchestrator.records import Status
+from orchestrator.tracking.address import quiet_mlflow, shown
 from orchestrator.tracking.metric_block import MetricRow
 from orchestrator.tracking.run_table import OpenRun, chunked
 
@@ -20,12 +22,14 @@ METRICS_A_REQUEST = 1000
 ENTITIES_A_REQUEST = 100
 """MLflow's limit on params and on tags."""
 BYTES_A_REQUEST = 900_000
-"""MLflow's limit is 1 MB; what surrounds the metrics needs some of it."""
+"""MLflow's limit is 1 MB, of which a part is not metrics."""
 RUNS_A_PAGE = 5000
 RUNS_BY_ID = 500
 HISTORY_RUNS = 100
 HISTORY_ROWS = 25_000
-"""MLflow's limits of one request for the histories of several runs."""
+"""MLflow's limits for one request of the histories of several runs."""
+
+_NO_MLFLOW = "the server at this address is not an MLflow server"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,18 +45,18 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ServerRun:
-    """A run as the server describes it."""
+    """A run as the server returns it."""
 
     run_id: str
     status: str
     start_time: int
     tags: dict[str, str]
     newest: dict[str, tuple[int, int]]
-    """metric -> (timestamp, step) of its latest row."""
+    """Metric -> (timestamp, step) of its latest row."""
 
     @classmethod
     def parse(cls, run: Mapping[str, Any]) -> ServerRun:
-        """From the JSON of MLflow's REST interface."""
+        """From the JSON of MLflow's REST API."""
         info, data = run["info"], run.get("data", {})
         return cls(
             run_id=info["run_id"],
@@ -64,18 +68,16 @@ class ServerRun:
 
     @property
     def through_step(self) -> int:
-        """The last recorded step of its curves; -1 where there is none."""
+        """The last recorded step of its curves; -1 if there is none."""
         return max((step for timestamp, step in self.newest.values() if timestamp >= self.start_time), default=-1)
 
     def opened(self) -> OpenRun:
         """As the writer knows it."""
-        return OpenRun(
-            run_id=self.run_id, status=self.status, start_time=self.start_time, through_step=self.through_step
-        )
+        return OpenRun(self.run_id, self.status, self.start_time, self.through_step)
 
 
 class MlflowApi:
-    """One MLflow server. `each` runs requests side by side."""
+    """One MLflow server. `each` sends several requests at a time."""
 
     def __init__(self, uri: str, *, place: str) -> None:
         self._uri, self._place = uri.rstrip("/"), place
@@ -83,10 +85,10 @@ class MlflowApi:
         self._credentials: Any = None
 
     def connect(self) -> None:
-        """Import mlflow and see that somebody listens (MLflow itself would retry for minutes).
+        """Import mlflow and check that the server's port is open (MLflow itself would retry for minutes).
 
         Raises:
-            UserError: nobody does.
+            UserError: It is not.
         """
         if self._pool is not None:
             return
@@ -94,12 +96,10 @@ class MlflowApi:
         try:
             host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
             if not host:
-                raise ValueError("it has no host")
+                raise ValueError("the address has no host")
             socket.create_connection((host, port), timeout=10).close()
         except (OSError, ValueError) as error:
             raise self._unreachable(str(error)) from None
-        from orchestrator.tracking.quiet import quiet_mlflow
-
         quiet_mlflow("mlflow.utils.rest_utils", "mlflow.utils.credentials")
         from mlflow.utils.credentials import get_default_host_creds
 
@@ -107,20 +107,15 @@ class MlflowApi:
         self._pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="mlflow-http")
 
     def each(self, do: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """`do` for every item, several at a time; results in order; the first error is raised when all are done."""
+        """Call `do` for every item, several at a time; return the results in order.
+
+        The first error, if any, is raised when all calls have ended.
+        """
         self.connect()
         assert self._pool is not None  # connect made it
         futures = [self._pool.submit(do, item) for item in items]
-        results = []
-        failed: BaseException | None = None
-        for future in futures:
-            error = future.exception()
-            if error is None:
-                results.append(future.result())
-            failed = failed or error
-        if failed is not None:
-            raise failed
-        return results
+        wait(futures)
+        return [future.result() for future in futures]
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """POST to `/api/2.0/mlflow/<path>`."""
@@ -143,10 +138,10 @@ class MlflowApi:
         except ValueError:
             answer = {}
             if response.status_code == 200:
-                raise self._unreachable("what answers there is no MLflow server") from None
+                raise self._unreachable(_NO_MLFLOW) from None
         if response.status_code in (401, 403):
             raise UserError(
-                f"the MLflow server refuses us ({response.status_code})",
+                f"the MLflow server denied access ({response.status_code})",
                 place=self._place,
                 value=shown(self._uri),
                 next_step="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
@@ -155,7 +150,7 @@ class MlflowApi:
             code = answer.get("error_code", "")
             raise ServerError(endpoint, response.status_code, code, answer.get("message", response.text[:500]))
         if not isinstance(answer, dict):
-            raise self._unreachable("what answers there is no MLflow server")
+            raise self._unreachable(_NO_MLFLOW)
         return answer
 
     def _unreachable(self, why: str) -> UserError:
@@ -164,21 +159,26 @@ class MlflowApi:
             place=self._place,
             value=shown(self._uri),
             next_step="check the address and that the server runs: mlflow server --backend-store-uri "
-            "phasefront-sqlite:///mlflow.db; or keep the record in a file: sqlite:///mlflow.db",
+            "phasefront-sqlite:///mlflow.db; or record to a file: sqlite:///mlflow.db",
         )
 
     def experiment(self, name: str) -> dict[str, Any] | None:
-        """The experiment of this name; None where there is none."""
+        """The experiment of this name, or None."""
         self.connect()
         try:
-            found: dict[str, Any] = self.get("experiments/get-by-name", experiment_name=name)["experiment"]
+            experiment: dict[str, Any] = self.get("experiments/get-by-name", experiment_name=name)["experiment"]
         except ServerError as error:
             if error.code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             if error.status == 404:
-                raise self._unreachable("what answers there is no MLflow server") from error
+                raise self._unreachable(_NO_MLFLOW) from error
             raise
-        return found
+        return experiment
+
+    def update(self, run_id: str, status: Status, end_time: int | None = None) -> None:
+        """Set the status of a run and, unless it is None, its end time."""
+        end = {} if end_time is None else {"end_time": end_time}
+        self.post("runs/update", {"run_id": run_id, "status": status.value, **end})
 
     def log(
         self,
@@ -188,25 +188,24 @@ class MlflowApi:
         params: Sequence[tuple[str, str]] = (),
         tags: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """Log to one run: at most 1,000 metrics, and any number of params and tags."""
-        extra = [[{"key": k, "value": v} for k, v in part] for part in chunked(params, ENTITIES_A_REQUEST)]
-        more = [[{"key": k, "value": v} for k, v in part] for part in chunked(tags, ENTITIES_A_REQUEST)]
-        entries = [
+        """Log at most 1,000 metrics and any number of params and tags to one run."""
+        parts = [chunked(({"key": k, "value": v} for k, v in pairs), ENTITIES_A_REQUEST) for pairs in (params, tags)]
+        rows = [
             {"key": key, "value": "NaN" if is_nan else value, "timestamp": timestamp, "step": step}
             for key, value, timestamp, step, is_nan, _ in metrics
         ]
-        with_metrics = len(entries) > METRICS_A_REQUEST - 2 * ENTITIES_A_REQUEST
-        for number in range(max(len(extra), len(more), 0 if with_metrics else 1)):
-            body: dict[str, Any] = {"run_id": run_id}
-            body["params"] = extra[number] if number < len(extra) else []
-            body["tags"] = more[number] if number < len(more) else []
-            body["metrics"] = entries if number == 0 and not with_metrics else []
-            self.post("runs/log-batch", body)
-        if with_metrics:
-            self.post("runs/log-batch", {"run_id": run_id, "metrics": entries})
+        requests: list[dict[str, Any]] = [
+            {"params": of_params, "tags": of_tags} for of_params, of_tags in zip_longest(*parts, fillvalue=[])
+        ]
+        if len(rows) > METRICS_A_REQUEST - 2 * ENTITIES_A_REQUEST or not requests:
+            requests.append({"metrics": rows})
+        else:
+            requests[0]["metrics"] = rows
+        for request in requests:
+            self.post("runs/log-batch", {"run_id": run_id, **request})
 
     def search(self, experiment_id: str, condition: str, page: int = RUNS_A_PAGE) -> Iterator[ServerRun]:
-        """The active runs that meet a condition, page by page."""
+        """The active runs that meet a condition, read page by page."""
         body: dict[str, Any] = {
             "experiment_ids": [experiment_id],
             "filter": condition,
@@ -221,7 +220,7 @@ class MlflowApi:
             body["page_token"] = answer["next_page_token"]
 
     def runs(self, experiment_id: str, run_ids: Sequence[str]) -> dict[str, ServerRun]:
-        """These runs, those that the user has deleted left out."""
+        """These runs, without those that the user has deleted."""
 
         def some(ids: list[str]) -> list[ServerRun]:
             listed = ", ".join(f"'{run}'" for run in ids)
@@ -257,7 +256,28 @@ class MlflowApi:
             token = {"page_token": answer["next_page_token"]}
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         if self._pool is not None:
             self._pool.shutdown(wait=True)
             self._pool = None
+
+
+def whole_steps(rows: Sequence[MetricRow], at_most: int) -> Iterator[list[MetricRow]]:
+    """The rows of one run in batches of at most `at_most`, in step order; a step is never split between batches.
+
+    The exception is a step with more than `at_most` metrics, which is split into batches of its own.
+    """
+    batch: list[MetricRow] = []
+    by_step: dict[int, list[MetricRow]] = {}
+    for row in rows:
+        by_step.setdefault(row[3], []).append(row)
+    for step in sorted(by_step):
+        if batch and len(batch) + len(by_step[step]) > at_most:
+            yield batch
+            batch = []
+        batch += by_step[step]
+        while len(batch) > at_most:
+            yield batch[:at_most]
+            batch = batch[at_most:]
+    if batch:
+        yield batch

@@ -1,12 +1,12 @@
-"""How a sweep and its trials are laid out as MLflow runs: tags, encodings, run ids, times.
+"""How sweeps and trials are stored as MLflow runs: tags, encodings, run ids, times.
 
-Every tracker that writes to MLflow, by SQL or by HTTP, uses this layout; it imports no mlflow.
+Every tracker that writes to MLflow, by SQL or over HTTP, uses this layout; it does not import mlflow.
 
-A trial is a nested run. Its parameters are MLflow params (text, to filter and compare by) and once
-more the tag `phasefront.params` (JSON, to read back without loss). Its curves are metrics whose
-timestamp is the run's start plus the step in milliseconds. Its observations are metrics at step 0
-whose timestamp lies before the run's start, so that no observation is taken for a point of a curve,
-even of the same name; they are once more the tag `phasefront.observations`, with what is censored.
+A trial is a nested run. Its parameters are MLflow params (text, for filters and comparisons) and also the tag
+`phasefront.params` (JSON, to read back without loss). Its curves are metrics whose timestamp is the run's start plus
+the step in milliseconds. Its observations are metrics at step 0 whose timestamp lies before the run's start, so that
+an observation is never taken for a point of a curve, even of the same name; they are also the tag
+`phasefront.observations`, which includes the censored ones.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import getpass
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from jobs.job import LONGEST_METRIC_NAME, Censored, Observations, Scalar, is_metric_name
+from jobs.job import Censored, Observations, Scalar
 from orchestrator.errors import UserError
 from orchestrator.records import Recorded, Status, TrialResult
-from orchestrator.tracking.base import SweepRecord
+from orchestrator.tracking.base import SweepRecord, TrialRow, check_metric_names
 from orchestrator.trial import Trial
 
 TRIAL_ID = "phasefront.trial_id"
@@ -39,25 +40,25 @@ RUN_NAME = "mlflow.runName"
 PARENT = "mlflow.parentRunId"
 
 RESULT_TAGS = (PHASE, THRESHOLDS, CENSORED, OBSERVATIONS, ERROR, TRAINED)
-"""Tags that say how a trial ended; a trial that is begun anew has none of them."""
+"""Tags with the result of a trial; they are deleted when the trial begins again."""
 KEPT_TAGS = (ERROR, TRAINED)
-"""Of those, what stays where a trial is only labelled anew."""
+"""Those of them that stay when a trial is only relabelled."""
 
 LONGEST_TAG = 8000
 LONGEST_PARAM = 6000
 LONGEST_NAME = 250
 LARGEST = 1.7976931348623157e308
-"""MLflow keeps an infinity as the largest finite number of its sign."""
+"""MLflow stores infinity as the largest finite number of the same sign."""
 
 OBSERVED_BEFORE_MS = 1000
-"""An observation's timestamp is this long before the run's start, plus how often it was relabelled by HTTP."""
+"""An observation is stored this long before the run's start; each relabelling over HTTP adds 1 ms."""
 
 
 def run_id(identity: str, experiment_id: str | int, attempt: int = 0) -> str:
-    """The run of a trial (or sweep) in an experiment: 24 digits of its own id, 8 of where and which.
+    """The run id of a trial or sweep: 24 digits of its own id, and 8 that hash experiment and attempt.
 
-    Deterministic, so that a repeated insert meets the same primary key. `attempt` counts the runs
-    that a user has deleted in MLflow.
+    Deterministic, so that a repeated insert has the same primary key. `attempt` counts the runs that a user has deleted
+    in MLflow.
     """
     return identity[:24] + _suffix(str(experiment_id), attempt)
 
@@ -68,7 +69,7 @@ def _suffix(experiment_id: str, attempt: int) -> str:
 
 
 def run_name(trial: Trial, axes: Sequence[str]) -> str:
-    """`weight_decay=0.1 fraction=0.5 #2`: where on the axes, and which replicate."""
+    """Values on the axes and replicate, as in `weight_decay=0.1 fraction=0.5 #2`."""
     values = (f"{name}={_short(getattr(trial.params, name))}" for name in axes if hasattr(trial.params, name))
     return " ".join((*values, f"#{trial.replicate}"))[:LONGEST_NAME] if axes else trial.id[:8]
 
@@ -78,9 +79,9 @@ def _short(value: Scalar) -> str:
 
 
 def param_text(value: Scalar) -> str:
-    """A parameter as MLflow shows it: text as it is, numbers so that they read back exactly."""
+    """A parameter as MLflow shows it: text unchanged, numbers with all digits."""
     if type(value) is int or (type(value) is float and math.isfinite(value)):
-        return repr(value)  # as JSON has it, without the cost of an encoder
+        return repr(value)  # the same text as JSON, without the cost of an encoder
     return (value if isinstance(value, str) else json.dumps(value))[:LONGEST_PARAM]
 
 
@@ -91,10 +92,13 @@ def params(trial: Trial) -> list[tuple[str, str]]:
 
 
 def trial_tags(trial: Trial, sweep: SweepRecord, parent: str) -> list[tuple[str, str]]:
-    """The tags that a trial's run begins with, run name and parent first.
+    """The tags of a trial's run when it begins, run name and parent first.
 
-    No more than are of use: every one costs a page of an index when runs are many. User and source
-    are the parent's.
+    Only what is needed, because with many runs each tag costs a page of an index. User and source are stored with the
+    parent.
+
+    Raises:
+        UserError: The parameters are too long for a tag.
     """
     settings = json.dumps(dict(trial.settings()), separators=(",", ":"))
     if len(settings) > LONGEST_TAG:
@@ -129,7 +133,7 @@ def sweep_tags(sweep: SweepRecord) -> list[tuple[str, str]]:
 
 @lru_cache(maxsize=1)
 def user() -> str:
-    """Whose runs these are; a container's user may have no name."""
+    """The name of the current user; in a container there may be none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -137,7 +141,11 @@ def user() -> str:
 
 
 def result_tags(result: TrialResult, thresholds: str) -> list[tuple[str, str]]:
-    """The tags of a trial that has ended; of RESULT_TAGS, those not given must not be there."""
+    """The tags of a trial that has ended; a tag of RESULT_TAGS that is not among them must be deleted.
+
+    Raises:
+        UserError: The observations are too long for a tag.
+    """
     tags = [(THRESHOLDS, thresholds)]
     if result.phase is not None:
         tags.append((PHASE, result.phase[:LONGEST_TAG]))
@@ -161,13 +169,13 @@ def result_tags(result: TrialResult, thresholds: str) -> list[tuple[str, str]]:
 
 
 def _tail(error: str) -> str:
-    """The end of a traceback says most."""
+    """The end of a long traceback, which says most."""
     error = error.replace("\0", "")
     return error if len(error) <= LONGEST_TAG else "...\n" + error[4 - LONGEST_TAG :]
 
 
 def observed_metrics(observations: Observations) -> list[tuple[str, float]]:
-    """The observations that are numbers: what was not reached is no metric."""
+    """The observations that are numbers; a censored observation is not a metric."""
     check_metric_names(observations)
     return [(name, float(value)) for name, value in observations.items() if not isinstance(value, Censored)]
 
@@ -186,7 +194,7 @@ def _encode(observations: Observations) -> str:
 
 
 def decode_observations(text: str | None) -> Observations:
-    """The observations as they were given, from the tag."""
+    """The observations from their tag."""
     if not text:
         return {}
     return {
@@ -196,13 +204,13 @@ def decode_observations(text: str | None) -> Observations:
 
 
 def decode_params(text: str) -> dict[str, Scalar]:
-    """The parameters as they were given, from the tag."""
-    found: dict[str, Scalar] = json.loads(text)
-    return found
+    """The parameters from their tag."""
+    params: dict[str, Scalar] = json.loads(text)
+    return params
 
 
 def recorded(status: str, tags: Mapping[str, str], through_step: int) -> Recorded:
-    """What a run's status and tags say of its trial."""
+    """The state of a trial from its run's status and tags."""
     known = Status(status) if status in Status.__members__ else Status.RUNNING
     return Recorded(
         status=known,
@@ -213,29 +221,30 @@ def recorded(status: str, tags: Mapping[str, str], through_step: int) -> Recorde
     )
 
 
-def check_metric_names(names: Iterable[str]) -> None:
-    """MLflow's rule for metric names, so that what we write its own client can write and read.
+def trial_row(trial_id: str, run_id: str, tags: Mapping[str, str], recorded: Recorded) -> TrialRow:
+    """A trial as `Tracker.rows` returns it, from its run's tags."""
+    return TrialRow(
+        trial_id=trial_id,
+        run_id=run_id,
+        params=decode_params(tags[PARAMS]),
+        replicate=int(tags[REPLICATE]),
+        recorded=recorded,
+        error=tags.get(ERROR),
+    )
 
-    Raises:
-        UserError: a name breaks the rule.
-    """
-    for name in names:
-        if not is_metric_name(name):
-            raise UserError(
-                f"a metric's name must be 1 to {LONGEST_METRIC_NAME} letters, digits, '_', '-', '.', ' ', ':' or '/', "
-                "and neither start with '/' or a space nor go up with '..'",
-                value=name,
-                next_step="rename the metric in the job that reports it",
-            )
+
+def now_ms() -> int:
+    """The time now, in ms since the epoch."""
+    return time.time_ns() // 1_000_000
 
 
 def as_stored(value: float) -> tuple[float, bool]:
-    """A value as MLflow's tables hold it: (number, is NaN)."""
+    """A value as MLflow's tables store it: (number, is NaN)."""
     if math.isnan(value):
         return 0.0, True
     return max(-LARGEST, min(LARGEST, value)), False
 
 
 def as_measured(value: float) -> float:
-    """The reverse for infinities: a measured value is never the largest finite number."""
+    """The reverse of `as_stored` for infinities; a measured value is never the largest finite number."""
     return math.copysign(math.inf, value) if abs(value) == LARGEST else value

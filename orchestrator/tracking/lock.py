@@ -1,28 +1,27 @@
-"""One writer to an experiment at a time: a lock that the system lets go of when its process dies."""
+"""One driver of an experiment at a time: locks that the system releases when their process dies."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.tracking.bulk_sql import Bulk
 
-try:
+if sys.platform != "win32":  # Windows has no lock that is released when its process dies
     import fcntl
-except ImportError:  # a system without it has no lock that dies with its process
-    fcntl = None  # type: ignore[assignment]
 
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 class FileLock:
-    """An advisory lock on a file of its own, which stays there, empty, when the lock is let go of.
+    """An advisory lock on an empty file of its own, which is not deleted when the lock is released.
 
-    A process that is started meanwhile does not inherit it. Where the system or the file's file system
-    knows no such locks (some network mounts), or the file cannot be made, there is none.
+    Child processes do not inherit the lock. Nothing is locked if the system or the file system has no such locks (some
+    network mounts), or if the file cannot be created.
     """
 
     def __init__(self, file: Path) -> None:
@@ -30,11 +29,11 @@ class FileLock:
         self._descriptor: int | None = None
 
     def take(self) -> bool:
-        """Whether it is ours; at once."""
-        if self._descriptor is not None or fcntl is None:
+        """Try to take the lock, without waiting; False if another process holds it."""
+        if sys.platform == "win32" or self._descriptor is not None:
             return True
         try:
-            # Read only, as another user may have made the file; a descriptor of Python's is not inherited.
+            # Read only, because another user may have created the file.
             descriptor = os.open(self._file, os.O_RDONLY | os.O_CREAT, 0o666)
         except OSError:
             return True
@@ -47,21 +46,21 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Let go of it, if it is ours."""
+        """Release the lock if we hold it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def lock_file(database: Path, experiment_id: int) -> Path:
-    """Beside the database: `mlflow.db.1.phasefront.lock`."""
+    """The lock file of an experiment, beside the database: `mlflow.db.1.phasefront.lock`."""
     return database.with_name(f"{database.name}.{experiment_id}.phasefront.lock")
 
 
 def take_session_lock(bulk: Bulk, experiment_id: int) -> bool:
-    """PostgreSQL's advisory lock for this connection's life; whether it is ours.
+    """Try to take PostgreSQL's advisory lock for the life of this connection; False if another connection holds it.
 
-    The server lets go of it when the connection ends, so at once when the process dies.
+    The server releases it when the connection ends, also when the process dies.
     """
     ((database, schema),) = bulk.query("SELECT current_database(), current_schema()")
     text = f"phasefront/{database}/{schema}/{experiment_id}"
@@ -71,9 +70,9 @@ def take_session_lock(bulk: Bulk, experiment_id: int) -> bool:
 
 
 def taken(uri: str, experiment: str) -> UserError:
-    """Another driver writes to the experiment."""
+    """Another driver has locked the experiment."""
     return UserError(
-        f"another phasefront run writes to this experiment ({experiment!r})",
+        f"another phasefront run is writing to this experiment ({experiment!r})",
         place=uri,
         next_step="wait until it has ended, or choose another experiment: --set tracking.experiment=NAME",
     )

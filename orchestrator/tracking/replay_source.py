@@ -1,4 +1,4 @@
-"""One recorded trial and its pack, read back with MLflow's own client from any tracking address."""
+"""One recorded trial and its pack, read with MLflow's own client from any tracking address."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jobs.job import Curves, Scalar
 from orchestrator.dispatch.environment import Trained
 from orchestrator.errors import UserError
 from orchestrator.tracking import layout
-from orchestrator.tracking.address import PREFIX, database_address, shown
+from orchestrator.tracking.address import PREFIX, database_address, quiet_mlflow, shown
 from orchestrator.tracking.factory import MEMORY, open_tracker
-from orchestrator.tracking.quiet import quiet_mlflow
+from orchestrator.tracking.run_table import align, series_of
 
 PAGE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedTrial:
-    """What replaying a trial needs of its run."""
+    """What is needed from a trial's run to replay it."""
 
     run_id: str
     trial_id: str
@@ -41,26 +41,26 @@ class PackMember:
 
 
 class ReplaySource:
-    """Reads runs of one tracking address; creates nothing there.
+    """Reads runs at one tracking address; creates nothing there.
 
     Raises:
-        UserError: the address is none, holds nothing, or does not answer.
+        UserError: The address is invalid, has no record, or cannot be reached.
     """
 
     def __init__(self, uri: str, *, place: str) -> None:
-        _look(uri, place)
+        _check_record(uri, place)
         quiet_mlflow("mlflow.tracking")
         from mlflow.tracking import MlflowClient
 
         self._uri = uri
-        # MLflow's own store reads what ours wrote: one more check of it.
+        # MLflow's own store, not ours: this also checks what ours wrote.
         self._client = MlflowClient(tracking_uri=uri.removeprefix(PREFIX))
 
     def trial(self, run_id: str) -> RecordedTrial:
         """The run's trial.
 
         Raises:
-            UserError: there is no such run, or it is no trial that says how it was trained.
+            UserError: There is no such run, or it is not a trial with a record of its training.
         """
         from mlflow.exceptions import MlflowException
 
@@ -74,15 +74,15 @@ class ReplaySource:
             ) from error
         tags: dict[str, str] = run.data.tags
         if layout.TRIAL_ID not in tags:
-            what = "is a sweep's parent run, not a trial" if layout.SWEEP_ID in tags else "is no run of phasefront"
+            what = "is a sweep's parent run, not a trial" if layout.SWEEP_ID in tags else "is not a run of phasefront"
             raise UserError(
                 "only a trial's run can be replayed", value=f"{run_id}, which {what}", next_step=_WHERE_TRIALS
             )
         text = tags.get(layout.TRAINED)
         if text is None:
             raise UserError(
-                "the run must say how it was trained",
-                value=f"{run_id} has no tag {layout.TRAINED}: its training did not end, or it is of an older release",
+                "the run must have a record of its training",
+                value=f"{run_id} has no tag {layout.TRAINED}: its training did not end, or it is from an older release",
                 next_step=_WHERE_TRIALS,
             )
         return RecordedTrial(
@@ -95,25 +95,19 @@ class ReplaySource:
         )
 
     def _curves(self, run: Any) -> Curves:
-        """The run's curves; what has a timestamp before its start is an observation."""
-        start = run.info.start_time
-        found: dict[str, dict[int, float]] = {}
-        for name in sorted(run.data.metrics):
+        """The run's curves; rows with a timestamp before its start are observations."""
+        series = {}
+        for name in run.data.metrics:
             history = self._client.get_metric_history(run.info.run_id, name)
-            rows = {m.step: layout.as_measured(m.value) for m in history if m.timestamp >= start}
-            if rows:
-                found[name] = rows
-        steps = sorted({step for rows in found.values() for step in rows})
-        return Curves(
-            step=np.array(steps, dtype=np.int64),
-            values={name: np.array([rows.get(step, np.nan) for step in steps]) for name, rows in found.items()},
-            present={name: np.array([step in rows for step in steps], dtype=np.bool_) for name, rows in found.items()},
-        )
+            points = {row.step: row.value for row in history if row.timestamp >= run.info.start_time}
+            if points:
+                series[name] = series_of(points.items())
+        return align(series) if series else Curves(step=np.zeros(0, dtype=np.int64), values={})
 
     def pack(self, trial: RecordedTrial) -> list[PackMember]:
-        """The trials that were trained as one with it, in order, itself included.
+        """The trials of the pack that it was trained in, in order, itself included.
 
-        Shorter than `trial.trained.of` where some were trained anew since, in another pack.
+        Fewer than `trial.trained.of` if some have been trained again since, in another pack.
         """
         experiment = self._client.get_run(trial.run_id).info.experiment_id
         condition = f"tags.`{layout.TRAINED}` LIKE '%{trial.trained.pack}%'"
@@ -135,8 +129,8 @@ class ReplaySource:
                 return [members[at] for at in sorted(members)]
 
 
-def _look(uri: str, place: str) -> None:
-    """Whether there is a record at this address: MLflow's client would make a database, or try for minutes."""
+def _check_record(uri: str, place: str) -> None:
+    """Check that there is a record at this address: MLflow's client would create a database, or retry for minutes."""
     tracker = open_tracker(uri, experiment="", place=place)
     try:
         tracker.find_sweep("0" * 32)

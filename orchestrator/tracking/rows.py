@@ -1,49 +1,56 @@
-"""Curves and observations as rows of MLflow's `metrics` and `latest_metrics`, built column by column."""
+"""Curves, observations and the start and end of trials, as rows of MLflow's tables on their way to the database."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.records import CurveRows
-from orchestrator.tracking.layout import LARGEST, OBSERVED_BEFORE_MS, as_stored
+from orchestrator.records import CurveRows, Status, TrialResult
+from orchestrator.tracking import layout
+from orchestrator.tracking.base import begun, check_metric_names
+from orchestrator.tracking.bulk_sql import Bulk, Row
 from orchestrator.tracking.metric_block import MetricBlock, MetricRow
 from orchestrator.tracking.run_table import OpenRun
 
+Point = tuple[int, float]
 
-def new_rows(rows: CurveRows, runs: Sequence[OpenRun]) -> CurveRows | None:
-    """The rows beyond each run's recorded step; None where there are none. `runs` stand for `rows.trial_ids`."""
+
+def new_rows(rows: CurveRows, open_runs: Mapping[str, OpenRun]) -> tuple[CurveRows, list[OpenRun]] | None:
+    """The rows beyond each run's recorded step, with the runs of `rows.trial_ids`; None if there are none.
+
+    Raises:
+        UserError: A metric's name breaks MLflow's rule.
+        LookupError: A trial was never begun.
+    """
+    check_metric_names(rows.metrics)
+    runs = [begun(open_runs, trial) for trial in rows.trial_ids]
     through = np.array([run.through_step for run in runs], dtype=np.int64)
     new = rows.step > through[rows.trial]
-    if new.all() and len(new):
-        return rows
     if not new.any():
         return None
-    return CurveRows(
-        trial_ids=rows.trial_ids,
-        metrics=rows.metrics,
-        trial=rows.trial[new],
-        step=rows.step[new],
-        values=rows.values[new],
-        present=rows.present[new] if rows.present is not None else None,
-    )
+    if new.all():
+        return rows, runs
+    present = rows.present[new] if rows.present is not None else None
+    kept = replace(rows, trial=rows.trial[new], step=rows.step[new], values=rows.values[new], present=present)
+    return kept, runs
 
 
 class RowBuffer:
-    """Rows on their way to `metrics`, kept as arrays; a large batch costs a database less than small ones."""
+    """Rows to be written to `metrics`, kept as arrays; a large batch costs a database less than small ones."""
 
     def __init__(self) -> None:
         self._runs: dict[str, int] = {}
         self._metrics: dict[str, int] = {}
         self._parts: list[tuple[NDArray[Any], ...]] = []
         self.rows = 0
-        """How many metric rows wait."""
+        """Number of buffered metric rows."""
 
     def add(self, rows: CurveRows, runs: Sequence[OpenRun]) -> None:
-        """Take rows in; `runs` stand for `rows.trial_ids`."""
+        """Add rows; `runs` are those of `rows.trial_ids`."""
         numbers = np.array([self._runs.setdefault(run.run_id, len(self._runs)) for run in runs], dtype=np.int64)
         codes = np.array([self._metrics.setdefault(name, len(self._metrics)) for name in rows.metrics], dtype=np.int64)
         start = np.array([run.start_time for run in runs], dtype=np.int64)
@@ -57,37 +64,28 @@ class RowBuffer:
 
     @property
     def run_ids(self) -> list[str]:
-        """The runs that the waiting rows belong to."""
+        """The runs of the buffered rows."""
         return list(self._runs)
 
     def block(self) -> MetricBlock:
-        """All waiting rows, in the order in which a database writes them fastest."""
+        """All buffered rows, in the order in which a database writes them fastest."""
         run, metric, timestamp, step, value = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        number, is_nan = stored(value)
-        return MetricBlock(
-            metrics=tuple(self._metrics),
-            runs=tuple(self._runs),
-            metric=metric,
-            run=run,
-            timestamp=timestamp,
-            step=step,
-            value=number,
-            is_nan=is_nan,
-        ).ordered()
+        names, runs = tuple(self._metrics), tuple(self._runs)
+        return MetricBlock(names, runs, metric, run, timestamp, step, *stored(value)).ordered()
 
     def clear(self) -> None:
-        """The rows are written."""
+        """Forget the rows, which have been written."""
         self._runs, self._metrics, self._parts, self.rows = {}, {}, [], 0
 
 
 def stored(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Values as MLflow's tables hold them: numbers with NaN as 0 and infinities clamped, and which are NaN."""
+    """Values as MLflow's tables hold them, with NaN as 0 and infinities clamped; and which are NaN."""
     is_nan = np.isnan(values)
-    return np.clip(np.where(is_nan, 0.0, values), -LARGEST, LARGEST), is_nan
+    return np.clip(np.where(is_nan, 0.0, values), -layout.LARGEST, layout.LARGEST), is_nan
 
 
 def note(rows: CurveRows, runs: Sequence[OpenRun]) -> None:
-    """The rows are written: raise the runs' recorded steps and keep their newest values for `latest_of`."""
+    """Raise the runs' recorded steps to those of the rows, and keep their newest values for `latest_of`."""
     last = np.full(len(runs), -1, dtype=np.int64)
     last[rows.trial] = np.arange(len(rows.trial))
     steps = rows.step.tolist()
@@ -102,21 +100,85 @@ def note(rows: CurveRows, runs: Sequence[OpenRun]) -> None:
 
 
 def latest_of(run: OpenRun) -> list[MetricRow]:
-    """The newest row of each metric that has been noted since the last call for this run wrote them."""
-    newest: dict[str, tuple[int, float]] = {}
+    """The newest row of each metric that was noted since this run's latest metrics were last written."""
+    newest: dict[str, Point] = {}
     for metrics, (step, values) in run.latest.items():
         for name, value in zip(metrics, values.tolist(), strict=True):
             if name not in newest or step > newest[name][0]:
                 newest[name] = (step, value)
-    return [(name, *_split(value, run.start_time + step, step), run.run_id) for name, (step, value) in newest.items()]
+    return [metric_row(run, name, value, run.start_time + step, step) for name, (step, value) in newest.items()]
 
 
-def observed_rows(run: OpenRun, observed: Sequence[tuple[str, float]]) -> list[MetricRow]:
-    """Observations as rows that lie before the run's start (see `layout`)."""
-    before = run.start_time - OBSERVED_BEFORE_MS
-    return [(name, *_split(value, before, 0), run.run_id) for name, value in observed]
+def observed_rows(run: OpenRun, observed: Iterable[tuple[str, float]]) -> list[MetricRow]:
+    """Observations as rows with a time before the run's start (see `layout`)."""
+    before = run.start_time - layout.OBSERVED_BEFORE_MS
+    return [metric_row(run, name, value, before, 0) for name, value in observed]
 
 
-def _split(value: float, timestamp: int, step: int) -> tuple[float, int, int, bool]:
-    number, is_nan = as_stored(value)
-    return number, timestamp, step, is_nan
+def traced_rows(run: OpenRun, name: str, points: Iterable[Point]) -> list[MetricRow]:
+    """Points of a curve of the sweep itself, as rows of its parent run."""
+    return [metric_row(run, name, value, run.start_time + step, step) for step, value in points]
+
+
+def metric_row(run: OpenRun, name: str, value: float, timestamp: int, step: int) -> MetricRow:
+    """One row of a run."""
+    number, is_nan = layout.as_stored(value)
+    return name, number, timestamp, step, is_nan, run.run_id
+
+
+def later(points: Iterable[Point], last: int) -> list[Point]:
+    """The points beyond step `last`, in order; of equal steps the first is kept."""
+    first: dict[int, float] = {}
+    for step, value in points:
+        first.setdefault(int(step), float(value))
+    return sorted((step, value) for step, value in first.items() if step > last)
+
+
+@dataclass(slots=True)
+class TrialRows:
+    """Trials that begin, end or are relabelled, as rows that are written together."""
+
+    runs: list[Row] = field(default_factory=list)
+    """Runs to create."""
+    params: list[Row] = field(default_factory=list)
+    tags: list[Row] = field(default_factory=list)
+    results: list[tuple[Status | None, str]] = field(default_factory=list)
+    """Status (None where it stays) and run id of the trials that have a result."""
+    observed: list[MetricRow] = field(default_factory=list)
+    latest: list[MetricRow] = field(default_factory=list)
+    """One for each run and metric."""
+
+    def add_result(self, result: TrialResult, run: OpenRun, thresholds: str, *, ended: bool) -> None:
+        """Add the phase and observations of a trial and, if it has ended, its status.
+
+        Raises:
+            UserError: An observation's name breaks MLflow's rule, or the observations are too long for a tag.
+        """
+        tags = [(key, value, run.run_id) for key, value in layout.result_tags(result, thresholds)]
+        observed = observed_rows(run, layout.observed_metrics(result.observations))
+        latest = latest_of(run) if ended else []
+        known = {row[0] for row in latest}
+        self.results.append((Status(result.status) if ended else None, run.run_id))
+        self.tags += tags if ended else [row for row in tags if row[0] not in layout.KEPT_TAGS]
+        self.observed += observed
+        self.latest += [*latest, *(row for row in observed if row[0] not in known)]
+
+    def take(self, more: TrialRows) -> None:
+        """Add the rows of other trials."""
+        for column in fields(self):
+            getattr(self, column.name).extend(getattr(more, column.name))
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The runs that must exist before `write`."""
+        return [run for _, run in self.results]
+
+    def write(self, bulk: Bulk, now: int, late: Sequence[MetricRow] = ()) -> None:
+        """Write all but `runs` in the current transaction; `late`: latest metrics of trials that are still running."""
+        bulk.new_params(self.params)
+        bulk.tags(self.tags)
+        bulk.metrics(self.observed)
+        bulk.latest([*self.latest, *late])
+        for status in dict.fromkeys(status for status, _ in self.results if status is not None):
+            runs = [run for other, run in self.results if other is status]
+            bulk.execute("UPDATE runs SET status = ?, end_time = ? WHERE run_uuid $in", status.value, now, runs)

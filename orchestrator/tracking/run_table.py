@@ -1,4 +1,4 @@
-"""Trials as rows of an experiment's tables: where each one's run is, and what is read of it, set-based."""
+"""The trials of an experiment in MLflow's tables: set-based queries for their runs, results and curves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CURVE_ROWS = 200_000
 """Curve rows in memory at a time."""
 
 _BEFORE_START = "timestamp < (SELECT start_time FROM runs WHERE runs.run_uuid = {table}.run_uuid)"
-"""Rows that are observations, not points of a curve."""
+"""Condition on rows that are observations, not points of a curve."""
 
 T = TypeVar("T")
 
@@ -36,18 +36,18 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 @dataclass(slots=True)
 class OpenRun:
-    """The run of a trial, as the writer knows it."""
+    """The run of a trial as the writer knows it."""
 
     run_id: str
     status: str
     start_time: int
     """ms since the epoch."""
     through_step: int = -1
-    """The last step whose rows are written, or wait to be."""
+    """The last step whose rows are written or buffered."""
     fresh: bool = False
-    """Begun by this process and not ended since: it has no result to replace."""
+    """Begun by this process and not ended since: no result has to be replaced."""
     latest: dict[tuple[str, ...], tuple[int, NDArray[np.float64]]] = field(default_factory=dict)
-    """Metric names -> the last step they were recorded at and its values, not yet in `latest_metrics`."""
+    """Metric names -> their last recorded step and its values, not yet in `latest_metrics`."""
 
 
 class RunTable:
@@ -56,26 +56,22 @@ class RunTable:
     def __init__(self, bulk: Bulk, experiment_id: int) -> None:
         self.bulk = bulk
         self.experiment_id = experiment_id
+        named_by_server = (
+            "SELECT t.value, r.run_uuid FROM tags t JOIN runs r ON r.run_uuid = t.run_uuid "
+            "WHERE t.key = ? AND r.experiment_id = ? AND r.lifecycle_stage = 'active' "
+            "AND substr(r.run_uuid, 1, 24) <> substr(t.value, 1, 24) "
+            # Finished runs come last, so that one of them is kept if a trial has several.
+            "ORDER BY CASE r.status WHEN 'FINISHED' THEN 1 ELSE 0 END, r.start_time"
+        )
         self._elsewhere: dict[str, dict[str, str]] = {
-            key: dict(
-                bulk.query(
-                    # Finished runs come last, so that one of them is kept where a trial has several.
-                    "SELECT t.value, r.run_uuid FROM tags t JOIN runs r ON r.run_uuid = t.run_uuid "
-                    "WHERE t.key = ? AND r.experiment_id = ? AND r.lifecycle_stage = 'active' "
-                    "AND substr(r.run_uuid, 1, 24) <> substr(t.value, 1, 24) "
-                    "ORDER BY CASE r.status WHEN 'FINISHED' THEN 1 ELSE 0 END, r.start_time",
-                    key,
-                    experiment_id,
-                )
-            )
-            for key in (TRIAL_ID, SWEEP_ID)
+            key: dict(bulk.query(named_by_server, key, experiment_id)) for key in (TRIAL_ID, SWEEP_ID)
         }
-        """tag -> trial or sweep id -> a run that MLflow's server named (the sweep was recorded by HTTP)."""
+        """Tag -> trial or sweep id -> a run with an id from MLflow's server (the sweep was recorded over HTTP)."""
 
     def locate(self, identities: Iterable[str], *, key: str = TRIAL_ID) -> tuple[dict[str, OpenRun], dict[str, str]]:
-        """The runs of these trials, and for those without one the run id that is free for them.
+        """The runs of these trials (or sweeps), and for those without one the run id to use.
 
-        A run that the user has deleted in MLflow is no run: the next id of the trial is looked at.
+        A run that the user has deleted in MLflow is ignored: the trial's next run id is tried.
         """
         found: dict[str, OpenRun] = {}
         free: dict[str, str] = {}
@@ -87,20 +83,16 @@ class RunTable:
                 or run_id(identity, self.experiment_id, max(0, attempt - (identity in elsewhere))): identity
                 for identity in pending
             }
-            taken: dict[str, tuple[str, int, str, int]] = {}
-            for chunk in chunked(wanted, CHUNK):
-                for run, *state in self.bulk.query(
-                    "SELECT run_uuid, status, start_time, lifecycle_stage, experiment_id FROM runs WHERE run_uuid $in",
-                    chunk,
-                ):
-                    taken[run] = (state[0], state[1], state[2], state[3])
+            select = "SELECT run_uuid, status, start_time, lifecycle_stage, experiment_id FROM runs WHERE run_uuid $in"
+            taken = {row[0]: row for chunk in chunked(wanted, CHUNK) for row in self.bulk.query(select, chunk)}
             pending = []
             for run, identity in wanted.items():
-                state_of = taken.get(run)
-                if state_of is None:
+                if run not in taken:
                     free[identity] = run
-                elif state_of[2] == "active" and state_of[3] == self.experiment_id:
-                    found[identity] = OpenRun(run_id=run, status=state_of[0], start_time=int(state_of[1] or 0))
+                    continue
+                _, status, start, stage, experiment = taken[run]
+                if stage == "active" and experiment == self.experiment_id:
+                    found[identity] = OpenRun(run_id=run, status=status, start_time=int(start or 0))
                 else:
                     pending.append(identity)
             attempt += 1
@@ -108,55 +100,32 @@ class RunTable:
 
     def through_steps(self, run_ids: Sequence[str]) -> dict[str, int]:
         """The last recorded step of each run's curves; runs without rows are left out."""
-        steps: dict[str, int] = {}
-        for chunk in chunked(run_ids, CHUNK):
-            steps.update(
-                self.bulk.query(
-                    "SELECT m.run_uuid, MAX(m.step) FROM metrics m JOIN runs r ON r.run_uuid = m.run_uuid "
-                    "WHERE m.run_uuid $in AND m.timestamp >= r.start_time GROUP BY m.run_uuid",
-                    chunk,
-                )
-            )
-        return steps
+        select = (
+            "SELECT m.run_uuid, MAX(m.step) FROM metrics m JOIN runs r ON r.run_uuid = m.run_uuid "
+            "WHERE m.run_uuid $in AND m.timestamp >= r.start_time GROUP BY m.run_uuid"
+        )
+        return {run: step for chunk in chunked(run_ids, CHUNK) for run, step in self.bulk.query(select, chunk)}
 
     def tags(self, run_ids: Sequence[str], keys: Sequence[str]) -> dict[str, dict[str, str]]:
         """Tags of runs: run id -> key -> value."""
         tags: dict[str, dict[str, str]] = {run: {} for run in run_ids}
-        for run, key, value in self.bulk.query(
-            "SELECT run_uuid, key, value FROM tags WHERE run_uuid $in AND key $in", list(run_ids), list(keys)
-        ):
+        select = "SELECT run_uuid, key, value FROM tags WHERE run_uuid $in AND key $in"
+        for run, key, value in self.bulk.query(select, list(run_ids), list(keys)):
             tags[run][key] = value
         return tags
 
-    def orphans(self, parent: str) -> dict[str, str]:
-        """The RUNNING trials of a sweep's parent run: trial id -> run id."""
-        return dict(
-            self.bulk.query(
-                "SELECT t.value, r.run_uuid FROM runs r JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = ? "
-                "JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = ? WHERE r.experiment_id = ? "
-                "AND r.status = 'RUNNING' AND r.lifecycle_stage = 'active' AND p.value = ?",
-                PARENT,
-                TRIAL_ID,
-                self.experiment_id,
-                parent,
-            )
-        )
-
-    def nested(self, parent: str) -> list[str]:
-        """The trials of a sweep's parent run."""
-        rows = self.bulk.query(
-            "SELECT t.value FROM runs r JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = ? "
+    def nested(self, parent: str, *, running: bool = False) -> dict[str, str]:
+        """Trial id -> run id of the trials under a sweep's parent run, all of them or only the RUNNING ones."""
+        status = "AND r.status = 'RUNNING' " if running else ""
+        select = (
+            "SELECT t.value, r.run_uuid FROM runs r JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = ? "
             "JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = ? WHERE r.experiment_id = ? "
-            "AND r.lifecycle_stage = 'active' AND p.value = ? ORDER BY r.start_time, t.value",
-            PARENT,
-            TRIAL_ID,
-            self.experiment_id,
-            parent,
+            f"AND r.lifecycle_stage = 'active' {status}AND p.value = ? ORDER BY r.start_time, t.value"
         )
-        return list(dict.fromkeys(trial for (trial,) in rows))
+        return dict(self.bulk.query(select, PARENT, TRIAL_ID, self.experiment_id, parent))
 
     def restart(self, run_ids: Sequence[str], parent: str) -> None:
-        """Reopen runs as if they were new, under this parent: no rows, no observations, no result."""
+        """Reopen runs as new ones under this parent, without rows, observations and results."""
         ids = list(run_ids)
         self.bulk.execute("DELETE FROM tags WHERE run_uuid $in AND key $in", ids, list(RESULT_TAGS))
         for table in ("metrics", "latest_metrics"):
@@ -172,35 +141,21 @@ class RunTable:
             self.bulk.execute(f"DELETE FROM {table} WHERE run_uuid $in AND {observed}", list(run_ids))
 
     def traced(self, run: OpenRun, names: Sequence[str]) -> dict[str, int]:
-        """The last step of each of these metrics that is a curve of the sweep's own (see `Tracker.trace`)."""
-        return dict(
-            self.bulk.query(
-                "SELECT key, step FROM latest_metrics WHERE run_uuid = ? AND key $in AND timestamp = ? + step",
-                run.run_id,
-                list(names),
-                run.start_time,
-            )
-        )
+        """The last step of each of these metrics that is a curve of the sweep itself (see `Tracker.trace`)."""
+        select = "SELECT key, step FROM latest_metrics WHERE run_uuid = ? AND key $in AND timestamp = ? + step"
+        return dict(self.bulk.query(select, run.run_id, list(names), run.start_time))
 
     def forget_annotated(self, run: OpenRun, names: Sequence[str]) -> None:
-        """Delete the rows of these metrics that are no points of a curve, by whatever tracker they were written."""
+        """Delete the rows of these metrics that are not points of a curve, whichever tracker wrote them."""
         for table in ("metrics", "latest_metrics"):
-            self.bulk.execute(
-                f"DELETE FROM {table} WHERE run_uuid = ? AND key $in AND timestamp <> ? + step",
-                run.run_id,
-                list(names),
-                run.start_time,
-            )
+            delete = f"DELETE FROM {table} WHERE run_uuid = ? AND key $in AND timestamp <> ? + step"
+            self.bulk.execute(delete, run.run_id, list(names), run.start_time)
 
     def curves(self, runs: Mapping[str, str]) -> Iterator[tuple[str, Curves]]:
         """The curves of trials (trial id -> run id), a bounded number of rows in memory at a time."""
         for chunk in chunked(runs.items(), CHUNK):
-            counts: dict[str, int] = dict(
-                self.bulk.query(
-                    "SELECT run_uuid, COUNT(*) FROM metrics WHERE run_uuid $in GROUP BY run_uuid",
-                    [run for _, run in chunk],
-                )
-            )
+            count = "SELECT run_uuid, COUNT(*) FROM metrics WHERE run_uuid $in GROUP BY run_uuid"
+            counts: dict[str, int] = dict(self.bulk.query(count, [run for _, run in chunk]))
             batch: dict[str, str] = {}
             rows = 0
             for trial, run in chunk:
@@ -235,14 +190,20 @@ Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def curve_series(steps: Sequence[int], values: Sequence[float], is_nan: Sequence[bool]) -> Series:
-    """One metric's stored rows as steps and measured values."""
+    """Stored rows of one metric as steps and measured values."""
     numbers = np.array([as_measured(value) for value in values], dtype=np.float64)
     numbers[np.array(is_nan, dtype=bool)] = np.nan
     return np.array(steps, dtype=np.int64), numbers
 
 
+def series_of(points: Iterable[tuple[int, float]]) -> Series:
+    """One metric's points as MLflow's API returns them, as steps and measured values."""
+    steps, values = zip(*sorted(points), strict=True)
+    return curve_series(steps, values, [False] * len(values))
+
+
 def align(series: Mapping[str, Series]) -> Curves:
-    """Metrics over the union of their steps; where a metric was not reported it is NaN."""
+    """Metrics over the union of their steps; NaN where a metric was not reported."""
     first = next(iter(series.values()))[0]
     names = sorted(series)
     if all(np.array_equal(first, step) for step, _ in series.values()):

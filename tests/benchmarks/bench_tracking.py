@@ -36,10 +36,9 @@ import numpy as np  # noqa: E402
 from jobs.job import Params, param  # noqa: E402
 from orchestrator.records import CurveRows, Status, TrialResult  # noqa: E402
 from orchestrator.tracking import layout  # noqa: E402
-from orchestrator.tracking.address import PREFIX  # noqa: E402
+from orchestrator.tracking.address import PREFIX, quiet_mlflow  # noqa: E402
 from orchestrator.tracking.base import SweepRecord, Tracker  # noqa: E402
 from orchestrator.tracking.factory import open_tracker  # noqa: E402
-from orchestrator.tracking.quiet import quiet_mlflow  # noqa: E402
 from orchestrator.trial import Trial  # noqa: E402
 
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
