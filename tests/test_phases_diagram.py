@@ -14,7 +14,7 @@ from jobs.job import Censored, specs
 from orchestrator.axes import Axis
 from orchestrator.phases.diagram import CellValues, PhaseDiagram, cell_values, phase_diagram
 from orchestrator.phases.layout import grid_of, lay_out, markers
-from orchestrator.phases.table import collect
+from orchestrator.phases.table import ObservationColumn, collect
 from orchestrator.records import Status
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
@@ -135,7 +135,7 @@ def reduce(*seen: float | Censored) -> CellValues:
     censored = np.array([isinstance(v, Censored) for v in seen])
     value = np.array([math.nan if isinstance(v, Censored) else v for v in seen])
     bound = np.array([v.at if isinstance(v, Censored) else math.nan for v in seen])
-    return cell_values(cell, 1, value, ~censored, censored, bound)
+    return cell_values(cell, 1, ObservationColumn(value=value, reached=~censored, censored_at=bound, censored=censored))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,9 @@ def test_what_was_not_reached_is_later_than_any_number_and_never_one(
 def test_medians_and_ranges_are_those_of_each_cell(data: list[tuple[int, float]]) -> None:
     cell, value = np.array([c for c, _ in data]), np.array([v for _, v in data])
     yes, no = np.ones(len(data), dtype=bool), np.zeros(len(data), dtype=bool)
-    found = cell_values(cell, 5, value, yes, no, np.full(len(data), np.nan))
+    found = cell_values(
+        cell, 5, ObservationColumn(value=value, reached=yes, censored_at=np.full(len(data), np.nan), censored=no)
+    )
     for c in range(5):
         own = value[cell == c]
         if len(own):

@@ -20,11 +20,12 @@ from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.layout import lay_out
 from orchestrator.phases.publish import Published, publish
 from orchestrator.phases.table import ObservationColumn, TrialTable, collect
-from orchestrator.phases.theory.ask import Asked, ask, has_theory, predicted_phases
+from orchestrator.phases.theory.ask import Answers, ask, has_theory, predicted_phases
 from orchestrator.phases.theory.curves import MOST_READ, MOST_SHOWN, read_beside
 from orchestrator.phases.theory.deviation import (
     COMPARED,
     HEAVY,
+    HEAVY_FROM,
     INFINITE,
     MEASURED_ONLY,
     NEITHER,
@@ -33,9 +34,9 @@ from orchestrator.phases.theory.deviation import (
     PREDICTED_ONLY,
     Deviations,
     deviations,
+    spread,
 )
 from orchestrator.phases.theory.overlay import COLOURS, overlay
-from orchestrator.phases.theory.spread import HEAVY_FROM, spread
 from orchestrator.trial import Trial
 
 Theory = Callable[[MeltParams], Mapping[str, Prediction]]
@@ -70,7 +71,7 @@ def diagram_of(axes: Sequence[Axis], table: TrialTable) -> PhaseDiagram:
     return phase_diagram("melting", axes, Melt.phases, table, specs(MeltParams))
 
 
-def asked_of(job: Job[Any], axes: Sequence[Axis], trials: Sequence[Trial], **more: Any) -> tuple[Asked, PhaseDiagram]:
+def asked_of(job: Job[Any], axes: Sequence[Axis], trials: Sequence[Trial], **more: Any) -> tuple[Answers, PhaseDiagram]:
     table = collect(trials, by_id(*(row(t) for t in trials)))
     diagram = diagram_of(axes, table)
     return ask(job, trials, table, diagram, **more), diagram
@@ -80,7 +81,9 @@ def compare(theory: Theory, measured: Sequence[float | Censored], name: str = "f
     """One setting, measured once a replicate."""
     trials = product((axis("load", 0.5),), replicates=len(measured))
     table = collect(trials, by_id(*(row(t, "solid", **{name: m}) for t, m in zip(trials, measured, strict=True))))
-    return deviations(ask(Told(theory), trials, table, diagram_of((), table)), table)
+    found = deviations(ask(Told(theory), trials, table, diagram_of((), table)), table)
+    assert found is not None
+    return found
 
 
 # The numbers.
@@ -126,6 +129,7 @@ def test_a_right_theory_deviates_as_chance_does_and_a_wrong_one_by_far() -> None
     for factor in (1.0, 1.5):
         job = Told(lambda p, factor=factor: {"final_error": said(factor * p.load)})  # type: ignore[misc]
         found = deviations(ask(job, trials, table, diagram_of((), table)), table)
+        assert found is not None
         sizes.append((float(np.sqrt(np.mean(found.deviation**2))), found.chance()))
     assert 0.8 < sizes[0][0] < 1.3 and sizes[0][1] > 0.01
     assert sizes[1][0] > 2.5 and sizes[1][1] < 1e-3
@@ -210,7 +214,7 @@ def test_outside_its_domain_a_theory_leaves_holes_and_says_so(tmp_path: Path) ->
     ("theory", "says"),
     [
         (lambda p: {"final_error": said(1 / (p.load - p.load))}, "ZeroDivisionError"),
-        (lambda p: {"final_error": 3.0}, "a Prediction is wanted, not float"),
+        (lambda p: {"final_error": 3.0}, "expected a Prediction, not float"),
         (lambda p: {"final_error": said("much")}, "neither a number"),  # type: ignore[arg-type]
         (lambda p: {"m": Prediction(value=np.ones(2), step=np.arange(3), source="")}, "one value at each"),
         (lambda p: None, "AttributeError"),
@@ -252,7 +256,7 @@ def test_a_theory_is_asked_once_a_setting_and_evenly_where_it_may_not_be_asked_o
     assert (told % 2 == 0).all()  # every second value of either axis: 9 x 9
     assert "asked of 81 of 289 settings" in asked.holes()
     nothing, _ = asked_of(Told(counted), axes, product(axes), seconds=-1.0)
-    assert not nothing.asked.any() and not any(nothing.said)
+    assert not nothing.asked.any() and not any(nothing.predictions)
 
 
 # Maps.
@@ -373,8 +377,8 @@ def test_curves_are_read_of_a_few_settings_and_their_means_are_those_of_numpy(tm
 
     rows = by_id(*(row(t, final_error=0.5) for t in trials))
     table = collect(trials, rows)
-    asked = ask(Told(decays), trials, table, diagram_of((LOADS,), table))
-    found = read_beside(asked, table, reads, ["load"])
+    asked = ask(Told(decays), trials, table, diagram_of((LOADS,), table), ["load"])
+    found = read_beside(asked, table, reads)
     assert len(read) == len(set(read)) == 5 * MOST_SHOWN <= MOST_READ * MOST_SHOWN
     assert [one.metric for one in found] == ["melted"] * MOST_SHOWN  # the other is predicted to be no other shape
     assert [one.place for one in found] == ["load=0.1", "load=0.4", "load=0.7", "load=1"]
@@ -398,7 +402,7 @@ def test_where_some_replicates_have_stopped_the_others_are_no_mean() -> None:
     def reads(ids: Sequence[str]) -> Iterator[tuple[str, Curves]]:
         return ((i, Curves(step=STEPS[: lengths[i]], values={"melted": 1.0 / STEPS[: lengths[i]]})) for i in ids)
 
-    (found,) = read_beside(asked, table, reads, [])
+    (found,) = read_beside(asked, table, reads)
     assert list(found.step) == [1, 10] and list(found.count) == [3, 3]
 
 

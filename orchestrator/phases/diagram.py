@@ -6,7 +6,7 @@ settings cost no more than a grid's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from jobs.job import ParamSpec, Scalar
 from orchestrator.axes import Axis
 from orchestrator.phases.scale import AxisScale, axis_scale
-from orchestrator.phases.table import TrialTable
+from orchestrator.phases.table import ObservationColumn, TrialTable
 from orchestrator.phases.text import axis_label
 from orchestrator.records import Status
 
+Quantile = Callable[[float | NDArray[np.float64]], NDArray[np.float64]]
+"""Share of the replicates -> (C,) the quantile of each cell."""
 UNLABELLED = "no phase"
 """Stands for the phase of a finished trial that has none."""
 
@@ -181,50 +183,56 @@ def phase_diagram(
         missing=np.bincount(cell[(label < 0) & ~failed], minlength=len(cells)),
         cell=cell,
         joined=joined,
-        observations={
-            key: cell_values(cell, len(cells), column.value, column.reached, column.censored, column.censored_at)
-            for key, column in table.observations.items()
-        },
+        observations={key: cell_values(cell, len(cells), column) for key, column in table.observations.items()},
     )
 
 
 def cell_values(
-    cell: NDArray[np.int64],
-    cells: int,
-    value: NDArray[np.float64],
-    reached: NDArray[np.bool_],
-    censored: NDArray[np.bool_],
-    bound: NDArray[np.float64],
+    cell: NDArray[np.int64], cells: int, column: ObservationColumn, quantile: Quantile | None = None
 ) -> CellValues:
-    """Reduce one observation of N trials, each in `cell` (N,), to its `cells` cells (see `CellValues`)."""
-    finite = reached & np.isfinite(value)
-    seen = reached | censored
-    # What is no finite number counts as later than any number: it sorts to the end of its cell.
-    ranked = np.where(finite, value, np.inf)[seen]
-    where = cell[seen]
-    order = np.lexsort((ranked, where))
-    ranked = ranked[order]
-    count = np.bincount(where, minlength=cells)
-    start = np.concatenate([[0], np.cumsum(count)])[:-1]
-    some = count > 0
-    median = np.full(cells, np.nan)
-    lower, upper = (start + (count - 1) // 2)[some], (start + count // 2)[some]
-    both = np.isfinite(ranked[upper])
-    median[np.flatnonzero(some)[both]] = ranked[lower][both] / 2 + ranked[upper][both] / 2
-    low, high = np.full(cells, np.inf), np.full(cells, -np.inf)
-    np.minimum.at(low, cell[finite], value[finite])
-    np.maximum.at(high, cell[finite], value[finite])
-    least = np.full(cells, np.inf)
-    np.minimum.at(least, cell[censored], bound[censored])
+    """Reduce one observation of N trials, each in `cell` (N,), to its `cells` cells; `quantile`: if at hand already."""
+    finite = column.reached & np.isfinite(column.value)
+    median = (quantile or ranked_quantile(cell, cells, column))(0.5)
+    low, high, bound = np.full(cells, np.inf), np.full(cells, -np.inf), np.full(cells, np.inf)
+    np.minimum.at(low, cell[finite], column.value[finite])
+    np.maximum.at(high, cell[finite], column.value[finite])
+    np.minimum.at(bound, cell[column.censored], column.censored_at[column.censored])
+    median, low, high, bound = (np.where(np.isfinite(v), v, np.nan) for v in (median, low, high, bound))
     return CellValues(
         median=median,
-        low=np.where(np.isfinite(low), low, np.nan),
-        high=np.where(np.isfinite(high), high, np.nan),
+        low=low,
+        high=high,
         reached=np.bincount(cell[finite], minlength=cells),
-        not_finite=np.bincount(cell[reached & ~finite], minlength=cells),
-        censored=np.bincount(cell[censored], minlength=cells),
-        bound=np.where(np.isfinite(least), least, np.nan),
+        not_finite=np.bincount(cell[column.reached & ~finite], minlength=cells),
+        censored=np.bincount(cell[column.censored], minlength=cells),
+        bound=bound,
     )
+
+
+def ranked_quantile(cell: NDArray[np.int64], cells: int, column: ObservationColumn) -> Quantile:
+    """Hazen's quantile of the replicates of each cell, as a function of the share (C,), or one for all cells.
+
+    What was not reached, or is not finite, sorts last: a quantile that touches it is infinite. NaN for an empty cell.
+    """
+    observed = column.reached | column.censored
+    where = cell[observed]
+    ranked = np.where(column.reached & np.isfinite(column.value), column.value, np.inf)[observed]
+    ranked = ranked[np.lexsort((ranked, where))]
+    count = np.bincount(where, minlength=cells)
+    some = np.flatnonzero(count > 0)
+    start, last = (np.cumsum(count) - count)[some], count[some] - 1
+
+    def quantile(share: float | NDArray[np.float64]) -> NDArray[np.float64]:
+        found = np.full(cells, np.nan)
+        place = np.clip(count[some] * np.broadcast_to(share, cells)[some] - 0.5, 0, last)
+        below = np.floor(place).astype(np.int64)
+        weight = place - below
+        low, high = ranked[start + below], ranked[start + np.minimum(below + 1, last)]
+        with np.errstate(invalid="ignore"):
+            found[some] = np.where(weight > 0, (1 - weight) * low + weight * high, low)
+        return found
+
+    return quantile
 
 
 def _coordinate(axis: Axis, table: TrialTable) -> tuple[Scalar | None, ...]:

@@ -12,7 +12,7 @@ from orchestrator.phases.table import SweepView, TrialTable
 from orchestrator.phases.text import percent, plural
 from orchestrator.phases.theory.ask import ask, has_theory, predicted_phases
 from orchestrator.phases.theory.curves import ReadCurves, read_beside
-from orchestrator.phases.theory.deviation import deviations, summary_line, write_deviations, write_text
+from orchestrator.phases.theory.deviation import deviations, write_deviations, write_text
 from orchestrator.phases.theory.overlay import Overlay, overlay
 from orchestrator.trial import Trial
 
@@ -42,7 +42,7 @@ def set_beside(
     """Ask the job's theory, and write what deviates by how much; a job without theory costs nothing.
 
     Args:
-        sweep: what was asked.
+        sweep: what was answers.
         trials: all its trials.
         diagram: of the table, nothing joined.
         table: all trials.
@@ -52,19 +52,18 @@ def set_beside(
     job = sweep.job_object()
     if not has_theory(job) or not len(table):
         return Beside()
-    asked = ask(job, trials, table, diagram)
-    if not any(asked.said):
-        return Beside(warnings=asked.warnings())
     varying = {axis.name for axis in diagram.axes} | {p for ps in diagram.partners.values() for p in ps}
-    axes = [axis.name for axis in sweep.axes if axis.name in varying]
-    found = deviations(asked, table)
-    over = overlay(asked, predicted_phases(asked, job, sweep.thresholds()), diagram, found)
+    answers = ask(job, trials, table, diagram, [axis.name for axis in sweep.axes if axis.name in varying])
+    if not any(answers.predictions):
+        return Beside(warnings=answers.warnings())
+    found = deviations(answers, table)
+    over = overlay(answers, predicted_phases(answers, job, sweep.thresholds()), diagram, found)
     notes, metrics, more = [], {}, []
     compared, differ = over.agreement(diagram)
     if compared:
         metrics["theory_phases_that_differ"] = differ / compared
         more.append(f"theory: phase of {plural(compared, 'cell')}; {percent(differ / compared)} differ")
-    shown = read_beside(asked, table, curves, axes) if curves is not None and asked.curves() else []
+    shown = read_beside(answers, table, curves) if curves is not None and answers.curves() else []
     if shown:
         from orchestrator.phases.draw.png_theory import draw_theory_curves
 
@@ -77,18 +76,18 @@ def set_beside(
             worst = max(told, key=lambda one: abs(one.deviation[one.worst() or 0]))
             line += f"; {worst.metric} {worst.text()}" + (f" at {worst.place}" if worst.place else "")
         more.append(line)
-    if len(found):
-        notes.append(summary_line(found, asked, axes))
+    if found is not None:
+        notes.append(found.summary())
         metrics["theory_predictions"] = float(len(found))
         row = found.worst()
         if row is not None and math.isfinite(found.deviation[row]):
             metrics["theory_worst_deviation"] = abs(float(found.deviation[row]))
-        write("theory_deviation.parquet", lambda path: write_deviations(found, asked, axes, path))
-        write("theory_deviation.txt", lambda path: write_text(found, asked, axes, path, more=more))
-    holes = [f"theory: {text}"] if (text := asked.holes()) else []
+        write("theory_deviation.parquet", lambda path: write_deviations(found, path))
+        write("theory_deviation.txt", lambda path: write_text(found, path, more=more))
+    holes = [f"theory: {text}"] if (text := answers.holes()) else []
     return Beside(
         overlay=over if over.lines or (over.phase >= 0).any() else None,
         metrics=metrics,
         notes=(*notes, *more, *holes),
-        warnings=asked.warnings(),
+        warnings=answers.warnings(),
     )

@@ -1,4 +1,4 @@
-"""What a job's theory says of the settings of a sweep: asked once a setting, within a budget, holes where it is silent.
+"""What a job's theory predicts for the settings of a sweep, within a budget of time; holes where it predicts nothing.
 
 Shapes: N trials of the table, S settings (distinct parameters), C cells of the diagram.
 """
@@ -15,46 +15,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.job import Censored, Job, Params, Prediction
+from jobs.job import Censored, Job, Params, Prediction, Scalar
 from jobs.theory.domain import DomainError
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.table import TrialTable
-from orchestrator.phases.text import plural
+from orchestrator.phases.text import number, plural
 from orchestrator.trial import Trial
 
 MOST_SETTINGS = 20_000
-"""Settings that a theory is asked of at most."""
+"""The most settings that a theory is asked for."""
 MOST_SECONDS = 60.0
-"""Time of the asking thread after which no further setting is asked."""
+"""CPU time of the calling thread after which no further setting is asked for."""
 _COARSEST = 5
-"""Every 2^5th value of an axis is asked of first, then those between: what is asked is always spread out."""
+"""Every 2^5th value of an axis is asked for first, then those between, so that the answers are spread out."""
 
 Predictions = Mapping[str, Prediction]
 
 
 def has_theory(job: Job[Any]) -> bool:
-    """Whether the job offers a theory at all."""
+    """Whether the job has a theory."""
     return type(job).theory is not Job.theory
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Asked:
-    """A theory's answers."""
+class Answers:
+    """A theory's predictions for the settings of a sweep."""
 
     params: tuple[Params, ...]
     """(S,) the settings, in the table's order."""
+    axes: tuple[str, ...]
+    """The parameters that name a setting."""
     setting: NDArray[np.int64]
     """(N,) the setting of each trial."""
     cell: NDArray[np.int64]
     """(S,) the cell of each setting."""
-    said: tuple[Predictions, ...]
-    """(S,) what was predicted; empty where it was not asked, is silent, or raised."""
+    predictions: tuple[Predictions, ...]
+    """(S,) empty where the theory was not asked, predicts nothing, or raised."""
     asked: NDArray[np.bool_]
     """(S,) whether it was asked."""
     outside: Counter[str]
-    """What it said where its formulas do not hold (`DomainError`) -> settings."""
+    """Message of a `DomainError`, where its formulas do not hold -> settings."""
     raised: Counter[str]
-    """What any other error said -> settings."""
+    """Message of any other error -> settings."""
 
     def observed(self) -> tuple[str, ...]:
         """The observations that it predicts anywhere."""
@@ -65,12 +67,24 @@ class Asked:
         return self._names(curves=True)
 
     def _names(self, *, curves: bool) -> tuple[str, ...]:
-        return tuple(
-            dict.fromkeys(name for said in self.said for name, p in said.items() if (p.step is not None) == curves)
-        )
+        named = (item for predictions in self.predictions for item in predictions.items())
+        return tuple(dict.fromkeys(name for name, p in named if (p.step is not None) == curves))
+
+    def value(self, setting: int, axis: str) -> Scalar | None:
+        """A parameter of a setting; None where it has no such parameter."""
+        return getattr(self.params[setting], axis, None)
+
+    def text(self, setting: int, axis: str) -> str:
+        """A parameter of a setting in words."""
+        value = self.value(setting, axis)
+        return number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+    def place(self, setting: int) -> str:
+        """A setting in words: `features=30, teacher=random`."""
+        return ", ".join(f"{axis}={self.text(setting, axis)}" for axis in self.axes)
 
     def holes(self) -> str:
-        """Where it says nothing though it might, in words; empty where there is no such setting."""
+        """Where it predicts nothing though it might, in words; empty where there is no such setting."""
         parts = []
         if not self.asked.all():
             asked = f"asked of {self.asked.sum():,} of {plural(len(self.params), 'setting')}"
@@ -81,7 +95,7 @@ class Asked:
         return "; ".join(parts)
 
     def warnings(self) -> tuple[str, ...]:
-        """What a user's own code did wrong."""
+        """The errors of the job's own code."""
         if not self.raised:
             return ()
         text, _ = self.raised.most_common(1)[0]
@@ -93,55 +107,61 @@ def ask(
     trials: Sequence[Trial],
     table: TrialTable,
     diagram: PhaseDiagram,
+    axes: Sequence[str] = (),
     *,
     most: int = MOST_SETTINGS,
     seconds: float = MOST_SECONDS,
-) -> Asked:
-    """Ask a job's theory of every setting of a sweep, coarsely spaced ones first, until the budget is spent.
+) -> Answers:
+    """Ask a job's theory for every setting of a sweep, coarsely spaced ones first, until the budget is spent.
 
     Args:
         job: whose theory.
         trials: of the sweep; those of the table are among them.
         table: all trials.
         diagram: of the table.
-        most: settings asked of at most.
-        seconds: of this thread, after which no further one is asked.
+        axes: the parameters that name a setting.
+        most: the most settings to ask for.
+        seconds: CPU time of this thread after which no further setting is asked for.
     """
     by_id = {trial.id: trial.params for trial in trials}
     index: dict[Params, int] = {}
     setting = np.array([index.setdefault(by_id[trial], len(index)) for trial in table.trial_id], dtype=np.int64)
     first = np.full(len(index), len(table), dtype=np.int64)
     np.minimum.at(first, setting, np.arange(len(table)))
-    cell = diagram.cell[first]
     params = tuple(index)
-    said: list[Predictions] = [{}] * len(params)
-    asked = np.zeros(len(params), dtype=np.bool_)
-    outside: Counter[str] = Counter()
-    raised: Counter[str] = Counter()
+    answers = Answers(
+        params=params,
+        axes=tuple(axes),
+        setting=setting,
+        cell=diagram.cell[first],
+        predictions=(),
+        asked=np.zeros(len(params), dtype=np.bool_),
+        outside=Counter(),
+        raised=Counter(),
+    )
+    given: list[Predictions] = [{}] * len(params)
     until = time.thread_time() + seconds
-    for s in np.argsort(-_coarseness(diagram)[cell], kind="stable")[:most]:
+    for s in np.argsort(-_coarseness(diagram)[answers.cell], kind="stable")[:most]:
         if time.thread_time() > until:
             break
-        asked[s] = True
+        answers.asked[s] = True
         try:
-            said[s] = predictions(job, params[s])
+            given[s] = predictions(job, params[s])
         except DomainError as error:
-            outside[str(error)] += 1
+            answers.outside[str(error)] += 1
         except Exception as error:  # A user's own code: the diagram is worth having without it.
-            raised[f"{type(error).__name__}: {error}"] += 1
-    return Asked(
-        params=params, setting=setting, cell=cell, said=tuple(said), asked=asked, outside=outside, raised=raised
-    )
+            answers.raised[f"{type(error).__name__}: {error}"] += 1
+    return replace(answers, predictions=tuple(given))
 
 
 def predictions(job: Job[Any], params: Params) -> Predictions:
-    """What the job's theory says of one setting, each prediction checked.
+    """The theory's predictions for one setting, each of them checked.
 
     Raises:
         DomainError: its formulas do not hold there.
         Exception: whatever else a user's own code raises.
     """
-    return {str(name): _checked(name, found) for name, found in job.theory(params).items()}
+    return {str(name): _checked(name, predicted) for name, predicted in job.theory(params).items()}
 
 
 def _coarseness(diagram: PhaseDiagram) -> NDArray[np.int64]:
@@ -155,30 +175,30 @@ def _coarseness(diagram: PhaseDiagram) -> NDArray[np.int64]:
     return level
 
 
-def _checked(name: object, found: Prediction) -> Prediction:
+def _checked(name: object, predicted: Prediction) -> Prediction:
     """A prediction whose value has the type that it should have.
 
     Raises:
         TypeError, ValueError: it is none.
     """
-    if not isinstance(found, Prediction):
-        raise TypeError(f"{name}: a Prediction is wanted, not {type(found).__name__}")
-    if found.step is not None:
-        step, value = np.asarray(found.step, dtype=np.int64), np.asarray(found.value, dtype=np.float64)
+    if not isinstance(predicted, Prediction):
+        raise TypeError(f"{name}: expected a Prediction, not {type(predicted).__name__}")
+    if predicted.step is not None:
+        step, value = np.asarray(predicted.step, dtype=np.int64), np.asarray(predicted.value, dtype=np.float64)
         if step.ndim != 1 or value.shape != step.shape or (np.diff(step) <= 0).any():
             raise ValueError(f"{name}: a curve needs one value at each of its increasing steps")
-        error = np.broadcast_to(np.asarray(found.standard_error, dtype=np.float64), step.shape)
-        return replace(found, step=step, value=value, standard_error=error)
-    error_of = float(found.standard_error)
-    if isinstance(found.value, Censored):
-        return replace(found, standard_error=error_of)
-    if not isinstance(found.value, numbers.Real):
+        errors = np.broadcast_to(np.asarray(predicted.standard_error, dtype=np.float64), step.shape)
+        return replace(predicted, step=step, value=value, standard_error=errors)
+    error = float(predicted.standard_error)
+    if isinstance(predicted.value, Censored):
+        return replace(predicted, standard_error=error)
+    if not isinstance(predicted.value, numbers.Real):
         raise TypeError(f"{name}: the value is neither a number, nor Censored, nor given with steps")
-    return replace(found, value=float(found.value), standard_error=error_of)
+    return replace(predicted, value=float(predicted.value), standard_error=error)
 
 
 class _OnlyPredicted(dict[str, float | Censored]):
-    """Observations of which nothing may be read that is not predicted: not even by asking whether it is there."""
+    """Observations that raise KeyError for a missing one, even when asked whether it is there."""
 
     def get(self, key: str, default: Any = None) -> Any:
         return self[key]
@@ -189,19 +209,18 @@ class _OnlyPredicted(dict[str, float | Censored]):
         return True
 
 
-def predicted_phases(asked: Asked, job: Job[Any], thresholds: Params) -> tuple[str | None, ...]:
-    """(S,) the phase that the job gives the predicted observations; None where it needs what is not predicted."""
-    return tuple(
-        predicted_phase(job, params, said, thresholds) for params, said in zip(asked.params, asked.said, strict=True)
-    )
+def predicted_phases(answers: Answers, job: Job[Any], thresholds: Params) -> tuple[str | None, ...]:
+    """(S,) the phase that the job gives the predicted observations, see `predicted_phase`."""
+    settings = zip(answers.params, answers.predictions, strict=True)
+    return tuple(predicted_phase(job, params, given, thresholds) for params, given in settings)
 
 
-def predicted_phase(job: Job[Any], params: Params, said: Predictions, thresholds: Params) -> str | None:
+def predicted_phase(job: Job[Any], params: Params, given: Predictions, thresholds: Params) -> str | None:
     """The phase that the job gives the predicted observations; None where it needs what is not predicted."""
-    seen = _OnlyPredicted(
-        {name: p.value for name, p in said.items() if p.step is None and isinstance(p.value, float | Censored)}
+    observations = _OnlyPredicted(
+        {name: p.value for name, p in given.items() if p.step is None and isinstance(p.value, float | Censored)}
     )
     try:
-        return job.phase(params, seen, thresholds) if seen else None
-    except Exception:  # A missing observation, by whatever error the job meets it.
+        return job.phase(params, observations, thresholds) if observations else None
+    except Exception:  # A job may meet a missing observation with any error.
         return None

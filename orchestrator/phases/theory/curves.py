@@ -1,11 +1,11 @@
-"""A few settings' mean recorded curve beside the predicted one, and how far they are apart at each step.
+"""The mean recorded curve of a few settings beside the predicted one, and how far they are apart at each step.
 
 Shapes: K steps of a curve. Curves are read one at a time and kept as sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from jobs.job import Curves, Prediction
 from orchestrator.phases.table import TrialTable
 from orchestrator.phases.text import number, plural
-from orchestrator.phases.theory.ask import Asked
-from orchestrator.phases.theory.deviation import place
+from orchestrator.phases.theory.ask import Answers
+from orchestrator.phases.theory.deviation import in_standard_errors
 from orchestrator.records import Status
 
 Floats = NDArray[np.float64]
@@ -73,11 +73,8 @@ class CurveBeside:
     @property
     def deviation(self) -> Floats:
         """(K,) in standard errors; NaN where there is none."""
-        total = np.sqrt(self.error**2 + self.value_error**2)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            off = self.mean - self.value
-            found = np.where((total == 0) & (np.abs(off) <= 1e-9 * np.abs(self.value)), 0.0, off / total)
-        return np.where(np.isfinite(self.value), found, np.nan)
+        deviation = in_standard_errors(self.mean, self.value, np.sqrt(self.error**2 + self.value_error**2))
+        return np.where(np.isfinite(self.value), deviation, np.nan)
 
     def worst(self) -> int | None:
         """Where it deviates most."""
@@ -93,71 +90,64 @@ class CurveBeside:
         return f"deviates by at most {size:.1f} standard errors (step {number(int(self.step[worst]))})"
 
 
-def read_beside(asked: Asked, table: TrialTable, read: ReadCurves, axes: Sequence[str]) -> list[CurveBeside]:
+def read_beside(answers: Answers, table: TrialTable, read: ReadCurves) -> list[CurveBeside]:
     """Read the curves of a few settings, evenly chosen among those that have both a finished trial and a prediction.
 
     Args:
-        asked: the theory's answers.
+        answers: of the theory.
         table: all trials.
         read: reads recorded curves.
-        axes: names a setting is told by.
     """
-    names = asked.curves()[: 2 * MOST_METRICS]
+    names = answers.curves()[: 2 * MOST_METRICS]
+    predicted = [
+        {n: given[n] for n in names if n in given and given[n].step is not None} for given in answers.predictions
+    ]
     finished = np.array([status == Status.FINISHED.value for status in table.status], dtype=np.bool_)
-    some = np.bincount(asked.setting[finished], minlength=len(asked.params)) > 0
-    told = [any(n in said and said[n].step is not None for n in names) for said in asked.said]
-    able = np.flatnonzero(some & np.array(told, dtype=np.bool_))
+    trained = np.bincount(answers.setting[finished], minlength=len(answers.params)) > 0
+    able = np.flatnonzero(trained & np.array([bool(given) for given in predicted], dtype=np.bool_))
     if not len(able):
         return []
-    places = np.unique(np.linspace(0, len(able) - 1, MOST_SHOWN).round().astype(np.int64))
-    chosen = [int(s) for s in able[places]]
-    rows = {s: np.flatnonzero(finished & (asked.setting == s))[:MOST_READ] for s in chosen}
-    owner = {table.trial_id[row]: s for s in chosen for row in rows[s]}
-    wanted = {
-        (s, name): asked.said[s][name]
-        for s in chosen
-        for name in names
-        if name in asked.said[s] and asked.said[s][name].step is not None
+    chosen = able[np.unique(np.linspace(0, len(able) - 1, MOST_SHOWN).round().astype(np.int64))].tolist()
+    owner = {
+        table.trial_id[row]: s for s in chosen for row in np.flatnonzero(finished & (answers.setting == s))[:MOST_READ]
     }
-    sums = {key: _Sums(step=np.asarray(predicted.step)) for key, predicted in wanted.items()}
-    _add_all(read(list(owner)), owner, sums)
-    found = [_beside(name, place(asked, s, axes), sums[s, name], wanted[s, name]) for s, name in wanted]
-    return _distinct([one for one in found if len(one.step)])
+    sums = {s: {name: _Sums(step=np.asarray(p.step)) for name, p in predicted[s].items()} for s in chosen}
+    for trial_id, curves in read(list(owner)):
+        for name, kept in sums[owner[trial_id]].items() if trial_id in owner else ():
+            if name in curves.values:
+                kept.add(curves.step, np.asarray(curves.values[name], dtype=np.float64))
+    beside = [
+        _beside(name, answers.place(s), kept, predicted[s][name]) for s in chosen for name, kept in sums[s].items()
+    ]
+    return _distinct([curve for curve in beside if len(curve.step)])
 
 
-def _add_all(curves: Iterable[tuple[str, Curves]], owner: dict[str, int], sums: dict[tuple[int, str], _Sums]) -> None:
-    for trial_id, curve in curves:
-        for (setting, name), kept in sums.items():
-            if owner.get(trial_id) == setting and name in curve.values:
-                kept.add(curve.step, np.asarray(curve.values[name], dtype=np.float64))
-
-
-def _beside(name: str, where: str, kept: _Sums, predicted: Prediction) -> CurveBeside:
-    # Where some replicates have stopped, those that go on are no fair sample.
-    seen = (kept.count > 0) & (kept.count == kept.count.max(initial=0))
-    count = kept.count[seen]
-    variance = np.where(count > 1, kept.squares[seen] / np.maximum(count - 1, 1), np.nan)
+def _beside(name: str, place: str, kept: _Sums, predicted: Prediction) -> CurveBeside:
+    # Where some replicates have stopped, the others are no fair sample.
+    complete = (kept.count > 0) & (kept.count == kept.count.max(initial=0))
+    count = kept.count[complete]
+    variance = np.where(count > 1, kept.squares[complete] / np.maximum(count - 1, 1), np.nan)
     return CurveBeside(
         metric=name,
-        place=where,
-        step=kept.step[seen],
+        place=place,
+        step=kept.step[complete],
         count=count,
-        mean=kept.mean[seen],
+        mean=kept.mean[complete],
         error=np.sqrt(variance / count),
         predicted=predicted,
-        value=np.asarray(predicted.value)[seen],
-        value_error=np.broadcast_to(np.asarray(predicted.standard_error), kept.step.shape)[seen],
+        value=np.asarray(predicted.value)[complete],
+        value_error=np.broadcast_to(np.asarray(predicted.standard_error), kept.step.shape)[complete],
     )
 
 
-def _distinct(found: list[CurveBeside]) -> list[CurveBeside]:
-    """At most `MOST_METRICS` metrics, less those that are another one shifted by a constant: they show nothing new."""
+def _distinct(curves: list[CurveBeside]) -> list[CurveBeside]:
+    """The curves of at most `MOST_METRICS` metrics, without those that differ from another one by a constant."""
     kept: list[str] = []
-    for name in dict.fromkeys(one.metric for one in found):
-        own = {one.place: one for one in found if one.metric == name}
-        if not any(all(_shifted(own[o.place], o) for o in found if o.metric == k and o.place in own) for k in kept):
+    for name in dict.fromkeys(curve.metric for curve in curves):
+        own = {curve.place: curve for curve in curves if curve.metric == name}
+        if not any(all(_shifted(own[c.place], c) for c in curves if c.metric == k and c.place in own) for k in kept):
             kept.append(name)
-    return [one for one in found if one.metric in kept[:MOST_METRICS]]
+    return [curve for curve in curves if curve.metric in kept[:MOST_METRICS]]
 
 
 def _shifted(a: CurveBeside, b: CurveBeside) -> bool:

@@ -1,10 +1,11 @@
-"""How far what was measured lies from what theory says, in standard errors: one row per setting and observation.
+"""How far what was measured lies from what theory predicts, in standard errors: one row per setting and observation.
 
-Two rules. The mean of R replicates with spread s deviates from a prediction v with standard error e by
-(mean - v) / sqrt(s^2 / R + e^2). Steps, and whatever was not reached somewhere, are held against the median: a censored
-replicate is later than any that was reached, and a step is known to a whole step (1/12 is added to the variance).
+There are two rules. The mean of R replicates with standard deviation s deviates from a prediction v with standard error
+e by (mean - v) / sqrt(s^2 / R + e^2). Steps, and whatever was not reached in some replicate, are compared by their
+median: a censored replicate counts as later than any that was reached, and a step is known to a whole step (1/12 is
+added to the variance). A row whose deviation means nothing is not counted; its `verdict` says why.
 
-What no standard error can tell is not counted but named by its `verdict`.
+Shapes: N trials, S settings, D rows.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Censored
+from orchestrator.phases.diagram import CellValues, cell_values, ranked_quantile
 from orchestrator.phases.layout import quantity
-from orchestrator.phases.table import TrialTable
+from orchestrator.phases.table import ObservationColumn, TrialTable
 from orchestrator.phases.text import number, percent, plural
-from orchestrator.phases.theory.ask import Asked
-from orchestrator.phases.theory.spread import Floats, Spread, spread
+from orchestrator.phases.theory.ask import Answers
+
+Floats = NDArray[np.float64]
+
+HEAVY_SHARE = 0.5
+"""Share of the sum of squares above which one replicate dominates it: the mean's standard error means little then."""
+HEAVY_FROM = 16
+"""Replicates from which on that can be told (of 16 normal ones, one in a hundred sets would look so)."""
 
 COMPARED = "compared"
 ONE = "one replicate"
@@ -35,9 +43,9 @@ PREDICTED_ONLY = "not reached, against theory"
 VERDICTS = {
     COMPARED: "a deviation in standard errors",
     ONE: "one replicate has no spread; the relative difference is given",
-    HEAVY: "one replicate makes up most of the squared spread: the mean's standard error means little",
+    HEAVY: "one replicate makes up most of the sum of squares: the mean's standard error means little",
     INFINITE: "the predicted mean, or its standard error, is not finite",
-    NOT_FINITE: "some replicate's value is NaN or infinite",
+    NOT_FINITE: "the value of some replicate is NaN or infinite",
     NEITHER: "not reached by the median replicate, nor expected to be by then",
     MEASURED_ONLY: "reached by the median replicate, though not expected to be by then",
     PREDICTED_ONLY: "not reached by the median replicate at a time by which it was expected",
@@ -50,12 +58,69 @@ _WORST_LISTED = 40
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Spread(CellValues):
+    """One observation over S settings: its replicates' location and spread."""
+
+    mean: Floats
+    """(S,) of the finite values; NaN where there are none."""
+    deviation: Floats
+    """(S,) their standard deviation (n - 1); NaN for fewer than two."""
+    heavy: NDArray[np.bool_]
+    """(S,) whether one of many replicates makes up most of the sum of squares."""
+    median_error: Floats
+    """(S,) half the distance between the quantiles 1/2 -+ 1/(2 sqrt R): where the sign test puts +-1 standard error.
+
+    The lower half alone where the upper quantile was not reached; NaN for fewer than two replicates.
+    """
+
+    @property
+    def replicates(self) -> NDArray[np.int64]:
+        """(S,) replicates that were observed."""
+        return self.reached + self.censored + self.not_finite
+
+    @property
+    def mean_error(self) -> Floats:
+        """(S,) standard error of the mean."""
+        return np.asarray(self.deviation / np.sqrt(np.maximum(self.reached, 1)), dtype=np.float64)
+
+
+def spread(setting: NDArray[np.int64], settings: int, column: ObservationColumn) -> Spread:
+    """Reduce one observation of N trials, each of a setting (N,), to its `settings` settings."""
+    finite = column.reached & np.isfinite(column.value)
+    where, value = setting[finite], column.value[finite]
+    count = np.bincount(where, minlength=settings)
+    some = np.maximum(count, 1)
+    mean = np.bincount(where, value, minlength=settings) / some
+    # A second pass about the first mean: exact to rounding where the spread is small beside the mean.
+    mean += np.bincount(where, value - mean[where], minlength=settings) / some
+    off = (value - mean[where]) ** 2
+    total = np.bincount(where, off, minlength=settings)
+    largest = np.zeros(settings)
+    np.maximum.at(largest, where, off)
+    quantile = ranked_quantile(setting, settings, column)
+    values = cell_values(setting, settings, column, quantile)
+    replicates = np.bincount(setting[column.reached | column.censored], minlength=settings)
+    half = 0.5 / np.sqrt(np.maximum(replicates, 1))
+    low, high = quantile(0.5 - half), quantile(0.5 + half)
+    with np.errstate(invalid="ignore"):
+        error = np.where(np.isfinite(high), (high - low) / 2, values.median - low)
+    return Spread(
+        **vars(values),
+        mean=np.where(count > 0, mean, np.nan),
+        deviation=np.where(count > 1, np.sqrt(total / np.maximum(count - 1, 1)), np.nan),
+        heavy=(count >= HEAVY_FROM) & (largest > HEAVY_SHARE * total),
+        median_error=np.where(np.isfinite(error + values.median) & (replicates > 1), error, np.nan),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Deviations:
     """D rows, by observation, then by setting."""
 
+    answers: Answers
     observation: NDArray[np.object_]
     setting: NDArray[np.int64]
-    """(D,) index into `Asked.params`."""
+    """(D,) index into `Answers.params`."""
     rule: NDArray[np.object_]
     """(D,) mean or median."""
     value: Floats
@@ -70,7 +135,7 @@ class Deviations:
     standard_error: Floats
     """(D,) of the difference."""
     deviation: Floats
-    """(D,) in standard errors, by the row's rule; NaN where it cannot be told, infinite where neither side spreads."""
+    """(D,) in standard errors, by the row's rule; NaN where unknown, infinite where neither side spreads."""
     median_deviation: Floats
     """(D,) the same with the median and its standard error in place of the mean, whatever the rule."""
     verdict: NDArray[np.object_]
@@ -95,69 +160,84 @@ class Deviations:
         return np.asarray(self.verdict == COMPARED, dtype=np.bool_)
 
     def worst(self) -> int | None:
-        """The row that deviates most of those that count."""
+        """The counted row that deviates most."""
         rows = np.flatnonzero(self.compared)
         return int(rows[np.abs(self.deviation[rows]).argmax()]) if len(rows) else None
 
     def chance(self) -> float:
-        """How often so large a worst deviation would come by chance: Student's t, were all rows independent."""
+        """The probability of so large a worst deviation by chance: Student's t, were all rows independent."""
         from scipy.special import stdtr
 
         rows = np.flatnonzero(self.compared)
         tail = 2 * stdtr(np.maximum(self.measured.replicates[rows] - 1, 1), -np.abs(self.deviation[rows]))
         return float(-np.expm1(len(rows) * np.log1p(-tail.min()))) if len(rows) and tail.min() < 1 else 1.0
 
+    def summary(self) -> str:
+        """The whole comparison in one line."""
+        text = f"theory: {plural(len(self), 'prediction')} of {plural(len(set(self.observation)), 'observation')}"
+        worst = self.worst()
+        if worst is not None:
+            at = self.answers.place(int(self.setting[worst]))
+            size = abs(self.deviation[worst])
+            errors = f"{size:.1f} standard errors" if np.isfinite(size) else "infinitely many standard errors"
+            text += f"; worst deviation {errors} ({self.observation[worst]}{' at ' + at if at else ''})"
+        else:
+            text += "; no standard errors" + (" with one replicate" if (self.verdict == ONE).any() else "")
+            relative = np.abs(self.relative[np.isfinite(self.relative)])
+            if len(relative):
+                text += f"; median difference {percent(float(np.median(relative)))}"
+        counts = {v: (self.verdict == v).sum() for v in (HEAVY, INFINITE, NOT_FINITE, MEASURED_ONLY, PREDICTED_ONLY)}
+        not_counted = [f"{n:,} {verdict}" for verdict, n in counts.items() if n]
+        return text + ("; not counted: " + ", ".join(not_counted) if not_counted else "")
 
-def deviations(asked: Asked, table: TrialTable) -> Deviations:
-    """Hold every predicted observation against what was measured; settings of which nothing was are left out."""
-    parts = [_of(name, asked, table) for name in asked.observed() if name in table.observations]
-    if not parts:
-        return _empty()
-    return Deviations(**{key: _joined([part[key] for part in parts]) for key in parts[0]})
+
+def deviations(answers: Answers, table: TrialTable) -> Deviations | None:
+    """Compare every predicted observation with what was measured; None where no setting has both."""
+    parts = [_rows_of(name, answers, table) for name in answers.observed() if name in table.observations]
+    if not any(len(part["setting"]) for part in parts):
+        return None
+    return Deviations(answers=answers, **{key: _joined([part[key] for part in parts]) for key in parts[0]})
 
 
-def _of(name: str, asked: Asked, table: TrialTable) -> dict[str, Any]:
+def _rows_of(name: str, answers: Answers, table: TrialTable) -> dict[str, Any]:
     column = table.observations[name]
-    everywhere = spread(asked.setting, len(asked.params), column)
-    told = [s for s, said in enumerate(asked.said) if name in said and said[name].step is None]
-    rows = np.array([s for s in told if everywhere.replicates[s]], dtype=np.int64)
-    found = [asked.said[s][name] for s in rows]
+    everywhere = spread(answers.setting, len(answers.params), column)
+    predicted = [s for s, given in enumerate(answers.predictions) if name in given and given[name].step is None]
+    rows = np.array([s for s in predicted if everywhere.replicates[s]], dtype=np.int64)
+    found = [answers.predictions[s][name] for s in rows]
     value = np.array([np.nan if isinstance(p.value, Censored) else p.value for p in found], dtype=np.float64)
     not_by = np.array([p.value.at if isinstance(p.value, Censored) else np.nan for p in found], dtype=np.float64)
     error = np.array([p.standard_error for p in found], dtype=np.float64)
     step = quantity(name) == "step"
     by_median = step or bool(column.censored.any()) or bool(np.isfinite(not_by).any())
-    seen = Spread(**{key: part[rows] for key, part in vars(everywhere).items()})
+    measured = Spread(**{key: part[rows] for key, part in vars(everywhere).items()})
     with np.errstate(invalid="ignore"):
         # A difference of steps is a whole number too.
-        whole = by_median & (value % 1 == 0) & (seen.median % 1 == 0)
+        whole = by_median & (value % 1 == 0) & (measured.median % 1 == 0)
     rounding = np.where(whole | step, 1 / 12, 0.0)
-    own = seen.median_error if by_median else seen.mean_error
+    center, own = (measured.median, measured.median_error) if by_median else (measured.mean, measured.mean_error)
     total = np.sqrt(own**2 + error**2 + rounding)
-    deviation = _scaled(seen.median if by_median else seen.mean, value, total)
-    verdict = _verdicts(seen, value, not_by, error, by_median=by_median)
-    by_medians = _scaled(seen.median, value, np.sqrt(seen.median_error**2 + error**2 + rounding))
-    untold = verdict == INFINITE
-    deviation[untold] = np.nan
+    verdict = _verdicts(measured, value, not_by, error, by_median=by_median)
+    by_medians = in_standard_errors(measured.median, value, np.sqrt(measured.median_error**2 + error**2 + rounding))
     return {
-        "observation": _same(name, rows),
+        "observation": _filled(name, rows),
         "setting": rows,
-        "rule": _same("median" if by_median else "mean", rows),
+        "rule": _filled("median" if by_median else "mean", rows),
         "value": value,
         "not_by": not_by,
         "value_error": error,
         "source": np.array([p.source for p in found], dtype=object),
-        "measured": seen,
+        "measured": measured,
         "standard_error": total,
-        "deviation": deviation,
+        "deviation": np.where(verdict == INFINITE, np.nan, in_standard_errors(center, value, total)),
         "verdict": verdict,
-        "median_deviation": np.where(untold, np.nan, by_medians),
+        "median_deviation": np.where(verdict == INFINITE, np.nan, by_medians),
     }
 
 
 def _verdicts(seen: Spread, value: Floats, not_by: Floats, error: Floats, *, by_median: bool) -> NDArray[np.object_]:
     """(D,) the last that holds of these."""
-    verdict = _same(COMPARED, value)
+    verdict = _filled(COMPARED, value)
     verdict[seen.replicates < 2] = ONE
     if not by_median:
         verdict[seen.heavy] = HEAVY
@@ -174,14 +254,15 @@ def _verdicts(seen: Spread, value: Floats, not_by: Floats, error: Floats, *, by_
     return verdict
 
 
-def _scaled(measured: Floats, value: Floats, error: Floats) -> Floats:
+def in_standard_errors(measured: Floats, value: Floats, error: Floats) -> Floats:
+    """(measured - value) / error; 0 where there is no error and both are equal but for rounding."""
     with np.errstate(divide="ignore", invalid="ignore"):
         off = measured - value
         none = (error == 0) & (np.abs(off) <= _ROUNDING * np.abs(value))
         return np.asarray(np.where(none, 0.0, off / error), dtype=np.float64)
 
 
-def _same(text: str, like: NDArray[Any]) -> NDArray[np.object_]:
+def _filled(text: str, like: NDArray[Any]) -> NDArray[np.object_]:
     return np.full(len(like), text, dtype=object)
 
 
@@ -191,158 +272,91 @@ def _joined(parts: Sequence[Any]) -> Any:
     return np.concatenate(parts)
 
 
-def _empty() -> Deviations:
-    none, nothing = np.zeros(0), np.zeros(0, dtype=object)
-    whole = np.zeros(0, dtype=np.int64)
-    measured = Spread(
-        reached=whole,
-        censored=whole,
-        not_finite=whole,
-        bound=none,
-        mean=none,
-        deviation=none,
-        heavy=np.zeros(0, dtype=np.bool_),
-        median=none,
-        median_error=none,
-    )
-    return Deviations(
-        observation=nothing,
-        setting=whole,
-        rule=nothing,
-        value=none,
-        not_by=none,
-        value_error=none,
-        source=nothing,
-        measured=measured,
-        standard_error=none,
-        deviation=none,
-        median_deviation=none,
-        verdict=nothing,
-    )
-
-
-def write_deviations(found: Deviations, asked: Asked, axes: Sequence[str], path: Path) -> None:
+def write_deviations(rows: Deviations, path: Path) -> None:
     """Write the table as Parquet, one column per axis first; null where there is no number."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    seen = found.measured
+    measured = rows.measured
+    numbers = {
+        "predicted": rows.value,
+        "predicted_not_by": rows.not_by,
+        "prediction_error": rows.value_error,
+        "measured": rows.center,
+        "replicates": measured.replicates,
+        "not_reached": measured.censored,
+        "not_finite": measured.not_finite,
+        "mean": measured.mean,
+        "standard_deviation": measured.deviation,
+        "median": measured.median,
+        "median_error": measured.median_error,
+        "standard_error": rows.standard_error,
+        "deviation": rows.deviation,
+        "median_deviation": rows.median_deviation,
+        "relative_difference": rows.relative,
+    }
     columns: dict[str, Any] = {
-        "observation": pa.array(found.observation, pa.string()),
-        "rule": pa.array(found.rule, pa.string()),
-        "predicted": _nullable(found.value),
-        "predicted_not_by": _nullable(found.not_by),
-        "prediction_error": _nullable(found.value_error),
-        "measured": _nullable(found.center),
-        "replicates": pa.array(seen.replicates),
-        "not_reached": pa.array(seen.censored),
-        "not_finite": pa.array(seen.not_finite),
-        "mean": _nullable(seen.mean),
-        "standard_deviation": _nullable(seen.deviation),
-        "median": _nullable(seen.median),
-        "median_error": _nullable(seen.median_error),
-        "standard_error": _nullable(found.standard_error),
-        "deviation": _nullable(found.deviation),
-        "median_deviation": _nullable(found.median_deviation),
-        "relative_difference": _nullable(found.relative),
-        "verdict": pa.array(found.verdict, pa.string()),
-        "source": pa.array(found.source, pa.string()),
+        "observation": pa.array(rows.observation, pa.string()),
+        "rule": pa.array(rows.rule, pa.string()),
+        **{name: pa.array(values, mask=np.isnan(values)) for name, values in numbers.items()},
+        "verdict": pa.array(rows.verdict, pa.string()),
+        "source": pa.array(rows.source, pa.string()),
     }
     places = {
-        f"param.{name}" if name in columns else name: [getattr(asked.params[s], name, None) for s in found.setting]
-        for name in axes
+        f"param.{name}" if name in columns else name: [rows.answers.value(s, name) for s in rows.setting]
+        for name in rows.answers.axes
     }
     pq.write_table(pa.table({**places, **columns}), path, compression="zstd")
 
 
-def _nullable(values: Floats) -> Any:
-    import pyarrow as pa
-
-    return pa.array(values, pa.float64(), mask=np.isnan(values))
-
-
-def place(asked: Asked, setting: int, axes: Sequence[str]) -> str:
-    """A setting in words: `features=30, teacher=random`."""
-    values = [(name, getattr(asked.params[setting], name, None)) for name in axes]
-    return ", ".join(
-        f"{name}={number(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v}" for name, v in values
-    )
-
-
-def summary_line(found: Deviations, asked: Asked, axes: Sequence[str]) -> str:
-    """The whole comparison in one line."""
-    names = plural(len(set(found.observation)), "observation")
-    text = f"theory: {plural(len(found), 'prediction')} of {names}"
-    worst = found.worst()
-    if worst is not None:
-        at = place(asked, int(found.setting[worst]), axes)
-        size = abs(found.deviation[worst])
-        errors = f"{size:.1f} standard errors" if np.isfinite(size) else "infinitely many standard errors"
-        text += f"; worst deviation {errors} ({found.observation[worst]}{' at ' + at if at else ''})"
-    else:
-        text += "; no standard errors" + (" with one replicate" if (found.verdict == ONE).any() else "")
-        relative = np.abs(found.relative[np.isfinite(found.relative)])
-        if len(relative):
-            text += f"; median difference {percent(float(np.median(relative)))}"
-    counts = {v: int((found.verdict == v).sum()) for v in (HEAVY, INFINITE, NOT_FINITE, MEASURED_ONLY, PREDICTED_ONLY)}
-    said = [f"{n:,} {verdict}" for verdict, n in counts.items() if n]
-    return text + ("; not counted: " + ", ".join(said) if said else "")
-
-
-def write_text(found: Deviations, asked: Asked, axes: Sequence[str], path: Path, *, more: Sequence[str] = ()) -> None:
-    """Write the comparison for people: a line, each observation, what the verdicts mean, the rows that deviate most."""
-    lines = [summary_line(found, asked, axes), *more]
-    if found.worst() is not None:
-        chance = found.chance()
+def write_text(rows: Deviations, path: Path, *, more: Sequence[str] = ()) -> None:
+    """Write the comparison as text: a summary, each observation, what the verdicts mean, the worst rows."""
+    lines = [rows.summary(), *more]
+    if rows.worst() is not None:
         lines.append(
-            f"So large a worst one comes by chance in {100 * chance:.2g}% of such tables (Student's t, were the rows "
-            "independent; settings that share their seeds are not)."
+            f"So large a worst one comes by chance in {100 * rows.chance():.2g}% of such tables (Student's t, were the "
+            "rows independent; settings that share their seeds are not)."
         )
-    if holes := asked.holes():
+    if holes := rows.answers.holes():
         lines.append(f"Theory is {holes}.")
     lines.append("")
     header = ("observation", "rule", "rows", "counted", "rms", "worst", "beyond 3", "source")
     body = []
-    for name in dict.fromkeys(found.observation):
-        rows = found.observation == name
-        counted = found.deviation[rows & found.compared]
+    for name in dict.fromkeys(rows.observation):
+        own = rows.observation == name
+        counted = rows.deviation[own & rows.compared]
         rms = f"{np.sqrt(np.mean(counted**2)):.2f}" if len(counted) else "-"
         most = f"{counted[np.abs(counted).argmax()]:+.2f}" if len(counted) else "-"
-        counts = f"{rows.sum():,}", f"{len(counted):,}", rms, most, f"{(np.abs(counted) > 3).sum():,}"
-        body.append((name, found.rule[rows][0], *counts, "; ".join(dict.fromkeys(found.source[rows]))))
+        counts = f"{own.sum():,}", f"{len(counted):,}", rms, most, f"{(np.abs(counted) > 3).sum():,}"
+        body.append((name, rows.rule[own][0], *counts, "; ".join(dict.fromkeys(rows.source[own]))))
     lines += _aligned(header, body)
-    present = set(found.verdict)
+    present = set(rows.verdict)
     lines += ["", "verdicts"]
-    lines += [f"  {(found.verdict == v).sum():>7,}  {v}: {text}" for v, text in VERDICTS.items() if v in present]
-    size = np.where(np.isnan(found.deviation), -1.0, np.abs(found.deviation))
-    differ = np.isin(found.verdict.astype(str), (MEASURED_ONLY, PREDICTED_ONLY))
-    order = np.lexsort((-np.nan_to_num(np.abs(found.relative)), -size, ~differ))[:_WORST_LISTED]
-    title = f"the {len(order)} rows that deviate most" if len(found) > len(order) else "all rows, the worst first"
-    lines += ["", "`by median` holds the median against the same prediction: no mean, where values are skewed."]
-    lines += ["", f"{title} (all are in theory_deviation.parquet)" if len(found) > len(order) else title]
-    columns = (*axes, "observation", "predicted", "measured", "± error", "deviation", "by median", "%", "R", "verdict")
-    lines += _aligned(columns, [_row(found, asked, axes, int(d)) for d in order])
+    lines += [f"  {(rows.verdict == v).sum():>7,}  {v}: {text}" for v, text in VERDICTS.items() if v in present]
+    size = np.where(np.isnan(rows.deviation), -1.0, np.abs(rows.deviation))
+    differ = np.isin(rows.verdict.astype(str), (MEASURED_ONLY, PREDICTED_ONLY))
+    order = np.lexsort((-np.nan_to_num(np.abs(rows.relative)), -size, ~differ))[:_WORST_LISTED]
+    title = f"the {len(order)} rows that deviate most" if len(rows) > len(order) else "all rows, the worst first"
+    lines += ["", "`by median` compares the median with the same prediction; it differs where values are skewed."]
+    lines += ["", f"{title} (all are in theory_deviation.parquet)" if len(rows) > len(order) else title]
+    columns = ("observation", "predicted", "measured", "± error", "deviation", "by median", "%", "R", "verdict")
+    lines += _aligned((*rows.answers.axes, *columns), [_row(rows, int(d)) for d in order])
     path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
 
 
-def _row(found: Deviations, asked: Asked, axes: Sequence[str], d: int) -> tuple[str, ...]:
-    where = [getattr(asked.params[found.setting[d]], name, None) for name in axes]
-    seen = found.measured
-    predicted = number(found.value[d]) if np.isnan(found.not_by[d]) else f"not by {number(found.not_by[d])}"
-    by_median = found.rule[d] == "median"
-    center = found.center[d]
-    measured = f"not by {number(seen.bound[d])}" if by_median and np.isnan(center) else number(center)
+def _row(rows: Deviations, d: int) -> tuple[str, ...]:
+    center, bound = rows.center[d], rows.measured.bound[d]
     return (
-        *(number(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v) for v in where),
-        str(found.observation[d]),
-        predicted,
-        measured,
-        _shown(found.standard_error[d], ".3g"),
-        _shown(found.deviation[d], "+.2f"),
-        _shown(found.median_deviation[d], "+.2f"),
-        _shown(100 * found.relative[d], "+.2g"),
-        str(seen.replicates[d]),
-        str(found.verdict[d]),
+        *(rows.answers.text(int(rows.setting[d]), name) for name in rows.answers.axes),
+        str(rows.observation[d]),
+        number(rows.value[d]) if np.isnan(rows.not_by[d]) else f"not by {number(rows.not_by[d])}",
+        f"not by {number(bound)}" if rows.rule[d] == "median" and np.isnan(center) else number(center),
+        _shown(rows.standard_error[d], ".3g"),
+        _shown(rows.deviation[d], "+.2f"),
+        _shown(rows.median_deviation[d], "+.2f"),
+        _shown(100 * rows.relative[d], "+.2g"),
+        str(rows.measured.replicates[d]),
+        str(rows.verdict[d]),
     )
 
 

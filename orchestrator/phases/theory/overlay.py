@@ -1,4 +1,4 @@
-"""Theory as the pictures draw it: lines over one axis, and the boundary of the predicted phases over a map."""
+"""Theory as the figures draw it: lines over one axis, and the boundary of the predicted phases over a map."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.layout import Panel, grid_of
 from orchestrator.phases.map.contour import Line, outlines_of_labels
 from orchestrator.phases.text import percent, plural, words
-from orchestrator.phases.theory.ask import Asked
+from orchestrator.phases.theory.ask import Answers
 from orchestrator.phases.theory.deviation import Deviations
 
 COLOURS = ("#E0007F", "#6A3DE8", "#00806B", "#B85C00")
@@ -35,7 +35,7 @@ class TheoryLine:
     """(C,) its standard error."""
     source: str
     mean: NDArray[np.float64]
-    """(C,) the measured mean, which is what was predicted; NaN where that is a median."""
+    """(C,) the measured mean; NaN where the prediction is compared with the median."""
     mean_error: NDArray[np.float64]
     """(C,) its standard error; NaN for one replicate."""
 
@@ -58,7 +58,7 @@ class TheoryMap:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Overlay:
-    """What theory says of a diagram's cells."""
+    """What theory predicts for a diagram's cells."""
 
     lines: Mapping[str, TheoryLine]
     phase: NDArray[np.int64]
@@ -91,7 +91,7 @@ class Overlay:
 
 
 def drawn_once(lines: Sequence[Line]) -> list[Line]:
-    """The lines less what an earlier one has drawn: the two outlines that meet would fill each other's dashes."""
+    """The lines without what an earlier one has drawn: two outlines that coincide would fill each other's dashes."""
     seen: set[frozenset[tuple[float, ...]]] = set()
     kept: list[Line] = []
     for line in lines:
@@ -110,50 +110,50 @@ def drawn_once(lines: Sequence[Line]) -> list[Line]:
 
 
 def _whole_stride(label: NDArray[np.int64]) -> int:
-    """The finest spacing at which as good as all that any spacing could show is there (a budget thins evenly)."""
+    """The finest spacing at which the labels are about complete: when time runs out, they are thinned evenly."""
     coarsest = max(s for s in _STRIDES if s == 1 or min(label.shape) > 2 * s)
     wanted = (label[::coarsest, ::coarsest] >= 0).mean()
     return next(s for s in _STRIDES if s == coarsest or (label[::s, ::s] >= 0).mean() >= 0.9 * wanted)
 
 
 def overlay(
-    asked: Asked, phases: Sequence[str | None], diagram: PhaseDiagram, measured: Deviations | None = None
+    answers: Answers, phases: Sequence[str | None], diagram: PhaseDiagram, measured: Deviations | None = None
 ) -> Overlay:
-    """Lay a theory's answers over the cells of a diagram (nothing joined); of several settings the first counts.
+    """Lay a theory's answers over the cells of a diagram (nothing joined); a cell takes its first setting's.
 
     Args:
-        asked: the answers.
+        answers: of the theory.
         phases: (S,) predicted.
         diagram: whose cells.
         measured: for the means that are drawn beside a predicted mean.
     """
     count = len(diagram.codes)
     first = np.full(count, -1, dtype=np.int64)
-    told = np.flatnonzero([bool(said) for said in asked.said])[::-1]
-    first[asked.cell[told]] = told
+    given = np.flatnonzero([bool(p) for p in answers.predictions])[::-1]
+    first[answers.cell[given]] = given
     lines: dict[str, TheoryLine] = {}
-    for name in asked.observed():
+    some = np.flatnonzero(first >= 0)
+    for name in answers.observed():
         value, error, source = np.full(count, np.nan), np.zeros(count), ""
-        for c in np.flatnonzero(first >= 0):
-            found = asked.said[first[c]].get(name)
-            if found is not None and found.step is None:
-                source = source or found.source
-                if not isinstance(found.value, Censored) and np.isfinite(found.value):
-                    value[c], error[c] = found.value, found.standard_error
+        for c in some:
+            predicted = answers.predictions[first[c]].get(name)
+            if predicted is not None and predicted.step is None:
+                source = source or predicted.source
+                if not isinstance(predicted.value, Censored) and np.isfinite(predicted.value):
+                    value[c], error[c] = predicted.value, predicted.standard_error
         if np.isfinite(value).any():
             mean, mean_error = np.full(count, np.nan), np.full(count, np.nan)
             if measured is not None:
                 rows = np.flatnonzero((measured.observation == name) & (measured.rule == "mean"))[::-1]
-                where = asked.cell[measured.setting[rows]]
+                where = answers.cell[measured.setting[rows]]
                 mean[where], mean_error[where] = measured.measured.mean[rows], measured.measured.mean_error[rows]
             lines[name] = TheoryLine(value=value, error=error, source=source, mean=mean, mean_error=mean_error)
     index = {label: i for i, label in enumerate(diagram.labels)}
     phase = np.full(count, -1, dtype=np.int64)
-    some = np.flatnonzero(first >= 0)
     phase[some] = [index.get(phases[s] or "", -1) for s in first[some]]
     return Overlay(lines=lines, phase=phase)
 
 
 def caption(compared: int, differ: int) -> str:
-    """How far the predicted phases are those that were measured."""
+    """In how many cells the predicted phase is not the measured one."""
     return f"theory: {percent(differ / compared) if compared else 'none'} of {plural(compared, 'cell')} differ"
