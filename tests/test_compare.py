@@ -16,7 +16,7 @@ from orchestrator.cli import EXIT_MISTAKE, main
 from orchestrator.phases.compare import NotComparable, Side, compare, report, side
 from orchestrator.phases.publish import publish
 from orchestrator.phases.publish_map import Drawing
-from orchestrator.phases.table import collect, note_of, read_note, read_table, write_table
+from orchestrator.phases.table import TableNote, collect, note_of, read_note, read_table, write_table
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
 
@@ -45,7 +45,8 @@ def ran(
 def a_side(shift: float, over: tuple[Axis, ...] | None = None, name: str = "one", **more) -> Side:
     over = over or axes()
     trials, rows = ran(shift, over, **more)
-    return side(name, collect(trials, rows), over, ("solid", "liquid", "gas"))
+    note = TableNote(name=name, phases=("solid", "liquid", "gas"), axes=over, search=False)
+    return side(note, collect(trials, rows))
 
 
 def test_a_map_differs_nowhere_from_itself() -> None:
@@ -128,19 +129,21 @@ def test_what_two_sweeps_differ_in_besides_their_axes_is_named() -> None:
     for kind, level in (("iron", 0.9), ("tin", 0.5)):
         trials, rows = ran(0.0, (*axes(*small), axis("kind", kind), axis("stirred", kind == "tin")))
         table = collect(trials, rows)
-        sides.append(
-            side(kind, table, axes(*small), ("solid", "liquid"), job="melt", thresholds={"level": level, "x": 1})
+        limits = {"level": level, "x": 1}
+        note = TableNote(
+            name=kind, phases=("solid", "liquid"), axes=axes(*small), search=False, job="melt", thresholds=limits
         )
+        sides.append(side(note, table))
     named = ("kind: iron in A, tin in B", "stirred: false in A, true in B", "threshold level: 0.9 in A, 0.5 in B")
     found = compare(*sides)
     assert found.differences == named
     assert {f"      {text}" for text in named} < set(report(found))
     assert compare(sides[0], sides[0]).differences == ()
     assert not any(line.startswith("note") for line in report(compare(sides[0], sides[0])))
-    silent = report(compare(sides[0], replace(sides[0], thresholds=None, stale=3)))
-    assert "note: the table of B does not say its thresholds: not compared" in silent
+    silent = report(compare(sides[0], replace(sides[0], note=replace(sides[0].note, thresholds=None), stale=3)))
+    assert "note: the table of B does not contain its thresholds: not compared" in silent
     assert any("3 trials of B have labels under other thresholds" in line for line in silent)
-    other = compare(sides[0], replace(sides[0], job="boil", table=sides[1].table))
+    other = compare(sides[0], replace(sides[0], note=replace(sides[0].note, job="boil"), table=sides[1].table))
     assert other.differences[:2] == ("job: melt in A, boil in B", named[0])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +56,7 @@ def _without_map(given: str, one: Side) -> UserError:
             next_step="phasefront run, then compare",
         )
     numeric = sorted({axis.name for each in one.found.slices for axis in each.slice.axes})
-    listed = ", not listed as `values`" if one.listed else " and three or more values each"
+    listed = ", not listed as `values`" if one.note.search else " and three or more values each"
     return UserError(
         "has no map: two numeric axes must vary together, and running it again would not change that",
         place=given,
@@ -78,11 +77,10 @@ def _read(path: Path) -> Side:
 
 def _of_sweep(path: Path) -> Side:
     """From the record alone, as `map` draws it."""
-    from jobs.job import as_dict
     from orchestrator.commands.searching import trials_at_hand
     from orchestrator.commands.wiring import open_tracker
     from orchestrator.phases.compare import side
-    from orchestrator.phases.table import collect
+    from orchestrator.phases.table import collect, note_of
     from orchestrator.records import Status
     from orchestrator.sweep.sweep import Sweep
 
@@ -105,16 +103,7 @@ def _of_sweep(path: Path) -> Side:
     stale = sum(
         row.recorded.status is Status.FINISHED and row.recorded.thresholds != fingerprint for row in rows.values()
     )
-    return side(
-        sweep.name,
-        table,
-        sweep.axes,
-        sweep.job_object().phases,
-        listed=sweep.is_search,
-        job=sweep.job,
-        thresholds=as_dict(sweep.thresholds()),
-        stale=stale,
-    )
+    return side(note_of(sweep, search=sweep.is_search, job=sweep.job), table, stale=stale)
 
 
 def _of_table(file: Path) -> Side:
@@ -122,7 +111,7 @@ def _of_table(file: Path) -> Side:
     import pyarrow as pa
 
     from orchestrator.phases.compare import side
-    from orchestrator.phases.table import read_note, read_table
+    from orchestrator.phases.table import TableNote, read_note, read_table
 
     try:
         table, note = read_table(file), read_note(file)
@@ -133,16 +122,14 @@ def _of_table(file: Path) -> Side:
             choices=_KINDS,
             next_step="give a sweep file, or the folder that its map lies in",
         ) from error
-    if note is not None:
-        return side(
-            note.name, table, note.axes, note.phases, listed=note.search, job=note.job, thresholds=note.thresholds
-        )
-    phases = sorted({phase for phase in table.phase if phase is not None})
-    name = file.stem if file.name != TABLE else file.resolve().parent.name
-    return side(name, table, _guessed(table), phases)
+    if note is None:
+        phases = sorted({phase for phase in table.phase if phase is not None})
+        name = file.stem if file.name != TABLE else file.resolve().parent.name
+        note = TableNote(name=name, phases=tuple(phases), axes=_guessed(table), search=False)
+    return side(note, table)
 
 
-def _guessed(table: TrialTable) -> Sequence[Axis]:
+def _guessed(table: TrialTable) -> tuple[Axis, ...]:
     """The axes of a table that remembers none: every parameter that varies."""
     from orchestrator.axes import Axis
 
@@ -151,4 +138,4 @@ def _guessed(table: TrialTable) -> Sequence[Axis]:
         values = tuple(dict.fromkeys(v for v in column if v is not None))
         if len(set(column)) > 1:
             axes.append(Axis(name=name, scale="values", values=values))
-    return axes
+    return tuple(axes)

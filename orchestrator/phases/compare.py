@@ -1,29 +1,27 @@
-"""Two phase maps of the same axes, drawn by the same classifier, and where they differ."""
+"""Two phase maps over the same axes, fitted by the same classifier, and where they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Scalar
-from orchestrator.axes import Axis
-from orchestrator.phases.compare_settings import Settings, differences
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.map.box import BoxAxis
 from orchestrator.phases.map.classify import classify
 from orchestrator.phases.map.raster import in_chunks
 from orchestrator.phases.map.surface_map import FittedMap, FittedSlice
-from orchestrator.phases.table import TrialTable
+from orchestrator.phases.table import TableNote, TrialTable
 from orchestrator.phases.text import plural
 from orchestrator.surface.base import ClassSurface, Points, Surrogate, lattice
 from orchestrator.target import PhaseTarget
 
 PROBES = 2**16
-"""Positions at which the two maps are asked whether they agree."""
+"""Positions at which the two maps are compared."""
 
 
 class NotComparable(ValueError):
@@ -34,20 +32,18 @@ class NotComparable(ValueError):
 class Side:
     """One of the two maps."""
 
-    name: str
+    note: TableNote
+    """Its sweep."""
     table: TrialTable
-    axes: Sequence[Axis]
-    phases: Sequence[str]
     diagram: PhaseDiagram
     found: FittedMap
-    job: str = ""
-    """As the sweep file names it; "" where that is not known."""
-    thresholds: Mapping[str, Scalar] | None = None
-    """All that the phases are decided by; None where they are not known."""
-    listed: bool = False
-    """See `classify`."""
     stale: int = 0
-    """Trials whose labels are of other thresholds than these."""
+    """Trials whose labels are of other thresholds than the note's."""
+
+    @property
+    def name(self) -> str:
+        """Of its sweep."""
+        return self.note.name
 
     @property
     def counted(self) -> tuple[int, int]:
@@ -84,26 +80,40 @@ class Pair:
     codes: tuple[NDArray[np.int64], NDArray[np.int64]]
     """Class of either side -> index among `Comparison.labels`."""
 
+    def side(self, which: int) -> FittedSlice:
+        """The slice of side 0 or 1."""
+        return (self.first, self.second)[which]
+
+    def surface(self, which: int) -> ClassSurface:
+        """The classifier of side 0 or 1."""
+        surface = self.side(which).surface
+        assert isinstance(surface, ClassSurface)
+        return surface
+
     def label(self, which: int, x: Points) -> NDArray[np.int64]:
         """(q,) the class of side 0 or 1, among the common labels, at positions in the common box."""
-        surface = (self.first, self.second)[which].surface
-        assert isinstance(surface, ClassSurface)
-        leading = in_chunks(surface.belief, self.own(which, x)).argmax(axis=1)
+        leading = in_chunks(self.surface(which).belief, self.own(which, x)).argmax(axis=1)
         return np.asarray(self.codes[which][leading], dtype=np.int64)
 
     def in_band(self, which: int, x: Points) -> NDArray[np.bool_]:
-        """(q,) whether side 0 or 1 is unsure there."""
-        surface = (self.first, self.second)[which].surface
-        assert isinstance(surface, ClassSurface)
-        at = self.own(which, x)
-        return np.asarray(in_chunks(lambda q: surface.in_band(q).astype(np.float64), at) > 0, dtype=np.bool_)
+        """(q,) whether the positions are in the 90% band of side 0 or 1."""
+        surface = self.surface(which)
+        in_band = in_chunks(lambda q: surface.in_band(q).astype(np.float64), self.own(which, x))
+        return np.asarray(in_band > 0, dtype=np.bool_)
 
     def own(self, which: int, x: Points) -> Points:
         """Positions in the common box as positions in the box of side 0 or 1."""
-        mine = {axis.name: axis for axis in (self.first, self.second)[which].slice.axes}
-        columns = [mine[axis.name].unit(axis.value(x[:, k])) for k, axis in enumerate(self.axes)]
-        order = [axis.name for axis in self.axes]
-        return np.column_stack([columns[order.index(name)] for name in mine])
+        return _moved(x, self.axes, self.side(which).slice.axes)
+
+    def common(self, which: int, x: Points) -> Points:
+        """Positions in the box of side 0 or 1 as positions in the common box."""
+        return _moved(x, self.side(which).slice.axes, self.axes)
+
+
+def _moved(x: Points, of: Sequence[BoxAxis], to: Sequence[BoxAxis]) -> Points:
+    """Positions in the box of some axes as positions in another box, which has the same axes in any order."""
+    index = {axis.name: k for k, axis in enumerate(of)}
+    return np.column_stack([axis.unit(of[k].value(x[:, k])) for axis in to for k in [index[axis.name]]])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,36 +136,21 @@ class Comparison:
     unmatched: tuple[str, ...]
     """Slices that only one of them has."""
     differences: tuple[str, ...]
-    """What else differs between the two sweeps, besides where their trials lie: see `differences`."""
+    """What else differs between the two sweeps, besides where their trials lie, in a line each."""
 
 
-def side(
-    name: str,
-    table: TrialTable,
-    axes: Sequence[Axis],
-    phases: Sequence[str],
-    *,
-    listed: bool = False,
-    surrogate: Surrogate[Any] | None = None,
-    job: str = "",
-    thresholds: Mapping[str, Scalar] | None = None,
-    stale: int = 0,
-) -> Side:
-    """Fit the classifier to a table of trials; `listed`: see `classify`."""
-    diagram = phase_diagram(name, axes, phases, table, {})
-    found = classify(PhaseTarget(), diagram, table, axes, (), surrogate, listed=listed)
-    return Side(
-        name=name,
-        table=table,
-        axes=axes,
-        phases=phases,
-        diagram=diagram,
-        found=found,
-        job=job,
-        thresholds=thresholds,
-        listed=listed,
-        stale=stale,
-    )
+def side(note: TableNote, table: TrialTable, *, surrogate: Surrogate[Any] | None = None, stale: int = 0) -> Side:
+    """Fit the classifier to a table of trials.
+
+    Args:
+        note: about its sweep.
+        table: the trials.
+        surrogate: fitted in place of the usual classifier.
+        stale: trials whose labels are of other thresholds than the note's.
+    """
+    diagram = phase_diagram(note.name, note.axes, note.phases, table, {})
+    found = classify(PhaseTarget(), diagram, table, note.axes, (), surrogate, listed=note.search)
+    return Side(note=note, table=table, diagram=diagram, found=found, stale=stale)
 
 
 def compare(first: Side, second: Side) -> Comparison:
@@ -165,10 +160,7 @@ def compare(first: Side, second: Side) -> Comparison:
         NotComparable: they have no slice with the same two or more numeric axes, or their ranges do not overlap.
     """
     labels = tuple(dict.fromkeys([*first.found.labels, *second.found.labels]))
-    codes = (
-        np.array([labels.index(label) for label in first.found.labels], dtype=np.int64),
-        np.array([labels.index(label) for label in second.found.labels], dtype=np.int64),
-    )
+    codes = [np.array([labels.index(label) for label in of.found.labels], dtype=np.int64) for of in (first, second)]
     others = {_key(one): one for one in second.found.fitted}
     pairs, alone = [], []
     for one in first.found.fitted:
@@ -176,40 +168,72 @@ def compare(first: Side, second: Side) -> Comparison:
         if other is None:
             alone.append(f"{first.name}: {_called(one)}")
             continue
-        pairs.append(Pair(title=one.slice.title, first=one, second=other, axes=_common(one, other), codes=codes))
+        axes = _common(one, other)
+        pairs.append(Pair(title=one.slice.title, first=one, second=other, axes=axes, codes=(codes[0], codes[1])))
     alone += [f"{second.name}: {_called(other)}" for other in others.values()]
     if not pairs:
         raise NotComparable(f"no slice has the same axes in both: {'; '.join(alone) or 'neither has a map'}")
-    differ, sure, unsure = [], [], []
+    shares = []
     for pair in pairs:
         at = lattice(PROBES, len(pair.axes))
-        band = [pair.in_band(which, at) for which in (0, 1)]
-        apart = pair.label(0, at) != pair.label(1, at)
-        differ.append(float(apart.mean()))
-        sure.append(float((apart & ~band[0] & ~band[1]).mean()))
-        unsure.append([float(b.mean()) for b in band])
-    both = np.mean(unsure, axis=0)
+        bands = [pair.in_band(which, at) for which in (0, 1)]
+        differ = pair.label(0, at) != pair.label(1, at)
+        shares.append([float(mask.mean()) for mask in (differ, differ & ~bands[0] & ~bands[1], *bands)])
+    area, sure_area, *unsure = np.mean(shares, axis=0).tolist()
     return Comparison(
         first=first,
         second=second,
         labels=labels,
         pairs=tuple(pairs),
-        area=float(np.mean(differ)),
-        sure_area=float(np.mean(sure)),
-        unsure=(float(both[0]), float(both[1])),
+        area=area,
+        sure_area=sure_area,
+        unsure=(unsure[0], unsure[1]),
         cells=(_cells(first, pairs, 0), _cells(second, pairs, 1)),
         unmatched=tuple(alone),
-        differences=differences(
-            _settings(first, [pair.first for pair in pairs]), _settings(second, [pair.second for pair in pairs])
-        ),
+        differences=_differences(first, second, pairs),
     )
 
 
-def _settings(of: Side, slices: Sequence[FittedSlice]) -> Settings:
-    """What one side has trained with in the slices that are compared."""
+def _differences(first: Side, second: Side, pairs: Sequence[Pair]) -> tuple[str, ...]:
+    """What the compared trials differ in: the name, the value in A, the value in B.
+
+    A parameter that varies in both is an axis, and no difference. Of two jobs only what both have is compared.
+    """
+    settings, others = _settings(first, [pair.first for pair in pairs]), _settings(second, [p.second for p in pairs])
+    same_job = settings.get("job", others.get("job")) == others.get("job", settings.get("job"))
+    known = all(of.note.thresholds is not None for of in (first, second))
+    lines = []
+    for name in dict.fromkeys([*settings, *others]):
+        in_both = name in settings and name in others
+        if in_both or (same_job and name != "job" and (known or not name.startswith(_THRESHOLD))):
+            a, b = settings.get(name, {None}), others.get(name, {None})
+            if a != b and min(len(a), len(b)) == 1:
+                lines.append(f"{name}: {_text(a)} in A, {_text(b)} in B")
+    return tuple(lines)
+
+
+_THRESHOLD = "threshold "
+
+
+def _settings(of: Side, slices: Sequence[FittedSlice]) -> dict[str, set[Scalar | None]]:
+    """Job, parameters and thresholds -> the values among the trials of some slices, defaults filled in."""
     rows = np.concatenate([one.slice.rows for one in slices])
-    params = {name: {column[row] for row in rows} for name, column in of.table.params.items()}
-    return Settings(job=of.job, thresholds=of.thresholds, params=params)
+    return {
+        **({"job": {of.note.job}} if of.note.job else {}),
+        **{name: {column[row] for row in rows} for name, column in of.table.params.items()},
+        **{f"{_THRESHOLD}{name}": {value} for name, value in (of.note.thresholds or {}).items()},
+    }
+
+
+def _text(values: Set[Scalar | None]) -> str:
+    if len(values) > 1:
+        return f"{len(values)} values"
+    (value,) = values
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _key(one: FittedSlice) -> tuple[Any, ...]:
@@ -235,45 +259,38 @@ def _common(one: FittedSlice, other: FittedSlice) -> tuple[BoxAxis, ...]:
         if not low < high:
             ranges = f"{axis.low:g} to {axis.high:g} and {same.low:g} to {same.high:g}"
             raise NotComparable(f"the ranges of {axis.name} do not overlap: {ranges}")
-        common.append(BoxAxis(name=axis.name, label=axis.label, kind=axis.kind, low=low, high=high))
+        common.append(replace(axis, low=low, high=high))
     return tuple(common)
 
 
-def _cells(which: Side, pairs: Sequence[Pair], index: int) -> tuple[int, float, float] | None:
+def _cells(of: Side, pairs: Sequence[Pair], which: int) -> tuple[int, float, float] | None:
     """See `Comparison.cells`."""
-    if not which.is_grid:
+    if not of.is_grid:
         return None
     count, by_other, by_own = 0, 0, 0
-    majority = which.diagram.majority
+    majority = of.diagram.majority
     for pair in pairs:
-        mine = (pair.first, pair.second)[index]
-        cells, one_each = np.unique(which.diagram.cell[mine.slice.rows], return_index=True)
-        settings = mine.slice.x[one_each]
-        at = np.column_stack(
-            [
-                axis.unit(own.value(settings[:, k]))
-                for axis in pair.axes
-                for k, own in enumerate(mine.slice.axes)
-                if own.name == axis.name
-            ]
-        )
+        own = pair.side(which).slice
+        cells, trials = np.unique(of.diagram.cell[own.rows], return_index=True)
+        at = pair.common(which, own.x[trials])
         inside = ((at >= -1e-9) & (at <= 1 + 1e-9)).all(axis=1) & (majority[cells] >= 0)
         at = np.clip(at[inside], 0, 1)
-        raw = pair.codes[index][majority[cells[inside]]]
+        raw = pair.codes[which][majority[cells[inside]]]
         count += len(raw)
-        by_other += int((pair.label(1 - index, at) != raw).sum())
-        by_own += int((pair.label(index, at) != raw).sum())
+        by_other += int((pair.label(1 - which, at) != raw).sum())
+        by_own += int((pair.label(which, at) != raw).sum())
     return (count, by_other / count, by_own / count) if count else None
 
 
 def report(found: Comparison) -> list[str]:
     """The comparison in words."""
     lines = []
-    for which, one in zip("AB", (found.first, found.second), strict=True):
-        trials, settings = one.counted
-        kind = "a grid" if one.is_grid else "scattered"
-        without = f"; left out: {'; '.join(one.left_out)}" if one.left_out else ""
-        lines.append(f"{which}  {one.name}: {trials:,} trials with a result, {settings:,} settings ({kind}){without}")
+    sides = (("A", found.first), ("B", found.second))
+    for which, of in sides:
+        trials, settings = of.counted
+        kind = "a grid" if of.is_grid else "scattered"
+        without = f"; left out: {'; '.join(of.left_out)}" if of.left_out else ""
+        lines.append(f"{which}  {of.name}: {trials:,} trials with a result, {settings:,} settings ({kind}){without}")
     lines += findings(found)
     lines += [f"in one of them only: {text}" for text in found.unmatched]
     if found.differences:
@@ -282,20 +299,20 @@ def report(found: Comparison) -> list[str]:
             "not one of method:"
         )
         lines += [f"      {text}" for text in found.differences]
-    for which, one in zip("AB", (found.first, found.second), strict=True):
-        unknown = [text for text, known in (("job", one.job), ("thresholds", one.thresholds)) if not known]
+    for which, of in sides:
+        unknown = [name for name in ("job", "thresholds") if not getattr(of.note, name)]
         if unknown:
-            lines.append(f"note: the table of {which} does not say its {' and '.join(unknown)}: not compared")
-        if one.stale:
+            lines.append(f"note: the table of {which} does not contain its {' and '.join(unknown)}: not compared")
+        if of.stale:
             lines.append(
-                f"note: {plural(one.stale, 'trial')} of {which} have labels under other thresholds than its file's: "
-                "`phasefront map` labels them anew"
+                f"note: {plural(of.stale, 'trial')} of {which} have labels under other thresholds than its file's: "
+                "`phasefront map` labels them again"
             )
     return lines
 
 
 def findings(found: Comparison) -> list[str]:
-    """In how much the two maps differ."""
+    """How much the two maps differ."""
     lines = [
         f"the maps differ in {found.area:.2%} of the area, and in {found.sure_area:.2%} where both are sure",
         f"in their 90% bands lie {found.unsure[0]:.2%} (A) and {found.unsure[1]:.2%} (B) of it",
