@@ -365,12 +365,12 @@ _METRIC_NAME = re.compile(r"[\w.-][/\w. :-]*")
 def is_metric_name(name: object, *, longest: int = LONGEST_METRIC_NAME) -> bool:
     """Whether MLflow accepts this name for a metric or an observation.
 
-    It may contain letters, digits, "_", "-", ".", " ", ":" and "/". It must not start with "/", ":" or a space, and
-    must have no part between slashes that is empty or "..".
+    It may contain letters, digits, "_", "-", ".", " ", ":" and "/". It must not start with "/", ":", ".." or a
+    space, and must have no part between slashes that is empty, "." or "..".
     """
     if not isinstance(name, str) or len(name) > longest or not _METRIC_NAME.fullmatch(name):
         return False
-    return ".." not in name.split("/") and "//" not in name
+    return not name.startswith("..") and not {"", ".", ".."} & set(name.split("/"))
 
 
 def log_spaced_steps(horizon: int, points: int) -> NDArray[np.int64]:
