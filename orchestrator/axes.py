@@ -25,8 +25,8 @@ ScalarValue = bool | int | float | str
 """`Scalar` as pydantic checks it: strictly, so that `true` is not a number."""
 
 
-def key(default: Any = ..., *, meaning: str, valid: str, **rules: Any) -> Any:
-    """A key of the sweep file: what it means, and its valid values in words for messages and editors."""
+def key(default: Any = ..., meaning: str = "", valid: str = "", **rules: Any) -> Any:
+    """A key of the sweep file: its default, its meaning, and its valid values in words for messages and editors."""
     return Field(default, description=f"{meaning} Valid: {valid}.", json_schema_extra={"x-valid": valid}, **rules)
 
 
@@ -39,58 +39,58 @@ class FileModel(BaseModel):
 class _AxisModel(FileModel):
     when: dict[str, ScalarValue | list[ScalarValue]] = key(
         {},
-        meaning="The axis exists only where these parameters have this value, or one of these values.",
-        valid="a mapping of parameter to value or list of values",
+        "The axis exists only where these parameters have this value, or one of these values.",
+        "a mapping of parameter to value or list of values",
     )
 
 
 class _Range(_AxisModel):
     points: int | None = key(
         None,
-        meaning="Number of points, both ends included; a boundary search without them looks anywhere in between.",
-        valid=f"a whole number from 1 to {MOST_POINTS}",
+        "Number of points, both ends included; a boundary search without them looks anywhere in between.",
+        f"a whole number from 1 to {MOST_POINTS}",
         ge=1,
         le=MOST_POINTS,
     )
 
 
+_SPACED = "How the values are spaced."
+_INCLUDE = "Further values (0 for instance), put in order among the others."
+
+
 class LinearAxis(_Range):
     """Evenly spaced values."""
 
-    scale: Literal["linear"] = key(meaning="How the values are spaced.", valid="linear")
-    start: float = key(meaning="First value.", valid="a number", alias="from")
-    to: float = key(meaning="Last value.", valid="a number")
-    include: list[float] = key([], meaning="Further values, put in order among the others.", valid="a list of numbers")
+    scale: Literal["linear"] = key(..., _SPACED, "linear")
+    start: float = key(..., "First value.", "a number", alias="from")
+    to: float = key(..., "Last value.", "a number")
+    include: list[float] = key([], "Further values, put in order among the others.", "a list of numbers")
 
 
 class LogAxis(_Range):
     """Values with a constant ratio."""
 
-    scale: Literal["log"] = key(meaning="How the values are spaced.", valid="log")
-    start: float = key(meaning="First value.", valid="a number > 0", alias="from", gt=0)
-    to: float = key(meaning="Last value.", valid="a number > 0", gt=0)
-    include: list[float] = key(
-        [], meaning="Further values (0 for instance), put in order among the others.", valid="a list of numbers"
-    )
+    scale: Literal["log"] = key(..., _SPACED, "log")
+    start: float = key(..., "First value.", "a number > 0", alias="from", gt=0)
+    to: float = key(..., "Last value.", "a number > 0", gt=0)
+    include: list[float] = key([], _INCLUDE, "a list of numbers")
 
 
 class IntegerAxis(_Range):
     """Whole numbers with a roughly constant ratio; those that coincide are kept once."""
 
-    scale: Literal["integer"] = key(meaning="How the values are spaced.", valid="integer")
-    start: int = key(meaning="Smallest value.", valid="a whole number from 1 to 1e15", alias="from", ge=1, le=_LARGEST)
-    to: int = key(meaning="Largest value.", valid="a whole number from 1 to 1e15", ge=1, le=_LARGEST)
-    include: list[int] = key(
-        [], meaning="Further values (0 for instance), put in order among the others.", valid="a list of whole numbers"
-    )
+    scale: Literal["integer"] = key(..., _SPACED, "integer")
+    start: int = key(..., "Smallest value.", "a whole number from 1 to 1e15", alias="from", ge=1, le=_LARGEST)
+    to: int = key(..., "Largest value.", "a whole number from 1 to 1e15", ge=1, le=_LARGEST)
+    include: list[int] = key([], _INCLUDE, "a list of whole numbers")
 
 
 class ValuesAxis(_AxisModel):
     """The values themselves, in the order of the list."""
 
-    scale: Literal["values"] = key("values", meaning="The values are listed.", valid="values")
+    scale: Literal["values"] = key("values", "The values are listed.", "values")
     values: list[ScalarValue] = key(
-        meaning="The axis' values.", valid="a list of numbers, text, true or false; at least one", min_length=1
+        ..., "The axis' values.", "a list of numbers, text, true or false; at least one", min_length=1
     )
 
 

@@ -1,6 +1,6 @@
-"""A user's mistake: where it is, the rule it breaks, the value, the valid choices, the next step.
+"""A user's mistake: its place, the rule it breaks, the value, the valid choices, the next step.
 
-The command line prints `UserError.text` and exits with code 2; it never shows a traceback for one.
+The command line prints `UserError.text` and exits with code 2, without a traceback.
 """
 
 from __future__ import annotations
@@ -10,32 +10,30 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-
-class _Nothing:
-    """Stands for "no value to show", since None is a value that YAML can hold."""
-
-    def __repr__(self) -> str:
-        return "NOTHING"
-
-
-NOTHING: Final = _Nothing()
-
+NOTHING: Final = object()
+"""No value: None is a value that YAML can hold."""
 _LONGEST_VALUE = 200
-"""Characters of a value that a message shows; a list of 10,000 numbers helps nobody."""
+"""Characters of a value that a message shows."""
 
 
 def show(value: object) -> str:
-    """A value as the user would write it in YAML: `true`, `null`, quoted text; long ones are cut."""
+    """A value as written in YAML (`true`, `null`, quoted text), cut if it is long."""
     yaml = {"True": "true", "False": "false", "None": "null"}
     text = yaml.get(repr(value), repr(value))
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name that `name` most likely meant, or None where none is like it."""
+    """The valid name that is most like `name`; None where none is like it."""
     by_folded = {v.casefold(): v for v in valid}
-    found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
-    return by_folded[found[0]] if found else None
+    matches = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    return by_folded[matches[0]] if matches else None
+
+
+def did_you_mean(name: str, valid: Iterable[str], otherwise: str = "") -> str:
+    """A next step for a name that is not valid: the nearest valid one, or `otherwise` where none is like it."""
+    near = nearest(name, valid)
+    return f"did you mean '{near}'?" if near else otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +41,17 @@ class Mistake:
     """One mistake in something that a user wrote."""
 
     rule: str
-    """What must hold, or what does not."""
+    """What must hold, or what is wrong."""
     place: str = ""
-    """`file:line:column`, `file`, or the command-line option; empty where there is none."""
+    """`file:line:column`, `file`, or the command-line option."""
     value: object = NOTHING
     choices: Sequence[object] = ()
     """The valid choices, all of them."""
     next_step: str = ""
-    """What to do now."""
 
     @property
     def text(self) -> str:
-        """`place: rule`, then indented lines for what is known of value, choices and next step."""
+        """`place: rule`, then a line each for value, choices and next step where they are given."""
         lines = [f"{self.place}: {self.rule}" if self.place else self.rule]
         if self.value is not NOTHING:
             lines.append(f"  value: {show(self.value)}")
@@ -66,7 +63,7 @@ class Mistake:
 
 
 class UserError(Exception):
-    """One mistake, or several that are independent of each other (`UserError.of`)."""
+    """One mistake, or several independent ones (`UserError.of`)."""
 
     def __init__(
         self,
@@ -83,7 +80,7 @@ class UserError(Exception):
 
     @classmethod
     def of(cls, mistakes: Sequence[Mistake]) -> UserError:
-        """All of these mistakes as one error, in the given order."""
+        """One error with all of these mistakes, in the given order."""
         error = cls("")
         error.mistakes = tuple(mistakes)
         error.args = (error.text,)

@@ -1,4 +1,4 @@
-"""A trial: one immutable setting of a job and a replicate. Its content is its identity."""
+"""A trial: one setting of a job's parameters and a replicate, identified by the hash of its content."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 from jobs.job import Params, Scalar, as_dict, identity
 
 
-def _digest(*parts: object) -> bytes:
-    text = json.dumps(parts, separators=(",", ":"), sort_keys=True, allow_nan=False)
+def digest(*parts: object, allow_nan: bool = False) -> bytes:
+    """The 16-byte hash of plain data; equal on every machine."""
+    text = json.dumps(parts, separators=(",", ":"), sort_keys=True, allow_nan=allow_nan)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def replicate_seed(job: str, base_seed: int, replicate: int) -> int:
     """The 64-bit key of a replicate's random numbers.
 
-    It depends on the replicate and not on the other parameters: trials that differ along an axis
-    share data split, noise and batches (common random numbers), and a longer horizon extends a curve.
+    It does not depend on the parameters: trials that differ along an axis share data split, noise and batches
+    (common random numbers), and a longer training extends a curve.
     """
-    return int.from_bytes(_digest("seed", job, base_seed, replicate)[:8], "little")
+    return int.from_bytes(digest("seed", job, base_seed, replicate)[:8], "little")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,14 +33,14 @@ class Trial:
     """The job as the sweep file names it."""
     job_version: int
     params: Params
-    """All parameters, the job's defaults included (the id leaves out later options that are at their default)."""
+    """All parameters, defaults included (the id leaves out options added later that are at their default)."""
     replicate: int
     base_seed: int = 0
     id: str = field(init=False)
-    """32 hexadecimal digits: the hash of everything above. Equal content, equal id, in any sweep."""
+    """32 hexadecimal digits: the hash of all of the above, so that equal trials have equal ids in any sweep."""
 
     def __post_init__(self) -> None:
-        content = _digest("trial", self.job, self.job_version, identity(self.params), self.replicate, self.base_seed)
+        content = digest("trial", self.job, self.job_version, identity(self.params), self.replicate, self.base_seed)
         object.__setattr__(self, "id", content.hex())
 
     @property

@@ -194,7 +194,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     ),
     "include": (
         "axes: {weight_decay: {scale: log, from: 1, to: 9, include: [0]}}\n" + SEARCH,
-        "'include' goes with 'points'",
+        "'include' requires 'points'",
     ),
     "condition": (
         AXES + "  steps: {values: [1, 2], when: {dimension: 4}}\n" + SEARCH,

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.job import as_dict
-from orchestrator.sweep.sweep import Resources, Sweep
+from orchestrator.sweep.file import Resources
+from orchestrator.sweep.sweep import Sweep
 
 JOB = "jobs_for_tests:Descent"
 OTHER = {"name": "it", "seed": 3, "replicates": 2, "fixed": {"steps": 7}}

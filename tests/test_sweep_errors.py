@@ -185,12 +185,12 @@ CASES = {
     "zip number": ("axes: {steps: [1]}\nzip: [[1, steps]]", "3:8: 'zip.0.0' must be the name of an axis", "value: 1"),
     "zip unknown": (
         "axes: {steps: [1]}\nzip: [[steps, stepz]]",
-        "3:15: 'stepz' is no axis of this sweep",
+        "3:15: 'stepz' is not an axis of this sweep",
         "did you mean 'steps'?",
     ),
     "zip fixed": (
         "axes: {steps: [1]}\nfixed: {model: plain}\nzip: [[steps, model]]",
-        "4:15: 'model' is no axis",
+        "4:15: 'model' is not an axis",
         "add it under",
     ),
     "zip of one": ("axes: {steps: [1]}\nzip: [[steps]]", "3:7: a zipped group names at least two", "valid: steps"),
@@ -207,12 +207,12 @@ CASES = {
     ),
     "zip lengths": (
         "axes: {steps: [1, 2], label: [a, b, c]}\nzip: [[steps, label]]",
-        "3:7: zipped axes have equally many values; these have steps: 2, label: 3",
+        "3:7: zipped axes need equally many values; these have steps: 2, label: 3",
         "change 'points', or the lists",
     ),
     "zip lengths of integers": (
         "axes: {steps: {scale: integer, from: 1, to: 4, points: 9}, label: [a]}\nzip: [[steps, label]]",
-        "3:7: zipped axes have equally many values; these have steps: 4, label: 1",
+        "3:7: zipped axes need equally many values; these have steps: 4, label: 1",
         "integer axes drop points that coincide",
     ),
     "condition on nothing": (
@@ -247,12 +247,12 @@ CASES = {
     ),
     "conditions in a circle": (
         "axes:\n  heads: {values: [1], when: {steps: 1}}\n  steps: {values: [1], when: {heads: 1}}",
-        "3:24: conditions that wait for each other",
+        "3:24: conditions that depend on each other",
         "heads, steps",
     ),
     "condition on a zipped axis": (
         "axes:\n  heads: {values: [1], when: {steps: 1}}\n  steps: [1]\nzip: [[heads, steps]]",
-        "3:24: conditions that wait for each other, or for an axis zipped",
+        "3:24: conditions that depend on each other, or on an axis zipped",
         "remove one",
     ),
     "too many trials": (
@@ -297,8 +297,8 @@ JOBS = {
         "value",
     ),
     "no attribute": ("job: jobs_for_tests:Nothing", "1:6: job 'jobs_for_tests:Nothing': module", "Crashing, Descent"),
-    "relative": ("job: '..x:Job'", "1:6: job '..x:Job' cannot be loaded: TypeError", "mend"),
-    "no module name": ("job: ':Job'", "1:6: job ':Job' cannot be loaded: ValueError", "mend"),
+    "relative": ("job: '..x:Job'", "1:6: job '..x:Job' cannot be loaded: TypeError", "correct"),
+    "no module name": ("job: ':Job'", "1:6: job ':Job' cannot be loaded: ValueError", "correct"),
     "abstract": ("job: jobs.job:Job", "1:6: job 'jobs.job:Job' cannot be loaded: TypeError", "abstract"),
     "raises": (
         "job: raises_at_import:Job",
@@ -370,7 +370,7 @@ OVERRIDES = {
     "range": ("fixed.steps=0", "'steps' must be a whole number >= 1", "value: 0"),
     "also an axis": ("fixed.weight_decay=1", "'weight_decay' is fixed, and is an axis too", "value: 1"),
     "resource": ("resources.workers=-1", "'workers' must be a whole number >= 1, or auto", "value: -1"),
-    "zip": ("zip=[[weight_decay, steps]]", "'steps' is no axis of this sweep", "valid: weight_decay"),
+    "zip": ("zip=[[weight_decay, steps]]", "'steps' is not an axis of this sweep", "valid: weight_decay"),
     "job": ("job=groking", "no job is called 'groking'", "did you mean 'grokking'?"),
     "list": ("axes.weight_decay=[]", "empty grid: axis 'weight_decay' has no values", "value: []"),
     "list's entry": ("axes.weight_decay=[1, -1]", "'weight_decay' must be a number >= 0", "value: -1"),

@@ -100,7 +100,7 @@ def _end_of_search(sweep: Sweep, asked: int, area: float | None) -> list[str]:
         return [f"{aim} was reached after {plural(asked, 'trial')}: `until` ends the search"]
     if asked < sweep.most_trials:
         return [f"{aim} is not reached yet: {asked:,} of at most {plural(sweep.most_trials, 'trial')} were asked"]
-    grid = None if sweep.is_open else len(sweep.first) * sweep.replicates
+    grid = sweep.grid_size
     if grid is not None and asked >= grid:
         return [f"{aim} was not reached: all {plural(grid, 'trial')} of its grid were asked; give the axes more points"]
     more = min(2 * sweep.most_trials, MOST_BUDGET, *([] if grid is None else [grid]))

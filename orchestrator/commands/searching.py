@@ -50,7 +50,7 @@ def opened_sampler(sweep: Sweep, tracker: Tracker, *, workers: int) -> Iterator[
             ),
             replicates=sweep.replicates,
             start=search.start,
-            batch=None if search.batch == "auto" else search.batch,
+            batch=search.batch,
             workers=workers,
             seed=sweep.search_seed,
             metric_place=sweep.metric_place,

@@ -1,8 +1,7 @@
-"""The sweep file against its job: names, values, groups, conditions and combinations."""
+"""The sweep file against its job: names, values, zipped groups, conditions and combinations."""
 
 from __future__ import annotations
 
-import dataclasses
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from jobs.catalogue import BUILT_IN, load_job
 from jobs.job import Job, JobNotFound, ParamError, Params, ParamSpec, Scalar, specs
 from orchestrator.axes import Axis, AxisModel, Cycle, RangeAxis, TooManyTrials, ValuesAxis, expand, points_of
-from orchestrator.errors import NOTHING, nearest, show
+from orchestrator.errors import NOTHING, did_you_mean, show
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.sweep.file import parse_axis, unknown, valid_values
 from orchestrator.trial import Trial
@@ -29,33 +28,28 @@ class Vocabulary:
 
     @property
     def defaults(self) -> dict[str, Scalar]:
-        """The job's own values of the parameters that have one."""
+        """The parameters that have a default, with that default."""
         return {name: spec.default for name, spec in self.params.items() if not spec.required}
 
 
 def find_job(document: Document) -> Vocabulary | None:
     """The job that the document names; None, with the mistake noted, where there is none."""
-    spec = document.get(("job",))
-    if not isinstance(spec, str) or not spec or ("job",) in document.broken:
-        return None
     keys: Keys = ("job",)
+    spec = document.get(keys)
+    if not isinstance(spec, str) or not spec or keys in document.broken:
+        return None
     try:
         job = load_job(spec)
         params = {} if job.open_params else specs(job.Params)
         return Vocabulary(job=job, spec=spec, params=params, thresholds=specs(job.Thresholds))
     except JobNotFound as error:
-        near = nearest(spec, BUILT_IN)
-        next_step = f"did you mean '{near}'?" if near else "name a built-in job, or my_package.my_module:MyJob"
+        next_step = did_you_mean(spec, BUILT_IN, "name a built-in job, or my_package.my_module:MyJob")
         document.add(keys, str(error), value=spec, choices=tuple(BUILT_IN), next_step=next_step)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever the user's module does at import, SystemExit included
-        document.add(
-            keys,
-            f"job {spec!r} cannot be loaded: {type(error).__name__}: {error}",
-            value=spec,
-            next_step=f"mend {_where(error)}",
-        )
+    except BaseException as error:  # whatever the user's module raises at import, SystemExit included
+        rule = f"job {spec!r} cannot be loaded: {type(error).__name__}: {error}"
+        document.add(keys, rule, value=spec, next_step=f"correct {_where(error)}")
     return None
 
 
@@ -76,7 +70,7 @@ def check_values(document: Document, known: Vocabulary) -> tuple[list[Axis], dic
         keys: Keys = ("axes", name)
         if not known.job.open_params and name not in known.params:
             document.forget_mistakes(keys)
-            unknown(document, keys, "parameter", tuple(known.params), where=f" of job {known.spec!r}")
+            unknown(document, keys, "parameter", known.params, where=f" of job {known.spec!r}")
         if document.wrong_under(keys):
             continue
         written = parse_axis(document.get(keys))
@@ -85,22 +79,13 @@ def check_values(document: Document, known: Vocabulary) -> tuple[list[Axis], dic
         if document.wrong_under(keys):
             continue
         if name in fixed and not when:
-            at = document.place(keys, key=True).text
-            document.add(
-                ("fixed", name),
-                f"'{name}' is fixed, and is an axis too, at {at}",
-                key=True,
-                value=fixed[name],
-                next_step="keep one of the two",
-            )
-        if name not in groups:  # zipped values stand by their positions; others need to be there once
+            rule = f"'{name}' is fixed, and is an axis too, at {document.place(keys, key=True).text}"
+            document.add(("fixed", name), rule, key=True, value=fixed[name], next_step="keep one of the two")
+        if name not in groups:  # zipped values are matched by position; others are needed once
             values = list({(type(value), value): value for value in values}.values())
         between = not isinstance(written, ValuesAxis) and written.points is None
-        axes.append(
-            Axis(
-                name=name, scale=written.scale, values=tuple(values), when=when, group=groups.get(name), between=between
-            )
-        )
+        group, scale = groups.get(name), written.scale
+        axes.append(Axis(name=name, scale=scale, values=tuple(values), when=when, group=group, between=between))
     _check_zip(document, axes)
     for name, spec in known.params.items():
         if spec.required and name not in fixed and name not in _mapping(document, "axes"):
@@ -110,13 +95,9 @@ def check_values(document: Document, known: Vocabulary) -> tuple[list[Axis], dic
     return axes, fixed, phases
 
 
-def _is_boundary(document: Document) -> bool:
-    return bool(document.get(("search", "kind")) == "boundary")
-
-
 def _mapping(document: Document, section: str) -> dict[str, Any]:
-    found = document.data.get(section)
-    return found if isinstance(found, dict) else {}
+    content = document.data.get(section)
+    return content if isinstance(content, dict) else {}
 
 
 def _section(
@@ -128,35 +109,30 @@ def _section(
         keys: Keys = (section, name)
         if not is_open and name not in valid:
             document.forget_mistakes(keys)
-            unknown(document, keys, kind, tuple(valid), where=f" of job {known.spec!r}")
+            unknown(document, keys, kind, valid, where=f" of job {known.spec!r}")
         elif not document.wrong_under(keys):
             values[name] = _checked(document, valid.get(name), keys, value)
     return values
 
 
 def _checked(document: Document, spec: ParamSpec | None, keys: Keys, value: Any, next_step: str = "") -> Scalar:
-    """The value in the parameter's type; as it is, with a mistake noted, where it breaks the rule."""
+    """The value in the parameter's type; unchanged, with a mistake noted, where it breaks the rule."""
     try:
-        return spec.check(value) if spec else _finite(keys, value)
+        if spec:
+            return spec.check(value)
+        if isinstance(value, float) and not abs(value) < float("inf"):
+            raise ParamError(str(keys[1]), "must be a finite number", value)
     except ParamError as error:
         if spec and spec.type is str and not isinstance(value, str):
             next_step = next_step or "put it in quotes"
         elif isinstance(value, str) and error.choices:
-            near = nearest(value, map(str, error.choices))
-            next_step = f"did you mean '{near}'?" if near else ""
+            next_step = did_you_mean(value, map(str, error.choices))
         elif isinstance(value, str) and spec and spec.type is not str and value[:1].isdecimal():
             next_step = "write it without quotes"
         rule = f"'{error.name}' {error.rule}" + (f" ({spec.meaning})" if spec else "")
         document.add(keys, rule, value=value, choices=error.choices, next_step=next_step)
     except OverflowError:
         document.add(keys, f"'{keys[1]}' is too large a number", value=value)
-    result: Scalar = value
-    return result
-
-
-def _finite(keys: Keys, value: Any) -> Scalar:
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        raise ParamError(str(keys[1]), "must be a finite number", value)
     result: Scalar = value
     return result
 
@@ -168,43 +144,34 @@ def _axis_values(
         below = (*keys, "values") if isinstance(document.get(keys), dict) else keys
         return [_checked(document, spec, (*below, i), value) for i, value in enumerate(written.values)]
     if spec and spec.type in (bool, str):
-        document.add(
-            (*keys, "scale"),
-            f"'{spec.name}' must be {spec.describe_range()}, and a scale makes numbers",
-            value=written.scale,
-            next_step="list its values: [...]",
-        )
+        rule = f"'{spec.name}' must be {spec.describe_range()}, and a scale makes numbers"
+        document.add((*keys, "scale"), rule, value=written.scale, next_step="list its values: [...]")
         return []
-    if written.points is None and not _is_boundary(document):
-        valid = valid_values(type(written), "points")
-        document.add(keys, f"'points' is missing: {valid}", key=True, next_step="add 'points: ...'")
+    if written.points is None and document.get(("search", "kind")) != "boundary":
+        rule = f"'points' is missing: {valid_values(type(written), 'points')}"
+        document.add(keys, rule, key=True, next_step="add 'points: ...'")
         return []
     if written.points is None and written.include:
-        document.add(
-            (*keys, "include"),
-            "'include' goes with 'points': without them a search looks everywhere in between",
-            key=True,
-            value=written.include,
-            next_step="add 'points: ...', or remove it",
-        )
-    include: list[Scalar] = list(written.include)
-    for position, value in enumerate(include):
+        rule = "'include' requires 'points': without them a search may choose any value of the range"
+        next_step = "add 'points: ...', or remove it"
+        document.add((*keys, "include"), rule, key=True, value=written.include, next_step=next_step)
+    for position, value in enumerate(written.include):
         _checked(document, spec, (*keys, "include", position), value)
     for end, value in (("from", written.start), ("to", written.to)):
         _checked(document, spec, (*keys, end), value)
     if not document.wrong_under(keys):
         _check_direction(document, keys, written, zipped=zipped)
     values: list[Scalar] = []
-    for value in [] if document.wrong_under(keys) else points_of(written):
+    for point in [] if document.wrong_under(keys) else points_of(written):
         next_step = "use 'scale: integer', or list the values" if spec and spec.type is int else ""
-        values.append(_checked(document, spec, keys, value, next_step))
+        values.append(_checked(document, spec, keys, point, next_step))
         if document.wrong_under(keys):
-            break  # one computed point says it for all
+            break  # the others would break the same rule
     return values
 
 
 def _check_direction(document: Document, keys: Keys, written: RangeAxis, *, zipped: bool) -> None:
-    """A range rises. One that is zipped may fall, since that says which values go together; integers are sorted."""
+    """A range rises, unless it is zipped, where the direction says which values go together; integers are sorted."""
     is_search = written.points is None
     if zipped and written.scale != "integer" and not is_search:
         return
@@ -214,31 +181,28 @@ def _check_direction(document: Document, keys: Keys, written: RangeAxis, *, zipp
     step = f"write 'from: {show(to)}, to: {show(start)}'"
     if written.start == written.to:
         step = "write another 'from' or 'to', or put it under 'fixed:'"
-    document.add(
-        (*keys, "from"),
-        f"an axis rises: 'from' must be less than 'to' ({show(to)})",
-        value=start,
-        next_step=step,
-    )
+    rule = f"an axis rises: 'from' must be less than 'to' ({show(to)})"
+    document.add((*keys, "from"), rule, value=start, next_step=step)
 
 
 def _conditions(document: Document, known: Vocabulary, keys: Keys, written: AxisModel) -> dict[str, tuple[Scalar, ...]]:
-    sweep_names = (*_mapping(document, "axes"), *_mapping(document, "fixed"))
-    valid = sweep_names if known.job.open_params else tuple(known.params)
+    sweep_names = dict.fromkeys((*_mapping(document, "axes"), *_mapping(document, "fixed")))
+    valid = sweep_names if known.job.open_params else known.params
     when: dict[str, tuple[Scalar, ...]] = {}
     for name, among in written.when.items():
         below: Keys = (*keys, "when", name)
+        spec = known.params.get(name)
         if name == keys[1]:
-            document.add(below, f"axis '{name}' has a condition on itself", key=True, next_step="name another")
+            rule = f"axis '{name}' has a condition on itself"
+            document.add(below, rule, key=True, next_step="name another parameter")
         elif name not in valid:
-            unknown(document, below, "parameter", tuple(dict.fromkeys(valid)), where=" in a condition")
+            unknown(document, below, "parameter", valid, where=" in a condition")
         elif isinstance(among, list):
             if not among:
                 document.add(below, "a condition lists at least one value", value=among)
-            spec = known.params.get(name)
             when[name] = tuple(_checked(document, spec, (*below, i), value) for i, value in enumerate(among))
         else:
-            when[name] = (_checked(document, known.params.get(name), below, among),)
+            when[name] = (_checked(document, spec, below, among),)
     return when
 
 
@@ -250,26 +214,22 @@ def _groups(document: Document) -> dict[str, int]:
     for number, group in enumerate(written if isinstance(written, list) else []):
         if not isinstance(group, list):
             continue
-        if len(group) < 2 and not document.wrong_under(("zip", number)):
-            document.add(
-                ("zip", number),
-                "a zipped group names at least two axes",
-                value=group,
-                choices=tuple(axes),
-                next_step="write 'zip: [[a, b]]', a list of groups",
-            )
+        keys: Keys = ("zip", number)
+        if len(group) < 2 and not document.wrong_under(keys):
+            rule, next_step = "a zipped group names at least two axes", "write 'zip: [[a, b]]', a list of groups"
+            document.add(keys, rule, value=group, choices=tuple(axes), next_step=next_step)
         for position, name in enumerate(group):
-            keys: Keys = ("zip", number, position)
             if not isinstance(name, str):
                 continue
             if name not in axes:
-                near = nearest(name, axes)
-                next_step = f"did you mean '{near}'?" if near else "add it under 'axes:'"
-                document.add(
-                    keys, f"'{name}' is no axis of this sweep", value=name, choices=tuple(axes), next_step=next_step
+                rule, next_step = (
+                    f"'{name}' is not an axis of this sweep",
+                    did_you_mean(name, axes, "add it under 'axes:'"),
                 )
+                document.add((*keys, position), rule, value=name, choices=tuple(axes), next_step=next_step)
             elif name in groups:
-                document.add(keys, f"'{name}' is zipped already", value=name, next_step="name each axis once")
+                rule = f"'{name}' is zipped already"
+                document.add((*keys, position), rule, value=name, next_step="name each axis once")
             else:
                 groups[name] = number
     return groups
@@ -278,19 +238,16 @@ def _groups(document: Document) -> dict[str, int]:
 def _check_zip(document: Document, axes: list[Axis]) -> None:
     members: dict[int, list[Axis]] = {}
     for axis in axes:
-        if axis.group is not None:
+        if axis.group is not None and not axis.between:
             members.setdefault(axis.group, []).append(axis)
     for group, zipped in members.items():
-        lengths = {axis.name: len(axis.values) for axis in zipped if not axis.between}
-        if len(set(lengths.values())) > 1:
-            document.add(
-                ("zip", group),
-                "zipped axes have equally many values; these have "
-                + ", ".join(f"{name}: {length}" for name, length in lengths.items()),
-                next_step="integer axes drop points that coincide: list the values, or change 'points'"
-                if any(axis.scale == "integer" for axis in zipped)
-                else "change 'points', or the lists",
-            )
+        if len({len(axis.values) for axis in zipped}) > 1:
+            lengths = ", ".join(f"{axis.name}: {len(axis.values)}" for axis in zipped)
+            next_step = "change 'points', or the lists"
+            if any(axis.scale == "integer" for axis in zipped):
+                next_step = "integer axes drop points that coincide: list the values, or change 'points'"
+            rule = f"zipped axes need equally many values; these have {lengths}"
+            document.add(("zip", group), rule, next_step=next_step)
 
 
 def check_thresholds(document: Document, known: Vocabulary, phases: Mapping[str, Scalar]) -> Params | None:
@@ -300,14 +257,14 @@ def check_thresholds(document: Document, known: Vocabulary, phases: Mapping[str,
     except ParamError as error:
         rule = f"'{error.name}' {error.rule}"
         document.add(("phases", error.name), rule, value=error.value, choices=error.choices)
-    except Exception as error:
-        _own_check(document, known, ("phases",), error, dict(phases))
+    except Exception as error:  # the job's own check may raise anything
+        _refused(document, known, ("phases",), error, phases)
     return None
 
 
-def _own_check(document: Document, known: Vocabulary, keys: Keys, error: Exception, values: dict[str, Scalar]) -> None:
+def _refused(document: Document, known: Vocabulary, keys: Keys, error: Exception, values: Mapping[str, Scalar]) -> None:
     rule = f"job {known.spec!r} refuses these values: {type(error).__name__}: {error}"
-    document.add(keys, rule, key=True, value=values, next_step=f"change the values, or mend {_where(error)}")
+    document.add(keys, rule, key=True, value=dict(values), next_step=f"change the values, or correct {_where(error)}")
 
 
 def combinations(
@@ -322,72 +279,56 @@ def combinations(
 ) -> list[Trial]:
     """The first replicate of every distinct setting, in order; mistakes are noted.
 
-    Axes without points stand for their two ends, and `also` for settings in between.
+    Args:
+        document: The file.
+        known: Its job.
+        axes: The axes; those without points stand for their two ends.
+        fixed: Fixed parameters.
+        replicates: Trials at every setting; they count towards the limit.
+        seed: The sweep's seed.
+        also: Further settings to check.
     """
     try:
         settings, never = expand(axes, fixed, known.defaults, replicates=replicates)
     except Cycle as error:
         names = [str(name) for name in error.args]
-        rule = f"conditions that wait for each other, or for an axis zipped with their own: {', '.join(names)}"
+        rule = f"conditions that depend on each other, or on an axis zipped with their own: {', '.join(names)}"
         document.add(("axes", names[0], "when"), rule, key=True, next_step="remove one of the conditions")
         return []
     except TooManyTrials as error:
         document.add(("axes",), f"a sweep has at most 2,000,000 trials; this one has {error.args[0]:,}", key=True)
         return []
     for name in sorted(never):
-        document.add(
-            ("axes", name, "when"),
-            f"empty grid: the condition of axis '{name}' never holds",
-            key=True,
-            value=document.get(("axes", name, "when")),
-            next_step="a condition sees the other axes, fixed parameters and the job's defaults",
-        )
+        keys: Keys = ("axes", name, "when")
+        rule = f"empty grid: the condition of axis '{name}' never holds"
+        next_step = "a condition can use the other axes, fixed parameters and the job's defaults"
+        document.add(keys, rule, key=True, value=document.get(keys), next_step=next_step)
     settings += also
     first: dict[str, Trial] = {}
     wrong: dict[str | None, list[tuple[Exception, dict[str, Scalar]]]] = {}
     for setting in settings:
         try:
             params = known.job.params_for(setting)
-        except ParamError as error:
-            wrong.setdefault(error.name, []).append((error, setting))
-            continue
-        except Exception as error:
-            wrong.setdefault(None, []).append((error, setting))
+        except Exception as error:  # the job's own check may raise anything
+            wrong.setdefault(error.name if isinstance(error, ParamError) else None, []).append((error, setting))
             continue
         trial = Trial(job=known.spec, job_version=known.job.version, params=params, replicate=0, base_seed=seed)
         first.setdefault(trial.id, trial)
-    for param, cases in wrong.items():
-        _wrong_combination(document, known, param, cases, len(settings))
+    for cases in wrong.values():
+        _wrong_combination(document, known, cases, len(settings))
     return list(first.values())
 
 
 def _wrong_combination(
-    document: Document,
-    known: Vocabulary,
-    param: str | None,
-    cases: list[tuple[Exception, dict[str, Scalar]]],
-    total: int,
+    document: Document, known: Vocabulary, cases: list[tuple[Exception, dict[str, Scalar]]], total: int
 ) -> None:
     error, setting = cases[0]
-    if param is None or not isinstance(error, ParamError):
-        _own_check(document, known, ("job",), error, setting)
+    if not isinstance(error, ParamError):
+        _refused(document, known, ("job",), error, setting)
         return
-    keys: Keys = next((k for k in (("axes", param), ("fixed", param)) if document.get(k) is not NOTHING), ("axes",))
+    name = error.name
+    keys: Keys = next((k for k in (("axes", name), ("fixed", name)) if document.get(k) is not NOTHING), ("axes",))
     count = "all" if len(cases) == total else f"{len(cases):,} of {total:,}"
-    document.add(
-        keys,
-        f"'{param}' {error.rule}; got {show(error.value)} in {count} combinations, the first of which is",
-        key=True,
-        value=setting,
-        choices=error.choices,
-        next_step="change the values, zip the axes (zip:), or make one conditional (when:)",
-    )
-
-
-def replicated(first: list[Trial], replicates: int) -> list[Trial]:
-    """All replicates of every setting; those of one setting share its parameters."""
-    return [
-        trial if replicate == 0 else dataclasses.replace(trial, replicate=replicate)
-        for trial in first
-        for replicate in range(replicates)
-    ]
+    rule = f"'{name}' {error.rule}; got {show(error.value)} in {count} combinations, the first of which is"
+    next_step = "change the values, zip the axes (zip:), or make one conditional (when:)"
+    document.add(keys, rule, key=True, value=setting, choices=error.choices, next_step=next_step)

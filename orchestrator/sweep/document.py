@@ -1,4 +1,4 @@
-"""Plain data in which every key and value still knows where it was written."""
+"""Plain data, with the place where each key and value was written."""
 
 from __future__ import annotations
 
@@ -13,26 +13,19 @@ Keys = tuple[str | int, ...]
 
 
 class Place(NamedTuple):
-    """Where something was written. Places sort as a reader meets them: the file, then options."""
+    """Where something was written. Places sort in reading order: the file, then the options."""
 
     source: int
-    """0 for the file, then 1, 2, ... for the options in their order."""
+    """0 for the file, 1, 2, ... for the options."""
     line: int
     column: int
     text: str
     """As a message shows it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    place: Place
-    keys: Keys
-    mistake: Mistake
-
-
 @dataclass(kw_only=True)
 class Document:
-    """Data, the places of its nodes, and the mistakes found in it so far."""
+    """Data, the places of its nodes, and the mistakes noted so far."""
 
     source: str
     """The file as the user named it."""
@@ -40,11 +33,11 @@ class Document:
     places: dict[Keys, tuple[Place, Place]] = field(default_factory=dict)
     """Node -> (place of its key or list entry, place of its value)."""
     broken: set[Keys] = field(default_factory=set)
-    """Nodes whose value could not be read: whatever else is wrong there follows from that."""
-    found: list[_Found] = field(default_factory=list)
+    """Nodes whose value could not be read: other mistakes there follow from that and are not noted."""
+    noted: list[tuple[Place, Keys, Mistake]] = field(default_factory=list)
 
     def place(self, keys: Keys, *, key: bool = False) -> Place:
-        """The place of a node's value (or of its key); of its nearest written ancestor where it has none."""
+        """The place of a node's value, or of its key; where it has none, of its nearest ancestor that has one."""
         while keys not in self.places:
             if not keys:
                 return Place(0, 1, 1, f"{self.source}:1:1")
@@ -52,7 +45,7 @@ class Document:
         return self.places[keys][0 if key else 1]
 
     def get(self, keys: Keys) -> Any:
-        """The value of a node, or NOTHING where there is none."""
+        """The value of a node; NOTHING where there is none."""
         value: Any = self.data
         for key in keys:
             if isinstance(value, dict):
@@ -74,38 +67,36 @@ class Document:
         choices: Sequence[object] = (),
         next_step: str = "",
     ) -> None:
-        """Note a mistake at a node's value, at its key, or `at` a place; none where that could not be read."""
+        """Note a mistake at a node's value, at its key, or `at` a place, unless the node could not be read."""
         if any(keys[:n] in self.broken for n in range(len(keys) + (not key))):
             return
         place = at or self.place(keys, key=key)
         mistake = Mistake(rule=rule, place=place.text, value=value, choices=choices, next_step=next_step)
-        self.found.append(_Found(place=place, keys=keys, mistake=mistake))
+        self.noted.append((place, keys, mistake))
 
     def wrong_under(self, keys: Keys) -> bool:
-        """Whether a mistake was found at this node or below it."""
-        return any(found.keys[: len(keys)] == keys for found in self.found)
+        """Whether a mistake was noted at this node or below it."""
+        return any(noted[: len(keys)] == keys for _, noted, _ in self.noted)
 
     def forget(self, keys: Keys) -> None:
-        """Drop a node and all below it, with the mistakes found there: it is about to be replaced."""
+        """Drop a node that is about to be replaced, all below it, and the mistakes noted there."""
         n = len(keys)
         self.places = {node: pair for node, pair in self.places.items() if node[:n] != keys}
         self.broken = {node for node in self.broken if node[:n] != keys}
-        self.found = [found for found in self.found if found.keys[:n] != keys]
+        self.noted = [item for item in self.noted if item[1][:n] != keys]
 
     def forget_mistakes(self, keys: Keys) -> None:
-        """Drop what an option did wrong inside the node that it made itself: one mistake about the node says it."""
-        made_by = self.place(keys, key=True).source
-        if made_by:
-            n = len(keys)
-            self.found = [f for f in self.found if f.keys[:n] != keys or f.place.source != made_by]
+        """Drop the mistakes that an option made inside a node that it created: a mistake of the node replaces them."""
+        source = self.place(keys, key=True).source
+        if source:
+            self.noted = [item for item in self.noted if item[1][: len(keys)] != keys or item[0].source != source]
 
     def stop_if_wrong(self) -> None:
-        """Raise all mistakes found so far, in the order of their places.
+        """Raise the mistakes noted so far, in the order of their places.
 
         Raises:
             UserError: there is one.
         """
-        if self.found:
-            ordered = sorted(self.found, key=lambda found: found.place[:3])
-            distinct = {found.mistake.text: found.mistake for found in ordered}
-            raise UserError.of(list(distinct.values()))
+        if self.noted:
+            ordered = sorted(self.noted, key=lambda item: item[0][:3])
+            raise UserError.of(list({mistake.text: mistake for _, _, mistake in ordered}.values()))

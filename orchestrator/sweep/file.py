@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from orchestrator.axes import AXIS_MODELS, AxisModel, AxisWritten, FileModel, ScalarValue, ValuesAxis, axis_kind, key
-from orchestrator.errors import NOTHING, nearest
+from orchestrator.errors import NOTHING, did_you_mean, nearest
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.target import TARGETS, PhaseTarget, TargetWritten, target_type
 
@@ -16,21 +17,30 @@ MOST_BUDGET = 2_000_000
 """The largest budget that a search may have."""
 
 
-class ResourcesKeys(FileModel):
+def _auto(written: Any) -> None:
+    if written != "auto":
+        raise ValueError("not auto")
+
+
+Auto = Annotated[None, BeforeValidator(_auto), WithJsonSchema({"const": "auto", "type": "string"})]
+"""None, written as `auto`: the program decides."""
+
+
+class Resources(FileModel):
     """What the sweep may use."""
 
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = key(
-        "auto", meaning="Worker processes; auto is one per core, or per GPU.", valid="a whole number >= 1, or auto"
+    workers: Annotated[int, Field(ge=1)] | Auto = key(
+        None, "Worker processes; auto is one per core, or per GPU.", "a whole number >= 1, or auto"
     )
     device: Literal["auto", "cpu", "cuda"] = key(
-        "auto", meaning="Where models train; auto is cuda where there is one.", valid="one of auto, cpu, cuda"
+        "auto", "Where models train; auto is cuda where there is one.", "one of auto, cpu, cuda"
     )
-    cpus_per_worker: float = key(1.0, meaning="CPU cores that a worker takes.", valid="a number > 0", gt=0)
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = key(
-        "auto", meaning="GPUs that a worker takes, on cuda.", valid="a number >= 0, or auto"
+    cpus_per_worker: float = key(1.0, "CPU cores that a worker takes.", "a number > 0", gt=0)
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Auto = key(
+        None, "GPUs that a worker takes, on cuda.", "a number >= 0, or auto"
     )
-    memory_gb: Annotated[float, Field(gt=0)] | Literal["auto"] = key(
-        "auto", meaning="Memory that a worker's pack may take, in GB.", valid="a number > 0, or auto"
+    memory_gb: Annotated[float, Field(gt=0)] | Auto = key(
+        None, "Memory that a worker's pack may take, in GB.", "a number > 0, or auto"
     )
 
 
@@ -39,13 +49,13 @@ class Tracking(FileModel):
 
     uri: str = key(
         "sqlite:///mlflow.db",
-        meaning="MLflow's tracking address; without it, $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db.",
-        valid="text such as sqlite:///mlflow.db, postgresql://user@host/db, http://host:5000",
+        "MLflow's tracking address; without it, $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db.",
+        "text such as sqlite:///mlflow.db, postgresql://user@host/db, http://host:5000",
         min_length=1,
     )
-    experiment: str = key("phasefront", meaning="MLflow's experiment.", valid="text, not empty", min_length=1)
+    experiment: str = key("phasefront", "MLflow's experiment.", "text, not empty", min_length=1)
     artifacts: str | None = key(
-        None, meaning="Where a new experiment keeps its artifacts; null lets MLflow decide.", valid="text, or null"
+        None, "Where a new experiment keeps its artifacts; null lets MLflow decide.", "text, or null"
     )
 
 
@@ -53,8 +63,9 @@ class UntilKeys(FileModel):
     """When a search may end before its budget is spent."""
 
     uncertain_area: float = key(
-        meaning="The share of the map in which it is not yet known on which side of the boundary it lies.",
-        valid="a number > 0 and < 1",
+        ...,
+        "The share of the map in which it is not yet known on which side of the boundary it lies.",
+        "a number > 0 and < 1",
         gt=0,
         lt=1,
     )
@@ -64,47 +75,39 @@ class SearchKeys(FileModel):
     """Which trials are run, and when there are enough."""
 
     kind: Literal["grid", "boundary"] = key(
-        "grid",
-        meaning="grid runs every trial; boundary those that tell most about where one phase ends.",
-        valid="one of grid, boundary",
+        "grid", "grid runs every trial; boundary those that tell most about the boundary.", "one of grid, boundary"
     )
     target: TargetWritten = key(
         PhaseTarget(),
-        meaning="The boundary that the search looks for.",
-        valid=", ".join(target.example for target in TARGETS[:-1]) + f" or {TARGETS[-1].example}",
+        "The boundary that the search looks for.",
+        ", ".join(target.example for target in TARGETS[:-1]) + f" or {TARGETS[-1].example}",
     )
     budget: int | None = key(
+        None, "The most trials, replicates counted.", "a whole number from 1 to 2000000", ge=1, le=MOST_BUDGET
+    )
+    until: UntilKeys | None = key(None, "End as soon as the boundary is known so well.", "{uncertain_area: NUMBER}")
+    batch: Annotated[int, Field(ge=1)] | Auto = key(
         None,
-        meaning="The most trials, replicates counted.",
-        valid="a whole number from 1 to 2000000",
-        ge=1,
-        le=MOST_BUDGET,
-    )
-    until: UntilKeys | None = key(
-        None, meaning="End as soon as the boundary is known so well.", valid="{uncertain_area: NUMBER}"
-    )
-    batch: Annotated[int, Field(ge=1)] | Literal["auto"] = key(
-        "auto",
-        meaning="The most trials that have been asked for and have not ended; auto is 32, or 2 for every worker.",
-        valid="a whole number >= 1, or auto",
+        "The most trials that have been asked for and have not ended; auto is 32, or 2 for every worker.",
+        "a whole number >= 1, or auto",
     )
     start: int = key(
         64,
-        meaning="Trials spread evenly before the first are chosen by what is known; at most half of the budget.",
-        valid="a whole number from 4 to 100000",
+        "Trials spread evenly before the first are chosen by what is known; at most half of the budget.",
+        "a whole number from 4 to 100000",
         ge=4,
         le=100_000,
     )
     storage: str = key(
         "sqlite:///optuna.db",
-        meaning="Where Optuna keeps the study: the address of a database of its own.",
-        valid="text such as sqlite:///optuna.db, postgresql+psycopg2://user@host/db",
+        "Where Optuna keeps the study: the address of a database of its own.",
+        "text such as sqlite:///optuna.db, postgresql+psycopg2://user@host/db",
         min_length=1,
     )
     seed: int | None = key(
         None,
-        meaning="Of the search's own random numbers; by default the sweep's.",
-        valid="a whole number from 0 to 2^63 - 1, or null",
+        "Of the search's own random numbers; by default the sweep's.",
+        "a whole number from 0 to 2^63 - 1, or null",
         ge=0,
         le=2**63 - 1,
     )
@@ -115,55 +118,42 @@ class SweepFile(FileModel):
 
     name: str | None = key(
         None,
-        meaning="The sweep's name in MLflow and in paths; by default the file's name.",
-        valid="text without / and \\, not beginning with a dot, at most 200 characters",
+        "The sweep's name in MLflow and in paths; by default the file's name.",
+        "text without / and \\, not beginning with a dot, at most 200 characters",
         pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}$",
     )
-    job: str = key(
-        meaning="What is trained.", valid="a built-in job, or your own as my_package.my_module:MyJob", min_length=1
-    )
+    job: str = key(..., "What is trained.", "a built-in job, or your own as my_package.my_module:MyJob", min_length=1)
     axes: dict[str, AxisWritten] = key(
-        {}, meaning="The parameters that vary, each with its values.", valid="a mapping of parameter to axis"
+        {}, "The parameters that vary, each with its values.", "a mapping of parameter to axis"
     )
     zip: list[list[str]] = key(
-        [], meaning="Groups of axes that advance together instead of being crossed.", valid="a list of lists of axes"
+        [], "Groups of axes that advance together instead of being crossed.", "a list of lists of axes"
     )
     fixed: dict[str, ScalarValue] = key(
-        {}, meaning="Parameters that are the same in all trials.", valid="a mapping of parameter to value"
+        {}, "Parameters that are the same in all trials.", "a mapping of parameter to value"
     )
     replicates: int = key(
         1,
-        meaning="Trials at every setting; they differ in every random number. Left out in a search "
+        "Trials at every setting; they differ in every random number. Left out in a search "
         "with an axis without points: 64, of which each setting gets one.",
-        valid="a whole number from 1 to 1000000",
+        "a whole number from 1 to 1000000",
         ge=1,
         le=1_000_000,
     )
-    seed: int = key(
-        0,
-        meaning="Base of every random number.",
-        valid="a whole number from 0 to 2^63 - 1",
-        ge=0,
-        le=2**63 - 1,
-    )
-    search: SearchKeys = key(
-        SearchKeys(), meaning="Which trials are run; without it, all of the grid.", valid="a mapping"
-    )
+    seed: int = key(0, "Base of every random number.", "a whole number from 0 to 2^63 - 1", ge=0, le=2**63 - 1)
+    search: SearchKeys = key(SearchKeys(), "Which trials are run; without it, all of the grid.", "a mapping")
     phases: dict[str, ScalarValue] = key(
-        {}, meaning="The job's thresholds, by which a trial gets its phase.", valid="a mapping of threshold to value"
+        {}, "The job's thresholds, by which a trial gets its phase.", "a mapping of threshold to value"
     )
-    resources: ResourcesKeys = key(ResourcesKeys(), meaning="What the sweep may use.", valid="a mapping")
-    tracking: Tracking = key(Tracking(), meaning="Where curves are recorded.", valid="a mapping")
+    resources: Resources = key(Resources(), "What the sweep may use.", "a mapping")
+    tracking: Tracking = key(Tracking(), "Where curves are recorded.", "a mapping")
     output: str | None = key(
-        None,
-        meaning="Folder of the files that a run makes; by default phasefront-out/NAME.",
-        valid="a path",
-        min_length=1,
+        None, "Folder of the files that a run makes; by default phasefront-out/NAME.", "a path", min_length=1
     )
 
 
 SECTIONS = ("axes", "zip", "fixed", "search", "phases", "resources", "tracking")
-"""Keys that may stand without a value, as where all that is below them is commented out."""
+"""Keys that may have no value, as where everything below them is commented out."""
 
 _AXIS: TypeAdapter[Any] = TypeAdapter(AxisWritten)
 
@@ -175,7 +165,7 @@ def parse_axis(written: Any) -> AxisModel:
 
 
 def check_form(document: Document) -> SweepFile | None:
-    """The document as a model; None where its mistakes, which are noted, leave none."""
+    """The document as a model; None, with the mistakes noted, where it is not well formed."""
     for section in SECTIONS:
         if document.data.get(section, NOTHING) is None and (section,) not in document.broken:
             del document.data[section]
@@ -187,18 +177,21 @@ def check_form(document: Document) -> SweepFile | None:
 
 
 def _note(document: Document, error: ValidationError) -> None:
-    found: dict[Keys, str] = {}
+    errors: dict[Keys, str] = {}
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         keys, kind = _real(document, item["loc"]), item["type"]
-        found.setdefault((*keys, item["loc"][-1]) if kind == "missing" else keys, kind)
-    misspelt = {_meant(document, keys) for keys, kind in found.items() if kind == "extra_forbidden"}
-    for keys, kind in found.items():
+        errors.setdefault((*keys, item["loc"][-1]) if kind == "missing" else keys, kind)
+    misspelt = {_meant(document, keys) for keys, kind in errors.items() if kind == "extra_forbidden"}
+    for keys, kind in errors.items():
         if (kind == "missing" and keys in misspelt) or any(keys[:n] in document.broken for n in range(len(keys) + 1)):
             continue
+        model, name = model_at(document, keys[:-1]), str(keys[-1])
         if kind == "missing":
-            _missing(document, keys)
+            valid = valid_values(model, name)
+            rule = f"'{name}' is missing" + (f": {valid}" if valid else "")
+            document.add(keys[:-1], rule, key=len(keys) > 1, next_step=f"add '{name}: ...'")
         elif kind == "extra_forbidden":
-            _unknown(document, keys)
+            unknown(document, keys, "key", names_of(model))
         elif len(keys) == 2 and keys[0] == "axes":
             _bad_axis(document, keys)
         else:
@@ -207,15 +200,14 @@ def _note(document: Document, error: ValidationError) -> None:
 
 def _meant(document: Document, keys: Keys) -> Keys | None:
     """The key that an unknown one most likely means."""
-    model = model_at(document, keys[:-1])
-    near = nearest(str(keys[-1]), names_of(model)) if model else None
+    near = nearest(str(keys[-1]), names_of(model_at(document, keys[:-1])))
     return (*keys[:-1], near) if near else None
 
 
 def _real(document: Document, location: tuple[str | int, ...]) -> Keys:
     """A location of pydantic's without what is not in the file (the names of a union's branches)."""
     keys: Keys = ()
-    # axes, NAME, branch of the union, ...: a branch may be called like a key
+    # axes, NAME, branch of the union, ...: a branch may have the name of a key
     if location[0] == "axes" or location[:2] == ("search", "target"):
         location = (*location[:2], *location[3:])
     for part in location:
@@ -229,7 +221,7 @@ def model_at(document: Document, keys: Keys) -> type[BaseModel] | None:
     if not keys:
         return SweepFile
     if keys in (("resources",), ("tracking",)):
-        return ResourcesKeys if keys == ("resources",) else Tracking
+        return Resources if keys == ("resources",) else Tracking
     if len(keys) == 2 and keys[0] == "axes":
         return AXIS_MODELS.get(axis_kind(document.get(keys)) or "")
     if keys == ("search", "target"):
@@ -240,101 +232,64 @@ def model_at(document: Document, keys: Keys) -> type[BaseModel] | None:
     return SearchKeys if keys == ("search",) else None
 
 
-def names_of(model: type[BaseModel]) -> tuple[str, ...]:
+def names_of(model: type[BaseModel] | None) -> tuple[str, ...]:
     """A model's keys as the file writes them."""
-    return tuple(info.alias or name for name, info in model.model_fields.items())
+    return tuple(info.alias or name for name, info in model.model_fields.items()) if model else ()
 
 
-def valid_values(model: type[BaseModel], name: str) -> str:
+def valid_values(model: type[BaseModel] | None, name: str) -> str:
     """The valid values of a key, in words."""
-    for own, info in model.model_fields.items():
+    for own, info in model.model_fields.items() if model else ():
         if name == (info.alias or own) and isinstance(info.json_schema_extra, dict):
             return str(info.json_schema_extra["x-valid"])
     return ""
 
 
-def _missing(document: Document, keys: Keys) -> None:
-    model = model_at(document, keys[:-1])
-    valid = valid_values(model, str(keys[-1])) if model else ""
-    rule = f"'{keys[-1]}' is missing" + (f": {valid}" if valid else "")
-    document.add(keys[:-1], rule, key=len(keys) > 1, next_step=f"add '{keys[-1]}: ...'")
-
-
-def _unknown(document: Document, keys: Keys) -> None:
-    model = model_at(document, keys[:-1])
-    valid = names_of(model) if model else ()
-    unknown(document, keys, "key", valid)
-
-
-def unknown(document: Document, keys: Keys, kind: str, valid: tuple[str, ...], *, where: str = "") -> None:
-    """Note that the key at `keys` is none of the valid ones."""
-    name = str(keys[-1])
-    near = nearest(name, valid)
-    document.add(
-        keys,
-        f"unknown {kind} '{name}'{where}",
-        key=True,
-        choices=valid,
-        next_step=f"did you mean '{near}'?" if near else "",
-    )
+def unknown(document: Document, keys: Keys, kind: str, valid: Iterable[str], *, where: str = "") -> None:
+    """Note that the key at `keys` is not one of the valid ones."""
+    name, valid = str(keys[-1]), tuple(valid)
+    rule, next_step = f"unknown {kind} '{name}'{where}", did_you_mean(name, valid)
+    document.add(keys, rule, key=True, choices=valid, next_step=next_step)
 
 
 def _bad_axis(document: Document, keys: Keys) -> None:
-    """An axis that says not what it is, or is no axis at all."""
+    """An axis that does not say what it is, or is not an axis at all."""
     written = document.get(keys)
     kinds = tuple(AXIS_MODELS)
     if isinstance(written, list):
-        document.add(keys, f"empty grid: axis '{keys[-1]}' has no values", value=written, next_step="list at least one")
+        rule = f"empty grid: axis '{keys[-1]}' has no values"
+        document.add(keys, rule, value=written, next_step="list at least one")
     elif not isinstance(written, dict):
-        document.add(
-            keys,
-            "an axis is a list of values, or a mapping with a scale",
-            value=written,
-            next_step=f"[{written}] for an axis of one value, or put it under 'fixed:'"
-            if written is not None
-            else "for example {scale: log, from: 0.1, to: 10, points: 16}",
-        )
+        next_step = f"[{written}] for an axis of one value, or put it under 'fixed:'"
+        if written is None:
+            next_step = "for example {scale: log, from: 0.1, to: 10, points: 16}"
+        rule = "an axis is a list of values, or a mapping with a scale"
+        document.add(keys, rule, value=written, next_step=next_step)
     elif "scale" in written:
         scale = written["scale"]
-        near = nearest(scale, kinds) if isinstance(scale, str) else None
-        document.add(
-            (*keys, "scale"),
-            "unknown scale",
-            value=scale,
-            choices=kinds,
-            next_step=f"did you mean '{near}'?" if near else "",
-        )
+        next_step = did_you_mean(scale, kinds) if isinstance(scale, str) else ""
+        document.add((*keys, "scale"), "unknown scale", value=scale, choices=kinds, next_step=next_step)
     else:
         valid = tuple(dict.fromkeys(name for model in AXIS_MODELS.values() for name in names_of(model)))
         strange = [name for name in written if name not in valid]
         for name in strange:
             unknown(document, (*keys, name), "key", valid)
         if not strange:
-            document.add(
-                keys,
-                "'scale' is missing, and so are 'values'",
-                key=True,
-                choices=kinds,
-                next_step="add for example 'scale: log'",
-            )
+            rule, next_step = "'scale' is missing, and so are 'values'", "add for example 'scale: log'"
+            document.add(keys, rule, key=True, choices=kinds, next_step=next_step)
 
 
 def _bad_value(document: Document, keys: Keys, kind: str) -> None:
-    written = document.get(keys)
     owner = next((n for n in range(len(keys) - 1, -1, -1) if model_at(document, keys[:n]) is not None), 0)
-    model, name = model_at(document, keys[:owner]), str(keys[owner])
-    valid = valid_values(model, name) if model else ""
+    name, written = str(keys[owner]), document.get(keys)
+    valid = valid_values(model_at(document, keys[:owner]), name)
     if owner + 1 < len(keys):
         valid = {"zip": "the name of an axis", "include": "a number"}.get(name, "a finite number, text, true or false")
         if keys[0] == "zip" and len(keys) == 2:
             valid = "a list of axes"
     empty = "empty grid: " if kind in ("greater_than_equal", "too_short") and name in ("points", "values") else ""
-    document.add(
-        keys,
-        f"{empty}'{'.'.join(map(str, keys[owner:]))}' must be {valid}",
-        value=written,
-        next_step=_advice(keys[owner:], written, valid),
-    )
+    rule = f"{empty}'{'.'.join(map(str, keys[owner:]))}' must be {valid}"
+    document.add(keys, rule, value=written, next_step=_advice(keys[owner:], written, valid))
 
 
 _EXAMPLES = {
@@ -368,11 +323,11 @@ _EXAMPLES = {
     "storage": "sqlite:///optuna.db",
     "experiment": "phasefront",
 }
-"""A valid value of every key that more than a few words can be written at."""
+"""An example of a valid value for each key that takes more than a choice of words."""
 
 
 def _advice(keys: Keys, written: object, valid: str) -> str:
-    """What to write in place of the value of `keys`, the first of which is a key of the file's own."""
+    """What to write as the value of `keys`, the first of which is a key of a model."""
     name = str(keys[0])
     if len(keys) > 1:
         if name == "fixed" and isinstance(written, list | dict):
@@ -382,14 +337,13 @@ def _advice(keys: Keys, written: object, valid: str) -> str:
     if valid.startswith("text") and isinstance(written, int | float):
         return "put it in quotes"
     if isinstance(written, str):
-        near = nearest(written, valid.removeprefix("one of ").split(", ")) if valid.startswith("one of") else None
-        if near:
-            return f"did you mean '{near}'?"
+        if valid.startswith("one of") and (step := did_you_mean(written, valid.removeprefix("one of ").split(", "))):
+            return step
         if "number" in valid and written.strip().lstrip("+-")[:1].isdecimal():
             return "write it without quotes"
         words = [word for word in ("phase", "auto", "null") if re.search(rf"\b{word}\b", valid)]
-        if near := nearest(written, words):
-            return f"did you mean '{near}'?"
+        if step := did_you_mean(written, words):
+            return step
         if name == "target":
             return f"for a metric write 'target: {{metric: {written}, level: 0.5}}'"
     if len(keys) > 1 or name not in _EXAMPLES:

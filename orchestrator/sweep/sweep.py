@@ -1,72 +1,35 @@
-"""A sweep: a frozen object made from a YAML file after everything in it has been checked."""
+"""A sweep: an immutable object made from a YAML file once everything in it has been checked."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jobs.catalogue import load_job
 from jobs.job import Job, ParamError, Params, Scalar, as_dict
 from orchestrator.axes import Axis, AxisWritten
 from orchestrator.errors import UserError
 from orchestrator.search.space import Slice
-from orchestrator.sweep.check import check_thresholds, check_values, combinations, find_job, replicated
+from orchestrator.sweep.check import check_thresholds, check_values, combinations, find_job
 from orchestrator.sweep.check_search import check_metric, check_search, interior, metric_keys, spread
-from orchestrator.sweep.file import ResourcesKeys, SearchKeys, SweepFile, Tracking, check_form
+from orchestrator.sweep.file import Resources, SearchKeys, SweepFile, Tracking, check_form
 from orchestrator.sweep.yaml import dump, read
 from orchestrator.tracking.address import shown
-from orchestrator.trial import Trial
-
-__all__ = ["Axis", "Resources", "Sweep", "Tracking", "UserError"]
+from orchestrator.trial import Trial, digest
 
 FORMAT = 1
-"""Part of a sweep's identity: raise it when the same file no longer means the same trials."""
+"""Part of a sweep's id: raise it when the same file no longer means the same trials."""
 OPEN_REPLICATES = 64
-"""Replicate numbers, and so seeds, that the trials of a search between points take turns with where none are given.
+"""Replicate numbers, and so seeds, among a search's trials where the file gives none and an axis has no points.
 
-A map of one seed is a map of that seed's noise, and looks surer than it is."""
+A search rarely visits a setting twice. With one seed, the map would show the noise of that seed and look more certain
+than it is."""
 MOST_WITHOUT_BUDGET = 10_000
-"""Trials of a search that ends by what is known alone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What a sweep may use; None leaves the choice to the machine."""
-
-    workers: int | None = None
-    """Worker processes; None for one per core, or per GPU."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float | None = None
-    memory_gb: float | None = None
-    """Memory that one worker's pack may take."""
-
-
-def _none_if_auto(value: Any) -> Any:
-    return None if value == "auto" else value
-
-
-def _replicates(written: SweepFile, *, is_open: bool) -> int:
-    """As written. A search between points never comes to a setting twice: unless said, its trials share few seeds."""
-    if is_open and "replicates" not in written.model_fields_set:
-        return OPEN_REPLICATES
-    return written.replicates
-
-
-def _resources(keys: ResourcesKeys) -> Resources:
-    return Resources(
-        workers=_none_if_auto(keys.workers),
-        device=keys.device,
-        cpus_per_worker=keys.cpus_per_worker,
-        gpus_per_worker=_none_if_auto(keys.gpus_per_worker),
-        memory_gb=_none_if_auto(keys.memory_gb),
-    )
+"""Most trials of a search without a budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,29 +52,29 @@ class Sweep:
     output: Path
     """Folder of the files that a run makes."""
     written: SweepFile = field(repr=False)
-    """The file's own keys, overrides and environment applied."""
+    """The file's own keys, with overrides and environment."""
     first: tuple[Trial, ...] = field(repr=False, compare=False)
-    """Replicate 0 of every distinct setting, in order; of a sample of them, where an axis has no points."""
+    """Replicate 0 of every distinct setting of the grid, in order; axes without points stand for their two ends."""
     search: SearchKeys = field(default_factory=SearchKeys)
     slices: tuple[Slice, ...] = field(default=(), repr=False, compare=False)
-    """Where a boundary search looks; none for a grid."""
+    """Where a boundary search looks; empty for a grid."""
     metric_place: str = field(default="", repr=False, compare=False)
-    """Where the file names the metric that a search looks for."""
+    """Where the file names the metric of the search target."""
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Sweep:
-        """Read and check a sweep file, with `a.b=value` overrides laid over it.
+        """Read and check a sweep file with overrides `a.b=value`.
 
         Args:
             path: The file.
             overrides: As given to `--set`, in order; a later one wins.
-            environ: For `${NAME}`; the process's own environment by default.
+            environ: For `${NAME}`; the environment of the process by default.
 
         Raises:
-            UserError: all the mistakes that could be found, with their places.
+            UserError: all mistakes, with their places.
         """
-        path = Path(path)
-        document = read(path, overrides, os.environ if environ is None else environ)
+        path, environ = Path(path), os.environ if environ is None else environ
+        document = read(path, overrides, environ)
         written = check_form(document)
         known = find_job(document)
         if known is None:
@@ -124,31 +87,30 @@ class Sweep:
             raise UserError("is no sweep file", place=str(path))
         slices = check_search(document, written.search, axes, fixed, known)
         is_open = any(axis.between for axis in axes)
-        first = combinations(
-            document,
-            known,
-            axes,
-            fixed,
-            replicates=1 if slices else written.replicates,
-            seed=written.seed,
-            also=interior(slices) if is_open and not document.wrong_under(("search",)) else (),
-        )
+        also = interior(slices) if is_open and not document.wrong_under(("search",)) else ()
+        replicates = 1 if slices else written.replicates
+        first = combinations(document, known, axes, fixed, replicates=replicates, seed=written.seed, also=also)
         if written.search.kind == "boundary" and thresholds is not None:
             check_metric(document, written.search, known, first, thresholds)
         document.stop_if_wrong()
         name = written.name or path.stem
         metric = metric_keys(written.search)
+        tracking, address = written.tracking, environ.get("MLFLOW_TRACKING_URI")
+        if address and "uri" not in tracking.model_fields_set:
+            tracking = tracking.model_copy(update={"uri": address})
         return cls(
             name=name,
             source=path,
             job=known.spec,
             axes=tuple(axes),
             fixed=fixed,
-            replicates=_replicates(written, is_open=is_open),
+            replicates=written.replicates
+            if not is_open or "replicates" in written.model_fields_set
+            else OPEN_REPLICATES,
             seed=written.seed,
             phases=phases,
-            resources=_resources(written.resources),
-            tracking=_tracking(written.tracking, os.environ if environ is None else environ),
+            resources=written.resources,
+            tracking=tracking,
             output=Path(written.output or f"phasefront-out/{name}"),
             written=written,
             first=tuple(first),
@@ -161,26 +123,15 @@ class Sweep:
     def id(self) -> str:
         """32 hexadecimal digits: the hash of name, job, axes, fixed, replicates and seed.
 
-        Of a search, what it looks for, its start and its seed belong to it; its budget does not: with a larger one the
-        same search goes on.
+        For a search also of its target, start and seed, but not of its budget: a larger budget continues the search.
         """
         axes = [[axis.name, axis.values, dict(axis.when), axis.group] for axis in self.axes]
-        content = [
-            "sweep",
-            FORMAT,
-            self.name,
-            self.job,
-            self.job_object().version,
-            axes,
-            dict(self.fixed),
-            self.replicates,
-            self.seed,
-        ]
+        content: list[object] = ["sweep", FORMAT, self.name, self.job, self.job_object().version, axes]
+        content += [dict(self.fixed), self.replicates, self.seed]
         if self.is_search:
             keys = self.search.model_dump(include={"kind", "target", "start"})
             content.append([keys, self.search_seed, [axis.between for axis in self.axes]])
-        text = json.dumps(content, separators=(",", ":"), sort_keys=True, allow_nan=False)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return digest(*content).hex()
 
     @property
     def is_search(self) -> bool:
@@ -189,16 +140,21 @@ class Sweep:
 
     @property
     def is_open(self) -> bool:
-        """Whether some axis has no points, so that nobody can list the trials."""
+        """Whether an axis has no points, so that there is no grid."""
         return any(axis.between for axis in self.axes)
 
     @property
+    def grid_size(self) -> int | None:
+        """Trials of the grid, replicates counted; None where there is no grid."""
+        return None if self.is_open else len(self.first) * self.replicates
+
+    @property
     def most_trials(self) -> int:
-        """How many trials there are, or how many a search may ask for."""
-        if not self.is_search:
-            return len(self.first) * self.replicates
-        most = MOST_WITHOUT_BUDGET if self.search.budget is None else self.search.budget
-        return most if self.is_open else min(most, len(self.first) * self.replicates)
+        """Trials of a grid, or the most that a search may ask for."""
+        limits = [] if self.grid_size is None else [self.grid_size]
+        if self.is_search:
+            limits.append(MOST_WITHOUT_BUDGET if self.search.budget is None else self.search.budget)
+        return min(limits)
 
     @property
     def search_seed(self) -> int:
@@ -210,28 +166,29 @@ class Sweep:
         return load_job(self.job)
 
     def thresholds(self) -> Params:
-        """All of the job's thresholds, the file's own among them."""
+        """All of the job's thresholds, with the values that the file sets."""
         return self.job_object().Thresholds(**self.phases)
 
     def thresholds_fingerprint(self) -> str:
         """32 hexadecimal digits: the hash of the thresholds and of the job that reduces with them."""
-        content = [self.job, self.job_object().version, as_dict(self.thresholds())]
-        text = json.dumps(content, separators=(",", ":"), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return digest(self.job, self.job_object().version, as_dict(self.thresholds()), allow_nan=True).hex()
 
     def trials(self) -> list[Trial]:
-        """Every trial once, in an order that depends on the file alone; replicates of a setting are neighbours.
+        """Every trial of the grid once, in an order that depends on the file alone; replicates are neighbours.
 
-        Those that a search may choose from; none where an axis has no points.
+        A search chooses among them. Empty where an axis has no points.
         """
         return list(self._trials)
 
     @cached_property
     def _trials(self) -> tuple[Trial, ...]:
-        return () if self.is_open else tuple(replicated(list(self.first), self.replicates))
+        if self.is_open:
+            return ()
+        numbers = range(self.replicates)
+        return tuple(replace(trial, replicate=n) if n else trial for trial in self.first for n in numbers)
 
     def trial(self, setting: Mapping[str, Scalar], replicate: int) -> Trial | None:
-        """The trial of a setting; None where the job refuses these values together."""
+        """The trial of a setting; None where the job refuses this combination of values."""
         job = self.job_object()
         try:
             params = job.params_for(setting)
@@ -240,51 +197,39 @@ class Sweep:
         return Trial(job=self.job, job_version=job.version, params=params, replicate=replicate, base_seed=self.seed)
 
     def sample(self, count: int) -> list[Trial]:
-        """At most `count` trials like those that a search will ask for, to estimate by."""
-        found = (self.trial(setting, 0) for setting in spread(self.slices, count))
-        return [trial for trial in found if trial is not None]
+        """At most `count` trials spread evenly over the slices: estimates for a search are made from them."""
+        trials = (self.trial(setting, 0) for setting in spread(self.slices, count))
+        return [trial for trial in trials if trial is not None]
 
     def resolved_yaml(self) -> str:
-        """The sweep as YAML with every key said, for the record: it loads as a sweep with the same `id`.
+        """The sweep as YAML with every key, for the record: it loads as a sweep with the same `id`.
 
-        Passwords in the tracking address are left out.
+        Passwords are left out.
         """
         file = self.written
-        tracking = self.tracking.model_dump()
-        tracking["uri"] = shown(tracking["uri"])
+        search = {**self.search.model_dump(exclude_none=True), "storage": self.storage_shown}
+        axes = {name: _plain(axis) for name, axis in file.axes.items()}
         return dump(
             {
                 "name": self.name,
                 "job": self.job,
-                "axes": {name: _plain(axis) for name, axis in file.axes.items()},
+                "axes": axes,
                 "zip": file.zip,
                 "fixed": dict(self.fixed),
                 "replicates": self.replicates,
                 "seed": self.seed,
-                **({"search": self._plain_search()} if self.is_search else {}),
+                **({"search": search} if self.is_search else {}),
                 "phases": as_dict(self.thresholds()),
-                "resources": file.resources.model_dump(),
-                "tracking": tracking,
+                "resources": {k: "auto" if v is None else v for k, v in file.resources.model_dump().items()},
+                "tracking": {**self.tracking.model_dump(), "uri": shown(self.tracking.uri)},
                 "output": str(self.output),
             }
         )
 
-    def _plain_search(self) -> dict[str, Any]:
-        keys = self.search.model_dump(exclude_none=True)
-        return {**keys, "storage": self.storage_shown}
-
     @property
     def storage_shown(self) -> str:
-        """Where the study is, without a password."""
+        """The address of the study, without a password."""
         return shown(self.search.storage)
-
-
-def _tracking(written: Tracking, environ: Mapping[str, str]) -> Tracking:
-    """As written; an address that is not is MLflow's own `$MLFLOW_TRACKING_URI`, where that is set."""
-    address = environ.get("MLFLOW_TRACKING_URI")
-    if "uri" in written.model_fields_set or not address:
-        return written
-    return written.model_copy(update={"uri": address})
 
 
 def _plain(axis: AxisWritten) -> Any:
