@@ -357,6 +357,13 @@ def test_a_level_is_drawn_with_what_is_censored_on_its_side(tmp_path: Path) -> N
     assert np.abs(np.log10(points[:, 0]) + points[:, 1] - 2 + math.log10(30)).mean() < 0.03
 
 
+def test_a_bound_below_the_level_is_drawn_on_no_side(tmp_path: Path) -> None:
+    found = published(tmp_path, LevelTarget(metric="melting_step", level=90.0))
+    names = {trace["name"] for trace in page_of(found)["views"][0]["slices"][0]["traces"]}
+    assert {"melting step below 90", "not reached: which side is open"} <= names
+    assert "melting step 90 or more" not in names
+
+
 @pytest.mark.slow
 def test_a_ridge_is_drawn_as_a_curve_with_its_band(tmp_path: Path) -> None:
     found = published(tmp_path, RidgeTarget(ridge="final_error", along="heat"))

@@ -104,7 +104,7 @@ def test_a_search_ends_by_its_uncertain_area() -> None:
     asked = drive(sampler)
     assert sampler.exhausted
     assert 16 <= len(asked) < 400
-    assert sampler.uncertain_area() <= 0.7
+    assert sampler.proposer.uncertain_area() <= 0.7
 
 
 @pytest.mark.parametrize("broken_off", [5, 16, 27, 40])
@@ -184,14 +184,14 @@ def test_what_failed_is_run_again_by_the_next_run() -> None:
 def test_failed_trials_do_not_bias_the_map() -> None:
     heard = boundary(budget=40)
     drive(heard, tell=fails_on_the_right)
-    evidence = heard._sampler.proposer._boxes[0].evidence()
+    evidence = heard.proposer._boxes[0].evidence()
     assert (evidence.x[:, 0] <= 0.5).all()
 
 
 def test_a_diverged_trial_is_a_label() -> None:
     sampler = boundary()
     drive(sampler, tell=lambda trial: finished(trial, "far"))
-    (surface,) = sampler.surfaces()
+    (surface,) = sampler.proposer.surfaces()
     assert surface is not None
     assert surface.label(np.array([[0.5, 0.5]])).tolist() == [LABELS.index("far")]  # type: ignore[attr-defined]
 
@@ -240,7 +240,7 @@ def test_the_size_of_a_batch_changes_the_map_only_within_its_band() -> None:
     for batch in (8, 32):
         sampler = boundary(budget=160, start=48, batch=batch, surrogate=PhaseSurrogate(classes=3))
         drive(sampler)
-        (surface,) = sampler.surfaces()
+        (surface,) = sampler.proposer.surfaces()
         labels.append(surface.label(lattice))  # type: ignore[union-attr]
         bands.append(surface.in_band(lattice))  # type: ignore[union-attr]
     truth = np.where(np.hypot(*(lattice - 0.5).T) < 0.3, 1, 0)
@@ -264,7 +264,7 @@ def test_trials_told_late_and_in_any_order_give_the_same_map_within_its_band() -
             order.shuffle(waiting)
             for _ in range(min(len(waiting), 5)):
                 sampler.tell(disc(waiting.pop()))
-        (surface,) = sampler.surfaces()
+        (surface,) = sampler.proposer.surfaces()
         labels.append(surface.label(lattice))  # type: ignore[union-attr]
         bands.append(surface.in_band(lattice))  # type: ignore[union-attr]
     sure = ~(bands[0] | bands[1])

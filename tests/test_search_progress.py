@@ -68,7 +68,6 @@ def test_every_batch_is_a_point_once_across_kills_for_every_target(kind: str) ->
             progress=lambda points, tracker=tracker: tracker.trace(AREA, points),
         )
         told = tell(sampler, result_of, most=most, seed=turn)
-        sampler.close()
         tracker.close()
         seen.append(dict(record.traces.get((SWEEP.sweep_id, AREA), {})))
     assert told == 64  # those of before are told anew
@@ -95,4 +94,4 @@ def test_a_search_that_ends_by_its_area_says_that_area() -> None:
     said: list[tuple[int, float]] = []
     sampler = boundary(budget=400, uncertain_area=0.7, progress=said.extend)
     told = tell(sampler, disc, most=10_000, seed=0)
-    assert said[-1] == (told, sampler.uncertain_area()) and said[-1][1] <= 0.7
+    assert said[-1] == (told, sampler.proposer.uncertain_area()) and said[-1][1] <= 0.7

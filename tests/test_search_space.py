@@ -157,7 +157,7 @@ def test_a_setting_is_found_again_in_its_own_slice(data: st.DataObject) -> None:
 
 def test_a_condition_on_a_searched_axis_is_refused() -> None:
     heads = Axis(name="heads", scale="values", values=(1, 2), when={"width": (1,)})
-    with pytest.raises(SpaceError, match="which a boundary search moves"):
+    with pytest.raises(SpaceError, match="which a boundary search varies"):
         slices_of((WIDTH, heads), {}, {})
 
 

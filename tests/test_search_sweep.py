@@ -198,12 +198,12 @@ WRONG: dict[str, tuple[str, ...]] = {
     ),
     "condition": (
         AXES + "  steps: {values: [1, 2], when: {dimension: 4}}\n" + SEARCH,
-        "its condition is on 'dimension', which a boundary search moves",
+        "its condition is on 'dimension', which a boundary search varies",
     ),
     "half zipped": (
         "axes:\n  weight_decay: {scale: linear, from: 0, to: 1}\n"
         "  learning_rate: {scale: log, from: 0.1, to: 1, points: 2}\nzip: [[weight_decay, learning_rate]]\n" + SEARCH,
-        "axes that are zipped all have points, or all have none",
+        "either all of the zipped axes have points, or none of them",
     ),
     "one database": (
         POINTS

@@ -192,4 +192,4 @@ def test_a_surrogate_needs_the_axis_that_a_ridge_runs_along() -> None:
 
 def test_a_search_uses_the_surrogate_of_its_target() -> None:
     sampler = boundary(target=LevelTarget(metric="depth", level=0.0), surrogate=LEVEL.surrogate(3, [("a",), ("b",)]))
-    assert np.isfinite(sampler.uncertain_area())
+    assert np.isfinite(sampler.proposer.uncertain_area())

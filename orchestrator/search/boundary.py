@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from jobs.job import Observations, Scalar
@@ -21,18 +21,11 @@ from orchestrator.axes import Axis
 from orchestrator.errors import UserError, nearest
 from orchestrator.records import TrialResult
 from orchestrator.search.base import Sampler
-from orchestrator.search.optuna_sampler import (
-    CENSORED,
-    PHASE,
-    REPLICATE,
-    VALUE,
-    PhaseBoundarySampler,
-    distribution_of,
-)
+from orchestrator.search.optuna_sampler import CENSORED, PHASE, REPLICATE, VALUE, StudySampler
 from orchestrator.search.proposals import Proposer
 from orchestrator.search.space import Slice, locate
 from orchestrator.search.study import AREA, TOLD, TRIAL_ID, SweepStudy, history_of
-from orchestrator.surface.base import Surface, Surrogate
+from orchestrator.surface.base import Surrogate
 from orchestrator.target import MetricTarget, Target
 from orchestrator.trial import Trial
 
@@ -102,16 +95,17 @@ class BoundarySampler(Sampler):
         self._batch = batch or max(BATCH, 2 * workers)
         self._quantum = max(1, min(self._batch // 4, self._batch - workers))
         self._names = tuple(axis.name for axis in axes)
-        self._distributions = _distributions(axes)
-        self._known: dict[str, Trial] = {}
-        """Every trial asked, in this run or an earlier one."""
+        self._distributions = {axis.name: _distribution(axis) for axis in axes}
+        self._known: set[str] = set()
+        """Ids of all trials asked, in this run or an earlier one."""
         grid = replicates * sum(slice_.size or 0 for slice_ in space) if all(s.is_grid for s in space) else stop.budget
         self._expected = min(stop.budget, grid)
 
         def surrogate(slice_: Slice) -> Surrogate[Any]:
             return target.surrogate(len(self._classes), [c.names for c in slice_.coordinates], replicates)
 
-        self._sampler = PhaseBoundarySampler.over(
+        self._sampler = StudySampler(
+            self._distributions,
             lambda: Proposer(
                 space,
                 surrogate_of or surrogate,
@@ -120,11 +114,10 @@ class BoundarySampler(Sampler):
                 replicates=replicates,
                 accept=self._is_new,
             ),
-            self._distributions,
             seed=seed,
             labels=self._classes,
         )
-        self._pending: dict[str, Trial] = {}
+        self._pending: set[str] = set()
         self._again: deque[tuple[Trial, Mapping[str, Scalar] | None]] = deque()
         """Trials to ask first, each with its setting where the study does not hold it yet."""
         self._done = False
@@ -147,24 +140,19 @@ class BoundarySampler(Sampler):
         if self._is_known_well_enough():
             self._done = not self._pending  # results to come may change that
             return []
-        proposals = self._sampler.suggest(self._study.study, min(count, room))
+        proposer = self.proposer
+        proposals = proposer.propose(min(count, room))
         self._done = not proposals and not self._pending
+        # The study keeps a point of the uncertain area with the first trial of every batch after the even start.
+        has_point = proposals and proposer.told and not proposer.starting
+        point = {TOLD: proposer.told, AREA: self._area(proposer)} if has_point else {}
         asked: list[Trial] = []
-        known = self._known_so_far() if proposals else {}
         for proposal in proposals:
             trial = self._trial_of(proposal.setting, proposal.replicate)
-            if trial is None or trial.id in self._known:
-                continue  # unreachable unless a job's checks are not deterministic: `_is_new` accepts no such setting
-            self._create(trial, proposal.setting, **({} if asked else known))
-            asked.append(trial)
+            if trial is not None and trial.id not in self._known:  # two settings may be the same trial
+                self._create(trial, proposal.setting, **({} if asked else point))
+                asked.append(trial)
         return asked
-
-    def _known_so_far(self) -> dict[str, float]:
-        """What the study keeps with the first trial of a batch: the uncertain area before it."""
-        proposer = self._sampler.proposer
-        if proposer.starting or not proposer.told:
-            return {}
-        return {TOLD: proposer.told, AREA: self._area(proposer)}
 
     def _area(self, proposer: Proposer) -> float:
         """The uncertain area now, also reported to `progress`."""
@@ -176,8 +164,9 @@ class BoundarySampler(Sampler):
 
     def tell(self, result: TrialResult) -> None:
         """Write the result into the study. A failed trial counts as tried and is ignored by the fit."""
-        if self._pending.pop(result.trial_id, None) is None:
+        if result.trial_id not in self._pending:
             return
+        self._pending.remove(result.trial_id)
         evidence = self._target.evidence(result, self._classes)
         if evidence is None:
             self._study.fail(result.trial_id)
@@ -205,19 +194,10 @@ class BoundarySampler(Sampler):
         """The budget, or all of a grid that is smaller."""
         return max(self._expected, len(self._known))
 
-    # --- what it has found ---
-
-    def surfaces(self) -> list[Surface | None]:
-        """The fitted surface of every slice; None where nothing was told."""
-        return self._sampler.surfaces(self._study.study)
-
-    def uncertain_area(self) -> float:
-        """The share of the map in which the boundary may lie."""
-        return self._sampler.uncertain_area(self._study.study)
-
-    def close(self) -> None:
-        """Close the study."""
-        self._study.close()
+    @property
+    def proposer(self) -> Proposer:
+        """The trials of the study and what is fitted to them, up to date."""
+        return self._sampler.follow(self._study.study)
 
     # --- asking ---
 
@@ -237,13 +217,13 @@ class BoundarySampler(Sampler):
             trial = self._restored(row.params, row.user_attrs[REPLICATE])
             if trial is None or trial.id != trial_id:
                 continue  # of another version of the job
-            self._known[trial_id] = trial
+            self._known.add(trial_id)
             # A failed trial runs again, as a new trial of the study: Optuna does not reopen one that has ended.
             self._again.append((trial, None if trial_id in alive else row.params))
         for trial in remembered:
             setting = None if trial.id in self._known else self._setting_of(trial)
             if setting is not None:
-                self._known[trial.id] = trial
+                self._known.add(trial.id)
                 self._again.append((trial, setting))
 
     def _restored(self, params: Mapping[str, Scalar], replicate: int) -> Trial | None:
@@ -271,7 +251,7 @@ class BoundarySampler(Sampler):
             trial, new = self._again.popleft()
             if new is not None:
                 self._create(trial, new)
-            self._pending[trial.id] = trial
+            self._pending.add(trial.id)
             asked.append(trial)
         return asked
 
@@ -290,7 +270,7 @@ class BoundarySampler(Sampler):
     def _is_known_well_enough(self) -> bool:
         if self._stop.uncertain_area is None:
             return False
-        proposer = self._sampler.follow(self._study.study)
+        proposer = self.proposer
         return not proposer.starting and proposer.told > 0 and self._area(proposer) <= self._stop.uncertain_area
 
     def _is_new(self, setting: Mapping[str, Scalar], replicate: int) -> bool:
@@ -300,7 +280,8 @@ class BoundarySampler(Sampler):
     def _create(self, trial: Trial, setting: Mapping[str, Scalar], **known: float) -> None:
         params = {name: setting[name] for name in self._names if name in setting}
         self._study.create(trial.id, params, self._distributions, trial.replicate, **known)
-        self._known[trial.id] = self._pending[trial.id] = trial
+        self._known.add(trial.id)
+        self._pending.add(trial.id)
 
     def _check_metric(self, metric: str, observations: Observations) -> None:
         """Raise where the first trials have observations and the metric is none of them: it is misspelt.
@@ -319,10 +300,13 @@ class BoundarySampler(Sampler):
             )
 
 
-def _distributions(axes: Sequence[Axis]) -> dict[str, BaseDistribution]:
-    return {
-        axis.name: CategoricalDistribution(tuple(dict.fromkeys(axis.values)))
-        if axis.scale == "values"
-        else distribution_of(axis.values, log=axis.scale != "linear")
-        for axis in axes
-    }
+def _distribution(axis: Axis) -> BaseDistribution:
+    """The distribution of an axis in the study: the choices of a list, or the range of the values."""
+    if axis.scale == "values":
+        return CategoricalDistribution(tuple(dict.fromkeys(axis.values)))
+    numbers = [value for value in axis.values if not isinstance(value, str)]
+    low, high = min(numbers), max(numbers)
+    log = axis.scale != "linear" and low > 0
+    if all(isinstance(value, int) for value in numbers):
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(float(low), float(high), log=log)

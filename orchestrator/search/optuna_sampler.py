@@ -2,10 +2,10 @@
 
     from optuna.distributions import FloatDistribution, IntDistribution
     from orchestrator.search.optuna_sampler import PhaseBoundarySampler
-    from orchestrator.surface.phase import PhaseSurrogate
+    from orchestrator.surface.phase import PhaseTarget
 
     space = {"weight_decay": FloatDistribution(0.01, 10, log=True), "width": IntDistribution(8, 512, log=True)}
-    sampler = PhaseBoundarySampler(PhaseSurrogate(classes=3), space, seed=0)
+    sampler = PhaseBoundarySampler(PhaseTarget(classes=3), space, seed=0)
     study = optuna.create_study(sampler=sampler)
 
     def objective(trial):
@@ -42,7 +42,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from jobs.job import Scalar
 from orchestrator.search.proposals import Proposal, Proposer
 from orchestrator.search.space import MOST_COORDINATES, Continuous, Coordinate, Listed, Slice, Whole, locate
 from orchestrator.surface.base import Surface, Surrogate, TrialEvidence
@@ -55,82 +54,41 @@ MOST_STEPS = 100_000
 """The most values of a float parameter with a step."""
 
 
-class PhaseBoundarySampler(BaseSampler):
-    """Suggests the trials that tell most about where one phase (or side of a level) ends, or where a ridge runs.
-
-    Thread-safe. An ask takes one query of the storage, and once per batch a fit.
+class StudySampler(BaseSampler):
+    """Feeds a proposer from a study, and the study from the proposer. Thread-safe.
 
     Args:
-        target: What is looked for, e.g. `PhaseSurrogate(classes=K)`.
-        space: Parameter -> distribution; one to four of them are numbers.
-        seed: Of all random numbers; None draws one.
-        start: Trials that are spread evenly at first; `target.start` by default.
-        batch: Suggestions made at a time. A smaller batch uses results sooner and costs more fits.
-        labels: The K labels in the order of their classes; by default in the order in which they occur.
-
-    Raises:
-        ValueError: the space cannot be searched.
+        space: the distribution of every parameter.
+        make_proposer: called once for every study that the sampler is used with.
+        seed: of random values outside the space.
+        batch: see `PhaseBoundarySampler`.
+        labels: the labels in the order of their classes; by default in the order in which they occur.
+        most_labels: how many classes there are, where `labels` does not say it.
     """
 
     def __init__(
         self,
-        target: Surrogate[Any],
         space: Mapping[str, BaseDistribution],
-        *,
-        seed: int | None = None,
-        start: int | None = None,
-        batch: int = BATCH,
-        labels: Sequence[Any] | None = None,
-    ) -> None:
-        if seed is None:
-            seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
-        slices = slices_of_space(space)
-        self._prepare(
-            dict(space),
-            lambda: Proposer(slices, lambda _: target, start=target.start if start is None else start, seed=seed),
-            most_labels=getattr(target, "classes", None),
-            seed=seed,
-            batch=batch,
-            labels=labels,
-        )
-
-    @classmethod
-    def over(
-        cls,
         make_proposer: Callable[[], Proposer],
-        space: Mapping[str, BaseDistribution],
         *,
         seed: int,
         batch: int = BATCH,
         labels: Sequence[Any] | None = None,
-    ) -> PhaseBoundarySampler:
-        """A sampler over slices that distributions cannot express: conditional axes, zipped axes, grids."""
-        sampler = cls.__new__(cls)
-        sampler._prepare(dict(space), make_proposer, most_labels=None, seed=seed, batch=batch, labels=labels)
-        return sampler
-
-    def _prepare(
-        self,
-        space: dict[str, BaseDistribution],
-        make_proposer: Callable[[], Proposer],
-        *,
-        most_labels: int | None,
-        seed: int,
-        batch: int,
-        labels: Sequence[Any] | None,
+        most_labels: int | None = None,
     ) -> None:
-        self._space, self._make = space, make_proposer
-        self._batch, self._most_labels = max(1, batch), most_labels
+        self._space, self._make = dict(space), make_proposer
+        self._batch, self._most_labels = max(1, batch), most_labels if labels is None else len(labels)
         self._rng = np.random.default_rng([seed, 1])
-        self._given = list(labels) if labels is not None else None
+        self._given = list(labels or [])
         self._lock = threading.RLock()
         self._reset("")
 
     def _reset(self, study_name: str) -> None:
         self._study_name = study_name
         self._proposer = self._make()
-        self._labels: list[Any] = list(self._given or [])
+        self._labels = list(self._given)
         self._open: set[int] = set()
+        """Numbers of the trials that had not ended when they were last read."""
         self._next = 0
         self._queue: deque[Proposal] = deque()
         self._told_at_fit = 0
@@ -237,11 +195,10 @@ class PhaseBoundarySampler(BaseSampler):
 
     def _class_of(self, label: Any) -> int:
         if label not in self._labels:
-            most = len(self._given) if self._given is not None else self._most_labels
-            if most is not None and len(self._labels) >= most:
+            if self._most_labels is not None and len(self._labels) >= self._most_labels:
                 raise ValueError(
-                    f"the label {label!r} is one more than the {most} classes of the target: {self._labels}; "
-                    "give the target more classes"
+                    f"the label {label!r} is one more than the {self._most_labels} classes of the target: "
+                    f"{self._labels}; give the target more classes"
                 )
             self._labels.append(label)
         return self._labels.index(label)
@@ -260,7 +217,45 @@ class PhaseBoundarySampler(BaseSampler):
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("a PhaseBoundarySampler cannot be pickled: make a new one, which reads the study")
+        raise TypeError("this sampler cannot be pickled: make a new one, which reads the study")
+
+
+class PhaseBoundarySampler(StudySampler):
+    """Suggests the trials that tell most about where one phase (or side of a level) ends, or where a ridge runs.
+
+    Thread-safe. An ask takes one query of the storage, and once per batch a fit.
+
+    Args:
+        target: What is looked for, e.g. `PhaseTarget(classes=K)`.
+        space: Parameter -> distribution; one to four of them are numbers.
+        seed: Of all random numbers; None draws one.
+        start: Trials that are spread evenly at first; `target.start` by default.
+        batch: Suggestions made at a time. A smaller batch uses results sooner and costs more fits.
+        labels: The K labels in the order of their classes; by default in the order in which they occur.
+
+    Raises:
+        ValueError: the space cannot be searched.
+    """
+
+    def __init__(
+        self,
+        target: Surrogate[Any],
+        space: Mapping[str, BaseDistribution],
+        *,
+        seed: int | None = None,
+        start: int | None = None,
+        batch: int = BATCH,
+        labels: Sequence[Any] | None = None,
+    ) -> None:
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+        slices = slices_of_space(space)
+
+        def proposer() -> Proposer:
+            return Proposer(slices, lambda _: target, start=target.start if start is None else start, seed=seed)
+
+        most = getattr(target, "classes", None)
+        super().__init__(space, proposer, seed=seed, batch=batch, labels=labels, most_labels=most)
 
 
 def slices_of_space(space: Mapping[str, BaseDistribution]) -> tuple[Slice, ...]:
@@ -293,13 +288,4 @@ def _coordinate(name: str, distribution: BaseDistribution) -> Coordinate:
     if steps >= MOST_STEPS:
         raise ValueError(f"{name}: at most {MOST_STEPS} steps; leave 'step' out")
     rows = tuple((distribution.low + k * distribution.step,) for k in range(steps + 1))
-    return Listed(names=(name,), rows=rows, at=np.linspace(0, 1, steps + 1) if steps else np.zeros(1))
-
-
-def distribution_of(values: Sequence[Scalar], *, log: bool) -> BaseDistribution:
-    """The distribution of a numeric axis in the study: the range of its values."""
-    numbers = [value for value in values if not isinstance(value, str)]
-    log = log and min(numbers) > 0
-    if all(isinstance(value, int) for value in numbers):
-        return IntDistribution(int(min(numbers)), int(max(numbers)), log=log)
-    return FloatDistribution(float(min(numbers)), float(max(numbers)), log=log)
+    return Listed(columns=(name,), rows=rows, at=np.linspace(0, 1, steps + 1) if steps else np.zeros(1))

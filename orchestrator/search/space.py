@@ -1,8 +1,8 @@
-"""Where a search looks: settings of a job as positions in unit boxes, one box for each slice of the sweep.
+"""The space of a search: settings of a job as positions in unit boxes, one box for each slice of the sweep.
 
-A slice holds what has no between: listed values, text, true and false, a value off its axis' scale (0 on a logarithmic
-axis), and whether a conditional axis exists. Within a slice every range axis, or group of zipped ones, is one
-coordinate from 0 to 1 in its own scale. Shapes: q positions, d coordinates.
+A slice fixes what cannot be interpolated: listed values, text, true and false, a value off its axis's scale (0 on a
+logarithmic axis), and whether a conditional axis exists. Within a slice every range axis, or group of zipped axes, is
+one coordinate from 0 to 1 in its own scale. Shapes: q positions, d coordinates.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +21,16 @@ from orchestrator.axes import Axis, Scale, dimensions, expand
 
 MOST_COORDINATES = 4
 CELLS = 2**20
-"""Positions along a continuous axis lie on a lattice of so many steps: exact in binary, finer than any boundary."""
+"""Steps of the lattice of positions along a continuous axis; a power of two, so that positions are exact in binary."""
 MOST_DIGITS = 17
-"""Decimal digits that tell any two floating-point numbers apart."""
+"""Decimal digits that distinguish any two floating-point numbers."""
 _PLACEHOLDER = "\0between"
 
 Floats = NDArray[np.float64]
 
 
 class SpaceError(ValueError):
-    """Axes that cannot be searched: the axis, and the rule it breaks."""
+    """An axis that cannot be searched, and the rule that it breaks."""
 
     def __init__(self, axis: str, rule: str, next_step: str) -> None:
         super().__init__(f"{axis}: {rule}")
@@ -39,14 +40,19 @@ class SpaceError(ValueError):
 class Coordinate(ABC):
     """One side of the unit box."""
 
-    names: tuple[str, ...]
-    """The parameters that it sets."""
-    size: int | None
-    """How many positions it has; None where nobody would count them."""
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The parameters that it sets."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int | None:
+        """How many positions it has; None for a continuous axis."""
 
     @abstractmethod
     def snap(self, u: Floats) -> Floats:
-        """(q,) the nearest positions that a trial can have; positions outside the unit interval go to its ends."""
+        """(q,) the nearest positions that a trial can have."""
 
     @abstractmethod
     def values(self, u: float) -> tuple[Scalar, ...]:
@@ -55,10 +61,6 @@ class Coordinate(ABC):
     @abstractmethod
     def position(self, values: Sequence[Scalar]) -> float:
         """The snapped position of these values: the inverse of `values`."""
-
-
-def _log(value: float) -> float:
-    return math.log(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +73,14 @@ class Continuous(Coordinate):
     log: bool = False
 
     @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The one parameter."""
+    def names(self) -> tuple[str, ...]:
         return (self.name,)
 
     @property
-    def size(self) -> int | None:  # type: ignore[override]
-        """Not counted, unless both ends are the same."""
+    def size(self) -> int | None:
         return 1 if self.low == self.high else None
 
     def snap(self, u: Floats) -> Floats:
-        """To the lattice."""
         if self.low == self.high:
             return np.zeros(len(u))
         return np.asarray(np.rint(np.clip(u, 0.0, 1.0) * CELLS) / CELLS, dtype=np.float64)
@@ -93,7 +92,7 @@ class Continuous(Coordinate):
         if u >= 1.0:
             return (self.high,)
         if self.log:
-            exact = math.exp(_log(self.low) * (1 - u) + _log(self.high) * u)
+            exact = math.exp(math.log(self.low) * (1 - u) + math.log(self.high) * u)
         else:
             exact = self.low * (1 - u) + self.high * u
         least, largest = min(self.low, self.high), max(self.low, self.high)
@@ -104,12 +103,11 @@ class Continuous(Coordinate):
         return (exact,)
 
     def position(self, values: Sequence[Scalar]) -> float:
-        """The lattice position."""
         value = float(values[0])
         if self.low == self.high or value == self.low:
             return 0.0
         if self.log:
-            share = (_log(value) - _log(self.low)) / (_log(self.high) - _log(self.low))
+            share = (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         else:
             share = (value - self.low) / (self.high - self.low)
         return round(min(max(share, 0.0), 1.0) * CELLS) / CELLS
@@ -126,21 +124,18 @@ class Whole(Coordinate):
     step: int = 1
 
     @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The one parameter."""
+    def names(self) -> tuple[str, ...]:
         return (self.name,)
 
     @property
-    def size(self) -> int | None:  # type: ignore[override]
-        """How many whole numbers."""
+    def size(self) -> int | None:
         return (self.high - self.low) // self.step + 1
 
     def snap(self, u: Floats) -> Floats:
-        """To the nearest whole number, in the axis' own scale."""
         if self.low == self.high:
             return np.zeros(len(u))
         u = np.clip(u, 0.0, 1.0)
-        # A few numbers beside the one that the inverse gives: which of them is nearest, the scale says.
+        # Rounding in axis units need not give the nearest number in the axis's scale: compare with its neighbours.
         base = self._number(u)
         near = [self._position(np.clip(base + offset * self.step, self.low, self._last)) for offset in (0, -1, 1)]
         best = np.argmin([np.abs(position - u) for position in near], axis=0)
@@ -152,7 +147,7 @@ class Whole(Coordinate):
 
     def _number(self, u: Floats) -> Floats:
         if self.log:
-            value = np.exp(_log(self.low) * (1 - u) + _log(self.high) * u)
+            value = np.exp(math.log(self.low) * (1 - u) + math.log(self.high) * u)
         else:
             value = self.low * (1 - u) + self.high * u
         number = self.low + np.rint((value - self.low) / self.step) * self.step
@@ -164,11 +159,9 @@ class Whole(Coordinate):
         return np.asarray((number - self.low) / (self.high - self.low), dtype=np.float64)
 
     def values(self, u: float) -> tuple[int]:
-        """The whole number at this position."""
         return (self.low if self.low == self.high else int(self._number(np.array([u]))[0]),)
 
     def position(self, values: Sequence[Scalar]) -> float:
-        """Exact where the number is one of the axis'."""
         if self.low == self.high:
             return 0.0
         return float(self._position(np.array([float(values[0])]))[0])
@@ -176,28 +169,36 @@ class Whole(Coordinate):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Listed(Coordinate):
-    """The points of a grid: rows of values (zipped axes together), each at its place in the scale of one of them."""
+    """The points of a grid: rows of values, each at its position in the scale of one of the axes."""
 
-    names: tuple[str, ...]
+    columns: tuple[str, ...]
+    """The parameters of a row: one axis, or axes that are zipped."""
     rows: tuple[tuple[Scalar, ...], ...]
     at: Floats
     """(size,) position of each row, all different."""
 
-    def __post_init__(self) -> None:
-        order = np.argsort(self.at)
-        object.__setattr__(self, "_order", order)
-        object.__setattr__(self, "_sorted", self.at[order])
-        object.__setattr__(self, "_of_row", {row: float(u) for row, u in zip(self.rows, self.at, strict=True)})
-        object.__setattr__(self, "_of_position", {float(u): row for row, u in zip(self.rows, self.at, strict=True)})
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.columns
 
     @property
-    def size(self) -> int | None:  # type: ignore[override]
-        """How many rows."""
+    def size(self) -> int | None:
         return len(self.rows)
 
+    @cached_property
+    def _sorted(self) -> Floats:
+        return np.sort(self.at)
+
+    @cached_property
+    def _of_row(self) -> dict[tuple[Scalar, ...], float]:
+        return dict(zip(self.rows, self.at.tolist(), strict=True))
+
+    @cached_property
+    def _of_position(self) -> dict[float, tuple[Scalar, ...]]:
+        return dict(zip(self.at.tolist(), self.rows, strict=True))
+
     def snap(self, u: Floats) -> Floats:
-        """To the nearest row."""
-        known: Floats = self._sorted  # type: ignore[attr-defined]
+        known = self._sorted
         right = np.clip(np.searchsorted(known, u), 1, max(1, len(known) - 1))
         if len(known) == 1:
             return np.full(len(u), known[0])
@@ -205,96 +206,91 @@ class Listed(Coordinate):
         return np.asarray(np.where(u - before <= after - u, before, after), dtype=np.float64)
 
     def values(self, u: float) -> tuple[Scalar, ...]:
-        """The row at this position."""
-        found: tuple[Scalar, ...] | None = self._of_position.get(float(u))  # type: ignore[attr-defined]
-        return found if found is not None else self.values(float(self.snap(np.array([u]))[0]))
+        row = self._of_position.get(float(u))
+        return row if row is not None else self.values(float(self.snap(np.array([u]))[0]))
 
     def position(self, values: Sequence[Scalar]) -> float:
-        """Of a row of the grid.
+        """The position of a row.
 
         Raises:
-            KeyError: it is none.
+            KeyError: the values are not a row of the grid.
         """
-        return float(self._of_row[tuple(values)])  # type: ignore[attr-defined]
+        return self._of_row[tuple(values)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Together(Coordinate):
-    """Zipped axes without points: each goes from its first to its last value as the leader does."""
+    """Zipped axes without points, which all move from their first to their last value together."""
 
     leader: Continuous | Whole
-    """The one with the most values: it says where positions are."""
+    """The axis with the most values, which defines the positions."""
     others: tuple[Continuous | Whole, ...]
 
     @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The leader's first."""
+    def names(self) -> tuple[str, ...]:
         return (self.leader.name, *(other.name for other in self.others))
 
     @property
-    def size(self) -> int | None:  # type: ignore[override]
-        """As the leader's."""
+    def size(self) -> int | None:
         return self.leader.size
 
     def snap(self, u: Floats) -> Floats:
-        """As the leader."""
         return self.leader.snap(u)
 
     def values(self, u: float) -> tuple[Scalar, ...]:
-        """The others' values are the nearest to this position that they have."""
+        """The leader's value, and the value of every other axis that is nearest to this position."""
         at = np.array([u])
         return (*self.leader.values(u), *(other.values(float(other.snap(at)[0]))[0] for other in self.others))
 
     def position(self, values: Sequence[Scalar]) -> float:
-        """The leader's."""
         return self.leader.position(values[:1])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Slice:
-    """One unit box, and the parameters that are the same all over it."""
+    """One unit box, and the parameters that are constant in it."""
 
     fixed: Mapping[str, Scalar]
     coordinates: tuple[Coordinate, ...]
 
     @property
     def size(self) -> int | None:
-        """How many settings it has; None where nobody would count them."""
+        """How many settings it has; None where an axis is continuous."""
         sizes = [coordinate.size for coordinate in self.coordinates]
         return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
     @property
     def is_grid(self) -> bool:
-        """Whether its settings are those of a grid: every axis has its points."""
+        """Whether every axis has points."""
         return all(isinstance(coordinate, Listed) for coordinate in self.coordinates)
 
     def snap(self, x: Floats) -> Floats:
-        """(q, d) each position at the nearest one that a trial can have."""
+        """(q, d) the nearest positions that a trial can have."""
         columns = [coordinate.snap(x[:, k]) for k, coordinate in enumerate(self.coordinates)]
         return np.stack(columns, axis=1) if columns else x.copy()
 
     def setting(self, x: Floats) -> dict[str, Scalar]:
         """The parameters at a snapped position (d,)."""
-        found = dict(self.fixed)
+        setting = dict(self.fixed)
         for u, coordinate in zip(x.tolist(), self.coordinates, strict=True):
-            found.update(zip(coordinate.names, coordinate.values(u), strict=True))
-        return found
+            setting.update(zip(coordinate.names, coordinate.values(u), strict=True))
+        return setting
 
     def position(self, setting: Mapping[str, Scalar]) -> Floats:
-        """(d,) where a setting of this slice lies.
+        """(d,) the position of a setting of this slice.
 
         Raises:
-            KeyError: the setting lacks an axis, or is no point of the grid.
+            KeyError: the setting lacks an axis, or is not a point of the grid.
         """
         return np.array([c.position([setting[name] for name in c.names]) for c in self.coordinates], dtype=np.float64)
 
     def axis_index(self, name: str) -> int | None:
-        """Which coordinate sets this parameter."""
+        """The index of the coordinate that sets this parameter; None where there is none."""
         return next((k for k, coordinate in enumerate(self.coordinates) if name in coordinate.names), None)
 
 
 def slices_of(axes: Sequence[Axis], fixed: Mapping[str, Scalar], defaults: Mapping[str, Scalar]) -> tuple[Slice, ...]:
-    """The slices of a sweep, in the order in which a grid would come to them.
+    """The slices of a sweep, in the order of a grid.
 
     Args:
         axes: of the sweep.
@@ -311,8 +307,8 @@ def slices_of(axes: Sequence[Axis], fixed: Mapping[str, Scalar], defaults: Mappi
             if name in searched:
                 raise SpaceError(
                     axis.name,
-                    f"its condition is on '{name}', which a boundary search moves",
-                    f"give '{name}' as a list of values, which is searched slice by slice",
+                    f"its condition is on '{name}', which a boundary search varies",
+                    f"give '{name}' as a list of values: each value is searched as a slice of its own",
                 )
     groups: dict[str, tuple[Axis, ...]] = {}
     stand_ins: list[Axis] = []
@@ -321,7 +317,7 @@ def slices_of(axes: Sequence[Axis], fixed: Mapping[str, Scalar], defaults: Mappi
             stand_ins.extend(group)
             continue
         special = _off_scale(group)
-        # A searched group stands for itself by one text that no axis can have, and by its values off the scale.
+        # A searched group is expanded as one placeholder text that no axis can have, and its values off the scale.
         stand_ins.extend(replace(axis, values=(_PLACEHOLDER, *special), between=False) for axis in group)
         groups.update({axis.name: group for axis in group})
     settings, _ = expand(stand_ins, fixed, defaults)
@@ -348,18 +344,18 @@ def locate(slices: Sequence[Slice], params: Mapping[str, Scalar], names: Collect
 
     Args:
         slices: of the space.
-        params: of the trial; those that are not in `names` say nothing.
-        names: the parameters of the space: all that the trial has of them, its slice has too.
+        params: of the trial; those that are not in `names` are ignored.
+        names: the parameters of the space; the trial and its slice must have the same ones of them.
     """
     given = {name for name in params if name in names}
-    for number, one in enumerate(slices):
-        fixed = {name: value for name, value in one.fixed.items() if name in names}
-        free = {name for coordinate in one.coordinates for name in coordinate.names}
+    for number, slice_ in enumerate(slices):
+        fixed = {name: value for name, value in slice_.fixed.items() if name in names}
+        free = {name for coordinate in slice_.coordinates for name in coordinate.names}
         if given != free | fixed.keys() or any(params[name] != value for name, value in fixed.items()):
             continue
         try:
-            return number, one.position(params)
-        except (KeyError, ValueError):  # a value that is none of its grid, or off its scale
+            return number, slice_.position(params)
+        except (KeyError, ValueError):  # a value that is not in its grid, or off its scale
             continue
     return None
 
@@ -369,7 +365,7 @@ def _is_log(scale: Scale) -> bool:
 
 
 def _off_scale(group: tuple[Axis, ...]) -> tuple[Scalar, ...]:
-    """Values of a single axis that its scale has no place for."""
+    """Values of a single axis that are not on its scale, such as 0 on a logarithmic one."""
     if len(group) > 1 or not _is_log(group[0].scale):
         return ()
     return tuple(value for value in group[0].values if not float(value) > 0)
@@ -379,12 +375,12 @@ def coordinate_of(group: tuple[Axis, ...]) -> Coordinate:
     """The coordinate of an axis, or of axes that are zipped.
 
     Raises:
-        SpaceError: zipped axes of which some have points and some have not, or none has a scale for all its values.
+        SpaceError: only some of the zipped axes have points, or none of them has all its values on its scale.
     """
     if any(axis.between for axis in group):
         if not all(axis.between for axis in group):
             without = next(axis.name for axis in group if axis.between)
-            raise SpaceError(without, "axes that are zipped all have points, or all have none", "give it 'points'")
+            raise SpaceError(without, "either all of the zipped axes have points, or none of them", "give it 'points'")
         members = sorted((_between(axis) for axis in group), key=lambda member: -(member.size or math.inf))
         return members[0] if len(members) == 1 else Together(leader=members[0], others=tuple(members[1:]))
     names = tuple(axis.name for axis in group)
@@ -401,11 +397,11 @@ def coordinate_of(group: tuple[Axis, ...]) -> Coordinate:
         span = scaled.max() - scaled.min() if len(scaled) else 0.0
         at = (scaled - scaled.min()) / span if span > 0 else np.zeros(len(scaled))
         rows = tuple(tuple(member.values[i] for member in group) for i in keep)
-        return Listed(names=names, rows=rows, at=at)
+        return Listed(columns=names, rows=rows, at=at)
     raise SpaceError(
         names[0],
-        "zipped axes of a boundary search need one among them whose values are all on its scale",
-        "leave out 0 and repeated values, or list the axes' values apart",
+        "one of the zipped axes of a boundary search must have distinct values that are all on its scale",
+        "leave out 0 and repeated values, or do not zip the axes",
     )
 
 
