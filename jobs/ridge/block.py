@@ -15,44 +15,29 @@ import torch
 from torch import Tensor
 
 from jobs.packed.loop import Block
-from jobs.ridge.designs import Population
+from jobs.ridge.designs import Population, Tensors
 
 _CHECK_STEPS = 64
-"""Steps between two looks at whether any crossing is still to be found: a look waits for the device."""
+"""Steps between two checks of whether a crossing is still to be found: a check waits for the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaddedProblems:
+class PaddedProblems(Tensors):
     """S problems of any sizes in common tensors. Inputs and targets are divided by sqrt(examples)."""
 
     x_SNP: Tensor
     y_SN: Tensor
-    examples_S: Tensor
     noise_variance_S: Tensor
     population: Population
     start_SP: Tensor
     eigenvalues_SR: Tensor
     """Of x'x (with the division, the sample covariance); zero where padded."""
     spread_SR: Tensor
-    """E (phi v)^2 of each eigenvector."""
-
-    def take(self, index: Tensor) -> PaddedProblems:
-        """These problems only."""
-        p = self.population
-        return PaddedProblems(
-            x_SNP=self.x_SNP[index],
-            y_SN=self.y_SN[index],
-            examples_S=self.examples_S[index],
-            noise_variance_S=self.noise_variance_S[index],
-            population=Population(moment=p.moment[index], target_SP=p.target_SP[index], rest_S=p.rest_S[index]),
-            start_SP=self.start_SP[index],
-            eigenvalues_SR=self.eigenvalues_SR[index],
-            spread_SR=self.spread_SR[index],
-        )
+    """E (phi v)^2 of each eigenvector v."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Hyperparameters(Tensors):
     """What differs between models on the same data; each (M,), float64."""
 
     learning_rate: Tensor
@@ -61,23 +46,13 @@ class Settings:
     train_level: Tensor
     test_level: Tensor
 
-    def take(self, index: Tensor) -> Settings:
-        """These models only."""
-        return Settings(
-            learning_rate=self.learning_rate[index],
-            weight_decay=self.weight_decay[index],
-            init_scale=self.init_scale[index],
-            train_level=self.train_level[index],
-            test_level=self.test_level[index],
-        )
-
 
 def effective_parameters(
     problems: PaddedProblems, source_M: Tensor, weight_decay_M: Tensor, kept_MR: Tensor | float
 ) -> Tensor:
     """(M,) n E|s(x)|^2 of the smoother y_hat(x) = s(x)'y, see `jobs.theory.minimum_norm`.
 
-    `kept_MR` is what is left of each mode's initial error, (1 - eta (l + lam))^k; 0 for the solution itself.
+    `kept_MR` is the remaining factor of each mode's initial error, (1 - eta (l + lam))^k; 0 for the solution itself.
     """
     eigen = problems.eigenvalues_SR[source_M]
     rate = eigen + weight_decay_M[:, None]
@@ -90,25 +65,25 @@ class RidgeBlock(Block):
     """M models, each on one of S data sets, trained by full-batch gradient descent from their starts."""
 
     def __init__(
-        self, problems: PaddedProblems, source_M: Sequence[int], settings: Settings, *, wide: bool, tracked: bool
+        self, problems: PaddedProblems, source_M: Sequence[int], hyper: Hyperparameters, *, wide: bool, tracked: bool
     ) -> None:
         """Args:
         problems: the data sets.
-        source_M: which of them each model has.
-        settings: of each model.
-        wide: go through the examples (cheaper with fewer of them than features), not through x'x.
-        tracked: find the steps at which the levels are first reached.
+        source_M: the data set of each model.
+        hyper: the hyperparameters of each model.
+        wide: multiply by x and x' (cheaper with fewer examples than features) and not by x'x.
+        tracked: record the first steps at which the levels are reached.
         """
         self._wide, self._tracked = wide, tracked
         self._step = 0
-        self._problems, self._settings = problems, settings
+        self._problems, self._hyper = problems, hyper
         self._source_M = torch.tensor(source_M, device=problems.x_SNP.device)
         self._place()
-        self._theta_SPK = problems.start_SP[:, :, None] * self._lay(settings.init_scale)[:, None, :]
-        self._crossed = [torch.full_like(self._lay(settings.init_scale).double(), torch.nan) for _ in range(2)]
+        self._theta_SPK = problems.start_SP[:, :, None] * self._lay(hyper.init_scale)[:, None, :]
+        self._crossed = [torch.full_like(self._lay(hyper.init_scale).double(), torch.nan) for _ in range(2)]
 
     def _place(self) -> None:
-        """Columns of the models among those of their data set, and what a step needs."""
+        """Set the column of each model among those of its data set, and what a step needs."""
         problems, source = self._problems, self._source_M
         counts: dict[int, int] = {}
         columns = []
@@ -118,17 +93,17 @@ class RidgeBlock(Block):
         self._column_M = torch.tensor(columns, device=source.device)
         self._width = max(counts.values())
         x, y = problems.x_SNP, problems.y_SN
-        self._rate_S1K = self._lay(self._settings.learning_rate)[:, None, :]
-        self._shrink_S1K = 1.0 - self._rate_S1K * self._lay(self._settings.weight_decay)[:, None, :]
+        self._rate_S1K = self._lay(self._hyper.learning_rate)[:, None, :]
+        self._shrink_S1K = 1.0 - self._rate_S1K * self._lay(self._hyper.weight_decay)[:, None, :]
         self._power_S1 = y.square().sum(1, keepdim=True)
         self._zero_risk_S1 = problems.population.zero_risk()[:, None]
-        self._levels = [self._lay(self._settings.train_level), self._lay(self._settings.test_level)]
+        self._levels = [self._lay(self._hyper.train_level), self._lay(self._hyper.test_level)]
         if not self._wide:
             self._gram_SPP = torch.bmm(x.transpose(1, 2), x)
             self._moment_SP1 = torch.bmm(x.transpose(1, 2), y[:, :, None])
 
     def _lay(self, values_M: Tensor) -> Tensor:
-        """(S, K) the models' values at their places; 0 where there is no model."""
+        """(S, K) the values of the models at their places; 0 where there is no model."""
         x = self._problems.x_SNP
         laid = torch.zeros(len(x), self._width, dtype=x.dtype, device=x.device)
         laid[self._source_M, self._column_M] = values_M.to(laid)
@@ -142,9 +117,9 @@ class RidgeBlock(Block):
         theta_MP = self._theta_SPK.transpose(1, 2)[self._source_M, self._column_M][index]
         crossed = [self._of_models(c)[index] for c in self._crossed]
         sets, self._source_M = torch.unique(self._source_M[index], return_inverse=True)
-        self._settings = self._settings.take(index)
+        self._hyper = self._hyper.map(lambda values: values[index])
         if len(sets) < len(self._problems.x_SNP):
-            self._problems = self._problems.take(sets)
+            self._problems = self._problems.map(lambda values: values[sets])
         self._place()
         shape = (len(sets), self._width, theta_MP.shape[1])
         laid = torch.zeros(shape, dtype=theta_MP.dtype, device=theta_MP.device)
@@ -183,25 +158,25 @@ class RidgeBlock(Block):
         return bool(pending[0] | pending[1])
 
     def _note(self, step: int, train_loss_SK: Tensor) -> None:
-        """Remember the step where a level is reached for the first time."""
+        """Record the step where it is the first at which a level is reached."""
         excess = self._problems.population.excess_risk(self._theta_SPK)
         relative = (train_loss_SK / self._power_S1, excess / self._zero_risk_S1)
         for crossed, value, level in zip(self._crossed, relative, self._levels, strict=True):
-            # Without a level (0) nothing is reached, not even by a loss of exactly zero.
+            # A level of 0 means none, and is not reached even by a loss of exactly zero.
             crossed[(value <= level) & (level > 0) & crossed.isnan()] = float(step)
 
     @torch.no_grad()
     def measure(self) -> Mapping[str, Tensor]:
-        """The job's metrics; losses are mean squared errors, `test_loss` on fresh noisy examples, exactly."""
+        """The job's metrics; losses are mean squared errors, `test_loss` the exact one on fresh noisy examples."""
         problems, theta = self._problems, self._theta_SPK
         residual = torch.baddbmm(problems.y_SN[:, :, None], problems.x_SNP, theta, beta=-1.0)
         train_SK = residual.square().sum(1)
         if self._tracked:
             self._note(self._step, train_SK)
         excess_SK = problems.population.excess_risk(theta)
-        settings = self._settings
+        hyper = self._hyper
         eigen = problems.eigenvalues_SR[self._source_M].double()
-        rate = settings.learning_rate.to(eigen)[:, None] * (eigen + settings.weight_decay.to(eigen)[:, None])
+        rate = hyper.learning_rate.to(eigen)[:, None] * (eigen + hyper.weight_decay.to(eigen)[:, None])
         kept = ((1.0 - rate) ** self._step).to(theta.dtype)
         return {
             "train_loss": self._of_models(train_SK),
@@ -209,9 +184,7 @@ class RidgeBlock(Block):
             "excess_risk": self._of_models(excess_SK),
             "relative_train_loss": self._of_models(train_SK / self._power_S1),
             "weight_norm": self._of_models(theta.norm(dim=1)),
-            "effective_parameters": effective_parameters(
-                problems, self._source_M, settings.weight_decay.to(theta), kept
-            ),
+            "effective_parameters": effective_parameters(problems, self._source_M, hyper.weight_decay.to(theta), kept),
             "train_level_step": self._of_models(self._crossed[0]),
             "test_level_step": self._of_models(self._crossed[1]),
         }

@@ -1,7 +1,7 @@
-"""Linear regression problems of one shape, drawn from the trials' own seeds, with their population risk.
+"""Linear regression problems of one shape, drawn from the trials' seeds, with their population risk.
 
-Every random number is drawn by its place (row, column), so a problem with more examples or more inputs begins with
-the one that has fewer.
+Every random number is drawn by its place (row, column), so that a problem with more examples or more inputs starts with
+the same numbers as one with fewer.
 
 Shapes: S data sets, N examples, D inputs, P features, K models on one data set.
 """
@@ -9,21 +9,66 @@ Shapes: S data sets, N examples, D inputs, P features, K models on one data set.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from jobs.job import as_dict
 from jobs.packed import random
 from jobs.ridge.params import RidgeParams
 from jobs.ridge.random_features import fourier_features, fourier_moments, relu_features, relu_moments
 
 _ROW = 1 << 24
+_TRAINING = {
+    "features",
+    "solver",
+    "weight_decay",
+    "learning_rate",
+    "init_scale",
+    "steps",
+    "curve_points",
+    "train_level",
+    "test_level",
+    "stop_at_levels",
+}
+"""Parameters that do not change the data; of `features`, only the number that is fitted does."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Population:
+class Tensors:
+    """Base of dataclasses whose fields are tensors, or such dataclasses, with one common first dimension."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with every tensor changed."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.map(change) if isinstance(v, Tensors) else change(v) for k, v in values.items()})
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The parts one after another, each tensor padded with zeros to the largest shape."""
+        values: dict[str, Any] = {}
+        for f in fields(cls):
+            column = [getattr(part, f.name) for part in parts]
+            values[f.name] = column[0].join(column) if isinstance(column[0], Tensors) else _joined(column)
+        return cls(**values)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    out = tensors[0].new_zeros(sum(map(len, tensors)), *shape)
+    start = 0
+    for tensor in tensors:
+        end = start + len(tensor)
+        out[(slice(start, end), *map(slice, tensor.shape[1:]))] = tensor
+        start = end
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Population(Tensors):
     """The exact excess risk of a linear model, E (phi theta - x beta)^2."""
 
     moment: Tensor
@@ -40,7 +85,7 @@ class Population:
             return torch.einsum("spk,sp->sk", miss.square_(), self.moment) + self.rest_S[:, None]
         linear = torch.einsum("spk,sp->sk", theta_SPK, self.target_SP)
         square = (theta_SPK * torch.bmm(self.moment, theta_SPK)).sum(1)
-        # A difference of near-equal numbers may round below zero.
+        # A difference of nearly equal numbers may be rounded to below zero.
         return (self.rest_S[:, None] - 2 * linear + square).clamp_(min=0.0)
 
     def along(self, v_SPR: Tensor) -> Tensor:
@@ -50,14 +95,14 @@ class Population:
         return (v_SPR * torch.bmm(self.moment, v_SPR)).sum(1)
 
     def zero_risk(self) -> Tensor:
-        """(S,) excess risk of the model that is zero."""
+        """(S,) excess risk of the zero model."""
         if self.moment.dim() == 2:
             return (self.moment * self.target_SP.square()).sum(1) + self.rest_S
         return self.rest_S
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problems:
+class Problems(Tensors):
     """S regression problems of one shape."""
 
     x_SNP: Tensor
@@ -65,7 +110,7 @@ class Problems:
     noise_variance_S: Tensor
     population: Population
     start_SP: Tensor
-    """A uniformly random direction of norm 1, for the initial coefficients."""
+    """A uniformly random direction of norm 1, of the initial coefficients."""
     u_SNR: Tensor
     """Left singular vectors of x."""
     singular_SR: Tensor
@@ -75,25 +120,7 @@ class Problems:
 
 def data_key(params: RidgeParams, seed: int) -> tuple[object, ...]:
     """Trials with equal keys have the same problem."""
-    p = params
-    return (
-        seed,
-        p.design,
-        p.sample_count,
-        p.inputs,
-        p.fitted,
-        p.frequency_scale,
-        p.covariance,
-        p.covariance_exponent,
-        p.small_features,
-        p.small_scale,
-        p.small_signal,
-        p.teacher,
-        p.teacher_exponent,
-        p.signal,
-        p.noise_variance,
-        p.precision,
-    )
+    return seed, params.fitted, *(value for name, value in as_dict(params).items() if name not in _TRAINING)
 
 
 def make_problems(params: Sequence[RidgeParams], seeds: Sequence[int], device: str) -> Problems:
@@ -117,24 +144,21 @@ def make_problems(params: Sequence[RidgeParams], seeds: Sequence[int], device: s
     if first.teacher == "row_space":
         projected = torch.einsum("spr,sr->sp", v, torch.einsum("spr,sp->sr", v, beta_SD))
         beta_SD = _scaled(projected, [p.signal for p in params])
-        population = Population(moment=population.moment, target_SP=beta_SD, rest_S=population.rest_S)
+        population = replace(population, target_SP=beta_SD)
     noise_S = torch.tensor([p.noise_variance for p in params], dtype=torch.float64, device=device)
     noise_SN = _normal(seeds, "target noise", n, 1, device)[:, :, 0] * noise_S.sqrt()[:, None]
     start = _scaled(_normal(seeds, "start", fitted, 1, device)[:, :, 0], [1.0] * len(params))
-    return Problems(
-        x_SNP=phi.to(dtype),
-        y_SN=(torch.einsum("snd,sd->sn", x_SND, beta_SD) + noise_SN).to(dtype),
-        noise_variance_S=noise_S.to(dtype),
-        population=Population(
-            moment=population.moment.to(dtype),
-            target_SP=population.target_SP.to(dtype),
-            rest_S=population.rest_S.to(dtype),
-        ),
-        start_SP=start.to(dtype),
-        u_SNR=u.to(dtype),
-        singular_SR=singular.to(dtype),
-        v_SPR=v.to(dtype),
+    problems = Problems(
+        x_SNP=phi,
+        y_SN=torch.einsum("snd,sd->sn", x_SND, beta_SD) + noise_SN,
+        noise_variance_S=noise_S,
+        population=population,
+        start_SP=start,
+        u_SNR=u,
+        singular_SR=singular,
+        v_SPR=v,
     )
+    return problems.map(lambda tensor: tensor.to(dtype))
 
 
 def _random_features(
@@ -169,7 +193,7 @@ def _spectrum(params: Sequence[RidgeParams], device: str) -> Tensor:
 
 
 def _teachers(params: Sequence[RidgeParams], seeds: Sequence[int], device: str) -> Tensor:
-    """(S, D) true coefficients; those in the row space are still to be projected."""
+    """(S, D) true coefficients; for teacher "row_space" they are not projected yet."""
     inputs = params[0].inputs
     place = torch.arange(1, inputs + 1, dtype=torch.float64, device=device)
     raw = _normal(seeds, "teacher", inputs, 1, device)[:, :, 0]
@@ -183,7 +207,7 @@ def _teachers(params: Sequence[RidgeParams], seeds: Sequence[int], device: str) 
 
 
 def _scaled(rows: Tensor, squares: Sequence[float]) -> Tensor:
-    """The rows with these squared norms; a row of zeros stays."""
+    """The rows scaled to these squared norms; a row of zeros stays."""
     norm = rows.norm(dim=1).clamp_min_(1e-300)
     scale: Tensor = (torch.tensor(squares, dtype=rows.dtype, device=rows.device).sqrt() / norm)[:, None]
     return rows * scale

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from itertools import chain
 
 import numpy as np
 import torch
@@ -12,44 +14,40 @@ from torch import Tensor
 from jobs.job import Member, Report, log_spaced_steps
 from jobs.packed.cost import CACHE_BYTES
 from jobs.packed.loop import run_blocks
-from jobs.ridge.block import PaddedProblems, RidgeBlock, Settings, effective_parameters
+from jobs.ridge.block import Hyperparameters, PaddedProblems, RidgeBlock, effective_parameters
 from jobs.ridge.cost import problem_bytes
-from jobs.ridge.designs import Population, Problems, data_key, make_problems
+from jobs.ridge.designs import Problems, data_key, make_problems
 from jobs.ridge.params import RidgeParams
 
 _DRAWN_BYTES = 64 << 20
-"""Inputs that are drawn and decomposed at once."""
+"""Size of the problems that are drawn and decomposed at once."""
 _GPU_BYTES = 4 << 30
-"""Problems of one block on a GPU."""
+"""Size of the problems of one block on a GPU."""
 
-Groups = list[tuple[tuple[object, ...], list[int]]]
+Groups = list[list[int]]
+"""Positions of the trials on each data set."""
 
 
 def train(pack: Sequence[Member[RidgeParams]], device: str) -> Iterator[Report]:
     """Reports of all members; see `jobs.job.Job.train`."""
-    sets: dict[tuple[object, ...], list[int]] = {}
+    by_data: dict[tuple[object, ...], list[int]] = {}
     for position, member in enumerate(pack):
-        sets.setdefault(data_key(member.params, member.seed), []).append(position)
-    first = pack[0].params
+        by_data.setdefault(data_key(member.params, member.seed), []).append(position)
+    groups, first = list(by_data.values()), pack[0].params
     if not first.iterative:
-        yield from _solve_all(pack, sets, device)
+        yield from _solve_all(pack, groups, device)
         return
     schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
     stop = {"train_level_step": 0.0, "test_level_step": 0.0} if first.stop_at_levels else None
-    blocks = []
-    for groups in _blocks(pack, sets, device):
-        positions = [position for _, members in groups for position in members]
-        blocks.append((_block(pack, groups, device), positions))
+    blocks = [_block(pack, part, device) for part in _blocks(pack, groups, device)]
     yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop)
 
 
-def _solve_all(
-    pack: Sequence[Member[RidgeParams]], sets: Mapping[tuple[object, ...], list[int]], device: str
-) -> Iterator[Report]:
-    """The solutions themselves, one report for as many as are decomposed at once."""
-    for problems, groups in _drawn(pack, list(sets.items()), device):
-        positions = [position for _, members in groups for position in members]
-        source = torch.tensor([s for s, (_, members) in enumerate(groups) for _ in members], device=device)
+def _solve_all(pack: Sequence[Member[RidgeParams]], groups: Groups, device: str) -> Iterator[Report]:
+    """The solutions themselves, one report for all that are decomposed at once."""
+    for problems, part in _drawn(pack, groups, device):
+        positions = list(chain.from_iterable(part))
+        source = torch.tensor([s for s, group in enumerate(part) for _ in group], device=device)
         values = _solve(problems, source, [pack[position].params.weight_decay for position in positions])
         at = np.asarray(positions, dtype=np.int64)
         measured = {name: value.double().cpu().numpy() for name, value in values.items()}
@@ -63,17 +61,14 @@ def _solve(problems: Problems, source_M: Tensor, weight_decay: Sequence[float]) 
     decay_M = torch.tensor(weight_decay, dtype=x.dtype, device=x.device)
     eigen_MR = padded.eigenvalues_SR[source_M]
     root = math.sqrt(x.shape[1])
-    # theta = V diag(s / (s^2 + n lam)) U'y; a mode that rounding made out of nothing is left out.
+    # theta = V diag(s / (s^2 + n lam)) U'y; a mode that exists by rounding alone is left out.
     gain_MR = torch.where(eigen_MR > 0, problems.singular_SR[source_M] / root / (eigen_MR + decay_M[:, None]), 0.0)
     along_SR = torch.einsum("snr,sn->sr", problems.u_SNR, y) / root
     theta_MP = torch.bmm(problems.v_SPR[source_M], (gain_MR * along_SR[source_M])[:, :, None])[:, :, 0]
     residual = torch.bmm(x[source_M], theta_MP[:, :, None])[:, :, 0] - y[source_M]
     train_M = residual.square().mean(1)
-    population = padded.population
-    each = Population(
-        moment=population.moment[source_M], target_SP=population.target_SP[source_M], rest_S=population.rest_S[source_M]
-    )
-    excess_M = each.excess_risk(theta_MP[:, :, None])[:, 0]
+    population = problems.population.map(lambda values: values[source_M])
+    excess_M = population.excess_risk(theta_MP[:, :, None])[:, 0]
     never = torch.full_like(train_M, torch.nan)
     return {
         "train_loss": train_M,
@@ -88,110 +83,76 @@ def _solve(problems: Problems, source_M: Tensor, weight_decay: Sequence[float]) 
 
 
 def _drawn(pack: Sequence[Member[RidgeParams]], groups: Groups, device: str) -> Iterator[tuple[Problems, Groups]]:
-    """The problems of one shape after another, with the groups (key, positions) that they belong to."""
+    """The problems of one shape after another, each with the groups that it belongs to."""
     shapes: dict[tuple[object, ...], Groups] = {}
-    for key, members in groups:
-        p = pack[members[0]].params
-        shapes.setdefault((p.sample_count, p.inputs, p.fitted, p.teacher == "row_space"), []).append((key, members))
+    for group in groups:
+        p = pack[group[0]].params
+        shapes.setdefault((p.sample_count, p.inputs, p.fitted, p.teacher == "row_space"), []).append(group)
     for same in shapes.values():
-        p = pack[same[0][1][0]].params
+        p = pack[same[0][0]].params
         dense = p.design in ("relu", "fourier")
         each = 8 * (p.sample_count * (p.inputs + 2 * p.fitted) + dense * p.fitted * (p.inputs + 3 * p.fitted))
         size = max(1, _DRAWN_BYTES // each)
         for start in range(0, len(same), size):
             part = same[start : start + size]
-            ones = [pack[positions[0]] for _, positions in part]
-            yield make_problems([one.params for one in ones], [one.seed for one in ones], device), part
+            members = [pack[group[0]] for group in part]
+            yield make_problems([m.params for m in members], [m.seed for m in members], device), part
 
 
-def _blocks(
-    pack: Sequence[Member[RidgeParams]], sets: Mapping[tuple[object, ...], list[int]], device: str
-) -> Iterator[Groups]:
-    """Data sets that train together: as many as a core's cache holds, neighbours in size and in models."""
+def _blocks(pack: Sequence[Member[RidgeParams]], groups: Groups, device: str) -> Iterator[Groups]:
+    """Groups that train together, of similar sizes: as many as fit a core's cache."""
 
-    def order(group: tuple[tuple[object, ...], list[int]]) -> tuple[int, int, int, int]:
-        p = pack[group[1][0]].params
-        return len(group[1]), p.fitted, p.sample_count, p.inputs
+    def order(group: list[int]) -> tuple[int, int, int, int]:
+        p = pack[group[0]].params
+        return len(group), p.fitted, p.sample_count, p.inputs
 
     room = CACHE_BYTES if device.startswith("cpu") else _GPU_BYTES
-    taken: Groups = []
+    block: Groups = []
     used = 0
-    for key, members in sorted(sets.items(), key=order):
-        p = pack[members[0]].params
+    for group in sorted(groups, key=order):
+        p = pack[group[0]].params
         dense, wide = p.design in ("relu", "fourier"), p.fitted > p.sample_count
-        bytes_ = problem_bytes(p.sample_count, p.fitted, dense=dense, wide=wide) + 8 * p.fitted * len(members)
-        if taken and used + bytes_ > room:
-            yield taken
-            taken, used = [], 0
-        taken.append((key, members))
-        used += bytes_
-    yield taken
+        size = problem_bytes(p.sample_count, p.fitted, dense=dense, wide=wide) + 8 * p.fitted * len(group)
+        if block and used + size > room:
+            yield block
+            block, used = [], 0
+        block.append(group)
+        used += size
+    yield block
 
 
-def _block(pack: Sequence[Member[RidgeParams]], groups: Groups, device: str) -> RidgeBlock:
-    """The block of these groups; its models are the groups' members, in order."""
-    parts: list[Problems] = []
-    rank: dict[tuple[object, ...], int] = {}
-    for problems, part in _drawn(pack, groups, device):
-        for key, _ in part:
-            rank[key] = len(rank)
-        parts.append(problems)
-    params = [pack[position].params for _, members in groups for position in members]
-
-    def of(name: str) -> Tensor:
-        return torch.tensor([getattr(p, name) for p in params], dtype=torch.float64, device=device)
-
-    first = params[0]
-    return RidgeBlock(
-        _padded(parts),
-        [rank[key] for key, members in groups for _ in members],
-        Settings(
-            learning_rate=of("learning_rate"),
-            weight_decay=of("weight_decay"),
-            init_scale=of("init_scale"),
-            train_level=of("train_level"),
-            test_level=of("test_level"),
-        ),
-        wide=first.fitted > first.sample_count,
-        tracked=any(p.train_level or p.test_level for p in params),
-    )
+def _block(pack: Sequence[Member[RidgeParams]], groups: Groups, device: str) -> tuple[RidgeBlock, list[int]]:
+    """The block of these groups, and the positions of its models in the pack."""
+    drawn = list(_drawn(pack, groups, device))
+    ordered = [group for _, part in drawn for group in part]
+    positions = list(chain.from_iterable(ordered))
+    params = [pack[position].params for position in positions]
+    source = [s for s, group in enumerate(ordered) for _ in group]
+    values = {
+        f.name: torch.tensor([getattr(p, f.name) for p in params], dtype=torch.float64, device=device)
+        for f in fields(Hyperparameters)
+    }
+    wide, tracked = params[0].fitted > params[0].sample_count, any(p.train_level or p.test_level for p in params)
+    problems = _padded([problems for problems, _ in drawn])
+    return RidgeBlock(problems, source, Hyperparameters(**values), wide=wide, tracked=tracked), positions
 
 
 def _padded(parts: Sequence[Problems]) -> PaddedProblems:
     """The problems in common tensors, in the order given."""
-    examples, features = (max(part.x_SNP.shape[axis] for part in parts) for axis in (1, 2))
-    rank = max(part.singular_SR.shape[1] for part in parts)
-    columns: dict[str, list[Tensor]] = {}
-
-    def add(name: str, tensor: Tensor, *shape: int) -> None:
-        out = torch.zeros(len(tensor), *shape, dtype=tensor.dtype, device=tensor.device)
-        out[(slice(None), *(slice(0, length) for length in tensor.shape[1:]))] = tensor
-        columns.setdefault(name, []).append(out)
-
+    padded = []
     for part in parts:
         n, p = part.x_SNP.shape[1:]
-        root = math.sqrt(n)
-        add("x", part.x_SNP / root, examples, features)
-        add("y", part.y_SN / root, examples)
-        add("examples", torch.full_like(part.noise_variance_S, n))
-        add("noise", part.noise_variance_S)
-        dense = part.population.moment.dim() == 3
-        add("moment", part.population.moment, *((features, features) if dense else (features,)))
-        add("target", part.population.target_SP, features)
-        add("rest", part.population.rest_S)
-        add("start", part.start_SP, features)
-        singular = part.singular_SR
+        root, singular = math.sqrt(n), part.singular_SR
         cut = torch.finfo(singular.dtype).eps * max(n, p) * singular[:, :1]
-        add("eigenvalues", torch.where(singular > cut, (singular / root).square(), 0.0), rank)
-        add("spread", part.population.along(part.v_SPR), rank)
-    joined = {name: torch.cat(tensors) for name, tensors in columns.items()}
-    return PaddedProblems(
-        x_SNP=joined["x"],
-        y_SN=joined["y"],
-        examples_S=joined["examples"],
-        noise_variance_S=joined["noise"],
-        population=Population(moment=joined["moment"], target_SP=joined["target"], rest_S=joined["rest"]),
-        start_SP=joined["start"],
-        eigenvalues_SR=joined["eigenvalues"],
-        spread_SR=joined["spread"],
-    )
+        padded.append(
+            PaddedProblems(
+                x_SNP=part.x_SNP / root,
+                y_SN=part.y_SN / root,
+                noise_variance_S=part.noise_variance_S,
+                population=part.population,
+                start_SP=part.start_SP,
+                eigenvalues_SR=torch.where(singular > cut, (singular / root).square(), 0.0),
+                spread_SR=part.population.along(part.v_SPR),
+            )
+        )
+    return PaddedProblems.join(padded)
