@@ -1,26 +1,27 @@
-"""What the closed forms say of a trial of `jobs.ridge.job`, where one holds.
+"""Predictions of closed forms for a ridge trial.
 
-Where the closed form is exact only given the data, it is averaged over a few data sets drawn here; the standard error
-of that mean is stated.
+A closed form that is exact given the data is averaged over a few data sets that are drawn here, and the prediction has
+the standard error of that mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
+from jobs.curves import gap
 from jobs.job import Censored, Prediction, log_spaced_steps
 from jobs.ridge.params import RidgeParams
 from jobs.theory import descent, minimum_norm, ridge_grokking
 from jobs.theory.domain import Floats
 
 DRAWS = 9
-"""Data sets that a prediction is averaged over; odd, for the median."""
+"""Data sets that a prediction is averaged over; an odd number, for the median."""
 LARGEST = 1 << 20
-"""Examples times features up to which data sets are drawn for a prediction (a second or so at most)."""
+"""Largest product of examples and inputs for which data sets are drawn (about a second)."""
 
 
 def predict(params: RidgeParams) -> Mapping[str, Prediction]:
@@ -34,14 +35,14 @@ def predict(params: RidgeParams) -> Mapping[str, Prediction]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Problem:
-    """What a trial's formulas need, without any drawn number."""
+    """What the formulas for a trial need, without any random number."""
 
     variances: Floats
     """(D,) of the inputs."""
     squares: Floats
     """(D,) mean squared coefficients."""
     signs: bool
-    """Whether the coefficients are known up to nothing (else their direction is random)."""
+    """Whether the coefficients themselves are known; otherwise their direction is random."""
 
 
 def _problem(params: RidgeParams) -> _Problem:
@@ -63,36 +64,28 @@ def _solution(params: RidgeParams) -> Mapping[str, Prediction]:
     if params.weight_decay or params.design != "gaussian" or params.covariance != "isotropic":
         return {}
     n, p = params.sample_count, params.fitted
-    found = {
-        "final_effective_parameters": Prediction(
-            value=float(minimum_norm.effective_parameters(n, p)), source="Curth et al. 2023, definition; Gaussian mean"
-        )
-    }
+    count, source = float(minimum_norm.effective_parameters(n, p)), "Curth et al. 2023, definition; Gaussian mean"
+    effective = {"final_effective_parameters": Prediction(value=count, source=source)}
     if params.teacher == "row_space":
-        return found
-    squares = _problem(params).squares
-    risk = float(
-        minimum_norm.belkin_hsu_xu_risk(
-            n, p, used=squares[:p].sum(), unused=squares[p:].sum(), noise_variance=params.noise_variance
-        )
-    )
+        return effective
+    used, unused, noise = (squares := _problem(params).squares)[:p].sum(), squares[p:].sum(), params.noise_variance
+    risk = float(minimum_norm.belkin_hsu_xu_risk(n, p, used=used, unused=unused, noise_variance=noise))
     source = "Belkin, Hsu and Xu 2019, theorem 1"
     return {
         "final_test_loss": Prediction(value=risk, source=source),
-        "final_excess_risk": Prediction(value=risk - params.noise_variance, source=source),
-        **found,
+        "final_excess_risk": Prediction(value=risk - noise, source=source),
+        **effective,
     }
 
 
 @lru_cache(maxsize=16)
 def _inputs(draw: int, n: int, inputs: int) -> Floats:
     """(n, D) standard normal numbers; the same for all trials of a sweep, as the trials' own data are."""
-    z: Floats = np.random.default_rng([draw, n, inputs]).standard_normal((n, inputs))
-    return z
+    return np.asarray(np.random.default_rng([draw, n, inputs]).standard_normal((n, inputs)))
 
 
 def _draws(params: RidgeParams) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Isotropic training inputs (n, D), true and initial coefficients (D,), as a trial might have them."""
+    """Training inputs (n, D), true and initial coefficients (D,), distributed as those of a trial."""
     problem = _problem(params)
     for draw in range(DRAWS):
         x = _training_inputs(params, draw)
@@ -117,44 +110,41 @@ def _training_inputs(params: RidgeParams, draw: int) -> Floats:
 
 
 def _course(params: RidgeParams) -> Mapping[str, Prediction]:
-    """Test loss along the steps of gradient descent, the mean over teachers and starts exact."""
+    """Test loss along the steps of gradient descent; the mean over teachers and starts is exact."""
     n, p = params.sample_count, params.fitted
     if params.teacher == "row_space" or n * params.inputs > LARGEST:
         return {}
     steps = log_spaced_steps(params.horizon, params.curve_points)
     problem = _problem(params)
     left = float((problem.variances * problem.squares)[p:].sum())
-    # Unused Gaussian inputs are noise; unused orthogonal ones do not touch the fit.
-    heard = params.noise_variance + (left if params.design == "gaussian" else 0.0)
+    # Unused Gaussian inputs are noise; unused orthogonal ones do not affect the fit.
+    noise = params.noise_variance + (left if params.design == "gaussian" else 0.0)
     squares = problem.squares[:p]
     curves = []
     for draw in range(DRAWS if params.design == "gaussian" else 1):
         with np.errstate(over="ignore", invalid="ignore"):
-            excess = descent.expected_excess_risk(
+            risk = descent.expected_excess_risk(
                 _training_inputs(params, draw)[:, :p],
                 steps,
                 learning_rate=params.learning_rate,
-                noise_variance=heard,
+                noise_variance=noise,
                 variances=problem.variances[:p],
                 weight_decay=params.weight_decay,
                 teacher=np.sqrt(squares) if problem.signs else 0.0,
                 teacher_variances=0.0 if problem.signs else squares,
                 start_variances=params.init_scale**2 / p,
-            ).total
-        curves.append(excess + left)
+            )
+        curves.append(risk.total + left)
     drawn = np.array(curves)
     error = drawn.std(axis=0, ddof=1) / np.sqrt(len(drawn)) if len(drawn) > 1 else np.zeros(len(steps))
     source = "gradient descent on least squares, exact given X"
-    return {
-        "excess_risk": Prediction(value=drawn.mean(axis=0), step=steps, standard_error=error, source=source),
-        "test_loss": Prediction(
-            value=drawn.mean(axis=0) + params.noise_variance, step=steps, standard_error=error, source=source
-        ),
-    }
+    mean = drawn.mean(axis=0)
+    excess = Prediction(value=mean, step=steps, standard_error=error, source=source)
+    return {"excess_risk": excess, "test_loss": replace(excess, value=mean + params.noise_variance)}
 
 
 def _crossings(params: RidgeParams) -> Mapping[str, Prediction]:
-    """The level steps of ridge grokking, and so the phase: `Ridge.phase` reads these as it reads observations."""
+    """The level steps of ridge grokking; `Ridge.phase` gets the predicted phase from them as from observations."""
     if (
         not (params.train_level and params.test_level)
         or params.noise_variance
@@ -163,11 +153,11 @@ def _crossings(params: RidgeParams) -> Mapping[str, Prediction]:
         or params.sample_count * params.inputs > LARGEST
     ):
         return {}
-    found: dict[str, list[float]] = {"train_level_step": [], "test_level_step": []}
-    horizon, diverges = float(params.horizon), 0
+    drawn: list[list[float]] = []
     for x, teacher, start in _draws(params):
         modes = ridge_grokking.modes_of(x, teacher=teacher, start=start)
-        diverges += params.learning_rate >= ridge_grokking.largest_learning_rate(modes, params.weight_decay)
+        if params.learning_rate >= ridge_grokking.largest_learning_rate(modes, params.weight_decay):
+            return {}
         crossed = ridge_grokking.crossing_steps(
             modes,
             learning_rate=params.learning_rate,
@@ -176,24 +166,18 @@ def _crossings(params: RidgeParams) -> Mapping[str, Prediction]:
             test_level=params.test_level,
             horizon=params.horizon,
         )
-        for name, step in (("train_level_step", crossed.train), ("test_level_step", crossed.test)):
-            found[name].append(np.inf if step is None else float(step))
-    if diverges:
-        return {}
-    source = "ridge regression by gradient descent, exact given X"
-    predicted: dict[str, Prediction] = {}
-    for name, steps in found.items():
-        middle = float(np.median(steps))
-        reached = [step for step in steps if np.isfinite(step)]
+        drawn.append([np.inf if step is None else float(step) for step in (crossed.train, crossed.test)])
+    horizon, source = float(params.horizon), "ridge regression by gradient descent, exact given X"
+    predicted: list[tuple[float | Censored, float]] = []
+    for steps in np.array(drawn).T:
+        reached, median = steps[np.isfinite(steps)], float(np.median(steps))
         # The median of a few varies about 1.25 times as much as their mean.
         error = 1.25 * float(np.std(reached, ddof=1)) / np.sqrt(len(reached)) if len(reached) > 1 else 0.0
-        predicted[name] = Prediction(
-            value=middle if np.isfinite(middle) else Censored(horizon), standard_error=error, source=source
-        )
-    train, test = predicted["train_level_step"].value, predicted["test_level_step"].value
-    gap: float | Censored = Censored(horizon)
-    if isinstance(train, float):
-        gap = test - train if isinstance(test, float) else Censored(horizon - train)
-    predicted["level_gap"] = Prediction(value=gap, source=source)
-    predicted["diverged_step"] = Prediction(value=Censored(horizon), source=source)
-    return predicted
+        predicted.append((median if np.isfinite(median) else Censored(horizon), error))
+    (train, _), (test, _) = predicted
+    values = (*predicted, (gap(train, test, horizon), 0.0), (Censored(horizon), 0.0))
+    names = ("train_level_step", "test_level_step", "level_gap", "diverged_step")
+    return {
+        name: Prediction(value=value, standard_error=error, source=source)
+        for name, (value, error) in zip(names, values, strict=True)
+    }

@@ -1,4 +1,4 @@
-"""What a closed form says where it does not hold."""
+"""Domains of validity of the closed forms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Floats = NDArray[np.float64]
 
 
 class DomainError(ValueError):
-    """A formula was asked outside its domain of validity: the symbol, the rule, the value."""
+    """A formula was evaluated outside its domain of validity; the message has the symbol, the rule and the value."""
 
     def __init__(self, symbol: str, rule: str, value: object) -> None:
         self.symbol, self.rule, self.value = symbol, rule, value
@@ -17,10 +17,10 @@ class DomainError(ValueError):
 
 
 def at_least(symbol: str, value: ArrayLike, low: float) -> Floats:
-    """The value as float64, all of it finite and at or above `low`.
+    """The value as float64.
 
     Raises:
-        DomainError: it is not.
+        DomainError: a number is not finite, or below `low`.
     """
     array = np.asarray(value, dtype=np.float64)
     if not (np.isfinite(array) & (array >= low)).all():
@@ -29,10 +29,10 @@ def at_least(symbol: str, value: ArrayLike, low: float) -> Floats:
 
 
 def above(symbol: str, value: ArrayLike, low: float) -> Floats:
-    """The value as float64, all of it finite and above `low`.
+    """The value as float64.
 
     Raises:
-        DomainError: it is not.
+        DomainError: a number is not finite, or not above `low`.
     """
     array = np.asarray(value, dtype=np.float64)
     if not (np.isfinite(array) & (array > low)).all():

@@ -20,16 +20,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jobs.curves import gap as steps_between
+from jobs.curves import learning_phase
+from jobs.job import Censored
 from jobs.theory.domain import DomainError, Floats, above, at_least
 
 _SETTLED = 1e-40
 _FIRST_CHUNK, _LARGEST_CHUNK = 256, 16_384
-"""Steps looked at together while a crossing is searched; they grow, for most crossings come early."""
+"""Steps evaluated together in the search for a crossing; the chunks grow, since most crossings are early."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Modes:
-    """A teacher and a start in the eigenbasis of S, its null space told by its norms alone."""
+    """A teacher and a start in the eigenbasis of S; of the null space only norms."""
 
     eigenvalues: Floats
     """(R,) positive eigenvalues l_i of X'X/n."""
@@ -38,9 +41,9 @@ class Modes:
     start: Floats
     """(R,) c_i(0)."""
     null_teacher: float
-    """|P0 theta*|^2, what no training can learn."""
+    """|P0 theta*|^2, which no training can learn."""
     null_start: float
-    """|P0 theta_0|^2, what only weight decay removes."""
+    """|P0 theta_0|^2, which only weight decay removes."""
     null_overlap: float
     """<P0 theta*, P0 theta_0>."""
 
@@ -51,15 +54,10 @@ class Modes:
 
 
 def modes_of(x: ArrayLike, *, teacher: ArrayLike, start: ArrayLike) -> Modes:
-    """The modes of one data set.
-
-    Args:
-        x: (n, p) training inputs.
-        teacher: (p,) theta*; not zero on the training inputs.
-        start: (p,) theta_0.
+    """The modes of one data set: (n, p) training inputs, (p,) theta* and theta_0.
 
     Raises:
-        DomainError: a shape or a number is wrong.
+        DomainError: a shape or a number is wrong, or theta* vanishes on the training inputs.
     """
     inputs = at_least("x", x, -np.inf)
     if inputs.ndim != 2:
@@ -85,7 +83,7 @@ def modes_of(x: ArrayLike, *, teacher: ArrayLike, start: ArrayLike) -> Modes:
 
 
 def losses(modes: Modes, steps: ArrayLike, *, learning_rate: float, weight_decay: float) -> tuple[Floats, Floats]:
-    """(K,) L_train and (K,) L_test after `steps`, both normalised to 1 at theta = 0.
+    """(K,) L_train and (K,) L_test after `steps`, both divided by their value at theta = 0.
 
     Raises:
         DomainError: learning_rate <= 0, weight_decay < 0 or a negative step.
@@ -96,7 +94,7 @@ def losses(modes: Modes, steps: ArrayLike, *, learning_rate: float, weight_decay
     goal = eigen * modes.teacher / (eigen + lam)
     with np.errstate(over="ignore", invalid="ignore"):
         rates = 1.0 - eta * (eigen + lam)
-        # Once every mode has settled, to far below rounding, only the null space still moves.
+        # Once every mode has converged to far below rounding, only the null space still changes.
         settled = len(k) > 0 and bool((np.abs(rates) ** k.min() < _SETTLED).all())
         powers = np.zeros((1, len(eigen))) if settled else rates**k
         miss = goal - modes.teacher + (modes.start - goal) * powers
@@ -119,38 +117,30 @@ class Crossings:
 def crossing_steps(
     modes: Modes, *, learning_rate: float, weight_decay: float, train_level: float, test_level: float, horizon: int
 ) -> Crossings:
-    """Crossing steps of the normalised losses, by looking at every step (a loss need not be monotone).
+    """Crossing steps of the normalised losses, by a search of every step (a loss need not be monotone).
 
     Raises:
         DomainError: see `losses`; or a level is not positive, or the horizon is negative.
     """
     above("train_level and test_level", (train_level, test_level), 0)
     at_least("horizon", horizon, 0)
-    found: list[int | None] = [None, None]
+    first: list[int | None] = [None, None]
     begin, size = 0, _FIRST_CHUNK
-    while begin <= horizon and None in found:
+    while begin <= horizon and None in first:
         steps: NDArray[np.int64] = np.arange(begin, min(begin + size, horizon + 1))
         curves = losses(modes, steps, learning_rate=learning_rate, weight_decay=weight_decay)
         for which, (curve, level) in enumerate(zip(curves, (train_level, test_level), strict=True)):
             hit = np.flatnonzero(curve <= level)
-            if found[which] is None and len(hit):
-                found[which] = begin + int(hit[0])
+            if first[which] is None and len(hit):
+                first[which] = begin + int(hit[0])
         begin, size = begin + size, min(2 * size, _LARGEST_CHUNK)
-    return Crossings(train=found[0], test=found[1])
+    return Crossings(train=first[0], test=first[1])
 
 
 def phase(crossings: Crossings, *, gap: float) -> str:
-    """Liu's table (see the module), and "inversion" where the test passes though training does not.
-
-    Args:
-        gap: steps between the crossings from which on it is grokking.
-    """
-    train, test = crossings.train, crossings.test
-    if test is None:
-        return "confusion" if train is None else "memorization"
-    if train is None:
-        return "inversion"
-    return "comprehension" if test - train < gap else "grokking"
+    """The phase by `jobs.curves.learning_phase`; from `gap` steps between the crossings on it is grokking."""
+    train, test = (Censored(math.inf) if k is None else float(k) for k in (crossings.train, crossings.test))
+    return learning_phase(train, test, steps_between(train, test, math.inf), gap)
 
 
 def generalisation_steps(
