@@ -382,4 +382,4 @@ def test_where_the_classifier_can_draw_nothing_the_plain_diagram_is_drawn(tmp_pa
     one = trial(0, heat=1.0, load=0.5)
     found = publish(GivenSweep(axes=axes), [one], {}, tmp_path, drawing=Drawing(search=True))
     assert "phase_diagram.png" in found.files and "boundary.parquet" not in found.files
-    assert any("nothing to draw" in warning for warning in found.warnings)
+    assert any("no map can be fitted" in warning for warning in found.warnings)

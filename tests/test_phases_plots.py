@@ -15,7 +15,8 @@ from matplotlib.text import Text
 from jobs.job import Censored, specs
 from orchestrator.axes import Axis
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
-from orchestrator.phases.draw.png import draw_curves, draw_map
+from orchestrator.phases.draw.png_lines import draw_curves
+from orchestrator.phases.draw.png_map import draw_map
 from orchestrator.phases.layout import lay_out
 from orchestrator.phases.scale import axis_scale
 from orchestrator.phases.table import collect

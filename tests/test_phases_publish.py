@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jobs_for_phases import GivenSweep, Melt, MeltWithoutSummary, axis, by_id, product, row
 
-import orchestrator.phases.draw.png as plot_png
 from jobs.job import Censored
+from orchestrator.phases.draw import png_map
 from orchestrator.phases.publish import MAP_FILES, publish
 from orchestrator.phases.publish_map import Drawing
 from orchestrator.phases.table import read_table
@@ -89,13 +89,13 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_old_one_whole(
     before = publish(sweep, trials, {}, tmp_path).files["phase_diagram.png"].read_bytes()
     here = {path.name for path in tmp_path.iterdir()}
 
-    def half(*args: object) -> None:
+    def half(*args: object, theory: object) -> None:
         path = args[-1]
         assert isinstance(path, Path)
         path.write_bytes(b"half a pic")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(plot_png, "draw_map", half)
+    monkeypatch.setattr(png_map, "draw_map", half)
     with pytest.raises(OSError, match="no space"):
         publish(sweep, trials, {}, tmp_path)
     assert (tmp_path / "phase_diagram.png").read_bytes() == before

@@ -48,6 +48,10 @@ class CellValues:
     bound: NDArray[np.float64]
     """(C,) the smallest bound up to which a replicate did not reach it, or NaN."""
 
+    def of(self, cells: NDArray[np.int64]) -> CellValues:
+        """The values of some cells."""
+        return CellValues(**{key: column[cells] for key, column in vars(self).items()})
+
     @property
     def not_reached(self) -> NDArray[np.bool_]:
         """(C,) whether replicates were observed and their median is none that a number could give."""
@@ -83,6 +87,11 @@ class PhaseDiagram:
     def labelled(self) -> NDArray[np.int64]:
         """(C,) replicates that have a label."""
         return np.asarray(self.counts.sum(axis=1), dtype=np.int64)
+
+    @property
+    def used(self) -> list[int]:
+        """The labels that occur, by index."""
+        return np.flatnonzero(self.counts.sum(axis=0)).tolist()
 
     @property
     def replicates(self) -> int:

@@ -1,4 +1,4 @@
-"""Which axes a picture shows, how it is cut into panels, and what is drawn in them."""
+"""Which axes a picture shows, how it is cut into panels, and what is drawn in each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from jobs.job import Scalar
 from orchestrator.phases.diagram import CellValues, PhaseDiagram
 from orchestrator.phases.scale import AxisScale
-from orchestrator.phases.text import words
+from orchestrator.phases.text import number, plural, words
 
 FEW = 6
-"""A second axis of at most this many values is shown by a line plot for each, too."""
+"""A second axis with at most this many values is also shown as one line plot per value."""
 _GRID_FILL = 0.25
-"""A map is drawn as a grid where at least this share of its cells exists, else as points."""
+"""A map is drawn as a grid if at least this fraction of its cells exists, else as points."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,7 +26,7 @@ class Panel:
     """One slice of the diagram: the cells that share a value on every axis but x and y."""
 
     title: str
-    """Those values in words; empty where there are none."""
+    """Those values as text; empty if there are none."""
     fixed: Mapping[str, Scalar | None]
     """Axis -> the value."""
     cells: NDArray[np.int64]
@@ -38,16 +38,16 @@ class Layout:
     """How a diagram is laid out."""
 
     x: int | None
-    """Index of the horizontal axis; None: nothing varies."""
+    """Index of the horizontal axis; None if nothing varies."""
     y: int | None
     panels: tuple[Panel, ...]
     """Over all values of the other axes (small multiples)."""
     lines: tuple[Panel, ...]
-    """One per value of y, for line plots along x; empty where x is no number or y has too many values."""
+    """One per value of y, for line plots along x; empty if x is not numeric or y has too many values."""
 
 
 def lay_out(diagram: PhaseDiagram) -> Layout:
-    """Choose x and y (numbers before text, many values before few, then the file's order) and cut the rest."""
+    """Choose x and y (numbers before text, many values before few, then file order) and cut by the other axes."""
     axes = diagram.axes
     size = [len(axis.values) for axis in axes]
     best = sorted(range(len(axes)), key=lambda a: (not axes[a].numeric, -size[a] if len(axes) > 2 else 0, a))[:2]
@@ -57,13 +57,9 @@ def lay_out(diagram: PhaseDiagram) -> Layout:
             best.reverse()
     x, y = (*best, None, None)[:2]
     others = [a for a in range(len(axes)) if a not in best]
-    along = x is not None and axes[x].numeric and len(axes) <= 2 and size[x] > 2 and (y is None or size[y] <= FEW)
-    return Layout(
-        x=x,
-        y=y,
-        panels=_cut(diagram, others),
-        lines=_cut(diagram, [] if y is None else [y]) if along else (),
-    )
+    in_lines = x is not None and axes[x].numeric and len(axes) <= 2 and size[x] > 2 and (y is None or size[y] <= FEW)
+    lines = _cut(diagram, [] if y is None else [y]) if in_lines else ()
+    return Layout(x=x, y=y, panels=_cut(diagram, others), lines=lines)
 
 
 def _cut(diagram: PhaseDiagram, by: Sequence[int]) -> tuple[Panel, ...]:
@@ -72,18 +68,20 @@ def _cut(diagram: PhaseDiagram, by: Sequence[int]) -> tuple[Panel, ...]:
         cells = np.flatnonzero((diagram.codes[:, list(by)] == np.array(values, dtype=np.int64)).all(axis=1))
         if len(cells) or not by:
             chosen = [(diagram.axes[a], v) for a, v in zip(by, values, strict=True)]
-            panels.append(
-                Panel(
-                    title=", ".join(f"{words(axis.name)} {axis.text(v)}" for axis, v in chosen),
-                    fixed={axis.name: axis.values[v] for axis, v in chosen},
-                    cells=cells,
-                )
-            )
+            title = ", ".join(f"{words(axis.name)} {axis.text(v)}" for axis, v in chosen)
+            panels.append(Panel(title=title, fixed={axis.name: axis.values[v] for axis, v in chosen}, cells=cells))
     return tuple(panels)
 
 
-def grid_of(diagram: PhaseDiagram, panel: Panel, x: int, y: int) -> NDArray[np.int64] | None:
-    """(X, Y) index of the cell at each pair of values, -1 where there is none; None: too sparse for a grid."""
+def grid_of(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None) -> NDArray[np.int64] | None:
+    """(X, Y) index of the cell at each pair of values, -1 where there is none; None if too sparse for a grid.
+
+    Without y, the grid has one row.
+    """
+    if y is None:
+        row = np.full((len(diagram.axes[x].values), 1), -1, dtype=np.int64)
+        row[diagram.codes[panel.cells, x], 0] = panel.cells
+        return row
     shape = len(diagram.axes[x].values), len(diagram.axes[y].values)
     if len(panel.cells) < _GRID_FILL * shape[0] * shape[1]:
         return None
@@ -92,28 +90,39 @@ def grid_of(diagram: PhaseDiagram, panel: Panel, x: int, y: int) -> NDArray[np.i
     return grid
 
 
-def spread_out(axis: AxisScale, by_value: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Along its first dimension, from one entry per value to one per drawn column (-1 in the gaps)."""
-    _, index = axis.edges()
-    out = by_value[index]
-    out[index < 0] = -1
-    return np.asarray(out, dtype=np.int64)
+def mesh_of(
+    diagram: PhaseDiagram, grid: NDArray[np.int64], x: int, y: int | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """A grid as drawn: edges along x, edges along y, and the cell in each rectangle (y first; -1 in a gap)."""
+    padded = np.pad(grid, ((0, 1), (0, 1)), constant_values=-1)
+    edges_x, index_x = diagram.axes[x].edges()
+    edges_y, index_y = diagram.axes[y].edges() if y is not None else (np.array([0.0, 1.0]), np.zeros(1, dtype=np.int64))
+    return edges_x, edges_y, padded[np.ix_(index_x, index_y)].T
+
+
+def along(
+    diagram: PhaseDiagram, panel: Panel, x: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """The cells of a panel in the order of x, their positions, and whether these are on the scale (not separate)."""
+    cells = panel.cells[np.argsort(diagram.codes[panel.cells, x])]
+    codes = diagram.codes[cells, x]
+    return cells, diagram.axes[x].position[codes], codes >= diagram.axes[x].special
 
 
 def headline(wanted: Sequence[str], observations: Mapping[str, CellValues]) -> tuple[str, ...]:
-    """The observations to draw: those wanted and present, else the first two that are ever a number."""
+    """The observations to draw: those wanted and present, else the first two that have any finite value."""
     named = tuple(name for name in wanted if name in observations)
     return named or tuple(name for name, cells in observations.items() if cells.reached.any())[:2]
 
 
 def quantity(name: str) -> str:
-    """The kind of quantity that an observation's name speaks of, e.g. `step` or `error`; else its last word."""
+    """The quantity in an observation's name, e.g. `step` or `error`; else its last word."""
     parts = name.lower().split("_")
     return next((kind for kind in ("step", "error", "loss", "accuracy", "risk") if kind in parts), parts[-1])
 
 
 def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Group observations of one quantity, order kept."""
+    """Group observations by quantity, in order."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(quantity(name), []).append(name)
@@ -121,7 +130,7 @@ def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def shared_words(names: Sequence[str]) -> str:
-    """What an axis is called on which all of these are drawn: the name of one, what the names of several share."""
+    """The label of an axis that shows these observations: the name of one, or the words that several share."""
     if len(names) == 1:
         return words(names[0])
     parts = [name.split("_") for name in names]
@@ -130,14 +139,24 @@ def shared_words(names: Sequence[str]) -> str:
 
 
 def wants_log(name: str, values: NDArray[np.float64]) -> bool:
-    """Whether an observation's values span so much (a factor of 20, all positive) that a log scale tells more.
+    """Whether to use a log scale: all values are positive and span a factor of 20 or more.
 
-    Errors and accuracies are shares of one and stay linear.
+    Errors and accuracies are fractions and stay linear.
     """
     finite = values[np.isfinite(values)]
     if not len(finite) or quantity(name) in ("error", "accuracy"):
         return False
     return bool(finite.min() > 0 and finite.max() >= 20 * finite.min())
+
+
+def value_range(name: str, median: NDArray[np.float64]) -> tuple[float, float, bool]:
+    """The ends of an observation's colour scale, and whether it is logarithmic."""
+    finite = median[np.isfinite(median)]
+    log = wants_log(name, median)
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if low == high:
+        low, high = (low / 1.5, high * 1.5) if log else (low - 0.5, high + 0.5)
+    return low, high, log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,19 +165,42 @@ class Marker:
 
     name: str
     value: float
+    position: float
+    """Where it is drawn."""
+
+    @property
+    def text(self) -> str:
+        """Name and value, for the legend."""
+        return f"{self.name}: {number(self.value)}"
 
 
 def markers(metrics: Mapping[str, float], axis: AxisScale, panel: Panel) -> list[Marker]:
-    """The metrics `<name>_<axis>` (then, for one setting, `/<other axis> <value>`) that belong to a panel.
+    """The metrics `<name>_<axis>` (then, for one setting, `/<other axis> <value>`) of a panel that can be drawn.
 
     `interpolation_width/label_noise 0.15` marks `interpolation` on the axis `width` where `label_noise` is 0.15.
     """
-    found: dict[float, list[str]] = {}
+    names: dict[float, list[str]] = {}
     for key, value in metrics.items():
         head, *rest = key.split("/")
         if head.endswith(f"_{axis.name}") and math.isfinite(value) and all(_holds(part, panel.fixed) for part in rest):
-            found.setdefault(float(value), []).append(words(head.removesuffix(f"_{axis.name}")))
-    return [Marker(name=", ".join(dict.fromkeys(names)), value=value) for value, names in found.items()]
+            names.setdefault(float(value), []).append(words(head.removesuffix(f"_{axis.name}")))
+    return [
+        Marker(name=", ".join(dict.fromkeys(marked)), value=value, position=at)
+        for value, marked in names.items()
+        if (at := axis.to_position(value)) is not None
+    ]
+
+
+def summary(diagram: PhaseDiagram) -> str:
+    """Trials, settings, replicates, and failed and missing trials, in one line."""
+    parts = [plural(len(diagram.cell), "trial")]
+    if diagram.joined > 1:
+        parts.append(f"{plural(len(diagram.codes), 'cell')}, each joining up to {diagram.joined} values of an axis")
+    else:
+        parts.append(f"{plural(len(diagram.codes), 'setting')} × {plural(diagram.replicates, 'replicate')}")
+    failed, missing = int(diagram.failed.sum()), int(diagram.missing.sum())
+    parts += [f"{failed:,} failed"] * (failed > 0) + [f"{missing:,} missing"] * (missing > 0)
+    return "  ·  ".join(parts)
 
 
 def _holds(condition: str, fixed: Mapping[str, Scalar | None]) -> bool:

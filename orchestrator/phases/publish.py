@@ -1,4 +1,4 @@
-"""From a sweep and what is recorded of it to the files and numbers that are kept with it."""
+"""From a sweep and its record to the files and numbers that are kept with it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 from jobs.job import specs
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.layout import headline, lay_out
-from orchestrator.phases.publish_map import SAVINGS, Drawing, draw
-from orchestrator.phases.publish_theory import set_beside
+from orchestrator.phases.publish_map import SAVINGS, Drawing, MapFiles, publish_map
+from orchestrator.phases.publish_theory import publish_theory
 from orchestrator.phases.table import SweepView, TrialTable, collect, note_of, write_table
 from orchestrator.phases.theory.curves import ReadCurves
 from orchestrator.records import Status
@@ -26,24 +26,11 @@ MOST_INTERACTIVE_CELLS = 20_000
 """Above this many, the interactive picture joins neighbouring settings into one cell."""
 
 
-MAP_FILES = frozenset(
-    {
-        "phase_diagram.png",
-        "phase_diagram_lines.png",
-        "phase_diagram.html",
-        "trials.parquet",
-        "sweep_metrics.json",
-        "boundary.parquet",
-        "boundary.geojson",
-        "search_progress.csv",
-        "search_progress.png",
-        SAVINGS,
-        "theory_curves.png",
-        "theory_deviation.parquet",
-        "theory_deviation.txt",
-    }
-)
-"""The names of all files that a map may have: each is written anew with the map, or is of an earlier one."""
+_PICTURES = ("phase_diagram.png", "phase_diagram_lines.png", "phase_diagram.html", "search_progress.png")
+_DATA = ("trials.parquet", "sweep_metrics.json", "boundary.parquet", "boundary.geojson", "search_progress.csv", SAVINGS)
+_THEORY = ("theory_curves.png", "theory_deviation.parquet", "theory_deviation.txt")
+MAP_FILES = frozenset((*_PICTURES, *_DATA, *_THEORY))
+"""The names of all files that a map may have; one that is not written anew belongs to an earlier map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +40,15 @@ class Published:
     files: dict[str, Path]
     """Artifact path -> local file."""
     gone: tuple[str, ...] = ()
-    """Artifact paths of MAP_FILES that this map does not have: those of an earlier one say nothing of it."""
+    """Artifact paths of MAP_FILES that this map does not have."""
     metrics: dict[str, float]
-    """Numbers of the whole sweep, all finite."""
+    """Numbers about the whole sweep, all finite."""
     warnings: tuple[str, ...] = ()
-    """What went wrong without stopping it, for people to read."""
+    """Problems that did not stop it, as text."""
     notes: tuple[str, ...] = ()
-    """What the map says in a line, for people to read."""
+    """What the map shows, as lines of text."""
     curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
-    """Numbers of the whole sweep that changed as it went: (trials spent, value)."""
+    """Numbers about the whole sweep over its course: (trials spent, value)."""
 
 
 def publish(
@@ -76,26 +63,26 @@ def publish(
 ) -> Published:
     """Write the phase diagram (PNG, HTML), the table of trials and the sweep's metrics into `folder`.
 
-    With a `drawing` the classifier draws the map, and the boundary is written as data (see `publish_surface`).
+    With a `drawing`, a fitted map is drawn and the boundary is written as data (see `publish_map`).
 
-    Each file is written aside and then put in its place, so that a reader sees the old or the new one, never half of
-    one. What an earlier map has left under a name of MAP_FILES and this one has not is deleted; other files of the
-    folder are left alone.
+    Each file is replaced atomically. Files of MAP_FILES that an earlier map has left and this one does not have are
+    deleted; other files in the folder are left alone.
 
     Args:
-        sweep: what was asked.
+        sweep: its name, axes and job.
         trials: all its trials so far; one without a row is missing.
         rows: trial id -> what is recorded.
-        folder: made where it is not there.
-        drawing: how the classifier draws it; None: the settings are drawn as they are.
-        curves: reads recorded curves, for those that the job's theory predicts; None: they are not drawn.
-        sweep_id: of the sweep, for the table to remember whose map lies in the folder.
+        folder: created if missing.
+        drawing: how the map is fitted; None draws the settings as they are.
+        curves: reads recorded curves, to compare with those that the job's theory predicts; None leaves them out.
+        sweep_id: recorded in the table, to tell whose map the folder holds.
 
     Raises:
         OSError: the folder cannot be written.
     """
     from orchestrator.phases.draw.html import write_html
-    from orchestrator.phases.draw.png import draw_curves, draw_map
+    from orchestrator.phases.draw.png_lines import draw_curves
+    from orchestrator.phases.draw.png_map import draw_map
 
     job = sweep.job_object()
     table = collect(trials, rows)
@@ -108,45 +95,36 @@ def publish(
     files: dict[str, Path] = {}
 
     def write(name: str, make: Callable[[Path], None]) -> None:
-        files[name] = _write_whole(folder / name, make)
+        files[name] = _replaced(folder / name, make)
 
-    drawn = None
+    fitted = MapFiles()
     if drawing is not None:
-        drawn = draw(drawing, sweep, diagram, table, trials, folder, write)
-        metrics |= drawn.metrics
-        warnings += drawn.warnings
-    told = set_beside(sweep, trials, diagram, table, write, curves)
-    metrics |= told.metrics
-    warnings += told.warnings
-    over = {} if told.overlay is None else {"theory": told.overlay}
-    remembered = note_of(
-        sweep, search=drawing is not None and drawing.search, job=trials[0].job if trials else "", sweep_id=sweep_id
-    )
-    write("trials.parquet", lambda path: write_table(table, path, remembered))
+        fitted = publish_map(drawing, sweep, diagram, table, trials, folder, write)
+    theory = publish_theory(sweep, trials, diagram, table, write, curves)
+    metrics |= fitted.metrics | theory.metrics
+    search, name = drawing is not None and drawing.search, trials[0].job if trials else ""
+    note = note_of(sweep, search=search, job=name, sweep_id=sweep_id)
+    write("trials.parquet", lambda path: write_table(table, path, note))
     text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write("sweep_metrics.json", lambda path: _write_text(path, text))
-    lines = bool(layout.lines and headline(job.headline, diagram.observations))
-    if drawn is not None and drawn.pictured:
-        pass  # the classifier's picture is the diagram
-    elif lines and layout.y is None:
-        write("phase_diagram.png", lambda path: draw_curves(diagram, layout, job.headline, metrics, path, **over))
-    else:
-        write("phase_diagram.png", lambda path: draw_map(diagram, layout, job.headline, path, **over))
-        if lines:
-            write(
-                "phase_diagram_lines.png",
-                lambda path: draw_curves(diagram, layout, job.headline, metrics, path, **over),
-            )
-    coarse = diagram
+    over = theory.overlay
+    pictures: dict[str, Callable[[Path], None]] = {}
+    if fitted.views is None:
+        pictures["phase_diagram.png"] = lambda path: draw_map(diagram, layout, job.headline, path, theory=over)
+        if layout.lines and headline(job.headline, diagram.observations):
+            file = "phase_diagram.png" if layout.y is None else "phase_diagram_lines.png"
+            pictures[file] = lambda path: draw_curves(diagram, layout, job.headline, metrics, path, theory=over)
+    for file, draw in pictures.items():
+        write(file, draw)
+    shown = diagram
     if len(diagram.codes) > MOST_INTERACTIVE_CELLS:
-        coarse = phase_diagram(sweep.name, sweep.axes, job.phases, table, params, most_cells=MOST_INTERACTIVE_CELLS)
-    views = drawn.views(coarse) if drawn is not None else ()
-    note = f"  ·  {drawn.note}" if drawn is not None and drawn.note else ""
-    shown = over if coarse.joined == 1 else {}
-    write(
-        "phase_diagram.html",
-        lambda path: write_html(coarse, table, job.headline, metrics, params, path, before=views, note=note, **shown),
-    )
+        shown = phase_diagram(sweep.name, sweep.axes, job.phases, table, params, most_cells=MOST_INTERACTIVE_CELLS)
+    page: dict[str, Any] = {
+        "before": fitted.views(shown) if fitted.views is not None else (),
+        "note": f"  ·  {fitted.note}" if fitted.note else "",
+        "theory": over if shown.joined == 1 else None,
+    }
+    write("phase_diagram.html", lambda path: write_html(shown, table, job.headline, metrics, params, path, **page))
     gone = tuple(sorted(MAP_FILES - files.keys()))
     for name in gone:
         if (folder / name).is_file():
@@ -155,24 +133,23 @@ def publish(
         files=files,
         gone=gone,
         metrics=metrics,
-        warnings=tuple(warnings),
-        notes=(*(drawn.notes if drawn is not None else ()), *told.notes),
-        curves=drawn.curves if drawn is not None else {},
+        warnings=(*warnings, *fitted.warnings, *theory.warnings),
+        notes=(*fitted.notes, *theory.notes),
+        curves=fitted.curves,
     )
 
 
 def sweep_metrics(
     sweep: SweepView, trials: Sequence[Trial], table: TrialTable, diagram: PhaseDiagram
 ) -> tuple[dict[str, float], list[str]]:
-    """Counts per phase, of failed and of missing trials, and what the job says of the whole sweep.
+    """Counts per phase, of failed and of missing trials, and the job's summary of the whole sweep; and warnings.
 
-    A number that is not finite is left out: MLflow could not hold it as what it is.
+    Numbers that are not finite are left out: MLflow cannot store them.
     """
     total = diagram.counts.sum(axis=0)
     metrics = {f"phase/{label}": float(total[i]) for i, label in enumerate(diagram.labels)}
-    metrics["trials"] = float(len(table))
-    metrics["failed"] = float(diagram.failed.sum())
-    metrics["missing"] = float(diagram.missing.sum())
+    failed, missing = float(diagram.failed.sum()), float(diagram.missing.sum())
+    metrics |= {"trials": float(len(table)), "failed": failed, "missing": missing}
     by_id = {trial.id: trial for trial in trials}
     finished = [
         (by_id[trial_id].params, table.observations_of(row))
@@ -181,16 +158,16 @@ def sweep_metrics(
     ]
     warnings: list[str] = []
     try:
-        found = sweep.job_object().summarise(finished, sweep.thresholds()) if finished else {}
-    except Exception as error:  # A user's own code: the diagram is worth having without it.
+        quantities = sweep.job_object().summarise(finished, sweep.thresholds()) if finished else {}
+    except Exception as error:  # the job's own code may raise anything; the diagram is useful without it
         warnings.append(f"the job's summarise raised {type(error).__name__}: {error}; its quantities are left out")
-        found = {}
-    metrics.update({name: float(value) for name, value in found.items() if math.isfinite(value)})
+        quantities = {}
+    metrics.update({name: float(value) for name, value in quantities.items() if math.isfinite(value)})
     # MLflow refuses a whole batch for one name with any other character.
     return {re.sub(r"[^\w/.: -]", "_", name): value for name, value in metrics.items()}, warnings
 
 
-def _write_whole(path: Path, make: Callable[[Path], None]) -> Path:
+def _replaced(path: Path, make: Callable[[Path], None]) -> Path:
     aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
     try:
         make(aside)

@@ -1,13 +1,13 @@
-"""The files of a theory beside the measurement: the table of deviations, and the curves."""
+"""The files that compare a theory with the measurements: the table of deviations, and the curves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from orchestrator.phases.diagram import PhaseDiagram
+from orchestrator.phases.publish_map import Write
 from orchestrator.phases.table import SweepView, TrialTable
 from orchestrator.phases.text import percent, plural
 from orchestrator.phases.theory.ask import ask, has_theory, predicted_phases
@@ -16,13 +16,10 @@ from orchestrator.phases.theory.deviation import deviations, write_deviations, w
 from orchestrator.phases.theory.overlay import Overlay, overlay
 from orchestrator.trial import Trial
 
-Write = Callable[[str, Callable[[Path], None]], None]
-"""Writes a file of this name by a function that is given a path."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
-    """What theory adds to a sweep's pictures and numbers."""
+class TheoryFiles:
+    """What theory adds to a sweep's pictures and numbers, besides the files."""
 
     overlay: Overlay | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -31,31 +28,31 @@ class Beside:
     warnings: tuple[str, ...] = ()
 
 
-def set_beside(
+def publish_theory(
     sweep: SweepView,
     trials: Sequence[Trial],
     diagram: PhaseDiagram,
     table: TrialTable,
     write: Write,
     curves: ReadCurves | None = None,
-) -> Beside:
-    """Ask the job's theory, and write what deviates by how much; a job without theory costs nothing.
+) -> TheoryFiles:
+    """Compare the measurements with the job's theory, if it has one, and write by how much they deviate.
 
     Args:
-        sweep: what was answers.
+        sweep: its name, axes and job.
         trials: all its trials.
         diagram: of the table, nothing joined.
         table: all trials.
         write: writes a file.
-        curves: reads recorded curves; None: no curve is drawn.
+        curves: reads recorded curves; None draws none.
     """
     job = sweep.job_object()
     if not has_theory(job) or not len(table):
-        return Beside()
+        return TheoryFiles()
     varying = {axis.name for axis in diagram.axes} | {p for ps in diagram.partners.values() for p in ps}
     answers = ask(job, trials, table, diagram, [axis.name for axis in sweep.axes if axis.name in varying])
     if not any(answers.predictions):
-        return Beside(warnings=answers.warnings())
+        return TheoryFiles(warnings=answers.warnings())
     found = deviations(answers, table)
     over = overlay(answers, predicted_phases(answers, job, sweep.thresholds()), diagram, found)
     notes, metrics, more = [], {}, []
@@ -85,7 +82,7 @@ def set_beside(
         write("theory_deviation.parquet", lambda path: write_deviations(found, path))
         write("theory_deviation.txt", lambda path: write_text(found, path, more=more))
     holes = [f"theory: {text}"] if (text := answers.holes()) else []
-    return Beside(
+    return TheoryFiles(
         overlay=over if over.lines or (over.phase >= 0).any() else None,
         metrics=metrics,
         notes=(*notes, *more, *holes),

@@ -2,7 +2,7 @@
 
 Positions are in one linear coordinate u: the value itself, its log10, or its rank for text and booleans. Values that
 have no place on the scale (0 on a log axis; an axis that does not exist for some trials) get columns of their own
-before the others, set apart by a gap: nothing is dropped, and nothing is drawn where it is not.
+before the others, separated by a gap.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.phases.text import number
 
 Kind = Literal["linear", "log", "category"]
 _GAP = 0.45
-"""Width of the gap after a column set apart, as a share of that column's width."""
+"""Width of the gap after a separate column, as a fraction of that column's width."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +34,7 @@ class AxisScale:
     values: tuple[Scalar | None, ...]
     """(V,) in drawing order; None: the axis does not exist for these trials."""
     special: int
-    """S: how many values, from the first on, are set apart."""
+    """S: how many of the first values have separate columns."""
     position: NDArray[np.float64]
     """(V,) where each value is drawn, in u."""
     low: NDArray[np.float64]
@@ -42,11 +42,11 @@ class AxisScale:
     high: NDArray[np.float64]
     """(V,) where its cell ends."""
     continuous: bool = False
-    """Whether anything between the values is drawn too: then ticks are round numbers, whatever the values are."""
+    """Whether everything between the values is drawn too; ticks are then round numbers."""
 
     @property
     def numeric(self) -> bool:
-        """Whether values between the given ones mean anything."""
+        """Whether values between the given ones are meaningful."""
         return self.kind != "category"
 
     @property
@@ -55,17 +55,17 @@ class AxisScale:
         return float(self.low[0]), float(self.high[-1])
 
     def to_value(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Positions in u as values of the axis (ranks, on a category axis)."""
+        """Positions in u as values of the axis (ranks on a category axis)."""
         return np.power(10.0, u) if self.kind == "log" else u
 
     def to_position(self, value: float) -> float | None:
-        """Where a value is drawn; None where it has no place."""
+        """Where a value is drawn; None if it has no place on the scale."""
         if self.kind == "category" or (self.kind == "log" and value <= 0):
             return None
         return math.log10(value) if self.kind == "log" else float(value)
 
     def text(self, index: int) -> str:
-        """A value in words."""
+        """A value as text."""
         value = self.values[index]
         if value is None:
             return "not set"
@@ -85,7 +85,7 @@ class AxisScale:
         return np.array(edges, dtype=np.float64), np.array(index, dtype=np.int64)
 
     def ticks(self, most: int = 9) -> tuple[list[float], list[str]]:
-        """At most about `most` tick positions in u, with their texts; special values always have one."""
+        """At most about `most` tick positions in u, with their texts; special values always have a tick."""
         at = [float(u) for u in self.position[: self.special]]
         texts = [self.text(i) for i in range(self.special)]
         rest = range(self.special, len(self.values))
@@ -95,25 +95,23 @@ class AxisScale:
                 at += [float(self.position[i]) for i in rest][::stride]
                 texts += [self.text(i) for i in rest][::stride]
                 return at, texts
-        low, high = float(self.low[self.special]), float(self.high[-1])
-        values = log_ticks(low, high, most) if self.kind == "log" else linear_ticks(low, high, most)
-        for value in values:
-            at.append(math.log10(value) if self.kind == "log" else value)
-            texts.append(number(value))
-        return at, texts
+        low, high = self.to_value(np.array([self.low[self.special], self.high[-1]]))
+        values = round_values(float(low), float(high), most, log=self.kind == "log")
+        at += [math.log10(v) if self.kind == "log" else v for v in values]
+        return at, [*texts, *map(number, values)]
 
     def minor_ticks(self) -> list[float]:
         """Positions in u of the unlabelled ticks of a log axis: 1 to 9 times each power of ten."""
+        from matplotlib.ticker import LogLocator
+
         if self.kind != "log" or self.special == len(self.values):
             return []
         low, high = float(self.low[self.special]), float(self.high[-1])
-        decades = range(math.floor(low), math.ceil(high) + 1)
-        if len(decades) > 12:
-            return []
-        return [u for d in decades for k in range(1, 10) if low <= (u := d + math.log10(k)) <= high]
+        values = LogLocator(subs=range(1, 10), numticks=12).tick_values(10.0**low, 10.0**high)
+        return [u for u in np.log10(values).tolist() if low <= u <= high]
 
     def _apart(self, rest: range, most: int) -> bool:
-        """Whether the values are far enough from each other for a tick each."""
+        """Whether the values are far enough apart for a tick each."""
         u = self.position[rest.start :]
         return len(u) < 2 or float(np.diff(u).min()) > 0.55 * float(u[-1] - u[0]) / most
 
@@ -177,25 +175,19 @@ def _lay_out(
     )
 
 
-def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """At most `most` round values between 10**low and 10**high, for a log scale."""
-    decades = list(range(math.floor(low), math.ceil(high) + 1))
-    for factors in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
-        found = [f * 10.0**d for d in decades for f in factors if low <= d + math.log10(f) <= high]
-        if 2 <= len(found) <= most:
-            return found
-    whole = [10.0**d for d in decades if low <= d <= high]
-    if len(whole) > most:
-        return whole[:: math.ceil(len(whole) / most)]
-    return linear_ticks(10.0**low, 10.0**high, most)[-most:]
+def round_values(low: float, high: float, most: int, *, log: bool = False) -> list[float]:
+    """At most about `most` round values from `low` to `high`, for the ticks of a linear or log scale."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
+    slack = 1e-9 * (high - low)
+    ends = (low * (1 - 1e-9), high * (1 + 1e-9)) if log else (low - slack, high + slack)
 
-def linear_ticks(low: float, high: float, most: int) -> list[float]:
-    """At most `most` round values between `low` and `high`."""
-    raw = (high - low) / max(most - 1, 1)
-    if raw <= 0:
-        return [low]
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]
+    def inside(values: Iterable[float]) -> list[float]:
+        return [float(v) for v in values if ends[0] <= v <= ends[1]]
+
+    # LogLocator labels whole decades, or every multiple: the finest division that leaves room for the labels is ours.
+    for multiples in (range(1, 10), (1, 2, 5), (1, 3), (1,)) if log else ():
+        values = inside(LogLocator(subs=multiples, numticks=most).tick_values(low, high))
+        if 2 <= len(values) <= most:
+            return values
+    return inside(MaxNLocator(max(most - 1, 1), steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))[-most:] or [low]

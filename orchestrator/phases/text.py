@@ -1,4 +1,4 @@
-"""Names and numbers as people read them, and the colours of the labels."""
+"""Names and numbers as text, and the colours of labels."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from collections.abc import Mapping
 from jobs.job import ParamSpec
 
 PALETTE = (
-    "#4477AA",
-    "#EEBB33",
-    "#CC4455",
-    "#66CCEE",
-    "#332288",
-    "#88CCAA",
-    "#882255",
-    "#DDCC77",
-    "#999933",
-    "#44AA99",
-    "#EE8866",
-    "#661100",
+    *("#4477AA", "#EEBB33", "#CC4455", "#66CCEE", "#332288", "#88CCAA"),
+    *("#882255", "#DDCC77", "#999933", "#44AA99", "#EE8866", "#661100"),
 )
-"""Colours by label index, chosen to differ for colour-blind readers too; fixed, so that a phase keeps its colour."""
+"""Colours by label index, distinct for colour-blind readers too; fixed, so that a phase keeps its colour."""
 NOT_REACHED = "#D0D0D0"
-"""The colour of what was not reached."""
+"""Colour of values that were not reached."""
 LINE_STYLES = (("#222222", "-", "o"), ("#8A8A8A", "--", "s"), ("#9C5A1A", "-.", "D"), ("#5B2A86", ":", "v"))
-"""Colour, dash and marker of observations drawn as lines: none of them is a phase's colour."""
+"""Colour, dash and marker of observations drawn as lines; no phase has one of these colours."""
 MARKER_DASHES = ("--", ":", "-.", (0, (1, 3)))
 MARKER_PLOTLY_DASHES = ("dash", "dot", "dashdot", "longdash")
 INK, SOFT = "#222222", "#777777"
 
 
 def label_colour(index: int) -> str:
-    """The colour of the label at `index` in the diagram's labels (they repeat after the palette's end)."""
+    """The colour of the label at `index` of the diagram's labels; colours repeat after the end of the palette."""
     return PALETTE[index % len(PALETTE)]
 
 
+def rgb(colour: str) -> tuple[float, float, float]:
+    """Red, green and blue of `#RRGGBB`, from 0 to 1."""
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return red, green, blue
+
+
+def tinted(colour: str, strength: float) -> str:
+    """`#RRGGBB` mixed with white; `strength` 1 leaves it as it is."""
+    return "#" + "".join(f"{round(255 * (1 - (1 - part) * strength)):02X}" for part in rgb(colour))
+
+
 def number(value: float) -> str:
-    """A number in at most four digits where that is exact enough to tell it."""
+    """A number with at most four significant digits, as a power of ten where it is very large or small."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     if isinstance(value, int) or float(value).is_integer():
@@ -54,17 +55,17 @@ def number(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of one in per cent, two digits of it."""
+    """A fraction as a percentage with two significant digits."""
     return f"{float(f'{100 * share:.2g}'):g}%"
 
 
 def words(name: str) -> str:
-    """A parameter's or observation's name in words."""
+    """The name of a parameter or observation with spaces for underscores."""
     return name.replace("_", " ")
 
 
 def axis_label(name: str, specs: Mapping[str, ParamSpec]) -> str:
-    """An axis's name in words, with its unit where it has one."""
+    """The name of an axis in words, with its unit if it has one."""
     unit = specs[name].unit if name in specs else ""
     return f"{words(name)} ({unit})" if unit else words(name)
 

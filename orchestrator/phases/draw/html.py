@@ -6,16 +6,26 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
+
+import numpy as np
 
 from jobs.job import ParamSpec
 from orchestrator.phases.diagram import PhaseDiagram
-from orchestrator.phases.draw.html_traces import axis_layout, hover_texts, label_traces, line_traces, value_traces
-from orchestrator.phases.draw.page import PAGE
-from orchestrator.phases.draw.png import summary
-from orchestrator.phases.layout import Layout, alike, headline, lay_out, shared_words, wants_log
+from orchestrator.phases.draw.html_traces import (
+    axis_layout,
+    base_layout,
+    hover_texts,
+    label_traces,
+    line_traces,
+    map_layout,
+    slices_view,
+    value_traces,
+)
+from orchestrator.phases.layout import Layout, alike, headline, lay_out, shared_words, summary, wants_log
 from orchestrator.phases.table import TrialTable
-from orchestrator.phases.text import INK, label_colour, number, words
+from orchestrator.phases.text import label_colour, number, words
 from orchestrator.phases.theory.overlay import Overlay
 
 
@@ -51,13 +61,11 @@ def write_html(
     first = headline(wanted, diagram.observations)
     names = [*first, *(name for name in ever if name not in first)]
     views = [*before, *_views(diagram, layout, names, first, metrics, theory)]
-    page = {
-        "views": views,
-        "texts": {"cells": hover_texts(diagram, table, names)},
-    }
+    page = {"views": views, "texts": {"cells": hover_texts(diagram, table, names)}}
     varying = {axis.name for axis in diagram.axes} | {p for ps in diagram.partners.values() for p in ps}
+    units = {name: f" {spec.unit}" for name, spec in params.items() if spec.unit}
     fixed = [
-        (words(name), _value(column[0]) + (f" {params[name].unit}" if name in params and params[name].unit else ""))
+        (words(name), _value(column[0]) + units.get(name, ""))
         for name, column in table.params.items()
         if name not in varying and column and len(set(column)) == 1
     ]
@@ -80,94 +88,30 @@ def _views(
     metrics: Mapping[str, float],
     theory: Overlay | None,
 ) -> list[dict[str, Any]]:
-    """The views in the order of the menu: name and slices; a slice: title, traces and plotly layout."""
+    """The views in the order of the menu."""
     x, y = layout.x, layout.y
     if x is None:
-        return [{"name": "phase", "slices": [{"title": "", "traces": _bars(diagram), "layout": base_layout()}]}]
-    maps: list[dict[str, Any]] = [
-        {
-            "name": "phase",
-            "slices": [
-                {
-                    "title": p.title,
-                    "traces": label_traces(diagram, p, x, y, "cells", theory),
-                    "layout": _map_layout(diagram, x, y),
-                }
-                for p in layout.panels
-            ],
-        }
-    ]
-    maps += [
-        {
-            "name": words(name),
-            "slices": [
-                {
-                    "title": p.title,
-                    "traces": value_traces(diagram, p, x, y, name, "cells"),
-                    "layout": _map_layout(diagram, x, y),
-                }
-                for p in layout.panels
-            ],
-        }
-        for name in names
-    ]
-    if not layout.lines:
-        return maps
-    lines = [
-        {
-            "name": "lines: " + ", ".join(map(words, group)),
-            "slices": [
-                {
-                    "title": p.title,
-                    "traces": line_traces(diagram, p, x, group, metrics, "cells", theory),
-                    "layout": _line_layout(diagram, x, group),
-                }
-                for p in layout.lines
-            ],
-        }
-        for group in [*alike(first), *alike([n for n in names if n not in first])]
-    ]
-    return [*lines, maps[0]] if y is None else [*maps, *lines]
-
-
-def base_layout() -> dict[str, Any]:
-    """What all plots share."""
-    return {
-        "font": {"family": "system-ui, sans-serif", "size": 14, "color": INK},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "margin": {"l": 80, "r": 20, "t": 34, "b": 60},
-        "autosize": True,
-        "legend": {"x": 1.02, "y": 1, "xanchor": "left", "itemclick": False, "itemdoubleclick": False},
-        "hoverlabel": {"bgcolor": "white", "bordercolor": "#999", "align": "left", "font": {"color": INK}},
-        "hovermode": "closest",
-        "showlegend": True,
-    }
-
-
-def _map_layout(diagram: PhaseDiagram, x: int, y: int | None) -> dict[str, Any]:
-    upright = {"visible": False, "range": [0, 1]} if y is None else axis_layout(diagram.axes[y])
-    # The colour bar stands at the right edge of the plot; the legend goes below it all.
-    legend = {"orientation": "h", "x": 0, "y": -0.16, "xanchor": "left", "yanchor": "top"}
-    base = base_layout()
-    return base | {"xaxis": axis_layout(diagram.axes[x]), "yaxis": upright, "legend": base["legend"] | legend}
+        return [slices_view("phase", [("", _bars(diagram), base_layout())])]
+    shape = map_layout(diagram.axes[x], None if y is None else diagram.axes[y])
+    panels = layout.panels
+    maps = [slices_view("phase", [(p.title, label_traces(diagram, p, x, y, theory), shape) for p in panels])]
+    for name in names:
+        maps.append(slices_view(words(name), [(p.title, value_traces(diagram, p, x, y, name), shape) for p in panels]))
+    lines = []
+    for group in [*alike(first), *alike([n for n in names if n not in first])] if layout.lines else ():
+        shape = _line_layout(diagram, x, group)
+        slices = [(p.title, line_traces(diagram, p, x, group, metrics, theory), shape) for p in layout.lines]
+        lines.append(slices_view("lines: " + ", ".join(map(words, group)), slices))
+    return [*lines, maps[0]] if lines and y is None else [*maps, *lines]
 
 
 def _line_layout(diagram: PhaseDiagram, x: int, names: Sequence[str]) -> dict[str, Any]:
-    import numpy as np
-
-    across = axis_layout(diagram.axes[x]) | {"anchor": "y2"}
     values = np.concatenate([diagram.observations[name].median for name in names])
-    up: dict[str, Any] = {
-        "domain": [0.1, 1],
-        "zeroline": False,
-        "gridcolor": "#E6E6E6",
-        "type": "log" if wants_log(names[0], values) else "linear",
-        "title": {"text": shared_words(names)},
-    }
+    scale = "log" if wants_log(names[0], values) else "linear"
+    up = {"domain": [0.1, 1], "zeroline": False, "gridcolor": "#E6E6E6", "type": scale}
     return base_layout() | {
-        "xaxis": across,
-        "yaxis": up,
+        "xaxis": axis_layout(diagram.axes[x]) | {"anchor": "y2"},
+        "yaxis": up | {"title": {"text": shared_words(names)}},
         "yaxis2": {"domain": [0, 0.06], "visible": False, "range": [0, 1]},
         "yaxis3": {"overlaying": "y", "visible": False, "range": [0, 1], "fixedrange": True},
         "bargap": 0,
@@ -175,18 +119,10 @@ def _line_layout(diagram: PhaseDiagram, x: int, names: Sequence[str]) -> dict[st
 
 
 def _bars(diagram: PhaseDiagram) -> list[dict[str, Any]]:
-    total = diagram.counts.sum(axis=0)
-    used = [i for i in range(len(total)) if total[i]]
-    return [
-        {
-            "type": "bar",
-            "x": [diagram.labels[i] for i in used],
-            "y": [int(total[i]) for i in used],
-            "name": "trials",
-            "marker": {"color": [label_colour(i) for i in used]},
-            "showlegend": False,
-        }
-    ]
+    used, total = diagram.used, diagram.counts.sum(axis=0)
+    bars = {"x": [diagram.labels[i] for i in used], "y": [int(total[i]) for i in used]}
+    colours = {"color": [label_colour(i) for i in used]}
+    return [{"type": "bar", "name": "trials", "marker": colours, "showlegend": False} | bars]
 
 
 def _value(value: object) -> str:
@@ -195,3 +131,77 @@ def _value(value: object) -> str:
 
 def _rows(pairs: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in pairs)
+
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>$title</title>
+<style>
+  body { font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 1.4rem 1.8rem; }
+  h1 { font-size: 1.5rem; margin: 0; }
+  p.summary { color: #777; margin: .2rem 0 1rem; }
+  .controls { display: flex; flex-wrap: wrap; gap: 1.2rem; margin-bottom: .4rem; }
+  .controls label { color: #777; }
+  select { font: inherit; color: #222; padding: .2rem .4rem; margin-left: .4rem; background: white;
+    border: 1px solid #bbb; border-radius: 4px; }
+  #plot { width: 100%; height: 72vh; min-height: 430px; }
+  details { margin-top: .8rem; }
+  summary { cursor: pointer; color: #555; }
+  [hidden] { display: none !important; }
+  td { padding: .1rem 1.2rem .1rem 0; vertical-align: top; }
+  td + td { font-variant-numeric: tabular-nums; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p class="summary">$summary</p>
+<div class="controls">
+  <label>show<select id="view"></select></label>
+  <label id="slice-label">where<select id="slice"></select></label>
+</div>
+<div id="plot"></div>
+<details><summary>Numbers of the whole sweep</summary><table>$metrics</table></details>
+<details><summary>Parameters that do not vary</summary><table>$fixed</table></details>
+<script>$plotly</script>
+<script id="data" type="application/json">$data</script>
+<script>
+"use strict";
+(function () {
+  const page = JSON.parse(document.getElementById("data").textContent);
+  const view = document.getElementById("view"), slice = document.getElementById("slice");
+  const textOf = (all, cells) => cells.map(c => Array.isArray(c) ? textOf(all, c) : c < 0 ? "" : all[c]);
+  function options(select, names) {
+    select.replaceChildren(...names.map((name, i) => new Option(name, i)));
+  }
+  function draw() {
+    const slices = page.views[view.value].slices;
+    const chosen = slices[Math.min(slice.value || 0, slices.length - 1)];
+    for (const trace of chosen.traces) {
+      if (trace.meta && !trace.text) trace.text = textOf(page.texts[trace.meta.texts], trace.meta.cells);
+    }
+    // Plotly keeps what it is given: each drawing gets a layout of its own.
+    return Plotly.react("plot", chosen.traces, structuredClone(chosen.layout), {responsive: true, displaylogo: false});
+  }
+  function changeView() {
+    const titles = page.views[view.value].slices.map(s => s.title);
+    const kept = slice.selectedOptions.length ? slice.selectedOptions[0].text : null;
+    options(slice, titles);
+    if (titles.includes(kept)) slice.value = titles.indexOf(kept);
+    document.getElementById("slice-label").hidden = titles.length < 2;
+    return draw();
+  }
+  options(view, page.views.map(v => v.name));
+  document.querySelector(".controls").hidden = page.views.length < 2 && page.views[0].slices.length < 2;
+  view.addEventListener("change", changeView);
+  slice.addEventListener("change", draw);
+  changeView();
+})();
+</script>
+</body>
+</html>
+""")
+"""Loads nothing from elsewhere."""

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.phases.diagram import PhaseDiagram
-from orchestrator.phases.layout import Panel, grid_of, markers, spread_out, wants_log
+from orchestrator.phases.diagram import CellValues, PhaseDiagram
+from orchestrator.phases.layout import Panel, along, grid_of, markers, mesh_of, value_range
 from orchestrator.phases.map.contour import boundary
-from orchestrator.phases.scale import AxisScale, log_ticks
+from orchestrator.phases.scale import AxisScale, round_values
 from orchestrator.phases.table import TrialTable
 from orchestrator.phases.text import (
     INK,
@@ -27,18 +27,55 @@ from orchestrator.phases.text import (
     number,
     words,
 )
-from orchestrator.phases.theory.overlay import COLOURS, MEAN, Overlay, TheoryLine, caption
+from orchestrator.phases.theory.overlay import COLOURS, MEAN, Overlay, caption
 
 Trace = dict[str, Any]
+Floats = NDArray[np.float64]
 _RUNS_SHOWN = 4
+_DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+
+
+def scatter(mode: str, x: Floats, y: Floats, name: str = "", **more: Any) -> Trace:
+    """Points or a line; it is in the legend if it has a name, and hovering over it tells nothing unless `more` does."""
+    told = "hovertemplate" in more or "hoverinfo" in more
+    shown: Trace = {"type": "scatter", "mode": mode, "x": as_list(x), "y": as_list(y), "name": name}
+    return shown | {"showlegend": bool(name)} | ({} if told else {"hoverinfo": "skip"}) | more
+
+
+def polylines(lines: Sequence[Floats], name: str, colour: str, width: float, dash: str = "solid") -> Trace:
+    """Several lines of (P, 2) points as one trace, with gaps between; in the legend even if there are none."""
+    gap = np.full((1, 2), np.nan)
+    points = np.concatenate([part for line in lines for part in (line, gap)] or [gap])
+    return scatter("lines", points[:, 0], points[:, 1], name, line={"color": colour, "width": width, "dash": dash})
+
+
+def hover(cells: Any) -> Trace:
+    """What shows the texts of cells (`hover_texts`): one for each point, nested like the trace's values."""
+    return {"meta": {"texts": "cells", "cells": cells}, "hovertemplate": "%{text}<extra></extra>"}
+
+
+def legend_entry(name: str, colour: str) -> Trace:
+    """A legend entry without anything drawn."""
+    nowhere = np.full(1, np.nan)
+    return scatter("markers", nowhere, nowhere, name, marker={"symbol": "square", "size": 13, "color": colour})
+
+
+def as_list(values: NDArray[Any]) -> list[float | None]:
+    """As JSON can hold it: NaN and infinity become null."""
+    return [float(v) if np.isfinite(v) else None for v in values]
+
+
+def stepped(colours: Sequence[str]) -> list[tuple[float, str]]:
+    """A colour scale with one step for each colour."""
+    return [(edge / len(colours), colour) for i, colour in enumerate(colours) for edge in (i, i + 1)]
 
 
 def hover_texts(diagram: PhaseDiagram, table: TrialTable, shown: Sequence[str]) -> list[str]:
-    """(C,) what hovering over a cell tells: its parameters, phase counts, medians of `shown` and run ids."""
+    """(C,) the text shown when hovering over a cell: parameters, phase counts, medians of `shown` and run ids."""
     order = np.argsort(diagram.cell, kind="stable")
     start = np.searchsorted(diagram.cell[order], np.arange(len(diagram.codes)))
     many = np.bincount(diagram.cell, minlength=len(diagram.codes))
-    runs = [(name, shown_at) for name, shown_at in diagram.observations.items() if name in shown]
+    observed = [(name, values) for name, values in diagram.observations.items() if name in shown]
     texts = []
     for c in range(len(diagram.codes)):
         rows = order[start[c] : start[c] + many[c]]
@@ -53,7 +90,7 @@ def hover_texts(diagram: PhaseDiagram, table: TrialTable, shown: Sequence[str]) 
         counts += [(int(diagram.failed[c]), "failed")] * bool(diagram.failed[c])
         counts += [(int(diagram.missing[c]), "missing")] * bool(diagram.missing[c])
         lines.append(", ".join(f"{n} × {_safe(label)}" for n, label in sorted(counts, key=lambda item: -item[0])))
-        for name, values in runs:
+        for name, values in observed:
             lines.append(f"{_safe(words(name))}: {_median_text(values, c)}")
         ids = [run for row in rows[: _RUNS_SHOWN + 1] if (run := table.run_id[row]) is not None]
         if ids:
@@ -63,7 +100,7 @@ def hover_texts(diagram: PhaseDiagram, table: TrialTable, shown: Sequence[str]) 
     return texts
 
 
-def _median_text(values: Any, c: int) -> str:
+def _median_text(values: CellValues, c: int) -> str:
     reached, censored, odd = int(values.reached[c]), int(values.censored[c]), int(values.not_finite[c])
     if not reached + censored + odd:
         return "none"
@@ -80,99 +117,64 @@ def _safe(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def label_traces(
-    diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, texts: str, theory: Overlay | None = None
-) -> list[Trace]:
+def label_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, theory: Overlay | None) -> list[Trace]:
     """The label map of one panel: colours, holes, cells whose replicates disagree, boundaries, legend."""
-    cells = panel.cells
-    majority = diagram.majority
-    total = diagram.counts.sum(axis=0)
-    used = [i for i in range(len(diagram.labels)) if total[i]]
+    cells, majority = panel.cells, diagram.majority
+    grid = grid_of(diagram, panel, x, y)
     traces: list[Trace] = []
-    grid = _grid(diagram, panel, x, y)
     if grid is None:
-        traces += _points(
-            diagram, cells, x, y, [label_colour(int(i)) if i >= 0 else "#FFFFFF" for i in majority], texts
-        )
+        colours = [label_colour(int(majority[c])) if majority[c] >= 0 else "#FFFFFF" for c in cells]
+        traces += _points(diagram, cells, x, y, color=colours)
     else:
         count = len(diagram.labels)
-        colours = [
-            [edge / count, label_colour(i)] for i in range(count) for edge in (i, i + 1)
-        ]  # Two entries per label: a stepped scale.
-        traces.append(
-            _heat(diagram, grid, x, y, np.where(majority < 0, np.nan, majority), texts)
-            | {"colorscale": colours, "zmin": -0.5, "zmax": count - 0.5, "showscale": False}
-        )
-    traces += _marks(diagram, cells[majority[cells] < 0], x, y, "no result", {"symbol": "x-thin", "size": 8}, texts)
+        scale = stepped([label_colour(i) for i in range(count)])
+        shown = {"colorscale": scale, "zmin": -0.5, "zmax": count - 0.5, "showscale": False}
+        traces.append(_heat(diagram, grid, x, y, np.where(majority < 0, np.nan, majority)) | shown)
+    traces += _holes(diagram, panel, x, y)
     if diagram.joined == 1:
         split = cells[diagram.runner_up[cells] >= 0]
-        traces += _marks(diagram, split, x, y, "replicates disagree", {"symbol": "diamond-open", "size": 6}, texts)
+        traces += _marks(diagram, split, x, y, "replicates disagree", symbol="diamond-open", size=6, line={"width": 1})
     if grid is not None and y is not None:
         share = np.where(grid[:, :, None] < 0, np.nan, diagram.share[grid])
-        drawn = boundary(diagram.axes[x], diagram.axes[y], share)
-        if drawn:
-            traces.append(_polylines(drawn, "boundary (share 1/2)", {"color": INK, "width": 1.6}))
-        told = theory.map_of(diagram, panel, x, y) if theory is not None else None
-        if told is not None:
-            style = {"color": COLOURS[0], "width": 2.2, "dash": "dash"}
-            traces.append(_polylines(told.lines, caption(told.compared, told.differ), style))
-    for i in used:
-        traces.append(_legend_entry(diagram.labels[i], label_colour(i)))
-    return traces
+        if lines := boundary(diagram.axes[x], diagram.axes[y], share):
+            traces.append(polylines(lines, "boundary (share 1/2)", INK, 1.6))
+        predicted = theory.map_of(diagram, panel, x, y) if theory is not None else None
+        if predicted is not None:
+            text = caption(predicted.compared, predicted.differ)
+            traces.append(polylines(predicted.lines, text, COLOURS[0], 2.2, "dash"))
+    return traces + phase_entries(diagram)
 
 
-def _polylines(lines: Sequence[NDArray[np.float64]], name: str, style: dict[str, Any]) -> Trace:
-    across: list[float | None] = []
-    up: list[float | None] = []
-    for line in lines:
-        across += [*map(float, line[:, 0]), None]
-        up += [*map(float, line[:, 1]), None]
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": across or [None],
-        "y": up or [None],
-        "line": style,
-        "hoverinfo": "skip",
-        "name": name,
-        "showlegend": True,
-    }
+def phase_entries(diagram: PhaseDiagram) -> list[Trace]:
+    """Legend entries of the labels that occur."""
+    return [legend_entry(diagram.labels[i], label_colour(i)) for i in diagram.used]
 
 
-def value_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, name: str, texts: str) -> list[Trace]:
-    """A heat map of an observation's median; what was not reached is grey."""
+def value_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, name: str) -> list[Trace]:
+    """A heat map of an observation's median, grey where it was not reached."""
     values = diagram.observations[name]
-    median = values.median
-    log = wants_log(name, median)
-    finite = median[np.isfinite(median)]
-    z = np.log10(np.where(np.isfinite(median), median, np.nan)) if log else median
-    low, high = (float(np.nanmin(z)), float(np.nanmax(z))) if len(finite) else (0.0, 1.0)
+    low, high, log = value_range(name, values.median)
     bar: dict[str, Any] = {"title": {"text": words(name), "side": "right"}, "thickness": 14, "outlinewidth": 0}
+    z = np.where(np.isfinite(values.median), values.median, np.nan)
     if log:
-        at = log_ticks(low, high, 7)
+        at = round_values(low, high, 7, log=True)
         bar |= {"tickvals": [math.log10(v) for v in at], "ticktext": [number(v) for v in at]}
-    traces: list[Trace] = []
-    grid = _grid(diagram, panel, x, y)
+        low, high, z = math.log10(low), math.log10(high), np.log10(z)
     scale = {"colorscale": "Viridis", "showscale": True, "colorbar": bar}
+    grid = grid_of(diagram, panel, x, y)
+    unreached = panel.cells[values.not_reached[panel.cells]]
     if grid is None:
         shown = panel.cells[np.isfinite(z[panel.cells])]
-        made = _points(diagram, shown, x, y, [], texts)
-        for trace in made:
-            trace["marker"] |= scale | {"color": _list(z[shown]), "cmin": low, "cmax": high}
-        traces += made
-        off = panel.cells[values.not_reached[panel.cells]]
-        traces += _marks(
-            diagram, off, x, y, "not reached", {"symbol": "circle", "size": 8, "color": NOT_REACHED}, texts
-        )
-        return traces
-    traces.append(_heat(diagram, grid, x, y, z, texts) | scale | {"zmin": low, "zmax": high})
-    if values.not_reached[panel.cells].any():
+        points = _points(diagram, shown, x, y, color=as_list(z[shown]), cmin=low, cmax=high, **scale)
+        grey = {"symbol": "circle", "size": 8, "color": NOT_REACHED, "line": {"width": 1}}
+        return points + _marks(diagram, unreached, x, y, "not reached", **grey)
+    traces = [_heat(diagram, grid, x, y, z) | scale | {"zmin": low, "zmax": high}]
+    if len(unreached):
         flat = np.where(values.not_reached, 1.0, np.nan)
-        grey = [[0, NOT_REACHED], [1, NOT_REACHED]]
-        traces.append(_heat(diagram, grid, x, y, flat, texts) | {"colorscale": grey, "showscale": False})
-        traces.append(_legend_entry("not reached by the median replicate", NOT_REACHED))
-    holes = panel.cells[diagram.majority[panel.cells] < 0]
-    return traces + _marks(diagram, holes, x, y, "no result", {"symbol": "x-thin", "size": 8}, texts)
+        grey = {"colorscale": stepped([NOT_REACHED]), "showscale": False}
+        traces.append(_heat(diagram, grid, x, y, flat) | grey)
+        traces.append(legend_entry("not reached by the median replicate", NOT_REACHED))
+    return traces + _holes(diagram, panel, x, y)
 
 
 def line_traces(
@@ -181,227 +183,125 @@ def line_traces(
     x: int,
     names: Sequence[str],
     metrics: Mapping[str, float],
-    texts: str,
-    theory: Overlay | None = None,
+    theory: Overlay | None,
 ) -> list[Trace]:
-    """Medians along x with the replicates' range, theory dashed; the phases as coloured squares below."""
+    """Medians along x with the replicates' range, theory dashed; the phases as coloured bars below."""
     axis = diagram.axes[x]
-    cells = panel.cells[np.argsort(diagram.codes[panel.cells, x])]
-    u = axis.position[diagram.codes[cells, x]]
-    at = [int(c) for c in cells]
+    cells, u, placed = along(diagram, panel, x)
     traces: list[Trace] = []
     for k, name in enumerate(names):
-        values = diagram.observations[name]
+        values = diagram.observations[name].of(cells)
         colour, dash, _ = LINE_STYLES[k % len(LINE_STYLES)]
-        dashes = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
-        if (values.high[cells] > values.low[cells]).any():
-            some = np.isfinite(values.low[cells]) & (diagram.codes[cells, x] >= axis.special)
-            traces.append(
-                {
-                    "type": "scatter",
-                    "x": _list(np.concatenate([u[some], u[some][::-1]])),
-                    "y": _list(np.concatenate([values.low[cells][some], values.high[cells][some][::-1]])),
-                    "fill": "toself",
-                    "fillcolor": colour,
-                    "opacity": 0.16,
-                    "line": {"width": 0},
-                    "mode": "lines",
-                    "hoverinfo": "skip",
-                    "showlegend": False,
-                    "name": f"{words(name)}: range",
-                }
-            )
-        traces.append(
-            {
-                "type": "scatter",
-                "x": _list(u),
-                "y": _list(values.median[cells]),
-                "mode": "lines+markers",
-                "line": {"color": colour, "dash": dashes[dash], "width": 2},
-                "marker": {"size": 6},
-                "name": words(name),
-                "meta": {"texts": texts, "cells": at},
-                "hovertemplate": "%{text}<extra></extra>",
-            }
-        )
-        off = values.not_reached[cells] & (values.censored[cells] > 0)
+        if (values.high > values.low).any():
+            some = np.isfinite(values.low) & placed
+            outline = np.concatenate([u[some], u[some][::-1]])
+            edge = np.concatenate([values.low[some], values.high[some][::-1]])
+            fill = {"fill": "toself", "fillcolor": colour, "opacity": 0.16, "line": {"width": 0}, "showlegend": False}
+            traces.append(scatter("lines", outline, edge, f"{words(name)}: range", **fill))
+        style = {"line": {"color": colour, "dash": _DASHES[dash], "width": 2}, "marker": {"size": 6}}
+        traces.append(scatter("lines+markers", u, values.median, words(name), **style, **hover(cells.tolist())))
+        off = values.not_reached & (values.censored > 0)
         if off.any():
-            traces.append(
-                {
-                    "type": "scatter",
-                    "x": _list(u[off]),
-                    "y": _list(values.bound[cells][off]),
-                    "mode": "markers",
-                    "marker": {"symbol": "triangle-up-open", "size": 9, "color": colour},
-                    "name": f"{words(name)}: not reached by",
-                    "meta": {"texts": texts, "cells": [int(c) for c in cells[off]]},
-                    "hovertemplate": "%{text}<extra></extra>",
-                }
-            )
+            open_mark = {"symbol": "triangle-up-open", "size": 9, "color": colour}
+            text, told = f"{words(name)}: not reached by", hover(cells[off].tolist())
+            traces.append(scatter("markers", u[off], values.bound[off], text, marker=open_mark, **told))
     for k, name in enumerate(names):
-        told = theory.lines.get(name) if theory is not None else None
-        if told is not None and np.isfinite(told.value[cells]).any():
-            traces.append(
-                {
-                    "type": "scatter",
-                    "x": _list(u),
-                    "y": _list(told.value[cells]),
-                    "mode": "lines",
-                    "line": {"color": COLOURS[k % len(COLOURS)], "dash": "dash", "width": 2.2},
-                    "connectgaps": False,
-                    "name": told.label(name, len(names) > 1),
-                    "hovertemplate": "theory: %{y:.4g}<extra></extra>",
-                }
-            )
-            traces += _means(told, u, cells, COLOURS[k % len(COLOURS)])
+        if theory is not None and name in theory.lines:
+            label = theory.lines[name].label(name, len(names) > 1)
+            traces += _theory_line(theory, name, label, u, cells, COLOURS[k % len(COLOURS)])
     for k, mark in enumerate(markers(metrics, axis, panel)):
-        place = axis.to_position(mark.value)
-        if place is not None:
-            traces.append(
-                {
-                    "type": "scatter",
-                    "x": [place, place],
-                    "y": [0, 1],
-                    "yaxis": "y3",
-                    "mode": "lines",
-                    "hoverinfo": "skip",
-                    "line": {"color": SOFT, "width": 1.5, "dash": MARKER_PLOTLY_DASHES[k % len(MARKER_PLOTLY_DASHES)]},
-                    "name": f"{mark.name}: {number(mark.value)}",
-                }
-            )
+        line = {"color": SOFT, "width": 1.5, "dash": MARKER_PLOTLY_DASHES[k % len(MARKER_PLOTLY_DASHES)]}
+        ends = np.full(2, mark.position), np.array([0.0, 1.0])
+        traces.append(scatter("lines", *ends, mark.text, yaxis="y3", line=line))
+    left, right = axis.low[diagram.codes[cells, x]], axis.high[diagram.codes[cells, x]]
     colours = [label_colour(int(i)) if i >= 0 else "#FFFFFF" for i in diagram.majority[cells]]
-    traces.append(
-        {
-            "type": "bar",
-            "x": _list(axis.low[diagram.codes[cells, x]]),
-            "y": [1] * len(u),
-            "offset": 0,
-            "yaxis": "y2",
-            "showlegend": False,
-            "name": "phase",
-            "width": _list(axis.high[diagram.codes[cells, x]] - axis.low[diagram.codes[cells, x]]),
-            "marker": {"color": colours, "line": {"width": 0}},
-            "meta": {"texts": texts, "cells": at},
-            "hovertemplate": "%{text}<extra></extra>",
-            "textposition": "none",
-        }
-    )
-    total = diagram.counts.sum(axis=0)
-    return traces + [_legend_entry(diagram.labels[i], label_colour(i)) for i in range(len(total)) if total[i]]
+    bars: Trace = {"type": "bar", "x": as_list(left), "y": [1] * len(u), "width": as_list(right - left), "offset": 0}
+    bars |= {"yaxis": "y2", "showlegend": False, "name": "phase", "textposition": "none"}
+    bars |= {"marker": {"color": colours, "line": {"width": 0}}} | hover(cells.tolist())
+    return [*traces, bars, *phase_entries(diagram)]
 
 
-def _means(told: TheoryLine, u: NDArray[np.float64], cells: NDArray[np.int64], colour: str) -> list[Trace]:
-    some = np.isfinite(told.mean_error[cells])
-    if not some.any():
-        return []
-    error = {"type": "data", "array": _list(told.mean_error[cells][some]), "color": colour, "thickness": 1.2}
-    return [
-        {
-            "type": "scatter",
-            "x": _list(u[some]),
-            "y": _list(told.mean[cells][some]),
-            "mode": "markers",
-            "marker": {"symbol": "diamond-open", "size": 7, "color": colour},
-            "error_y": error | {"width": 0},
-            "name": MEAN,
-            "hovertemplate": "mean %{y:.4g}<extra></extra>",
-        }
-    ]
-
-
-def _grid(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None) -> NDArray[np.int64] | None:
-    if y is not None:
-        return grid_of(diagram, panel, x, y)
-    row = np.full((len(diagram.axes[x].values), 1), -1, dtype=np.int64)
-    row[diagram.codes[panel.cells, x], 0] = panel.cells
-    return row
-
-
-def _heat(diagram: PhaseDiagram, grid: NDArray[np.int64], x: int, y: int | None, z: NDArray[Any], texts: str) -> Trace:
-    wide = spread_out(diagram.axes[x], grid)
-    full = wide if y is None else spread_out(diagram.axes[y], wide.T).T
-    padded = np.append(z.astype(np.float64), np.nan)
-    edges_y = [0.0, 1.0] if y is None else _list(diagram.axes[y].edges()[0])
-    return {
-        "type": "heatmap",
-        "x": _list(diagram.axes[x].edges()[0]),
-        "y": edges_y,
-        "z": [_list(row) for row in padded[full.T]],
-        "xgap": 0,
-        "ygap": 0,
-        "hoverongaps": False,
-        "meta": {"texts": texts, "cells": full.T.tolist()},
-        "hovertemplate": "%{text}<extra></extra>",
-        "name": "",
-    }
-
-
-def _points(
-    diagram: PhaseDiagram, cells: NDArray[np.int64], x: int, y: int | None, colours: Sequence[str], texts: str
+def _theory_line(
+    theory: Overlay, name: str, label: str, u: Floats, cells: NDArray[np.int64], colour: str
 ) -> list[Trace]:
+    """What theory predicts, and the measured means if means are predicted."""
+    line = theory.lines[name]
+    value, mean, error = line.value[cells], line.mean[cells], line.mean_error[cells]
+    if not np.isfinite(value).any():
+        return []
+    style = {"color": colour, "dash": "dash", "width": 2.2}
+    told = {"connectgaps": False, "hovertemplate": "theory: %{y:.4g}<extra></extra>"}
+    traces = [scatter("lines", u, value, label, line=style, **told)]
+    if (some := np.isfinite(error)).any():
+        marker = {"symbol": "diamond-open", "size": 7, "color": colour}
+        bars = {"type": "data", "array": as_list(error[some]), "color": colour, "thickness": 1.2, "width": 0}
+        told = {"error_y": bars, "hovertemplate": "mean %{y:.4g}<extra></extra>"}
+        traces.append(scatter("markers", u[some], mean[some], MEAN, marker=marker, **told))
+    return traces
+
+
+def _heat(diagram: PhaseDiagram, grid: NDArray[np.int64], x: int, y: int | None, z: NDArray[Any]) -> Trace:
+    edges_x, edges_y, cells = mesh_of(diagram, grid, x, y)
+    padded = np.append(z.astype(np.float64), np.nan)
+    trace: Trace = {"type": "heatmap", "x": as_list(edges_x), "y": as_list(edges_y), "name": "", "hoverongaps": False}
+    return trace | {"z": [as_list(row) for row in padded[cells]]} | hover(cells.tolist())
+
+
+def _points(diagram: PhaseDiagram, cells: NDArray[np.int64], x: int, y: int | None, **marker: Any) -> list[Trace]:
     size = float(np.clip(260 / max(len(cells), 1) ** 0.5, 3, 11))
-    mark: dict[str, Any] = {"size": size, "line": {"width": 0.5, "color": "white"}}
-    return _marks(diagram, cells, x, y, "", mark | ({"color": [colours[c] for c in cells]} if colours else {}), texts)
+    return _marks(diagram, cells, x, y, "", size=size, line={"width": 0.5, "color": "white"}, **marker)
+
+
+def _holes(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None) -> list[Trace]:
+    holes = panel.cells[diagram.majority[panel.cells] < 0]
+    return _marks(diagram, holes, x, y, "no result", symbol="x-thin", size=8, line={"width": 1.2, "color": SOFT})
 
 
 def _marks(
-    diagram: PhaseDiagram,
-    cells: NDArray[np.int64],
-    x: int,
-    y: int | None,
-    name: str,
-    marker: dict[str, Any],
-    texts: str,
+    diagram: PhaseDiagram, cells: NDArray[np.int64], x: int, y: int | None, name: str, **marker: Any
 ) -> list[Trace]:
+    """A marker in each of these cells; none if there are none."""
     if not len(cells):
         return []
-    line = {"width": 1.2, "color": SOFT} if "thin" in str(marker.get("symbol")) else marker.get("line", {"width": 1})
-    up = np.full(len(cells), 0.5) if y is None else diagram.axes[y].position[diagram.codes[cells, y]]
-    return [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": _list(diagram.axes[x].position[diagram.codes[cells, x]]),
-            "y": _list(up),
-            "marker": {"color": INK} | marker | {"line": line},
-            "name": name,
-            "showlegend": bool(name),
-            "meta": {"texts": texts, "cells": [int(c) for c in cells]},
-            "hovertemplate": "%{text}<extra></extra>",
-        }
-    ]
+    u = diagram.axes[x].position[diagram.codes[cells, x]]
+    v = np.full(len(cells), 0.5) if y is None else diagram.axes[y].position[diagram.codes[cells, y]]
+    return [scatter("markers", u, v, name, marker={"color": INK} | marker, **hover(cells.tolist()))]
 
 
-def _legend_entry(name: str, colour: str) -> Trace:
+def axis_layout(axis: AxisScale) -> dict[str, Any]:
+    """An axis of the plot; its ticks are in values although its coordinate is the drawing position."""
+    at, texts = axis.ticks(9)
+    shown = {"title": {"text": axis.label}, "range": list(axis.span), "tickvals": at, "ticktext": texts}
+    lines = {"zeroline": False, "showgrid": False, "showline": True, "linecolor": SOFT, "tickcolor": SOFT}
+    return shown | lines | {"ticks": "outside"}
+
+
+def base_layout() -> dict[str, Any]:
+    """What all plots share."""
+    legend = {"x": 1.02, "y": 1, "xanchor": "left", "itemclick": False, "itemdoubleclick": False}
+    label = {"bgcolor": "white", "bordercolor": "#999", "align": "left", "font": {"color": INK}}
     return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [None],
-        "y": [None],
-        "name": name,
-        "hoverinfo": "skip",
-        "marker": {"symbol": "square", "size": 13, "color": colour},
+        "font": {"family": "system-ui, sans-serif", "size": 14, "color": INK},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "margin": {"l": 80, "r": 20, "t": 34, "b": 60},
+        "autosize": True,
+        "legend": legend,
+        "hoverlabel": label,
+        "hovermode": "closest",
         "showlegend": True,
     }
 
 
-def _list(values: NDArray[Any]) -> list[float | None]:
-    """As JSON can hold it: NaN and infinity become null."""
-    return [float(v) if np.isfinite(v) else None for v in values]
+def map_layout(x: AxisScale, y: AxisScale | None) -> dict[str, Any]:
+    """The layout of a map; without y, of one row."""
+    upright = {"visible": False, "range": [0, 1]} if y is None else axis_layout(y)
+    base = base_layout()
+    # The colour bar stands at the right edge of the plot; the legend goes below it all.
+    legend = base["legend"] | {"orientation": "h", "x": 0, "y": -0.16, "xanchor": "left", "yanchor": "top"}
+    return base | {"xaxis": axis_layout(x), "yaxis": upright, "legend": legend}
 
 
-def axis_layout(axis: AxisScale) -> dict[str, Any]:
-    """An axis of the plot, its ticks in values although its coordinate is the drawing position."""
-    at, texts = axis.ticks(9)
-    return {
-        "title": {"text": axis.label},
-        "range": list(axis.span),
-        "tickvals": at,
-        "ticktext": texts,
-        "zeroline": False,
-        "showgrid": False,
-        "ticks": "outside",
-        "tickcolor": SOFT,
-        "linecolor": SOFT,
-        "showline": True,
-    }
+def slices_view(name: str, slices: Sequence[tuple[str, list[Trace], dict[str, Any]]]) -> dict[str, Any]:
+    """A view of the page: its slices are given by title, traces and layout."""
+    return {"name": name, "slices": [{"title": t, "traces": traces, "layout": layout} for t, traces, layout in slices]}

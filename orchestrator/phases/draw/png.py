@@ -1,23 +1,23 @@
-"""The still picture of a phase diagram, for a page or a paper."""
+"""What all still pictures share: figure and panels, axes and ticks, lines and legends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from orchestrator.phases.diagram import PhaseDiagram
-from orchestrator.phases.draw.png_lines import draw_lines, line_legend
-from orchestrator.phases.draw.png_map import draw_bars, draw_labels, draw_legend, draw_values, legend_marks
-from orchestrator.phases.layout import Layout, Panel, alike, headline
-from orchestrator.phases.text import INK, SOFT, plural
-from orchestrator.phases.theory.overlay import Overlay
+from orchestrator.phases.scale import AxisScale, round_values
+from orchestrator.phases.text import INK, SOFT, label_colour, number
+from orchestrator.phases.theory.overlay import COLOURS, DASH
 
 DPI = 160
 MOST_PANELS = 12
 """Small multiples in one still picture; the interactive one shows all."""
-
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -25,6 +25,11 @@ _STYLE = {
     "axes.labelsize": 11.5,
     "axes.edgecolor": SOFT,
     "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.7,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.titlelocation": "left",
@@ -38,93 +43,9 @@ _STYLE = {
 }
 
 
-def draw_map(
-    diagram: PhaseDiagram, layout: Layout, wanted: Sequence[str], path: Path, *, theory: Overlay | None = None
-) -> None:
-    """Write a PNG of the label map, with up to two heat maps of observations beside it.
-
-    Args:
-        diagram: what to draw.
-        layout: its panels; with several, the observations are left to the interactive picture.
-        wanted: the job's headline observations.
-        path: where to write.
-        theory: whose predicted phases are drawn over the measured ones.
-    """
-    panels = layout.panels[:MOST_PANELS]
-    beside = headline(wanted, diagram.observations)[:2] if len(panels) == 1 and layout.x is not None else ()
-    across = columns_for(len(panels))
-    columns, rows = across + len(beside), -(-len(panels) // across)
-    marks = legend_marks(diagram, panels, layout, theory)
-    per_row = 2 if beside else max(2, int(columns * 4.4 / 2.3))
-    below = max(0.8 if beside else 0.3, 0.24 * -(-len(marks) // per_row) + 0.1)
-    width, height = max(4.4 * columns + 0.4, 8.0), (3.3 if rows > 1 else 3.8) * rows + 0.85 + below
-    left_out = len(layout.panels) - len(panels)
-    note = f"  ·  {plural(left_out, 'more slice')} in the HTML" if left_out else ""
-    with figure(diagram.name, summary(diagram) + note, (width, height)) as fig:
-        grid = fig.add_gridspec(rows + 1, columns, height_ratios=[(height - 0.85 - below) / rows] * rows + [below])
-        for k, panel in enumerate(panels):
-            ax = fig.add_subplot(grid[k // across, k % across])
-            if layout.x is None:
-                draw_bars(ax, diagram)
-                continue
-            draw_labels(ax, diagram, panel, layout.x, layout.y, panel.title or ("phase" if beside else ""), theory)
-            if k % across:
-                ax.set_ylabel("")
-            if k + across < len(panels):
-                ax.set_xlabel("")
-        for k, name in enumerate(beside):
-            ax, under = fig.add_subplot(grid[0, 1 + k]), fig.add_subplot(grid[1, 1 + k])
-            draw_values(fig, ax, under, diagram, panels[0], layout.x or 0, layout.y, name)
-            ax.set_ylabel("")
-        draw_legend(fig.add_subplot(grid[rows, : 1 if beside else columns]), marks, per_row)
-        fig.savefig(path, format="png", dpi=DPI)
-
-
-def columns_for(panels: int) -> int:
-    """How many panels a row holds, few places left empty."""
-    return panels if panels <= 3 else 2 if panels == 4 else 3 if panels in (5, 6, 9) else 4
-
-
-def draw_curves(
-    diagram: PhaseDiagram,
-    layout: Layout,
-    wanted: Sequence[str],
-    metrics: Mapping[str, float],
-    path: Path,
-    *,
-    theory: Overlay | None = None,
-) -> None:
-    """Write a PNG of observations along x, a panel per value of y, with the phase as a strip below each.
-
-    There must be something to draw: `layout.lines`, and an observation in `headline`. What `theory` predicts of it is
-    drawn beside.
-    """
-    groups = alike(headline(wanted, diagram.observations)[:4])
-    panels: list[tuple[Panel, tuple[str, ...]]]
-    if len(layout.lines) == 1:
-        panels = [(layout.lines[0], group) for group in groups[:3]]
-    else:
-        panels = [(panel, groups[0]) for panel in layout.lines]
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // columns)
-    width, height = max(5.6 * columns + 0.4, 9.0), 4.1 * rows + 1.3
-    with figure(diagram.name, summary(diagram), (width, height)) as fig:
-        outer = fig.add_gridspec(rows + 1, columns, height_ratios=[4.1] * rows + [0.42])
-        shared: Any = None
-        for k, (panel, names) in enumerate(panels):
-            inner = outer[k // columns, k % columns].subgridspec(2, 1, height_ratios=[12, 1], hspace=0.02)
-            ax = fig.add_subplot(inner[0], sharey=shared)
-            if len(layout.lines) > 1:
-                shared = shared or ax
-            strip = fig.add_subplot(inner[1])
-            draw_lines(ax, strip, diagram, panel, layout, names, metrics, theory)
-        line_legend(fig.add_subplot(outer[rows, :]), diagram, theory)
-        fig.savefig(path, format="png", dpi=DPI)
-
-
 @contextmanager
-def figure(name: str, summary: str, size: tuple[float, float]) -> Iterator[Any]:
-    """A figure of this size in inches with its heading: a name, and below it lines of summary."""
+def figure(path: Path, name: str, summary: str, size: tuple[float, float]) -> Iterator[Any]:
+    """A figure of this size in inches, with a name and lines of summary as its heading; saved at the end."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -141,16 +62,110 @@ def figure(name: str, summary: str, size: tuple[float, float]) -> Iterator[Any]:
         fig.text(0.012, 1 - 0.14 / size[1], name, fontsize=15, fontweight="bold", va="top")
         fig.text(0.012, 1 - 0.46 / size[1], summary, fontsize=10.5, color=SOFT, va="top")
         yield fig
+        fig.savefig(path, format="png", dpi=DPI)
 
 
-def summary(diagram: PhaseDiagram) -> str:
-    """Trials, settings, replicates, failures and what is missing, in one line."""
-    replicates = diagram.replicates
-    parts = [plural(len(diagram.cell), "trial")]
-    if diagram.joined > 1:
-        parts.append(f"{plural(len(diagram.codes), 'cell')}, each joining up to {diagram.joined} values of an axis")
-    else:
-        parts.append(f"{plural(len(diagram.codes), 'setting')} × {plural(replicates, 'replicate')}")
-    failed, missing = int(diagram.failed.sum()), int(diagram.missing.sum())
-    parts += [f"{failed:,} failed"] * (failed > 0) + [f"{missing:,} missing"] * (missing > 0)
-    return "  ·  ".join(parts)
+@contextmanager
+def sheet(
+    path: Path, name: str, summary: str, widths: Sequence[float], heights: Sequence[float], *, least_width: float = 0.0
+) -> Iterator[tuple[Any, Any]]:
+    """A figure and its grid of panels: columns and rows have these sizes in inches; the last row is for the legend."""
+    size = max(sum(widths) + 0.4, least_width), sum(heights) + 0.85 + 0.19 * summary.count("\n")
+    with figure(path, name, summary, size) as fig:
+        yield fig, fig.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
+
+
+def columns_for(panels: int) -> int:
+    """How many panels a row holds, with few places left empty."""
+    return panels if panels <= 3 else 2 if panels == 4 else 3 if panels in (5, 6, 9) else 4
+
+
+def shared_labels(axes: Sequence[Any], across: int) -> None:
+    """Drop the axis labels that repeat those of the panel to the left or below."""
+    for k, ax in reversed(list(enumerate(axes))):
+        if k % across and ax.get_ylabel() == axes[k - 1].get_ylabel():
+            ax.set_ylabel("")
+    for ax, below in zip(axes, axes[across:], strict=False):
+        if ax.get_xlabel() == below.get_xlabel():
+            ax.set_xlabel("")
+
+
+def set_axis(ax: Any, which: str, axis: AxisScale, most: int) -> None:
+    """Put an axis's span, ticks and label on one side of a panel."""
+    from matplotlib.ticker import FixedLocator
+
+    at, texts = axis.ticks(most)
+    side = getattr(ax, f"{which}axis")
+    getattr(ax, f"set_{which}lim")(*axis.span)
+    side.set_ticks(at, labels=texts)
+    if which == "x" and (len(texts) + 1) * max(map(len, texts), default=0) > 42:
+        side.set_tick_params(rotation=30)
+        for text in side.get_ticklabels():
+            text.set(horizontalalignment="right", rotation_mode="anchor")
+    side.set_minor_locator(FixedLocator(axis.minor_ticks()))
+    getattr(ax, f"set_{which}label")(axis.label)
+
+
+def set_round_ticks(side: Any, most: int, text: Callable[[float], str] = number) -> None:
+    """Put at most about `most` round numbers on a side of a panel (a matplotlib axis), within its limits."""
+    from matplotlib.ticker import NullLocator
+
+    low, high = side.get_view_interval()
+    at = round_values(float(low), float(high), most, log=side.get_scale() == "log")
+    side.set_ticks(at, labels=[text(v) for v in at])
+    side.set_minor_locator(NullLocator())
+
+
+def draw_edged(ax: Any, lines: Sequence[NDArray[np.float64]], width: float, edge: float) -> None:
+    """Draw lines of a width in points, with a white edge where `edge` is positive."""
+    from matplotlib.collections import LineCollection
+
+    for colour, drawn in (("white", width + edge), (INK, width)) if edge else ((INK, width),):
+        ax.add_collection(LineCollection(list(lines), colors=colour, linewidths=drawn, capstyle="round"))
+
+
+def draw_predicted(ax: Any, lines: Sequence[NDArray[np.float64]], width: float) -> None:
+    """Draw the boundary that theory predicts.
+
+    Dashes with a white edge are visible on any phase, and the measured boundary shows between them.
+    """
+    from matplotlib.collections import LineCollection
+    from matplotlib.patheffects import withStroke
+
+    dashes = LineCollection(list(lines), colors=COLOURS[0], linewidths=width, linestyles=[DASH])
+    dashes.set(path_effects=[withStroke(linewidth=width + 1.5, foreground="white")], zorder=2.5)
+    ax.add_collection(dashes)
+
+
+def swatch(label: str, colour: str, **style: Any) -> Any:
+    """A legend entry: a filled rectangle."""
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=colour, label=label, **style)
+
+
+def stroke(label: str, colour: str, **style: Any) -> Any:
+    """A legend entry: a line."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, label=label, **style)
+
+
+def symbol(label: str, marker: Any, face: str, edge: str, size: float = 6, **style: Any) -> Any:
+    """A legend entry: a marker."""
+    style |= {"markerfacecolor": face, "markeredgecolor": edge, "markersize": size}
+    return stroke(label, "none", linestyle="none", marker=marker, **style)
+
+
+def phase_swatches(diagram: PhaseDiagram) -> list[Any]:
+    """Legend entries of the labels that occur."""
+    return [swatch(diagram.labels[i], label_colour(i)) for i in diagram.used]
+
+
+def draw_legend(ax: Any, handles: Sequence[Any], columns: int, **style: Any) -> None:
+    """Put a legend into an otherwise empty `ax`."""
+    ax.set_axis_off()
+    if handles:
+        style = {"borderaxespad": 0.2, "fontsize": 10.5, "handlelength": 1.3, "columnspacing": 1.4} | style
+        legend = ax.legend(handles=handles, loc="upper left", ncols=columns, labelspacing=0.35, **style)
+        legend.set_in_layout(False)  # A long label must not push the panels apart.

@@ -10,21 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.phases.compare import Comparison, Pair, findings
-from orchestrator.phases.draw.png import DPI, figure
-from orchestrator.phases.draw.png_map import draw_legend
-from orchestrator.phases.draw.png_surface import MapPanel, draw_fields, draw_trials, frame
-from orchestrator.phases.map.contour import Crossing, crossings
+from orchestrator.phases.draw import png
+from orchestrator.phases.draw.panels import MapPanel
+from orchestrator.phases.draw.png_surface import band_swatch, draw_fields, draw_trials, frame
+from orchestrator.phases.map.contour import crossings
 from orchestrator.phases.map.raster import Belief, rasterise
 from orchestrator.phases.map.surface_map import Plane, held_positions
-from orchestrator.phases.text import INK, SOFT, label_colour, number, words
+from orchestrator.phases.text import INK, SOFT, label_colour, tinted
 from orchestrator.surface.base import ClassSurface, Points
 
 MOST_ROWS = 4
 MOST_ALSO = 150
-"""Characters of the line that names what else differs."""
+"""Characters of the line that lists the other differences."""
 DIFFERENCE = "#D1495B"
 """Where the maps differ."""
+_PALE = tinted(DIFFERENCE, 0.5)
 _SECOND = "#2A6F97"
+_DASH = (0, (3, 1.5))
 
 
 def draw_comparison(found: Comparison, path: Path) -> None:
@@ -33,50 +35,38 @@ def draw_comparison(found: Comparison, path: Path) -> None:
     from matplotlib.colors import ListedColormap
 
     rows = found.pairs[:MOST_ROWS]
-    each, below = 3.9, 0.55
     summary = "\n".join([*findings(found)[:3], *_also(found.differences)])
-    size = (15.2, each * len(rows) + 0.85 + below + 0.19 * summary.count("\n"))
     title = f"{found.first.name}  and  {found.second.name}"
+    colours = ListedColormap(["white", _PALE, DIFFERENCE])
+    image = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "vmin": 0, "vmax": 2, "cmap": colours}
     shown: set[int] = set()
-    with figure(title, summary, size) as fig:
-        grid = fig.add_gridspec(len(rows) + 1, 3, height_ratios=[each] * len(rows) + [below])
+    with png.sheet(path, title, summary, [14.8 / 3] * 3, [3.9] * len(rows) + [0.55]) as (fig, grid):
         for r, pair in enumerate(rows):
-            planes = [_plane(found, pair, which) for which in (0, 1)]
-            for which, (panel, one) in enumerate(zip(planes, (found.first, found.second), strict=True)):
+            panels = [_panel(found, pair, which) for which in (0, 1)]
+            for which, (panel, side) in enumerate(zip(panels, (found.first, found.second), strict=True)):
                 ax = fig.add_subplot(grid[r, which])
-                draw_fields(ax, panel.plane)
+                draw_fields(ax, panel)
                 draw_trials(ax, panel)
-                ax.set_title(f"{'AB'[which]}  {one.name}: {len(panel.labels):,} trials")
+                ax.set_title(f"{'AB'[which]}  {side.name}: {len(panel.labels):,} trials")
                 if which:
                     ax.set_ylabel("")
                 shown |= set(np.unique(panel.plane.raster.label).tolist())
             ax = fig.add_subplot(grid[r, 2])
+            first, second = (panel.plane.raster for panel in panels)
+            apart = first.label != second.label
+            sure = apart & ~first.in_band & ~second.in_band
             x, y = pair.axes[:2]
+            ax.imshow((apart.astype(int) + sure).T, extent=(*x.span, *y.span), **image)
             frame(ax, x, y)
-            apart = planes[0].plane.raster.label != planes[1].plane.raster.label
-            sure = apart & ~planes[0].plane.raster.in_band & ~planes[1].plane.raster.in_band
-            ax.imshow(
-                (apart.astype(int) + sure).T,
-                origin="lower",
-                aspect="auto",
-                interpolation="nearest",
-                vmin=0,
-                vmax=2,
-                extent=(*x.span, *y.span),
-                cmap=ListedColormap(["white", _tinted(DIFFERENCE, 0.5), DIFFERENCE]),
-            )
-            frame(ax, x, y)
-            for panel, colour, style in ((planes[0], INK, "-"), (planes[1], _SECOND, (0, (3, 1.5)))):
-                drawn = [np.column_stack([x.drawn(c.points[:, 0]), y.drawn(c.points[:, 1])]) for c in panel.plane.lines]
-                ax.add_collection(LineCollection(drawn, colors=colour, linewidths=1.2, linestyles=[style]))
+            for panel, colour, style in ((panels[0], INK, "-"), (panels[1], _SECOND, _DASH)):
+                ax.add_collection(LineCollection(panel.lines, colors=colour, linewidths=1.2, linestyles=[style]))
             ax.set_ylabel("")
             ax.set_title("difference" + (f", {pair.title}" if pair.title else ""))
-        draw_legend(fig.add_subplot(grid[len(rows), :]), _marks(found, shown), 6)
-        fig.savefig(path, format="png", dpi=DPI)
+        png.draw_legend(fig.add_subplot(grid[len(rows), :]), _handles(found, shown), 6)
 
 
 def _also(differences: Sequence[str]) -> list[str]:
-    """What else differs, in as many of the differences as a line holds."""
+    """What else differs, with as many of the differences as fit on a line."""
     shown: list[str] = []
     for text in differences:
         if shown and len("  ·  ".join([*shown, text])) > MOST_ALSO:
@@ -87,36 +77,22 @@ def _also(differences: Sequence[str]) -> list[str]:
     return [f"also different: {line}"] if shown else []
 
 
-def _marks(found: Comparison, shown: set[int]) -> list[Any]:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
+def _handles(found: Comparison, shown: set[int]) -> list[Any]:
     return [
-        *(Patch(facecolor=label_colour(k), label=found.labels[k]) for k in sorted(shown)),
-        Patch(facecolor="#E9E9E9", edgecolor=INK, linestyle=(0, (3, 2)), linewidth=0.7, label="90% band (paler)"),
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            markerfacecolor=SOFT,
-            markeredgecolor="white",
-            markersize=6,
-            label="trials, coloured by their own label",
-        ),
-        Patch(facecolor=DIFFERENCE, label="differ, both sure"),
-        Patch(facecolor=_tinted(DIFFERENCE, 0.5), label="differ within a band"),
-        Line2D([], [], color=INK, linewidth=1.2, label="boundary of A"),
-        Line2D([], [], color=_SECOND, linewidth=1.2, linestyle=(0, (3, 1.5)), label="boundary of B"),
+        *(png.swatch(found.labels[k], label_colour(k)) for k in sorted(shown)),
+        band_swatch("90% band (paler)"),
+        png.symbol("trials, coloured by their own label", "o", SOFT, "white"),
+        png.swatch("differ, both sure", DIFFERENCE),
+        png.swatch("differ within a band", _PALE),
+        png.stroke("boundary of A", INK, linewidth=1.2),
+        png.stroke("boundary of B", _SECOND, linewidth=1.2, linestyle=_DASH),
     ]
 
 
-def _plane(found: Comparison, pair: Pair, which: int) -> MapPanel:
-    """One side in the common box, its further axes held in their middle."""
+def _panel(found: Comparison, pair: Pair, which: int) -> MapPanel:
+    """One side in the common box, with its further axes held at their middle."""
     mine = (pair.first, pair.second)[which]
-    held: dict[int, float] = {}
-    if len(pair.axes) > 2:
-        held = held_positions(np.zeros((0, len(pair.axes))), len(pair.axes), 1)[0][0]
+    held = held_positions(np.zeros((0, len(pair.axes))), len(pair.axes), 1)[0][0]
     belief = _belief(found, pair, which, held)
     x, y = pair.axes[:2]
     at = _in_common(pair, which)
@@ -126,24 +102,16 @@ def _plane(found: Comparison, pair: Pair, which: int) -> MapPanel:
     near = np.flatnonzero(inside)
     labels = np.where(mine.evidence.label[near] >= 0, pair.codes[which][mine.evidence.label[near]], -1)
     raster = rasterise(belief, at[near][:, :2] if not held else np.zeros((0, 2)), labels)
-    lines: tuple[Crossing, ...] = tuple(crossings(belief, raster))
-    title = ", ".join(
-        f"{words(pair.axes[a].name)} {number(float(pair.axes[a].value(np.array(v))))}" for a, v in held.items()
-    )
-    plane = Plane(
-        title=title, fixed={}, x=x, y=y, raster=raster, lines=lines, belief=belief, near=near, at=at[near][:, :2]
-    )
+    lines, at = tuple(crossings(belief, raster)), at[near][:, :2]
+    plane = Plane(title="", fixed={}, x=x, y=y, raster=raster, lines=lines, belief=belief, near=near, at=at)
     return MapPanel(of=mine, plane=plane, labels=labels, rows=mine.rows[near], failed=np.zeros((0, 2)))
 
 
 def _in_common(pair: Pair, which: int) -> Points:
     """(n, d) the trials of a side in the common box."""
     mine = (pair.first, pair.second)[which]
-    names = [axis.name for axis in mine.slice.axes]
-    x = mine.evidence.x
-    return np.column_stack(
-        [axis.unit(mine.slice.axes[k].value(x[:, k])) for axis in pair.axes for k in [names.index(axis.name)]]
-    )
+    own = {axis.name: axis.value(mine.evidence.x[:, k]) for k, axis in enumerate(mine.slice.axes)}
+    return np.column_stack([axis.unit(own[axis.name]) for axis in pair.axes])
 
 
 def _belief(found: Comparison, pair: Pair, which: int, held: dict[int, float]) -> Belief:
@@ -162,8 +130,3 @@ def _belief(found: Comparison, pair: Pair, which: int, held: dict[int, float]) -
         return out
 
     return belief
-
-
-def _tinted(colour: str, strength: float) -> str:
-    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(255 - (255 - part) * strength):02X}" for part in parts)

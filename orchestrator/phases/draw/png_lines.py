@@ -1,114 +1,116 @@
-"""Panels of the still picture that are lines: observations along one axis, and the phase as a strip."""
+"""The still picture of observations along one axis, with the phases as a strip below."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.phases.diagram import PhaseDiagram
-from orchestrator.phases.draw.png_map import label_colours, set_axis
-from orchestrator.phases.layout import Layout, Panel, markers, shared_words, spread_out, wants_log
-from orchestrator.phases.scale import linear_ticks, log_ticks
-from orchestrator.phases.text import INK, LINE_STYLES, MARKER_DASHES, SOFT, label_colour, number, words
+from orchestrator.phases.draw import png
+from orchestrator.phases.draw.png_map import label_colours
+from orchestrator.phases.layout import (
+    Layout,
+    Panel,
+    alike,
+    along,
+    grid_of,
+    headline,
+    markers,
+    mesh_of,
+    shared_words,
+    summary,
+    wants_log,
+)
+from orchestrator.phases.text import INK, LINE_STYLES, MARKER_DASHES, SOFT, words
 from orchestrator.phases.theory.overlay import COLOURS, DASH, MEAN, Overlay
 
 
-def draw_lines(
+def draw_curves(
+    diagram: PhaseDiagram,
+    layout: Layout,
+    wanted: Sequence[str],
+    metrics: Mapping[str, float],
+    path: Path,
+    *,
+    theory: Overlay | None = None,
+) -> None:
+    """Write a PNG of observations along x, a panel per value of y, with the phase as a strip below each.
+
+    `layout.lines` and `headline` must not be empty. The predictions of `theory` are drawn beside the observations.
+    """
+    groups = alike(headline(wanted, diagram.observations)[:4])
+    several = len(layout.lines) > 1
+    panels = [(p, groups[0]) for p in layout.lines] if several else [(layout.lines[0], group) for group in groups[:3]]
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    heights = [4.1] * rows + [0.45]
+    with png.sheet(path, diagram.name, summary(diagram), [5.6] * columns, heights, least_width=9.0) as (fig, grid):
+        shared: Any = None
+        for k, (panel, names) in enumerate(panels):
+            inner = grid[k // columns, k % columns].subgridspec(2, 1, height_ratios=[12, 1], hspace=0.02)
+            ax = fig.add_subplot(inner[0], sharey=shared)
+            shared = (shared or ax) if several else None
+            _draw_lines(ax, fig.add_subplot(inner[1]), diagram, panel, layout.x or 0, names, metrics, theory)
+        png.draw_legend(fig.add_subplot(grid[rows, :]), _handles(diagram, theory), 6, columnspacing=1.6)
+
+
+def _draw_lines(
     ax: Any,
     strip: Any,
     diagram: PhaseDiagram,
     panel: Panel,
-    layout: Layout,
+    x: int,
     names: Sequence[str],
     metrics: Mapping[str, float],
-    theory: Overlay | None = None,
+    theory: Overlay | None,
 ) -> None:
-    """Medians along x with the range of the replicates; open triangles at the bound where it was not reached.
-
-    What theory predicts is dashed.
-    """
-    assert layout.x is not None
-    axis = diagram.axes[layout.x]
-    cells = panel.cells[np.argsort(diagram.codes[panel.cells, layout.x])]
-    u = axis.position[diagram.codes[cells, layout.x]]
-    placed = diagram.codes[cells, layout.x] >= axis.special
-    everything = np.concatenate([diagram.observations[name].median for name in names])
-    if wants_log(names[0], everything):
+    """Medians along x with the range of the replicates; open triangles at the bound where it was not reached."""
+    axis = diagram.axes[x]
+    cells, u, placed = along(diagram, panel, x)
+    if wants_log(names[0], np.concatenate([diagram.observations[name].median for name in names])):
         ax.set_yscale("log")
     for k, name in enumerate(names):
-        values = diagram.observations[name]
+        values = diagram.observations[name].of(cells)
         colour, dash, marker = LINE_STYLES[k % len(LINE_STYLES)]
-        median = values.median[cells]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5}
         beside = theory is not None and name in theory.lines and diagram.replicates > 1
-        ax.fill_between(
-            u[placed], values.low[cells][placed], values.high[cells][placed], color=colour, alpha=0.16, linewidth=0
-        )
-        if np.isfinite(median[placed]).any():
-            ax.plot(
-                u[placed],
-                median[placed],
-                color=colour,
-                linestyle=dash,
-                marker=marker,
-                markersize=4.5,
-                linewidth=1.8,
-                label=words(name) + beside * " (median)",
-            )
-        ax.plot(u[~placed], median[~placed], color=colour, linestyle="none", marker=marker, markersize=4.5)
-        off = values.not_reached[cells] & (values.censored[cells] > 0)
+        ax.fill_between(u[placed], values.low[placed], values.high[placed], color=colour, alpha=0.16, linewidth=0)
+        if np.isfinite(values.median[placed]).any():
+            style["label"] = words(name) + beside * " (median)"
+            ax.plot(u[placed], values.median[placed], linestyle=dash, linewidth=1.8, **style)
+        ax.plot(u[~placed], values.median[~placed], linestyle="none", **style | {"label": None})
+        off = values.not_reached & (values.censored > 0)
         if off.any():
-            ax.plot(
-                u[off],
-                values.bound[cells][off],
-                linestyle="none",
-                marker="^",
-                markersize=6,
-                markerfacecolor="white",
-                markeredgecolor=colour,
-                label=f"{words(name)}: not reached by",
-            )
+            text, face = f"{words(name)}: not reached by", {"markerfacecolor": "white", "markeredgecolor": colour}
+            ax.plot(u[off], values.bound[off], linestyle="none", marker="^", markersize=6, label=text, **face)
     if theory is not None:
         _draw_theory(ax, theory, names, cells, u, placed)
     for k, mark in enumerate(markers(metrics, axis, panel)):
-        at = axis.to_position(mark.value)
-        if at is not None:
-            ax.axvline(
-                at,
-                color=SOFT,
-                linewidth=1.3,
-                linestyle=MARKER_DASHES[k % len(MARKER_DASHES)],
-                label=f"{mark.name}: {number(mark.value)}",
-                zorder=1,
-            )
-    set_axis(ax, "x", axis, 9)
+        style = {"color": SOFT, "linewidth": 1.3, "linestyle": MARKER_DASHES[k % len(MARKER_DASHES)], "zorder": 1}
+        ax.axvline(mark.position, label=mark.text, **style)
+    png.set_axis(ax, "x", axis, 9)
     ax.set_xlabel("")
     ax.tick_params(labelbottom=False)
     ax.set_ylabel(shared_words(names))
-    low, high = ax.get_ylim()
-    log = ax.get_yscale() == "log"
-    ticks = log_ticks(math.log10(low), math.log10(high), 7) if log else linear_ticks(low, high, 7)
-    ax.set_yticks(ticks, labels=[number(v) for v in ticks])
+    png.set_round_ticks(ax.yaxis, 7)
     ax.minorticks_off()
     ax.set_title(panel.title)
-    ax.grid(axis="y", color="#E6E6E6", linewidth=0.7)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="best", fontsize=9.5, frameon=True, framealpha=0.85, edgecolor="none", handlelength=2.2)
+    grid = grid_of(diagram, panel, x, None)
+    assert grid is not None
+    edges_x, edges_y, shown = mesh_of(diagram, grid, x, None)
     colours = np.concatenate([label_colours(diagram), np.zeros((1, 4))])
-    by_value = np.full(len(axis.values), -1, dtype=np.int64)
-    by_value[diagram.codes[cells, layout.x]] = cells
-    strip.pcolormesh(
-        axis.edges()[0], [0.0, 1.0], colours[spread_out(axis, by_value)][None], shading="flat", antialiased=False
-    )
-    set_axis(strip, "x", axis, 9)
+    strip.pcolormesh(edges_x, edges_y, colours[shown], shading="flat", antialiased=False)
+    png.set_axis(strip, "x", axis, 9)
     strip.set_yticks([])
     strip.set_ylabel("phase", rotation=0, ha="right", va="center", fontsize=10)
-    strip.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    strip.spines[["left", "bottom"]].set_visible(False)
 
 
 def _draw_theory(
@@ -124,50 +126,23 @@ def _draw_theory(
         if line is None or not np.isfinite(line.value[cells]).any():
             continue
         colour, value, error = COLOURS[k % len(COLOURS)], line.value[cells], line.error[cells]
-        ax.plot(
-            u[placed],
-            value[placed],
-            color=colour,
-            linestyle=DASH,
-            linewidth=1.6,
-            zorder=3,
-            label=line.label(name, len(names) > 1),
-        )
+        label, on, low = line.label(name, len(names) > 1), u[placed], (value - error)[placed]
+        ax.plot(on, value[placed], color=colour, linestyle=DASH, linewidth=1.6, zorder=3, label=label)
         ax.plot(u[~placed], value[~placed], color=colour, linestyle="none", marker="_", markersize=13, zorder=3)
         mean, spread = line.mean[cells], line.mean_error[cells]
         if np.isfinite(spread).any():
-            # A predicted mean is met by the mean, which is not the median that the line shows.
+            # A predicted mean is compared with the mean, which is not the median that the line shows.
             bars = {"elinewidth": 1.1, "markeredgewidth": 1.1, "markersize": 3.6, "markerfacecolor": "white"}
             ax.errorbar(u, mean, yerr=np.nan_to_num(spread), fmt="D", color=colour, zorder=3.2, **bars)
         if (error > 0).any():
-            ax.fill_between(
-                u[placed], (value - error)[placed], (value + error)[placed], color=colour, alpha=0.14, linewidth=0
-            )
+            ax.fill_between(on, low, (value + error)[placed], color=colour, alpha=0.14, linewidth=0)
 
 
-def line_legend(ax: Any, diagram: PhaseDiagram, theory: Overlay | None = None) -> None:
-    """The colours of the strips, what the bands are, and the marks of measured means beside theory."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    ax.set_axis_off()
-    total = diagram.counts.sum(axis=0)
-    used = [i for i in range(len(total)) if total[i]]
-    handles: list[Any] = [Patch(facecolor=label_colour(i), label=diagram.labels[i]) for i in used]
+def _handles(diagram: PhaseDiagram, theory: Overlay | None) -> list[Any]:
+    """Legend entries for the strips, the bands, and the measured means beside theory."""
+    handles = png.phase_swatches(diagram)
     if diagram.replicates > 1:
-        handles.append(Patch(facecolor=INK, alpha=0.16, label="range of the replicates about their median"))
+        handles.append(png.swatch("range of the replicates about their median", INK, alpha=0.16))
     if theory is not None and any(np.isfinite(line.mean_error).any() for line in theory.lines.values()):
-        handles.append(
-            Line2D(
-                [],
-                [],
-                linestyle="none",
-                marker="D",
-                markersize=4.5,
-                markerfacecolor="white",
-                markeredgecolor=COLOURS[0],
-                label=MEAN,
-            )
-        )
-    if handles:
-        ax.legend(handles=handles, loc="upper left", ncols=6, fontsize=10.5, handlelength=1.3, columnspacing=1.6)
+        handles.append(png.symbol(MEAN, "D", "white", COLOURS[0], 4.5))
+    return handles

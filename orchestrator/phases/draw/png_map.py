@@ -1,225 +1,169 @@
-"""Panels of the still picture that are maps: the labels, and observations as colour."""
+"""The still picture of a phase diagram's cells: the labels, and observations as colour."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.phases.diagram import PhaseDiagram
-from orchestrator.phases.layout import Layout, Panel, grid_of, spread_out, wants_log
+from orchestrator.phases.draw import png
+from orchestrator.phases.layout import Layout, Panel, grid_of, headline, mesh_of, summary, value_range
 from orchestrator.phases.map.contour import boundary
-from orchestrator.phases.scale import AxisScale, linear_ticks, log_ticks
-from orchestrator.phases.text import INK, NOT_REACHED, SOFT, label_colour, number, words
+from orchestrator.phases.text import INK, NOT_REACHED, SOFT, label_colour, plural, rgb, words
 from orchestrator.phases.theory.overlay import COLOURS, DASH, Overlay, caption
 
 _SPLIT_UP_TO = 10_000
 """Cells up to which disagreement is drawn as split cells; beyond, as paler colour."""
+_HATCH_GREY = "#A8A8A8"
 
 
-def draw_labels(
-    ax: Any, diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, title: str, theory: Overlay | None = None
+def draw_map(
+    diagram: PhaseDiagram, layout: Layout, wanted: Sequence[str], path: Path, *, theory: Overlay | None = None
 ) -> None:
-    """The majority label of every cell; where replicates disagree, a corner as large as the runner-up's share.
+    """Write a PNG of the label map, with up to two heat maps of observations beside it.
 
-    The boundary of the phases that theory predicts is dashed.
+    Args:
+        diagram: what to draw.
+        layout: its panels; with several, the observations are left to the interactive picture.
+        wanted: the job's headline observations.
+        path: where to write.
+        theory: its predicted phases are drawn over the measured ones.
     """
-    from matplotlib.collections import LineCollection, PolyCollection
-    from matplotlib.patheffects import withStroke
+    panels = layout.panels[: png.MOST_PANELS]
+    beside = headline(wanted, diagram.observations)[:2] if len(panels) == 1 and layout.x is not None else ()
+    across = png.columns_for(len(panels))
+    columns, rows = across + len(beside), -(-len(panels) // across)
+    handles = _handles(diagram, panels, layout, theory)
+    per_row = 2 if beside else max(2, int(columns * 4.4 / 2.3))
+    below = max(0.8 if beside else 0.3, 0.24 * -(-len(handles) // per_row) + 0.1)
+    left_out = len(layout.panels) - len(panels)
+    heading = summary(diagram) + (f"  ·  {plural(left_out, 'more slice')} in the HTML" if left_out else "")
+    heights = [3.3 if rows > 1 else 3.8] * rows + [below]
+    with png.sheet(path, diagram.name, heading, [4.4] * columns, heights, least_width=8.0) as (fig, grid):
+        axes = [fig.add_subplot(grid[k // across, k % across]) for k in range(len(panels))]
+        for ax, panel in zip(axes, panels, strict=True):
+            if layout.x is None:
+                _draw_bars(ax, diagram)
+            else:
+                title = panel.title or ("phase" if beside else "")
+                _draw_labels(ax, diagram, panel, layout.x, layout.y, title, theory)
+        png.shared_labels(axes, across)
+        for k, name in enumerate(beside):
+            ax, under = fig.add_subplot(grid[0, 1 + k]), fig.add_subplot(grid[1, 1 + k])
+            _draw_values(fig, ax, under, diagram, panels[0], layout.x or 0, layout.y, name)
+            ax.set_ylabel("")
+        png.draw_legend(fig.add_subplot(grid[rows, : 1 if beside else columns]), handles, per_row)
 
-    colours = _colours(diagram, pale=len(panel.cells) > _SPLIT_UP_TO)
+
+def _draw_labels(
+    ax: Any, diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, title: str, theory: Overlay | None
+) -> None:
+    """The majority label of every cell; where replicates disagree, a corner as large as the runner-up's share."""
+    from matplotlib.collections import PolyCollection
+
+    cells = panel.cells
+    colours = label_colours(diagram, pale=len(cells) > _SPLIT_UP_TO)
     boxes = _frame(ax, diagram, x, y, title)
-    grid = _grid(diagram, panel, x, y)
+    grid = grid_of(diagram, panel, x, y)
     if grid is None:
         assert y is not None
         _points(ax, diagram, panel, x, y, colours)
         return
     _mesh(ax, diagram, grid, x, y, colours)
-    cells = panel.cells
-    _hatch(ax, diagram, panel, x, y)
+    _hatch_holes(ax, diagram, panel, boxes)
     split = cells[diagram.runner_up[cells] >= 0]
     if len(cells) <= _SPLIT_UP_TO and len(split):
         second = diagram.runner_up[split]
         leg = np.sqrt(2 * diagram.share[split, second])
-        low_x, high_x, low_y, high_y = (side[split] for side in boxes)
-        corner = np.stack(
-            [
-                np.column_stack([high_x, low_y]),
-                np.column_stack([high_x - leg * (high_x - low_x), low_y]),
-                np.column_stack([high_x, low_y + leg * (high_y - low_y)]),
-            ],
-            axis=1,
-        )
-        ax.add_collection(
-            PolyCollection(list(corner), facecolors=[label_colour(i) for i in second], linewidths=0, antialiaseds=False)
-        )
-    if y is not None:
-        share = np.where(grid[:, :, None] < 0, np.nan, diagram.share[grid])
-        lines = boundary(diagram.axes[x], diagram.axes[y], share)
-        # On a fine grid a bold line would hide the cells it runs between.
-        width = float(np.clip(75 / max(grid.shape), 0.4, 1.5))
-        for colour, drawn_width in (("white", width + 1.7), (INK, width)) if width > 1 else ((INK, width),):
-            ax.add_collection(LineCollection(lines, colors=colour, linewidths=drawn_width, capstyle="round"))
-        told = theory.map_of(diagram, panel, x, y) if theory is not None else None
-        if told is not None:
-            # Dashes edged in white are seen on any phase, and between them the measured line below.
-            dashes = LineCollection(told.lines, colors=COLOURS[0], linewidths=width + 0.4, linestyles=[DASH])
-            dashes.set(path_effects=[withStroke(linewidth=width + 1.9, foreground="white")], zorder=2.5)
-            ax.add_collection(dashes)
+        left, right, bottom, top = (side[split] for side in boxes)
+        corners = (right, bottom), (right - leg * (right - left), bottom), (right, bottom + leg * (top - bottom))
+        triangles = np.stack([np.column_stack(corner) for corner in corners], axis=1)
+        face = [label_colour(i) for i in second]
+        ax.add_collection(PolyCollection(list(triangles), facecolors=face, linewidths=0, antialiaseds=False))
+    if y is None:
+        return
+    share = np.where(grid[:, :, None] < 0, np.nan, diagram.share[grid])
+    # On a fine grid a bold line would hide the cells it runs between.
+    width = float(np.clip(75 / max(grid.shape), 0.4, 1.5))
+    png.draw_edged(ax, boundary(diagram.axes[x], diagram.axes[y], share), width, 1.7 if width > 1 else 0)
+    predicted = theory.map_of(diagram, panel, x, y) if theory is not None else None
+    if predicted is not None:
+        png.draw_predicted(ax, predicted.lines, width + 0.4)
 
 
-def draw_values(
+def _draw_values(
     fig: Any, ax: Any, below: Any, diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, name: str
 ) -> None:
-    """The median of an observation as colour, its colour bar in `below`; what was not reached is grey and hatched."""
+    """The median of an observation as colour, with its colour bar in `below`; hatched grey where it was not reached."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm, Normalize
 
     values = diagram.observations[name]
-    median = values.median
     boxes = _frame(ax, diagram, x, y, words(name))
-    finite = median[np.isfinite(median)]
-    log = wants_log(name, median)
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    if low == high:
-        low, high = (low / 1.5, high * 1.5) if log else (low - 0.5, high + 0.5)
-    norm = (LogNorm if log else Normalize)(low, high)
-    colormap = colormaps["viridis"]
-    colours = np.zeros((len(median), 4))
-    colours[np.isfinite(median)] = colormap(norm(finite))
-    colours[values.not_reached] = _rgba(NOT_REACHED)
-    grid = _grid(diagram, panel, x, y)
+    low, high, log = value_range(name, values.median)
+    norm, colormap = (LogNorm if log else Normalize)(low, high), colormaps["viridis"]
+    finite = np.isfinite(values.median)
+    colours = np.zeros((len(finite), 4))
+    colours[finite] = colormap(norm(values.median[finite]))
+    colours[values.not_reached] = (*rgb(NOT_REACHED), 1)
+    grid = grid_of(diagram, panel, x, y)
+    unreached = panel.cells[values.not_reached[panel.cells]]
     if grid is None:
         assert y is not None
         _points(ax, diagram, panel, x, y, colours)
     else:
         _mesh(ax, diagram, grid, x, y, colours)
-        _hatch(ax, diagram, panel, x, y)
-        unreached = panel.cells[values.not_reached[panel.cells]]
-        _hatched(ax, boxes, unreached, face="none", edge="#A8A8A8", hatch="...")
+        _hatch_holes(ax, diagram, panel, boxes)
+        _hatch(ax, boxes, unreached, face="none", edge=_HATCH_GREY, hatch="...")
     below.set_axis_off()
-    bar = fig.colorbar(
-        ScalarMappable(norm=norm, cmap=colormap),
-        cax=below.inset_axes((0.04, 0.8, 0.92, 0.16)),
-        orientation="horizontal",
-    )
+    place = below.inset_axes((0.04, 0.8, 0.92, 0.16))
+    bar = fig.colorbar(ScalarMappable(norm=norm, cmap=colormap), cax=place, orientation="horizontal")
     bar.outline.set_visible(False)
-    at = log_ticks(math.log10(low), math.log10(high), 6) if log else linear_ticks(low, high, 6)
-    bar.set_ticks(at, labels=[number(v) for v in at])
-    bar.minorticks_off()
-    if values.not_reached[panel.cells].any():
-        from matplotlib.patches import Patch
-
-        below.legend(
-            handles=[Patch(facecolor=NOT_REACHED, edgecolor="#A8A8A8", hatch="...", linewidth=0)],
-            labels=["not reached by the median replicate"],
-            loc="lower left",
-            bbox_to_anchor=(0.0, -0.12),
-            fontsize=10,
-        )
+    png.set_round_ticks(bar.ax.xaxis, 6)
+    if len(unreached):
+        grey = png.swatch("not reached by the median replicate", NOT_REACHED, edgecolor=_HATCH_GREY, hatch="...", lw=0)
+        below.legend(handles=[grey], loc="lower left", bbox_to_anchor=(0.0, -0.12), fontsize=10)
 
 
-def draw_bars(ax: Any, diagram: PhaseDiagram) -> None:
-    """Where nothing varies: how many trials have each label."""
-    total = diagram.counts.sum(axis=0)
-    shown = [i for i in range(len(total)) if total[i]]
-    ax.barh(range(len(shown)), total[shown], color=[label_colour(i) for i in shown])
-    ax.set_yticks(range(len(shown)), [diagram.labels[i] for i in shown])
+def _draw_bars(ax: Any, diagram: PhaseDiagram) -> None:
+    """How many trials have each label, where nothing varies."""
+    used = diagram.used
+    ax.barh(range(len(used)), diagram.counts.sum(axis=0)[used], color=[label_colour(i) for i in used])
+    ax.set_yticks(range(len(used)), [diagram.labels[i] for i in used])
     ax.invert_yaxis()
     ax.set_xlabel("trials")
-    ax.spines[["top", "right"]].set_visible(False)
 
 
-def legend_marks(
-    diagram: PhaseDiagram, panels: Sequence[Panel], layout: Layout, theory: Overlay | None = None
-) -> list[Any]:
-    """Handles that explain the colours and marks that occur."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    total = diagram.counts.sum(axis=0)
-    marks: list[Any] = [
-        Patch(facecolor=label_colour(i), label=label) for i, label in enumerate(diagram.labels) if total[i]
-    ]
+def _handles(diagram: PhaseDiagram, panels: Sequence[Panel], layout: Layout, theory: Overlay | None) -> list[Any]:
+    """Legend entries for the colours and marks that occur."""
+    handles = png.phase_swatches(diagram)
     if layout.x is None:
-        return marks
+        return handles
     cells = np.concatenate([panel.cells for panel in panels])
     holes = diagram.majority[cells] < 0
     if (diagram.runner_up[cells] >= 0).any():
         pale = max(len(panel.cells) for panel in panels) > _SPLIT_UP_TO
-        several = f"replicates disagree ({'paler' if pale else 'split cell'})"
-        marks.append(
-            Line2D(
-                [],
-                [],
-                marker=(3, 0, 45),
-                color="none",
-                markerfacecolor=SOFT,
-                markeredgecolor="none",
-                markersize=9,
-                label=several,
-            )
-        )
+        text = f"replicates disagree ({'paler' if pale else 'split cell'})"
+        handles.append(png.symbol(text, (3, 0, 45), SOFT, "none", 9))
     if (holes & (diagram.failed[cells] > 0)).any():
-        marks.append(Patch(facecolor="white", edgecolor=INK, hatch="xxxx", linewidth=0.5, label="failed"))
+        handles.append(png.swatch("failed", "white", edgecolor=INK, hatch="xxxx", linewidth=0.5))
     if (holes & (diagram.failed[cells] == 0)).any():
-        marks.append(Patch(facecolor="white", edgecolor="#AAAAAA", hatch="////", linewidth=0.5, label="missing"))
-    told = [
-        one
-        for panel in panels
-        if theory is not None
-        if (one := theory.map_of(diagram, panel, layout.x, layout.y)) is not None
-    ]
-    if told:
-        text = caption(sum(t.compared for t in told), sum(t.differ for t in told))
-        marks.append(Line2D([], [], color=COLOURS[0], linestyle=DASH, linewidth=2, label=text))
-    return marks
+        handles.append(png.swatch("missing", "white", edgecolor="#AAAAAA", hatch="////", linewidth=0.5))
+    maps = [theory.map_of(diagram, panel, layout.x, layout.y) for panel in panels] if theory is not None else []
+    if predicted := [one for one in maps if one is not None]:
+        text = caption(sum(p.compared for p in predicted), sum(p.differ for p in predicted))
+        handles.append(png.stroke(text, COLOURS[0], linestyle=DASH, linewidth=2))
+    return handles
 
 
-def draw_legend(ax: Any, marks: Sequence[Any], columns: int) -> None:
-    """Put a legend into an otherwise empty `ax`."""
-    ax.set_axis_off()
-    if marks:
-        legend = ax.legend(
-            handles=marks,
-            loc="upper left",
-            ncols=columns,
-            borderaxespad=0.2,
-            fontsize=10.5,
-            handlelength=1.3,
-            columnspacing=1.4,
-            labelspacing=0.35,
-        )
-        legend.set_in_layout(False)  # A long label must not push the panels apart.
-
-
-def set_axis(ax: Any, which: str, axis: AxisScale, most: int) -> None:
-    """Put an axis's span, ticks and label on one side of a panel."""
-    from matplotlib.ticker import FixedLocator
-
-    at, texts = axis.ticks(most)
-    side = getattr(ax, f"{which}axis")
-    getattr(ax, f"set_{which}lim")(*axis.span)
-    side.set_ticks(at, labels=texts)
-    if which == "x" and (len(texts) + 1) * max(map(len, texts), default=0) > 42:
-        side.set_tick_params(rotation=30)
-        for text in side.get_ticklabels():
-            text.set(horizontalalignment="right", rotation_mode="anchor")
-    side.set_minor_locator(FixedLocator(axis.minor_ticks()))
-    getattr(ax, f"set_{which}label")(axis.label)
-
-
-def label_colours(diagram: PhaseDiagram) -> NDArray[np.float64]:
-    """(C, 4) the colour of every cell's majority label, transparent in a hole."""
-    return _colours(diagram, pale=False)
-
-
-def _colours(diagram: PhaseDiagram, *, pale: bool) -> NDArray[np.float64]:
-    palette = np.array([_rgba(label_colour(i)) for i in range(len(diagram.labels))] + [(0, 0, 0, 0)])
+def label_colours(diagram: PhaseDiagram, *, pale: bool = False) -> NDArray[np.float64]:
+    """(C, 4) the colour of every cell's majority label, transparent in a hole; `pale`: by how many agree."""
+    palette = np.array([(*rgb(label_colour(i)), 1.0) for i in range(len(diagram.labels))] + [(0.0, 0.0, 0.0, 0.0)])
     colours = palette[diagram.majority]
     if pale:
         strength = np.nan_to_num(diagram.agreement, nan=1.0)[:, None]
@@ -227,82 +171,59 @@ def _colours(diagram: PhaseDiagram, *, pale: bool) -> NDArray[np.float64]:
     return np.asarray(colours, dtype=np.float64)
 
 
-def _rgba(colour: str) -> tuple[float, float, float, float]:
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    return red, green, blue, 1.0
-
-
-def _grid(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None) -> NDArray[np.int64] | None:
-    if y is not None:
-        return grid_of(diagram, panel, x, y)
-    row = np.full((len(diagram.axes[x].values), 1), -1, dtype=np.int64)
-    row[diagram.codes[panel.cells, x], 0] = panel.cells
-    return row
-
-
 Boxes = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 """(C,) each: left, right, bottom and top of every cell, in drawing positions."""
 
 
-def _boxes(diagram: PhaseDiagram, x: int, y: int | None) -> Boxes:
-    across, code = diagram.axes[x], diagram.codes
-    if y is None:
-        ones = np.ones(len(code))
-        return across.low[code[:, x]], across.high[code[:, x]], 0 * ones, ones
-    up = diagram.axes[y]
-    return across.low[code[:, x]], across.high[code[:, x]], up.low[code[:, y]], up.high[code[:, y]]
-
-
 def _frame(ax: Any, diagram: PhaseDiagram, x: int, y: int | None, title: str) -> Boxes:
-    set_axis(ax, "x", diagram.axes[x], 7)
+    """Set up the axes of a panel; returns where its cells are."""
+    png.set_axis(ax, "x", diagram.axes[x], 7)
+    ax.set_title(title)
+    across, code = diagram.axes[x], diagram.codes
+    left, right = across.low[code[:, x]], across.high[code[:, x]]
     if y is None:
         ax.set_ylim(0, 1)
         ax.set_yticks([])
-    else:
-        set_axis(ax, "y", diagram.axes[y], 8)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.set_title(title)
-    return _boxes(diagram, x, y)
+        return left, right, np.zeros(len(code)), np.ones(len(code))
+    up = diagram.axes[y]
+    png.set_axis(ax, "y", up, 8)
+    return left, right, up.low[code[:, y]], up.high[code[:, y]]
 
 
 def _mesh(
     ax: Any, diagram: PhaseDiagram, grid: NDArray[np.int64], x: int, y: int | None, colours: NDArray[np.float64]
 ) -> None:
-    wide = spread_out(diagram.axes[x], grid)
-    tall = wide if y is None else spread_out(diagram.axes[y], wide.T).T
-    edges_x = diagram.axes[x].edges()[0]
-    edges_y = np.array([0.0, 1.0]) if y is None else diagram.axes[y].edges()[0]
+    edges_x, edges_y, cells = mesh_of(diagram, grid, x, y)
     padded = np.concatenate([colours, np.zeros((1, 4))])
-    ax.pcolormesh(edges_x, edges_y, padded[tall.T], shading="flat", antialiased=False, linewidth=0)
+    ax.pcolormesh(edges_x, edges_y, padded[cells], shading="flat", antialiased=False, linewidth=0)
 
 
 def _points(ax: Any, diagram: PhaseDiagram, panel: Panel, x: int, y: int, colours: NDArray[np.float64]) -> None:
     cells = panel.cells[colours[panel.cells, 3] > 0]
-    at = diagram.axes[x].position[diagram.codes[:, x]], diagram.axes[y].position[diagram.codes[:, y]]
+    u, v = diagram.axes[x].position[diagram.codes[:, x]], diagram.axes[y].position[diagram.codes[:, y]]
     size = float(np.clip(9000 / max(len(panel.cells), 1), 2, 45))
     edge = "white" if size > 12 else "none"
-    ax.scatter(at[0][cells], at[1][cells], c=colours[cells], s=size, linewidths=0.4, edgecolors=edge)
+    ax.scatter(u[cells], v[cells], c=colours[cells], s=size, linewidths=0.4, edgecolors=edge)
     holes = panel.cells[diagram.majority[panel.cells] < 0]
-    ax.scatter(at[0][holes], at[1][holes], marker="x", c=SOFT, s=size, linewidths=0.8)
+    ax.scatter(u[holes], v[holes], marker="x", c=SOFT, s=size, linewidths=0.8)
 
 
-def _hatch(ax: Any, diagram: PhaseDiagram, panel: Panel, x: int, y: int | None) -> None:
-    boxes = _boxes(diagram, x, y)
+def _hatch_holes(ax: Any, diagram: PhaseDiagram, panel: Panel, boxes: Boxes) -> None:
     holes = panel.cells[diagram.majority[panel.cells] < 0]
     failed = diagram.failed[holes] > 0
-    for cells, colour, hatch in ((holes[failed], INK, "xxxx"), (holes[~failed], "#AAAAAA", "////")):
-        _hatched(ax, boxes, cells, face="white", edge=colour, hatch=hatch)
+    _hatch(ax, boxes, holes[failed], face="white", edge=INK, hatch="xxxx")
+    _hatch(ax, boxes, holes[~failed], face="white", edge="#AAAAAA", hatch="////")
 
 
-def _hatched(ax: Any, boxes: Boxes, cells: NDArray[np.int64], *, face: str, edge: str, hatch: str) -> None:
-    """Hatch cells, as one shape: a shape each takes a minute for tens of thousands."""
+def _hatch(ax: Any, boxes: Boxes, cells: NDArray[np.int64], *, face: str, edge: str, hatch: str) -> None:
+    """Hatch cells as one shape: tens of thousands of separate shapes take a minute."""
     from matplotlib.patches import PathPatch
-    from matplotlib.path import Path
+    from matplotlib.path import Path as Outline
 
     if not len(cells):
         return
     left, right, bottom, top = (side[cells] for side in boxes)
     corners = ((left, bottom), (right, bottom), (right, top), (left, top), (left, bottom))
     outline = np.stack([np.column_stack(corner) for corner in corners], axis=1)
-    shape = Path.make_compound_path_from_polys(outline)
+    shape = Outline.make_compound_path_from_polys(outline)
     ax.add_patch(PathPatch(shape, facecolor=face, edgecolor=edge, hatch=hatch, linewidth=0))

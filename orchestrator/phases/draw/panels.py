@@ -1,0 +1,116 @@
+"""What the panels of a fitted map show, computed once for the still and the interactive picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.phases.map.boundary_data import BoundaryLine, ridge_lines
+from orchestrator.phases.map.box import BoxAxis
+from orchestrator.phases.map.raster import in_chunks
+from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, Plane, planes, ridge_of, without_result
+from orchestrator.phases.text import number, words
+from orchestrator.phases.theory.plane import TheoryPlane
+from orchestrator.surface.base import ClassSurface, Points, RidgeSurface
+
+TINT, BAND_TINT = 0.5, 0.2
+"""How much of its colour a label's field has: where the classifier is sure, and in the band."""
+BOUNDARY = "boundary (equal belief)"
+OPEN = "not reached: which side is open"
+RIDGE_RASTER = 161
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MapPanel:
+    """A plane of classes, the trials in it, and those that failed there."""
+
+    of: FittedSlice
+    plane: Plane
+    labels: NDArray[np.int64]
+    """(n,) the class of each trial at `plane.at`; -1 if it is undetermined."""
+    rows: NDArray[np.int64]
+    """(n,) its row of the table."""
+    failed: Points
+    """(f, 2) positions in the plane."""
+    theory: TheoryPlane | None = None
+    """What the job's theory predicts in the plane."""
+
+    def drawn(self, at: Points) -> Points:
+        """(q, 2) positions in the plane as drawing positions."""
+        return np.column_stack([self.plane.x.drawn(at[:, 0]), self.plane.y.drawn(at[:, 1])])
+
+    @property
+    def lines(self) -> list[Points]:
+        """The boundary, in drawing positions."""
+        return [self.drawn(crossing.points) for crossing in self.plane.lines]
+
+
+def panels_of(fitted_map: FittedMap, failed: Sequence[int]) -> list[MapPanel]:
+    """A panel for every plane of every slice of classes; `failed` are rows of the table."""
+    return [
+        MapPanel(
+            of=fitted,
+            plane=plane,
+            labels=fitted.evidence.label[plane.near],
+            rows=fitted.rows[plane.near],
+            failed=without_result(fitted, failed, plane),
+        )
+        for fitted in fitted_map.fitted
+        if isinstance(fitted.surface, ClassSurface)
+        for plane in planes(fitted)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RidgePanel:
+    """The expected metric over a plane, and the line of its peaks; positions are drawing positions."""
+
+    title: str
+    x: BoxAxis
+    y: BoxAxis
+    mean: NDArray[np.float64]
+    """(R, R) the expected metric, x first."""
+    across: NDArray[np.float64]
+    """(P,) positions along x at which the peak is given."""
+    low: NDArray[np.float64]
+    """(P,) the 5% quantile of the peak's position along y."""
+    middle: NDArray[np.float64]
+    high: NDArray[np.float64]
+    trials: Points
+    """(n, 2)"""
+    value: NDArray[np.float64]
+    """(n,) the metric of each trial; NaN if it has none."""
+
+
+def ridge_panels(fitted_map: FittedMap) -> list[RidgePanel]:
+    """A panel for every line of every ridge."""
+    ridges = [(fitted, ridge) for fitted in fitted_map.fitted if (ridge := ridge_of(fitted)) is not None]
+    return [_ridge_panel(fitted, ridge, line) for fitted, ridge in ridges for line in ridge_lines(fitted, ridge)]
+
+
+def _ridge_panel(fitted: FittedSlice, ridge: RidgeSurface, line: BoundaryLine) -> RidgePanel:
+    axes = fitted.slice.axes
+    by_name = {axis.name: axis for axis in axes}
+    x, y = by_name[line.axes[0]], by_name[line.axes[1]]
+    over = axes.index(x)
+    side = np.linspace(0, 1, RIDGE_RASTER)
+    held = [float(a.unit(np.array(line.fixed[a.name]))) if a.name in line.fixed else 0.0 for a in axes]
+    at = np.tile(np.array(held), (RIDGE_RASTER**2, 1))
+    at[:, over], at[:, ridge.along] = (grid.ravel() for grid in np.meshgrid(side, side, indexing="ij"))
+    low, middle, high = (y.drawn(y.unit(points[:, 1])) for points in (line.at_5, line.points, line.at_95))
+    trials = fitted.evidence.x
+    return RidgePanel(
+        title=", ".join(f"{words(n)} {number(v) if isinstance(v, float) else v}" for n, v in line.fixed.items()),
+        x=x,
+        y=y,
+        mean=in_chunks(ridge.mean, at).reshape(RIDGE_RASTER, RIDGE_RASTER),
+        across=x.drawn(x.unit(line.points[:, 0])),
+        low=low,
+        middle=middle,
+        high=high,
+        trials=np.column_stack([x.drawn(trials[:, over]), y.drawn(trials[:, ridge.along])]),
+        value=fitted.evidence.value,
+    )
