@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import UserError
@@ -16,18 +17,26 @@ def upload_to(location: str, files: Mapping[str, Path], *, experiment: str) -> N
     Raises:
         UserError: The location cannot be written to.
     """
-    from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+    with writing(
+        f"to {location}, the artifact location of experiment {experiment!r}", mend="make it writable from here"
+    ):
+        upload(files, get_artifact_repository(location).log_artifact)
+
+
+@contextmanager
+def writing(where: str, *, mend: str) -> Iterator[None]:
+    """Turn MLflow's errors into a `UserError`: artifacts cannot be written `where`, and `mend` says what to do."""
+    from mlflow.exceptions import MlflowException
+
     try:
-        repository = get_artifact_repository(location)
-        upload(files, repository.log_artifact)
+        yield
     except (MlflowException, OSError) as error:
         raise UserError(
-            f"artifacts cannot be written to {location}, the artifact location of experiment {experiment!r}: {error}",
+            f"artifacts cannot be written {where}: {error}",
             place="tracking.artifacts",
-            next_step="make it writable from here, or use another tracking.experiment "
-            "with tracking.artifacts set to a place that is",
+            next_step=f"{mend}, or use another tracking.experiment with tracking.artifacts set to a place that is",
         ) from error
 
 
@@ -43,9 +52,7 @@ def upload(files: Mapping[str, Path], log_artifact: Callable[[str, str | None], 
             log_artifact(str(file), folder)
             continue
         with tempfile.TemporaryDirectory() as copies:
-            renamed = Path(copies, artifact.name)
-            shutil.copyfile(file, renamed)
-            log_artifact(str(renamed), folder)
+            log_artifact(str(shutil.copyfile(file, Path(copies, artifact.name))), folder)
 
 
 def delete_from(location: str, paths: Iterable[str], *, tracking_uri: str | None = None) -> tuple[str, ...]:

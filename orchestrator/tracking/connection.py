@@ -6,8 +6,7 @@ Raw connections and plain SQL; mlflow is imported only where something has to be
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.tracking.address import CHOICES, DatabaseAddress, quiet_mlflow, shown
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.tracking.store import BulkSqlAlchemyStore
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Experiment:
+class Experiment(NamedTuple):
     """An MLflow experiment, from its table."""
 
     id: int
@@ -151,7 +149,7 @@ def find_experiment(bulk: Bulk, name: str) -> Experiment | None:
         return None
     select = "SELECT experiment_id, artifact_location, lifecycle_stage FROM experiments WHERE name = ?"
     for number, location, stage in bulk.query(select, name):
-        return Experiment(id=int(number), artifact_location=location or "", deleted=stage != "active")
+        return Experiment(int(number), location or "", stage != "active")
     return None
 
 

@@ -22,16 +22,7 @@ from orchestrator.tracking.artifacts import delete_from, upload_to
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow, begun, check_metric_names
 from orchestrator.tracking.bulk_sql import Row, run_row
 from orchestrator.tracking.connection import Database
-from orchestrator.tracking.rows import (
-    RowBuffer,
-    TrialRows,
-    later,
-    latest_of,
-    new_rows,
-    note,
-    observed_rows,
-    traced_rows,
-)
+from orchestrator.tracking.rows import RowBuffer, TrialRows, later, new_rows, note
 from orchestrator.tracking.run_table import CHUNK, OpenRun, RunTable, chunked
 from orchestrator.trial import Trial
 
@@ -116,7 +107,6 @@ class DatabaseTracker(Tracker):
         return {trial: recorded for trial, _, _, recorded in self._read(trial_ids, _READ_TAGS)}
 
     def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
-        """10,000 trials are read at a time."""
         for trial, run, tags, recorded in self._read(trial_ids, _ROW_TAGS):
             yield layout.trial_row(trial, run.run_id, tags, recorded)
 
@@ -137,7 +127,6 @@ class DatabaseTracker(Tracker):
                     yield trial, run, of_run, layout.recorded(run.status, of_run, through.get(run.run_id, -1))
 
     def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
-        """About 200,000 rows are read at a time."""
         table = self._existing()
         if table is None:
             return
@@ -217,7 +206,6 @@ class DatabaseTracker(Tracker):
         self._write_if_due()
 
     def settle(self) -> None:
-        """At most one transaction."""
         if self._running and not self._closed:
             self._write_if_due()
 
@@ -263,12 +251,10 @@ class DatabaseTracker(Tracker):
         return len(ids)
 
     def attach(self, files: Mapping[str, Path]) -> None:
-        """By MLflow's artifact repository for the experiment's artifact location."""
         self._opened()
         upload_to(self._database.artifacts_of(self._parent.run_id), files, experiment=self._database.experiment)
 
     def detach(self, paths: Iterable[str]) -> tuple[str, ...]:
-        """By MLflow's artifact repository for the experiment's artifact location."""
         self._opened()
         return delete_from(self._database.artifacts_of(self._parent.run_id), paths)
 
@@ -285,7 +271,7 @@ class DatabaseTracker(Tracker):
             new = later(given, table.traced(run, [name]).get(name, -1))
             if new:
                 table.forget_annotated(run, [name])
-                rows = traced_rows(run, name, new)
+                rows = run.curve_rows(name, new)
                 table.bulk.metrics(rows)
                 table.bulk.latest(rows[-1:])
 
@@ -296,7 +282,7 @@ class DatabaseTracker(Tracker):
         with table.bulk.transaction():
             curves = table.traced(run, list(metrics))
             own = {name: float(value) for name, value in metrics.items() if name not in curves}
-            rows = observed_rows(run, own.items())
+            rows = run.observed_rows(own.items())
             table.forget_annotated(run, list(own))
             table.bulk.metrics(rows)
             table.bulk.latest(rows)
@@ -309,7 +295,6 @@ class DatabaseTracker(Tracker):
         self._database.create().bulk.execute(update, status.value, end_time, self._parent.run_id)
 
     def close(self) -> None:
-        """Write what is buffered and close the connections."""
         if self._closed:
             return
         self._write_all()
@@ -348,7 +333,7 @@ class DatabaseTracker(Tracker):
                 self._check_there([*self._buffer.run_ids, *self._waiting.run_ids])
             if self._buffer.rows:
                 bulk.metric_block(self._buffer.block(), runs_checked=True)
-            late = [row for trial in self._late for row in latest_of(self._open[trial])] if latest else []
+            late = [row for trial in self._late for row in self._open[trial].latest_rows()] if latest else []
             self._waiting.write(bulk, layout.now_ms(), late)
             yield
         self._written_at = time.monotonic()

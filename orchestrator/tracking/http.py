@@ -20,34 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job import Curves
-from orchestrator.errors import UserError
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking import layout
-from orchestrator.tracking.artifacts import delete_from, upload
+from orchestrator.tracking.artifacts import delete_from, upload, writing
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow, begun, check_metric_names
 from orchestrator.tracking.connection import deleted_experiment, refused_experiment
-from orchestrator.tracking.http_api import (
-    BYTES_A_REQUEST,
-    HISTORY_RUNS,
-    METRICS_A_REQUEST,
-    RUNS_BY_ID,
-    MlflowApi,
-    ServerError,
-    ServerRun,
-    whole_steps,
-)
+from orchestrator.tracking.http_api import HISTORY_RUNS, RUNS_BY_ID, MlflowApi, ServerError, ServerRun
 from orchestrator.tracking.metric_block import MetricRow
-from orchestrator.tracking.rows import RowBuffer, later, metric_row, new_rows, observed_rows, traced_rows
+from orchestrator.tracking.rows import RowBuffer, later, new_rows, note
 from orchestrator.tracking.run_table import OpenRun, align, chunked, series_of
 from orchestrator.trial import Trial
 
 REVISION = "phasefront.revision"
 """How often the observations of a run have been written: each time with a newer timestamp, so MLflow shows the last."""
-
-_ROW_BYTES = 120
-"""Size of a metric in a request, without its name."""
-_NAME_BYTES = 6
-"""Largest size of one character of a name in JSON."""
 
 
 class HttpTracker(Tracker):
@@ -108,7 +93,6 @@ class HttpTracker(Tracker):
         return {trial: _recorded(run) for trial, run in self._runs(wanted).items()}
 
     def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
-        """2,000 trials are read at a time."""
         for chunk in chunked(trial_ids, 4 * RUNS_BY_ID):
             for trial, run in self._runs(chunk).items():
                 yield layout.trial_row(trial, run.run_id, run.tags, _recorded(run))
@@ -184,16 +168,8 @@ class HttpTracker(Tracker):
         of_run: dict[str, list[MetricRow]] = {}
         for row in zip(*buffer.block().columns(), strict=True):
             of_run.setdefault(row[5], []).append(row)
-        longest_name = max(map(len, rows.metrics))
-        at_most = min(METRICS_A_REQUEST, BYTES_A_REQUEST // (_ROW_BYTES + _NAME_BYTES * longest_name))
-
-        def log_run(item: tuple[str, list[MetricRow]]) -> None:
-            for batch in whole_steps(item[1], at_most):
-                self._api.log(item[0], metrics=batch)
-
-        self._api.each(log_run, of_run.items())
-        for position, step in zip(rows.trial.tolist(), rows.step.tolist(), strict=True):
-            runs[position].through_step = max(runs[position].through_step, step)
+        self._api.each(lambda item: self._api.log_rows(*item), of_run.items())
+        note(rows, runs)
 
     def end(self, results: Sequence[TrialResult]) -> None:
         """Observations and phase in one request, then the status in another."""
@@ -222,7 +198,7 @@ class HttpTracker(Tracker):
                 self._delete_tags(known, set(layout.RESULT_TAGS) - tags.keys() - set(keep))
             if not ended:
                 tags = {key: text for key, text in tags.items() if key not in layout.KEPT_TAGS}
-            metrics = _revised(observed_rows(run, observed), revision)
+            metrics = _revised(run.observed_rows(observed), revision)
             self._api.log(run.run_id, metrics=metrics, tags=[*tags.items(), (REVISION, str(revision))])
             if ended:
                 self._api.update(run.run_id, Status(result.status), layout.now_ms())
@@ -235,7 +211,7 @@ class HttpTracker(Tracker):
         observed = layout.observed_metrics(layout.decode_observations(run.tags.get(layout.OBSERVATIONS)))
         gone = [(name, float("nan")) for name, _ in observed if name not in keep]
         if gone:
-            rows = _revised(observed_rows(run.opened(), gone), revision)
+            rows = _revised(run.opened().observed_rows(gone), revision)
             self._api.log(run.run_id, metrics=rows, tags=[(REVISION, str(revision))])
 
     def reconcile(self) -> int:
@@ -253,18 +229,11 @@ class HttpTracker(Tracker):
         """By MLflow's own client: through the server, or straight to the store that it names."""
         self._opened()
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
 
-        client = MlflowClient(tracking_uri=self._uri)
-        try:
-            upload(files, lambda file, folder: client.log_artifact(self._parent.run_id, file, folder))
-        except (MlflowException, OSError) as error:
-            raise UserError(
-                f"artifacts cannot be written where the server keeps those of experiment {self._experiment!r}: {error}",
-                place="tracking.artifacts",
-                next_step="start the server with --artifacts-destination, or use another tracking.experiment "
-                "with tracking.artifacts set to a place that can be written from here",
-            ) from error
+        log_artifact = partial(MlflowClient(tracking_uri=self._uri).log_artifact, self._parent.run_id)
+        where = f"where the server keeps those of experiment {self._experiment!r}"
+        with writing(where, mend="start the server with --artifacts-destination"):
+            upload(files, log_artifact)
 
     def detach(self, paths: Iterable[str]) -> tuple[str, ...]:
         """By MLflow's artifact repository for the run: through the server, or straight to the store that it names."""
@@ -276,7 +245,8 @@ class HttpTracker(Tracker):
         """Earlier values are overlaid."""
         now, curves = layout.now_ms(), self._traced()
         given = {name: float(value) for name, value in metrics.items() if name not in curves}
-        self._log_parent([metric_row(self._parent, name, value, now, 0) for name, value in given.items()])
+        rows = [self._parent.row(name, value, now, 0) for name, value in given.items()]
+        self._api.log_rows(self._parent.run_id, rows)
         if status is not None:
             self._api.update(self._parent.run_id, status, layout.now_ms())
 
@@ -284,11 +254,8 @@ class HttpTracker(Tracker):
         """One request reads, and one writes up to 1,000 points; a value that `annotate` wrote is overlaid."""
         self._opened()
         check_metric_names([name])
-        self._log_parent(traced_rows(self._parent, name, later(points, self._traced().get(name, -1))))
-
-    def _log_parent(self, rows: Sequence[MetricRow]) -> None:
-        for batch in chunked(rows, METRICS_A_REQUEST):
-            self._api.log(self._parent.run_id, metrics=batch)
+        new = later(points, self._traced().get(name, -1))
+        self._api.log_rows(self._parent.run_id, self._parent.curve_rows(name, new))
 
     def _traced(self) -> dict[str, int]:
         """The last step of each metric of the parent run that is a curve, which its timestamp shows."""
@@ -297,7 +264,6 @@ class HttpTracker(Tracker):
         return {name: step for name, (timestamp, step) in newest.items() if timestamp == start + step}
 
     def close(self) -> None:
-        """Close the connections."""
         self._closed = True
         self._api.close()
 

@@ -29,6 +29,10 @@ HISTORY_RUNS = 100
 HISTORY_ROWS = 25_000
 """MLflow's limits for one request of the histories of several runs."""
 
+_ROW_BYTES = 120
+"""Size of a metric in a request, without its name."""
+_NAME_BYTES = 6
+"""Largest size of one character of a name in JSON."""
 _NO_MLFLOW = "the server at this address is not an MLflow server"
 
 T = TypeVar("T")
@@ -203,6 +207,13 @@ class MlflowApi:
             requests[0]["metrics"] = rows
         for request in requests:
             self.post("runs/log-batch", {"run_id": run_id, **request})
+
+    def log_rows(self, run_id: str, rows: Sequence[MetricRow]) -> None:
+        """Log any number of metric rows to one run, whole steps in one request, up to MLflow's limits."""
+        longest_name = max((len(row[0]) for row in rows), default=0)
+        at_most = min(METRICS_A_REQUEST, BYTES_A_REQUEST // (_ROW_BYTES + _NAME_BYTES * longest_name))
+        for batch in whole_steps(rows, at_most):
+            self.log(run_id, metrics=batch)
 
     def search(self, experiment_id: str, condition: str, page: int = RUNS_A_PAGE) -> Iterator[ServerRun]:
         """The active runs that meet a condition, read page by page."""

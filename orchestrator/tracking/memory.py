@@ -78,17 +78,14 @@ class MemoryTracker(Tracker):
         return sweep.sweep_id
 
     def find_sweep(self, sweep_id: str) -> str | None:
-        """The sweep's id."""
         self._check_open()
         return sweep_id if sweep_id in self.kept.sweeps else None
 
     def trials_of(self, sweep_id: str) -> list[str]:
-        """In the order in which they were begun."""
         self._check_open()
         return [trial for trial, run in self.kept.runs.items() if run.sweep_id == sweep_id]
 
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
-        """Trials of any sweep of this record."""
         return {run.trial_id: run.recorded() for run in self._runs(trial_ids)}
 
     def _runs(self, trial_ids: Iterable[str]) -> Iterator[_Run]:
@@ -96,7 +93,6 @@ class MemoryTracker(Tracker):
         return (self.kept.runs[trial] for trial in trial_ids if trial in self.kept.runs)
 
     def begin(self, trials: Sequence[Trial]) -> None:
-        """Unfinished trials get a new run in place of an earlier one."""
         sweep = self._driven()
         for trial in trials:
             run = self.kept.runs.get(trial.id)
@@ -104,7 +100,6 @@ class MemoryTracker(Tracker):
                 self.kept.runs[trial.id] = _Run(trial.id, dict(trial.settings()), trial.replicate, sweep.sweep_id)
 
     def record(self, rows: CurveRows) -> None:
-        """Rows beyond the trial's last step are kept."""
         self._driven()
         check_metric_names(rows.metrics)
         runs = [begun(self.kept.runs, trial) for trial in rows.trial_ids]
@@ -116,7 +111,6 @@ class MemoryTracker(Tracker):
                 runs[position].points[step] = point
 
     def end(self, results: Sequence[TrialResult]) -> None:
-        """Phases are those under the thresholds of the open sweep."""
         self._driven()
         for result in results:
             run = begun(self.kept.runs, result.trial_id)
@@ -124,7 +118,6 @@ class MemoryTracker(Tracker):
             run.status, run.error = Status(result.status), result.error
 
     def relabel(self, results: Sequence[TrialResult]) -> None:
-        """Phases are those under the thresholds of the open sweep."""
         self._opened()
         for result in results:
             self._label(begun(self.kept.runs, result.trial_id), result)
@@ -135,7 +128,6 @@ class MemoryTracker(Tracker):
         run.thresholds = self._opened().thresholds
 
     def reconcile(self) -> int:
-        """Orphans are trials that an earlier tracker on the same record left RUNNING."""
         sweep = self._driven()
         orphans = [
             run for run in self.kept.runs.values() if run.status is Status.RUNNING and run.sweep_id == sweep.sweep_id
@@ -145,7 +137,6 @@ class MemoryTracker(Tracker):
         return len(orphans)
 
     def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
-        """Read one by one."""
         for run in self._runs(trial_ids):
             yield TrialRow(
                 trial_id=run.trial_id,
@@ -157,7 +148,6 @@ class MemoryTracker(Tracker):
             )
 
     def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
-        """Trials without rows are left out."""
         for run in self._runs(trial_ids):
             if run.points:
                 points = run.points.values()
@@ -166,13 +156,11 @@ class MemoryTracker(Tracker):
                 yield run.trial_id, Curves(step=np.array(list(run.points), dtype=np.int64), values=values)
 
     def attach(self, files: Mapping[str, Path]) -> None:
-        """See `MemoryRecord.artifacts`."""
         sweep = self._opened()
         for path, file in files.items():
             self.kept.artifacts[sweep.sweep_id, path] = Path(file).read_bytes()
 
     def detach(self, paths: Iterable[str]) -> tuple[str, ...]:
-        """See `MemoryRecord.artifacts`."""
         sweep = self._opened()
         for path in paths:
             self.kept.artifacts.pop((sweep.sweep_id, path), None)
@@ -187,7 +175,6 @@ class MemoryTracker(Tracker):
             self.kept.sweeps[sweep.sweep_id] = status.value
 
     def trace(self, name: str, points: Iterable[tuple[int, float]]) -> None:
-        """See `MemoryRecord.traces`."""
         key = self._opened().sweep_id, name
         check_metric_names([name])
         curve = self.kept.traces.get(key, {})

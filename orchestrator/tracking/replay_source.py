@@ -20,24 +20,21 @@ PAGE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordedTrial:
-    """What is needed from a trial's run to replay it."""
+class PackMember:
+    """One trial of a pack."""
 
-    run_id: str
     trial_id: str
-    job: str
     params: Mapping[str, Scalar]
     trained: Trained
-    curves: Curves
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackMember:
-    """Another trial of the same pack."""
+class RecordedTrial(PackMember):
+    """What is needed from a trial's run to replay it."""
 
-    trial_id: str
-    params: Mapping[str, Scalar]
-    trained: Trained
+    run_id: str
+    job: str
+    curves: Curves
 
 
 class ReplaySource:

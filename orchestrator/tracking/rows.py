@@ -14,9 +14,7 @@ from orchestrator.tracking import layout
 from orchestrator.tracking.base import begun, check_metric_names
 from orchestrator.tracking.bulk_sql import Bulk, Row
 from orchestrator.tracking.metric_block import MetricBlock, MetricRow
-from orchestrator.tracking.run_table import OpenRun
-
-Point = tuple[int, float]
+from orchestrator.tracking.run_table import OpenRun, Point
 
 
 def new_rows(rows: CurveRows, open_runs: Mapping[str, OpenRun]) -> tuple[CurveRows, list[OpenRun]] | None:
@@ -85,7 +83,7 @@ def stored(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def note(rows: CurveRows, runs: Sequence[OpenRun]) -> None:
-    """Raise the runs' recorded steps to those of the rows, and keep their newest values for `latest_of`."""
+    """Raise the runs' recorded steps to those of the rows, and keep their newest values for `OpenRun.latest_rows`."""
     last = np.full(len(runs), -1, dtype=np.int64)
     last[rows.trial] = np.arange(len(rows.trial))
     steps = rows.step.tolist()
@@ -97,33 +95,6 @@ def note(rows: CurveRows, runs: Sequence[OpenRun]) -> None:
     if rows.present is not None:
         for r, k in zip(*np.nonzero(rows.present), strict=True):
             runs[rows.trial[r]].latest[(rows.metrics[k],)] = (steps[r], rows.values[r, k : k + 1].copy())
-
-
-def latest_of(run: OpenRun) -> list[MetricRow]:
-    """The newest row of each metric that was noted since this run's latest metrics were last written."""
-    newest: dict[str, Point] = {}
-    for metrics, (step, values) in run.latest.items():
-        for name, value in zip(metrics, values.tolist(), strict=True):
-            if name not in newest or step > newest[name][0]:
-                newest[name] = (step, value)
-    return [metric_row(run, name, value, run.start_time + step, step) for name, (step, value) in newest.items()]
-
-
-def observed_rows(run: OpenRun, observed: Iterable[tuple[str, float]]) -> list[MetricRow]:
-    """Observations as rows with a time before the run's start (see `layout`)."""
-    before = run.start_time - layout.OBSERVED_BEFORE_MS
-    return [metric_row(run, name, value, before, 0) for name, value in observed]
-
-
-def traced_rows(run: OpenRun, name: str, points: Iterable[Point]) -> list[MetricRow]:
-    """Points of a curve of the sweep itself, as rows of its parent run."""
-    return [metric_row(run, name, value, run.start_time + step, step) for step, value in points]
-
-
-def metric_row(run: OpenRun, name: str, value: float, timestamp: int, step: int) -> MetricRow:
-    """One row of a run."""
-    number, is_nan = layout.as_stored(value)
-    return name, number, timestamp, step, is_nan, run.run_id
 
 
 def later(points: Iterable[Point], last: int) -> list[Point]:
@@ -155,8 +126,8 @@ class TrialRows:
             UserError: An observation's name breaks MLflow's rule, or the observations are too long for a tag.
         """
         tags = [(key, value, run.run_id) for key, value in layout.result_tags(result, thresholds)]
-        observed = observed_rows(run, layout.observed_metrics(result.observations))
-        latest = latest_of(run) if ended else []
+        observed = run.observed_rows(layout.observed_metrics(result.observations))
+        latest = run.latest_rows() if ended else []
         known = {row[0] for row in latest}
         self.results.append((Status(result.status) if ended else None, run.run_id))
         self.tags += tags if ended else [row for row in tags if row[0] not in layout.KEPT_TAGS]

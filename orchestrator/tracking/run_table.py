@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Curves
+from orchestrator.tracking import layout
 from orchestrator.tracking.bulk_sql import Bulk
-from orchestrator.tracking.layout import PARENT, RESULT_TAGS, SWEEP_ID, TRIAL_ID, as_measured, run_id
+from orchestrator.tracking.metric_block import MetricRow
 
 CHUNK = 10_000
 """Trials looked up in one statement."""
@@ -24,6 +25,7 @@ CURVE_ROWS = 200_000
 _BEFORE_START = "timestamp < (SELECT start_time FROM runs WHERE runs.run_uuid = {table}.run_uuid)"
 """Condition on rows that are observations, not points of a curve."""
 
+Point = tuple[int, float]
 T = TypeVar("T")
 
 
@@ -49,6 +51,28 @@ class OpenRun:
     latest: dict[tuple[str, ...], tuple[int, NDArray[np.float64]]] = field(default_factory=dict)
     """Metric names -> their last recorded step and its values, not yet in `latest_metrics`."""
 
+    def row(self, name: str, value: float, timestamp: int, step: int) -> MetricRow:
+        """One row of a metric."""
+        number, is_nan = layout.as_stored(value)
+        return name, number, timestamp, step, is_nan, self.run_id
+
+    def curve_rows(self, name: str, points: Iterable[Point]) -> list[MetricRow]:
+        """Points of a curve as rows."""
+        return [self.row(name, value, self.start_time + step, step) for step, value in points]
+
+    def observed_rows(self, observed: Iterable[tuple[str, float]]) -> list[MetricRow]:
+        """Observations as rows with a time before the run's start (see `layout`)."""
+        return [self.row(name, value, self.start_time - layout.OBSERVED_BEFORE_MS, 0) for name, value in observed]
+
+    def latest_rows(self) -> list[MetricRow]:
+        """The newest row of each metric that was recorded since `latest` was cleared."""
+        newest: dict[str, Point] = {}
+        for metrics, (step, values) in self.latest.items():
+            for name, value in zip(metrics, values.tolist(), strict=True):
+                if name not in newest or step > newest[name][0]:
+                    newest[name] = (step, value)
+        return [self.row(name, value, self.start_time + step, step) for name, (step, value) in newest.items()]
+
 
 class RunTable:
     """The runs of one experiment in one database."""
@@ -64,11 +88,13 @@ class RunTable:
             "ORDER BY CASE r.status WHEN 'FINISHED' THEN 1 ELSE 0 END, r.start_time"
         )
         self._elsewhere: dict[str, dict[str, str]] = {
-            key: dict(bulk.query(named_by_server, key, experiment_id)) for key in (TRIAL_ID, SWEEP_ID)
+            key: dict(bulk.query(named_by_server, key, experiment_id)) for key in (layout.TRIAL_ID, layout.SWEEP_ID)
         }
         """Tag -> trial or sweep id -> a run with an id from MLflow's server (the sweep was recorded over HTTP)."""
 
-    def locate(self, identities: Iterable[str], *, key: str = TRIAL_ID) -> tuple[dict[str, OpenRun], dict[str, str]]:
+    def locate(
+        self, identities: Iterable[str], *, key: str = layout.TRIAL_ID
+    ) -> tuple[dict[str, OpenRun], dict[str, str]]:
         """The runs of these trials (or sweeps), and for those without one the run id to use.
 
         A run that the user has deleted in MLflow is ignored: the trial's next run id is tried.
@@ -80,7 +106,7 @@ class RunTable:
         while pending:
             wanted = {
                 (elsewhere.get(identity) if attempt == 0 else None)
-                or run_id(identity, self.experiment_id, max(0, attempt - (identity in elsewhere))): identity
+                or layout.run_id(identity, self.experiment_id, max(0, attempt - (identity in elsewhere))): identity
                 for identity in pending
             }
             select = "SELECT run_uuid, status, start_time, lifecycle_stage, experiment_id FROM runs WHERE run_uuid $in"
@@ -122,16 +148,16 @@ class RunTable:
             "JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = ? WHERE r.experiment_id = ? "
             f"AND r.lifecycle_stage = 'active' {status}AND p.value = ? ORDER BY r.start_time, t.value"
         )
-        return dict(self.bulk.query(select, PARENT, TRIAL_ID, self.experiment_id, parent))
+        return dict(self.bulk.query(select, layout.PARENT, layout.TRIAL_ID, self.experiment_id, parent))
 
     def restart(self, run_ids: Sequence[str], parent: str) -> None:
         """Reopen runs as new ones under this parent, without rows, observations and results."""
         ids = list(run_ids)
-        self.bulk.execute("DELETE FROM tags WHERE run_uuid $in AND key $in", ids, list(RESULT_TAGS))
+        self.bulk.execute("DELETE FROM tags WHERE run_uuid $in AND key $in", ids, list(layout.RESULT_TAGS))
         for table in ("metrics", "latest_metrics"):
             self.bulk.execute(f"DELETE FROM {table} WHERE run_uuid $in", ids)
         self.bulk.execute("UPDATE runs SET status = 'RUNNING', end_time = NULL WHERE run_uuid $in", ids)
-        self.bulk.tags([(PARENT, parent, run) for run in ids])
+        self.bulk.tags([(layout.PARENT, parent, run) for run in ids])
 
     def forget_results(self, run_ids: Sequence[str], tags: Sequence[str]) -> None:
         """Delete tags and the metrics that are observations."""
@@ -191,7 +217,7 @@ Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 def curve_series(steps: Sequence[int], values: Sequence[float], is_nan: Sequence[bool]) -> Series:
     """Stored rows of one metric as steps and measured values."""
-    numbers = np.array([as_measured(value) for value in values], dtype=np.float64)
+    numbers = np.array([layout.as_measured(value) for value in values], dtype=np.float64)
     numbers[np.array(is_nan, dtype=bool)] = np.nan
     return np.array(steps, dtype=np.int64), numbers
 

@@ -44,7 +44,7 @@ from mlflow.utils.validation import (
 )
 
 from orchestrator.tracking.address import DatabaseAddress, database_address
-from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk, keep_log, run_row, use_log
+from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, Row, SqliteBulk, keep_log, run_row, use_log
 from orchestrator.tracking.metric_block import MetricBlock, numbered
 from orchestrator.tracking.rows import stored
 
@@ -104,11 +104,10 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
             with self.bulk() as bulk, bulk.transaction():
                 for (location,) in bulk.query(active, number):
                     artifacts = append_to_uri_path(str(location), run_id, self.ARTIFACTS_FOLDER_NAME)
-                    row = run_row(run_id, name, user_id, start_time, artifacts, number)
-                    bulk.new_runs([row])
+                    bulk.new_runs([run_row(run_id, name, user_id, start_time, artifacts, number)])
                     bulk.tags([(key, value, run_id) for key, value in given.items()])
-                    info = _info(run_id, name, number, user_id, "RUNNING", start_time, None, "active", artifacts)
-                    return Run(info, RunData(tags=[RunTag(key, value) for key, value in given.items()]))
+                    row = (name, number, user_id, "RUNNING", start_time, None, "active", artifacts)
+                    return Run(_info(run_id, row), RunData(tags=[RunTag(key, value) for key, value in given.items()]))
         return super().create_run(experiment_id, user_id, start_time, tags, run_name)
 
     def update_run_info(
@@ -126,7 +125,7 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
                 if run_name:
                     bulk.tags([(MLFLOW_RUN_NAME, run_name, run_id)])
                 (row,) = bulk.query(f"SELECT {columns} FROM runs WHERE run_uuid = ?", run_id)
-                return _info(run_id, *row)
+                return _info(run_id, row)
         return super().update_run_info(run_id, run_status, end_time, run_name)
 
     def log_metric(self, run_id: str, metric: Metric) -> None:
@@ -153,17 +152,8 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
         super().log_batch(run_id, metrics, params, tags)
 
 
-def _info(
-    run_id: str,
-    name: str,
-    experiment_id: int,
-    user: str,
-    status: str,
-    start: int,
-    end: int | None,
-    stage: str,
-    artifacts: str,
-) -> RunInfo:
+def _info(run_id: str, row: Row) -> RunInfo:
+    name, experiment_id, user, status, start, end, stage, artifacts = row
     return RunInfo(run_id, str(experiment_id), user, status, start, end, stage, artifacts, name)
 
 
