@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from jobs.job import Observations, Scalar
 from orchestrator.axes import Axis
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError, did_you_mean
 from orchestrator.records import TrialResult
 from orchestrator.search.base import Sampler
 from orchestrator.search.optuna_sampler import CENSORED, PHASE, REPLICATE, VALUE, StudySampler
@@ -214,7 +214,10 @@ class BoundarySampler(Sampler):
                 self._study.adopt(row)
             if trial_id in self._known:
                 continue
-            trial = self._restored(row.params, row.user_attrs[REPLICATE])
+            place = locate(self._space, row.params, self._distributions)
+            if place is None:
+                continue
+            trial = self._trial_of(self._space[place[0]].setting(place[1]), row.user_attrs[REPLICATE])
             if trial is None or trial.id != trial_id:
                 continue  # of another version of the job
             self._known.add(trial_id)
@@ -225,10 +228,6 @@ class BoundarySampler(Sampler):
             if setting is not None:
                 self._known.add(trial.id)
                 self._again.append((trial, setting))
-
-    def _restored(self, params: Mapping[str, Scalar], replicate: int) -> Trial | None:
-        place = locate(self._space, params, self._distributions)
-        return None if place is None else self._trial_of(self._space[place[0]].setting(place[1]), replicate)
 
     def _setting_of(self, trial: Trial) -> Mapping[str, Scalar] | None:
         """The setting of a recorded trial, without axes that do not exist there; None where it is not in the space."""
@@ -290,13 +289,12 @@ class BoundarySampler(Sampler):
         """
         self._metric_seen = self._metric_seen or metric in observations
         if not self._metric_seen and observations:
-            near = nearest(metric, observations)
             raise UserError(
                 f"no observation '{metric}': trials of this job have others",
                 place=self._metric_place,
                 value=metric,
                 choices=tuple(observations),
-                next_step=f"did you mean '{near}'?" if near else "name one of these",
+                next_step=did_you_mean(metric, observations, "name one of these"),
             )
 
 

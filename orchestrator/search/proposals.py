@@ -73,7 +73,7 @@ class _Box:
     sequence: list[Floats] = field(default_factory=list)
     """The Sobol sequence as far as it was drawn."""
     cursor: int = 0
-    """Every position of `sequence` before it was tried."""
+    """All positions of `sequence` before this index were tried."""
     more: Iterator[Floats] | None = None
     grid: Floats | None = None
 

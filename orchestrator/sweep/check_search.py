@@ -10,7 +10,7 @@ import numpy as np
 from jobs.catalogue import BUILT_IN
 from jobs.job import Curves, Params, Scalar
 from orchestrator.axes import Axis, Cycle, TooManyTrials
-from orchestrator.errors import nearest
+from orchestrator.errors import did_you_mean
 from orchestrator.search.space import MOST_COORDINATES, Slice, SpaceError, slices_of
 from orchestrator.surface.base import lattice
 from orchestrator.sweep.check import Vocabulary
@@ -96,13 +96,12 @@ def _check_slices(document: Document, search: SearchKeys, slices: Sequence[Slice
         break
     if along is not None and any(slice_.axis_index(along) is None for slice_ in slices):
         ranges = tuple(axis.name for axis in axes if axis.scale != "values")
-        near = nearest(along, ranges)
         document.add(
             ("search", "target", str(target.axis_key)),
             f"'{along}' is no axis with a scale everywhere in this sweep",
             value=along,
             choices=ranges,
-            next_step=f"did you mean '{near}'?" if near else "name one of the axes",
+            next_step=did_you_mean(along, ranges, "name one of the axes"),
         )
     if search.budget is not None and search.budget < len(slices):
         document.add(
@@ -132,13 +131,12 @@ def check_metric(
     name, valid = document.get(keys), observations(known, first, thresholds)
     if not valid or name in valid:
         return
-    near = nearest(name, valid)
     document.add(
         keys,
         f"job {known.spec!r} has no observation '{name}'",
         value=name,
         choices=valid,
-        next_step=f"did you mean '{near}'?" if near else "name one of these",
+        next_step=did_you_mean(name, valid, "name one of these"),
     )
 
 
