@@ -16,7 +16,7 @@ from orchestrator.phases.map.classify import classify
 from orchestrator.phases.map.raster import in_chunks
 from orchestrator.phases.map.surface_map import FittedMap, FittedSlice
 from orchestrator.phases.table import TableNote, TrialTable
-from orchestrator.phases.text import plural
+from orchestrator.phases.text import is_number, plural
 from orchestrator.surface.base import ClassSurface, Points, Surrogate, lattice
 from orchestrator.target import PhaseTarget
 
@@ -237,13 +237,9 @@ def _text(values: Set[Scalar | None]) -> str:
 
 
 def _key(one: FittedSlice) -> tuple[Any, ...]:
-    # A number is the same whether the record kept it as whole or not.
-    fixed = {name: _plain(value) for name, value in one.slice.fixed.items()}
+    # A number is the same whether the record kept it as an integer or not.
+    fixed = {name: float(value) if is_number(value) else value for name, value in one.slice.fixed.items()}
     return tuple(sorted(axis.name for axis in one.slice.axes)), tuple(sorted(fixed.items(), key=repr))
-
-
-def _plain(value: Scalar | None) -> Scalar | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _called(one: FittedSlice) -> str:

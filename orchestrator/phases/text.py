@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeGuard
 
 from jobs.job import ParamSpec
 
@@ -35,6 +36,11 @@ def rgb(colour: str) -> tuple[float, float, float]:
 def tinted(colour: str, strength: float) -> str:
     """`#RRGGBB` mixed with white; `strength` 1 leaves it as it is."""
     return "#" + "".join(f"{round(255 * (1 - (1 - part) * strength)):02X}" for part in rgb(colour))
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a parameter's value is a number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def number(value: float) -> str:

@@ -1,8 +1,8 @@
-"""The box in which a classifier draws a phase map: numeric axes from end to end, cut into slices by all the others.
+"""The box in which a classifier draws a phase map: the numeric axes from end to end, cut into slices by all the others.
 
-Positions in the unit box run from 0 to 1 along each axis in its own scale (a log axis in its logarithm). What has no
-place on a scale (text, 0 on a log axis, an axis that does not exist for some trials) is never between two values: each
-such value is a slice of its own, with a classifier of its own.
+Positions in the unit box run from 0 to 1 along each axis in its own scale (the logarithm, on a log axis). What has no
+place on a scale (text, 0 on a log axis, an axis that does not exist for some trials) cannot be interpolated: each such
+value is a slice of its own, with a classifier of its own.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from jobs.job import Scalar
 from orchestrator.axes import Axis
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.scale import AxisScale
-from orchestrator.phases.text import words
+from orchestrator.phases.text import is_number, words
 
 FEWEST_VALUES = 3
-"""A numeric axis with fewer values has no between that is worth a classifier: each value is a slice."""
+"""A numeric axis with fewer values is not interpolated: each value is a slice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class BoxAxis:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrialSlice:
-    """The trials that share every value that has no between, and the axes that are left to them."""
+    """The trials that share every value that cannot be interpolated, and the axes along which they vary."""
 
     title: str
     """Those values in words; empty where there are none."""
@@ -96,52 +96,44 @@ def cut(diagram: PhaseDiagram, axes: Sequence[Axis], *, listed: bool = False) ->
 
     Args:
         diagram: every trial as a cell (nothing joined).
-        axes: of the sweep; an axis runs from the least to the largest of its values and of its trials'.
+        axes: of the sweep; an axis runs from the smallest to the largest of its values and of its trials'.
         listed: whether every value of an axis that lists its values is a slice of its own.
     """
-    ends = {axis.name: [v for v in axis.values if _is_number(v)] for axis in axes}
-    apart_by_name = {axis.name for axis in axes if listed and axis.scale == "values"}
-    fewest = 2 if listed else FEWEST_VALUES
-    boxes = [
-        None if scale.name in apart_by_name else _box_axis(scale, ends.get(scale.name, []), fewest)
-        for scale in diagram.axes
-    ]
+    by_name = {axis.name: axis for axis in axes}
+    boxes = [_box_axis(scale, by_name.get(scale.name), listed) for scale in diagram.axes]
     codes = diagram.codes[diagram.cell]
     key = np.full(codes.shape, -1, dtype=np.int64)
     for a, (scale, box) in enumerate(zip(diagram.axes, boxes, strict=True)):
-        apart = codes[:, a] < scale.special if box is not None else np.ones(len(codes), dtype=np.bool_)
+        apart = codes[:, a] < (scale.special if box is not None else len(scale.values))
         key[apart, a] = codes[apart, a]
     distinct, member = np.unique(key, axis=0, return_inverse=True) if key.size else (key[:1], np.zeros(len(key), int))
-    member = member.reshape(-1)
     slices = []
     for s, values in enumerate(distinct):
-        rows = np.flatnonzero(member == s)
+        rows = np.flatnonzero(member.reshape(-1) == s)
         free = [(a, box) for a, box in enumerate(boxes) if values[a] < 0 and box is not None]
-        fixed = {scale.name: scale.values[v] for scale, v in zip(diagram.axes, values, strict=True) if v >= 0}
-        position = np.zeros((len(rows), len(free)))
+        held = [(scale, int(v)) for scale, v in zip(diagram.axes, values, strict=True) if v >= 0]
+        x = np.zeros((len(rows), len(free)))
         for column, (a, box) in enumerate(free):
             start, end = box.span
-            position[:, column] = (diagram.axes[a].position[codes[rows, a]] - start) / (end - start)
-        title = ", ".join(
-            f"{words(scale.name)} {scale.text(int(v))}" for scale, v in zip(diagram.axes, values, strict=True) if v >= 0
+            x[:, column] = (diagram.axes[a].position[codes[rows, a]] - start) / (end - start)
+        slices.append(
+            TrialSlice(
+                title=", ".join(f"{words(scale.name)} {scale.text(v)}" for scale, v in held),
+                fixed={scale.name: scale.values[v] for scale, v in held},
+                axes=tuple(box for _, box in free),
+                rows=rows,
+                x=x,
+            )
         )
-        slices.append(TrialSlice(title=title, fixed=fixed, axes=tuple(box for _, box in free), rows=rows, x=position))
     return tuple(slices)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _box_axis(scale: AxisScale, ends: Sequence[Scalar], fewest: int) -> BoxAxis | None:
-    placed = [float(v) for v in (*scale.values[scale.special :], *ends) if v is not None and _is_number(v)]
-    placed = [v for v in placed if scale.kind != "log" or v > 0]
-    if scale.kind == "category" or len(set(placed)) < fewest:
+def _box_axis(scale: AxisScale, axis: Axis | None, listed: bool) -> BoxAxis | None:
+    """The axis from end to end; None where each of its values is a slice."""
+    if scale.kind == "category" or (listed and axis is not None and axis.scale == "values"):
         return None
-    return BoxAxis(
-        name=scale.name,
-        label=scale.label,
-        kind="log" if scale.kind == "log" else "linear",
-        low=min(placed),
-        high=max(placed),
-    )
+    values = [*scale.values[scale.special :], *(axis.values if axis is not None else ())]
+    placed = [float(v) for v in values if is_number(v) and (scale.kind != "log" or v > 0)]
+    if len(set(placed)) < (2 if listed else FEWEST_VALUES):
+        return None
+    return BoxAxis(name=scale.name, label=scale.label, kind=scale.kind, low=min(placed), high=max(placed))

@@ -1,4 +1,4 @@
-"""The uncertain area against the trials spent: what a search knew as it went, or what refits say that it knew."""
+"""The uncertain area against the trials spent, as recorded by a search, or from refits to its first trials."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from orchestrator.phases.map.surface_map import FittedMap
 from orchestrator.surface.base import Evidence
 
 PREFIXES = 12
-"""How many times the trials are fitted anew where the search kept no curve."""
+"""Refits, where the search recorded no curve."""
 FEWEST = 16
-"""Trials before the first of them."""
+"""Trials of the first refit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,11 +28,11 @@ class ProgressCurve:
     uncertain_area: NDArray[np.float64]
     """(P,) the share of the box in the 90% band after them."""
     refitted: bool
-    """Whether it was computed afterwards, from the first so many trials in the order of the record."""
+    """Whether it was computed afterwards, from the first trials in the order of the record."""
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[int, float]]) -> ProgressCurve:
-        """The curve that a search kept: (trials, uncertain area), in any order; of equal trials the last counts."""
+        """The curve that a search recorded: (trials, uncertain area), in any order; of equal trials the last counts."""
         kept = sorted(dict(pairs).items())
         return cls(
             trials=np.array([n for n, _ in kept], dtype=np.int64),
@@ -41,7 +41,7 @@ class ProgressCurve:
         )
 
     def through(self, trials: int, uncertain_area: float) -> ProgressCurve:
-        """The curve and one point more, where that is of more trials than any."""
+        """The curve with one more point, if that has more trials than any."""
         if len(self.trials) and trials <= self.trials[-1]:
             return self
         return replace(
@@ -54,32 +54,25 @@ class ProgressCurve:
 
 
 def refitted(found: FittedMap) -> ProgressCurve:
-    """The curve from refits of about a dozen prefixes, evenly spaced in log.
+    """The curve from refits to about a dozen prefixes of the trials, evenly spaced in the logarithm.
 
-    With several slices a prefix holds the same share of the trials of each.
+    With several slices, a prefix holds the same share of the trials of each.
     """
-    total = sum(len(one.evidence) for one in found.fitted)
+    total = sum(len(part.evidence) for part in found.fitted)
     spaced = np.geomspace(min(FEWEST, total), total, PREFIXES) if total else np.zeros(0)
     sizes = np.unique(np.rint(spaced).astype(np.int64))
     areas = []
-    for size in sizes:
+    for size in sizes.tolist():
         if size == total:
             areas.append(found.uncertain_area())
             continue
-        parts = [one.fit(_prefix(one.evidence, -(-int(size) * len(one.evidence) // total))) for one in found.fitted]
+        parts = [part.fit(_prefix(part.evidence, -(-size * len(part.evidence) // total))) for part in found.fitted]
         areas.append(float(np.mean([part.uncertain_area() for part in parts])))
-    return ProgressCurve(
-        trials=np.array(sizes, dtype=np.int64), uncertain_area=np.array(areas, dtype=np.float64), refitted=True
-    )
+    return ProgressCurve(trials=sizes, uncertain_area=np.array(areas, dtype=np.float64), refitted=True)
 
 
-def _prefix(evidence: Evidence, count: int) -> Evidence:
-    return Evidence(
-        x=evidence.x[:count],
-        label=evidence.label[:count],
-        value=evidence.value[:count],
-        censored=evidence.censored[:count],
-    )
+def _prefix(of: Evidence, n: int) -> Evidence:
+    return Evidence(x=of.x[:n], label=of.label[:n], value=of.value[:n], censored=of.censored[:n])
 
 
 def write_csv(curve: ProgressCurve, path: Path) -> None:
@@ -89,14 +82,3 @@ def write_csv(curve: ProgressCurve, path: Path) -> None:
         writer.writerow(["trials", "uncertain_area", "refitted"])
         for n, area in zip(curve.trials, curve.uncertain_area, strict=True):
             writer.writerow([int(n), repr(float(area)), str(curve.refitted).lower()])
-
-
-def read_csv(path: Path) -> ProgressCurve:
-    """Read what `write_csv` wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return ProgressCurve(
-        trials=np.array([int(row["trials"]) for row in rows], dtype=np.int64),
-        uncertain_area=np.array([float(row["uncertain_area"]) for row in rows], dtype=np.float64),
-        refitted=any(row["refitted"] == "true" for row in rows),
-    )

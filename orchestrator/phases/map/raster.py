@@ -1,12 +1,15 @@
-"""A belief on a fine raster of a plane: exact where a boundary or its band runs, interpolated where all is certain."""
+"""A belief on a fine raster of a plane: exact near a boundary and in its band, interpolated where it is certain."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
 
 from orchestrator.surface.base import BAND, ClassSurface, Points
 
@@ -18,10 +21,10 @@ COARSE = 50
 HALVINGS = 3
 """How often they are halved: 400 squares along each side at the end."""
 CHUNK = 8192
-"""Positions asked of a classifier at once: it may need memory in proportion to positions times trials."""
+"""Positions per call of a classifier: it may need memory in proportion to positions times trials."""
 SURE = (1 + BAND) / 2
 _CERTAIN = 0.98
-"""Where the leading class has at least this belief in every corner, and all agree, nothing is looked for between."""
+"""A square is not refined where all corners agree on the leading class with at least this belief."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +34,7 @@ class Raster:
     belief: NDArray[np.float64]
     """(N, N, K), x first."""
     asked: int
-    """How many positions the classifier was asked."""
+    """Positions at which the classifier was evaluated."""
 
     @property
     def points(self) -> NDArray[np.float64]:
@@ -84,9 +87,9 @@ def rasterise(
 ) -> Raster:
     """Evaluate a belief on a raster of `coarse * 2**halvings` squares along each side.
 
-    Every square that could hold a boundary, a band's edge or a trial whose label is not the map's is evaluated down to
-    the last halving, with the squares beside it. Elsewhere the raster is interpolated between corners that
-    agree with belief 98% or more. An island that no trial hit, smaller than a coarse square, is not seen.
+    Every square that could hold a boundary, the edge of a band or a trial whose label is not the map's is evaluated
+    down to the last halving, with the squares beside it. Elsewhere the raster is interpolated between corners that
+    agree with a belief of 98% or more. An island smaller than a coarse square is not seen unless a trial lies in it.
 
     Args:
         belief: of the plane.
@@ -95,60 +98,48 @@ def rasterise(
         coarse: squares along a side to begin with.
         halvings: of every side.
     """
-    side = np.linspace(0, 1, coarse + 1)
-    found = belief(_nodes(side, side)).reshape(coarse + 1, coarse + 1, -1)
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 1, coarse + 1)] * 2, indexing="ij"), axis=-1)
+    raster = belief(grid.reshape(-1, 2)).reshape(coarse + 1, coarse + 1, -1)
     asked = (coarse + 1) ** 2
     for level in range(halvings):
-        squares = len(found) - 1
-        wanted = _wanted(found, certain=_CERTAIN if level == 0 else SURE)
+        squares = len(raster) - 1
+        refined = _uncertain(raster, certain=_CERTAIN if level == 0 else SURE)
         if len(hints):
             i, j = np.clip((hints * squares).astype(np.int64), 0, squares - 1).T
-            odd = found[i, j].argmax(axis=1) != labels
-            wanted[i[odd], j[odd]] = True
-        found, new = _halved(found), _dilated(wanted)
-        ask = np.zeros(found.shape[:2], dtype=np.bool_)
-        squares_i, squares_j = np.nonzero(new)
-        for di in range(3):
-            for dj in range(3):
-                if di % 2 or dj % 2:  # the corners are known already
-                    ask[2 * squares_i + di, 2 * squares_j + dj] = True
-        at_i, at_j = np.nonzero(ask)
-        if len(at_i):
-            found[at_i, at_j] = belief(np.column_stack([at_i, at_j]) / (2 * squares))
-        asked += len(at_i)
-    return Raster(belief=found, asked=asked)
+            odd = raster[i, j].argmax(axis=1) != labels
+            refined[i[odd], j[odd]] = True
+        raster = _halved(raster)
+        new = np.zeros(raster.shape[:2], dtype=np.bool_)
+        squares_i, squares_j = np.nonzero(binary_dilation(refined, np.ones((3, 3))))
+        for di, dj in itertools.product(range(3), repeat=2):
+            if di % 2 or dj % 2:  # the corners are known already
+                new[2 * squares_i + di, 2 * squares_j + dj] = True
+        at = np.argwhere(new)
+        if len(at):
+            raster[new] = belief(at / (2 * squares))
+        asked += len(at)
+    return Raster(belief=raster, asked=asked)
 
 
-def _nodes(x: NDArray[np.float64], y: NDArray[np.float64]) -> Points:
-    return np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
-
-
-def _wanted(found: NDArray[np.float64], *, certain: float) -> NDArray[np.bool_]:
+def _uncertain(raster: NDArray[np.float64], *, certain: float) -> NDArray[np.bool_]:
     """(S, S) squares whose corners disagree in their label, or lie on both sides of certainty."""
-    label, lead = leading(found), found.max(axis=2)
-    corners = np.stack([label[:-1, :-1], label[1:, :-1], label[1:, 1:], label[:-1, 1:]])
-    leads = np.stack([lead[:-1, :-1], lead[1:, :-1], lead[1:, 1:], lead[:-1, 1:]])
-    differ = corners.min(axis=0) != corners.max(axis=0)
-    low, high = leads.min(axis=0), leads.max(axis=0)
+    label, lead = _corners(leading(raster)), _corners(raster.max(axis=2))
+    differ = label.min(axis=0) != label.max(axis=0)
+    low, high = lead.min(axis=0), lead.max(axis=0)
     unsure = low < certain if certain > SURE else (low < certain) & (high >= certain)
     return np.asarray(differ | unsure, dtype=np.bool_)
 
 
-def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    grown = mask.copy()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    wide = grown.copy()
-    wide[:, 1:] |= grown[:, :-1]
-    wide[:, :-1] |= grown[:, 1:]
-    return wide
+def _corners(values: NDArray[Any]) -> NDArray[Any]:
+    """(4, S, S) the corners of every square."""
+    return np.stack([values[:-1, :-1], values[1:, :-1], values[1:, 1:], values[:-1, 1:]])
 
 
-def _halved(found: NDArray[np.float64]) -> NDArray[np.float64]:
+def _halved(raster: NDArray[np.float64]) -> NDArray[np.float64]:
     """Twice as many squares along each side, the new points interpolated linearly."""
-    size = 2 * len(found) - 1
-    out = np.empty((size, size, found.shape[2]))
-    out[::2, ::2] = found
-    out[1::2, ::2] = (found[:-1] + found[1:]) / 2
-    out[:, 1::2] = (out[:, :-1:2] + out[:, 2::2]) / 2
-    return out
+    size = 2 * len(raster) - 1
+    fine = np.empty((size, size, raster.shape[2]))
+    fine[::2, ::2] = raster
+    fine[1::2, ::2] = (raster[:-1] + raster[1:]) / 2
+    fine[:, 1::2] = (fine[:, :-1:2] + fine[:, 2::2]) / 2
+    return fine

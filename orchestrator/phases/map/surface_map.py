@@ -1,6 +1,6 @@
 """A phase map drawn by a classifier: its belief over every slice of a sweep, and where one phase ends.
 
-Shapes: n trials of a slice, d of its axes, K labels. The surfaces are given: what fits them is the caller's.
+Shapes: n trials of a slice, d of its axes, K labels. The surfaces are given: the caller fits them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.phases.text import number, words
 from orchestrator.surface.base import ClassSurface, Evidence, Points, RidgeSurface, Surface, lattice
 
 Fit = Callable[[Evidence], Surface]
-"""How trials become a belief: the same for search, map and comparison."""
+"""Fits a surface to trials: the same for search, map and comparison."""
 
 MOST_SHOWN = {3: 6, 4: 9}
 """Planes drawn of a slice of so many axes."""
@@ -34,7 +34,7 @@ KEEPING = {3: (25, 2), 4: (20, 2)}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedSlice:
-    """The trials of one slice and what is believed of it."""
+    """The trials of one slice and the surface fitted to them."""
 
     slice: TrialSlice
     evidence: Evidence
@@ -44,7 +44,7 @@ class FittedSlice:
     surface: Surface | None
     """None where it has fewer than two axes, or nothing to fit to."""
     fit: Fit
-    """What made the surface, and makes others of its kind from other trials."""
+    """What fitted the surface, and can fit others to other trials."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,11 +58,11 @@ class FittedMap:
     @property
     def fitted(self) -> tuple[FittedSlice, ...]:
         """Those that have a surface."""
-        return tuple(one for one in self.slices if one.surface is not None)
+        return tuple(part for part in self.slices if part.surface is not None)
 
     def uncertain_area(self) -> float:
         """The mean over the slices of the share of each box that lies in the band; NaN where none is fitted."""
-        areas = [one.surface.uncertain_area() for one in self.slices if one.surface is not None]
+        areas = [part.surface.uncertain_area() for part in self.slices if part.surface is not None]
         return float(np.mean(areas)) if areas else float("nan")
 
 
@@ -83,11 +83,11 @@ class Plane:
     at: Points
     """(len(near), 2) where they are in it."""
     part: int = 0
-    """Which part of the further axes it stands for, in the order of `held_positions`."""
+    """Its part of the further axes, in the order of `held_positions`."""
 
 
 def planes(fitted: FittedSlice, *, stack: bool = False) -> list[Plane]:
-    """The planes of a slice, over its first two axes: those to draw, or the stack to keep.
+    """The planes of a slice, over its first two axes: those to draw, or the stack to write as data.
 
     A further axis is cut in the middle of equal parts: three parts, say, at 1/6, 1/2 and 5/6 of its length.
     """
@@ -130,17 +130,19 @@ def held_positions(x: Points, dimensions: int, most: int) -> list[tuple[dict[int
         return [({}, np.arange(len(x)))]
     parts = max(1, round(most ** (1 / len(others))))
     part = np.clip((x[:, 2:] * parts).astype(np.int64), 0, parts - 1)
-    found = []
-    for chosen in itertools.product(range(parts), repeat=len(others)):
-        near = np.flatnonzero((part == np.array(chosen)).all(axis=1))
-        found.append(({axis: (k + 0.5) / parts for axis, k in zip(others, chosen, strict=True)}, near))
-    return found
+    return [
+        (
+            {axis: (k + 0.5) / parts for axis, k in zip(others, chosen, strict=True)},
+            np.flatnonzero((part == np.array(chosen)).all(axis=1)),
+        )
+        for chosen in itertools.product(range(parts), repeat=len(others))
+    ]
 
 
-def _held(one: TrialSlice, held: Mapping[int, float]) -> tuple[str, dict[str, Scalar | None]]:
-    values = {one.axes[axis].name: float(one.axes[axis].value(np.array(at))) for axis, at in held.items()}
-    title = ", ".join([one.title] * bool(one.title) + [f"{words(name)} {number(v)}" for name, v in values.items()])
-    return title, {**one.fixed, **values}
+def _held(of: TrialSlice, held: Mapping[int, float]) -> tuple[str, dict[str, Scalar | None]]:
+    values = {of.axes[axis].name: float(of.axes[axis].value(np.array(at))) for axis, at in held.items()}
+    title = ", ".join([of.title] * bool(of.title) + [f"{words(name)} {number(v)}" for name, v in values.items()])
+    return title, {**of.fixed, **values}
 
 
 def expected_error(surface: ClassSurface, *, points: int = 4096) -> float:
@@ -153,7 +155,7 @@ def expected_error(surface: ClassSurface, *, points: int = 4096) -> float:
 
 
 def ridge_of(fitted: FittedSlice) -> RidgeSurface | None:
-    """The slice's ridge, where that is what was looked for."""
+    """The slice's ridge; None for another target."""
     return fitted.surface if isinstance(fitted.surface, RidgeSurface) else None
 
 

@@ -19,7 +19,7 @@ from jobs.job import Censored, Job, Params, Prediction, Scalar
 from jobs.theory.domain import DomainError
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.table import TrialTable
-from orchestrator.phases.text import number, plural
+from orchestrator.phases.text import is_number, number, plural
 from orchestrator.trial import Trial
 
 MOST_SETTINGS = 20_000
@@ -77,7 +77,7 @@ class Answers:
     def text(self, setting: int, axis: str) -> str:
         """A parameter of a setting in words."""
         value = self.value(setting, axis)
-        return number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+        return number(value) if is_number(value) else str(value)
 
     def place(self, setting: int) -> str:
         """A setting in words: `features=30, teacher=random`."""
