@@ -26,7 +26,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
     sides = [_read(Path(given)) for given in (arguments.first, arguments.second)]
     for given, one in zip((arguments.first, arguments.second), sides, strict=True):
-        if not one.found.fitted:
+        if not one.map.fitted:
             raise _without_map(str(given), one)
     try:
         found = compare_maps(sides[0], sides[1])
@@ -49,13 +49,13 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def _without_map(given: str, one: Side) -> UserError:
     """Why there is nothing to compare, and what can be done about it."""
-    if any(len(each.slice.axes) >= 2 for each in one.found.slices):
+    if any(len(each.slice.axes) >= 2 for each in one.map.slices):
         return UserError(
             "has no map: no trial has finished where two numeric axes vary",
             place=given,
             next_step="phasefront run, then compare",
         )
-    numeric = sorted({axis.name for each in one.found.slices for axis in each.slice.axes})
+    numeric = sorted({axis.name for each in one.map.slices for axis in each.slice.axes})
     listed = ", not listed as `values`" if one.note.search else " and three or more values each"
     return UserError(
         "has no map: two numeric axes must vary together, and running it again would not change that",

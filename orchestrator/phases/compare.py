@@ -36,7 +36,7 @@ class Side:
     """Its sweep."""
     table: TrialTable
     diagram: PhaseDiagram
-    found: FittedMap
+    map: FittedMap
     stale: int = 0
     """Trials whose labels are of other thresholds than the note's."""
 
@@ -48,17 +48,17 @@ class Side:
     @property
     def counted(self) -> tuple[int, int]:
         """(trials with a result, their settings) of the slices that have a map."""
-        rows = np.concatenate([np.zeros(0, dtype=np.int64), *(one.rows for one in self.found.fitted)])
+        rows = np.concatenate([np.zeros(0, dtype=np.int64), *(part.rows for part in self.map.fitted)])
         return len(rows), len(np.unique(self.diagram.cell[rows]))
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """The slices that have no map: which, how many of its trials have a result, and why."""
         return tuple(
-            f"{one.slice.title or 'all of it'} ({plural(len(one.evidence), 'trial')} with a result), "
-            + ("where fewer than two numeric axes vary" if len(one.slice.axes) < 2 else "where no map can be fitted")
-            for one in self.found.slices
-            if one.surface is None
+            f"{part.slice.title or 'all of it'} ({plural(len(part.evidence), 'trial')} with a result), "
+            + ("where fewer than two numeric axes vary" if len(part.slice.axes) < 2 else "where no map can be fitted")
+            for part in self.map.slices
+            if part.surface is None
         )
 
     @property
@@ -97,9 +97,7 @@ class Pair:
 
     def in_band(self, which: int, x: Points) -> NDArray[np.bool_]:
         """(q,) whether the positions are in the 90% band of side 0 or 1."""
-        surface = self.surface(which)
-        in_band = in_chunks(lambda q: surface.in_band(q).astype(np.float64), self.own(which, x))
-        return np.asarray(in_band > 0, dtype=np.bool_)
+        return in_chunks(self.surface(which).in_band, self.own(which, x))
 
     def own(self, which: int, x: Points) -> Points:
         """Positions in the common box as positions in the box of side 0 or 1."""
@@ -149,8 +147,8 @@ def side(note: TableNote, table: TrialTable, *, surrogate: Surrogate[Any] | None
         stale: trials whose labels are of other thresholds than the note's.
     """
     diagram = phase_diagram(note.name, note.axes, note.phases, table, {})
-    found = classify(PhaseTarget(), diagram, table, note.axes, (), surrogate, listed=note.search)
-    return Side(note=note, table=table, diagram=diagram, found=found, stale=stale)
+    fitted = classify(PhaseTarget(), diagram, table, note.axes, (), surrogate, listed=note.search)
+    return Side(note=note, table=table, diagram=diagram, map=fitted, stale=stale)
 
 
 def compare(first: Side, second: Side) -> Comparison:
@@ -159,17 +157,17 @@ def compare(first: Side, second: Side) -> Comparison:
     Raises:
         NotComparable: they have no slice with the same two or more numeric axes, or their ranges do not overlap.
     """
-    labels = tuple(dict.fromkeys([*first.found.labels, *second.found.labels]))
-    codes = [np.array([labels.index(label) for label in of.found.labels], dtype=np.int64) for of in (first, second)]
-    others = {_key(one): one for one in second.found.fitted}
+    labels = tuple(dict.fromkeys([*first.map.labels, *second.map.labels]))
+    codes = [np.array([labels.index(label) for label in of.map.labels], dtype=np.int64) for of in (first, second)]
+    others = {_key(part): part for part in second.map.fitted}
     pairs, alone = [], []
-    for one in first.found.fitted:
-        other = others.pop(_key(one), None)
+    for part in first.map.fitted:
+        other = others.pop(_key(part), None)
         if other is None:
-            alone.append(f"{first.name}: {_called(one)}")
+            alone.append(f"{first.name}: {_called(part)}")
             continue
-        axes = _common(one, other)
-        pairs.append(Pair(title=one.slice.title, first=one, second=other, axes=axes, codes=(codes[0], codes[1])))
+        axes = _common(part, other)
+        pairs.append(Pair(title=part.slice.title, first=part, second=other, axes=axes, codes=(codes[0], codes[1])))
     alone += [f"{second.name}: {_called(other)}" for other in others.values()]
     if not pairs:
         raise NotComparable(f"no slice has the same axes in both: {'; '.join(alone) or 'neither has a map'}")
@@ -217,7 +215,7 @@ _THRESHOLD = "threshold "
 
 def _settings(of: Side, slices: Sequence[FittedSlice]) -> dict[str, set[Scalar | None]]:
     """Job, parameters and thresholds -> the values among the trials of some slices, defaults filled in."""
-    rows = np.concatenate([one.slice.rows for one in slices])
+    rows = np.concatenate([part.slice.rows for part in slices])
     return {
         **({"job": {of.note.job}} if of.note.job else {}),
         **{name: {column[row] for row in rows} for name, column in of.table.params.items()},
@@ -236,20 +234,20 @@ def _text(values: Set[Scalar | None]) -> str:
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
-def _key(one: FittedSlice) -> tuple[Any, ...]:
+def _key(part: FittedSlice) -> tuple[Any, ...]:
     # A number is the same whether the record kept it as an integer or not.
-    fixed = {name: float(value) if is_number(value) else value for name, value in one.slice.fixed.items()}
-    return tuple(sorted(axis.name for axis in one.slice.axes)), tuple(sorted(fixed.items(), key=repr))
+    fixed = {name: float(value) if is_number(value) else value for name, value in part.slice.fixed.items()}
+    return tuple(sorted(axis.name for axis in part.slice.axes)), tuple(sorted(fixed.items(), key=repr))
 
 
-def _called(one: FittedSlice) -> str:
-    return " x ".join(axis.name for axis in one.slice.axes) + (f" at {one.slice.title}" if one.slice.title else "")
+def _called(part: FittedSlice) -> str:
+    return " x ".join(axis.name for axis in part.slice.axes) + (f" at {part.slice.title}" if part.slice.title else "")
 
 
-def _common(one: FittedSlice, other: FittedSlice) -> tuple[BoxAxis, ...]:
+def _common(part: FittedSlice, other: FittedSlice) -> tuple[BoxAxis, ...]:
     theirs = {axis.name: axis for axis in other.slice.axes}
     common = []
-    for axis in one.slice.axes:
+    for axis in part.slice.axes:
         same = theirs[axis.name]
         low, high = max(axis.low, same.low), min(axis.high, same.high)
         if not low < high:
@@ -278,23 +276,23 @@ def _cells(of: Side, pairs: Sequence[Pair], which: int) -> tuple[int, float, flo
     return (count, by_other / count, by_own / count) if count else None
 
 
-def report(found: Comparison) -> list[str]:
+def report(comparison: Comparison) -> list[str]:
     """The comparison in words."""
     lines = []
-    sides = (("A", found.first), ("B", found.second))
+    sides = (("A", comparison.first), ("B", comparison.second))
     for which, of in sides:
         trials, settings = of.counted
         kind = "a grid" if of.is_grid else "scattered"
         without = f"; left out: {'; '.join(of.left_out)}" if of.left_out else ""
         lines.append(f"{which}  {of.name}: {trials:,} trials with a result, {settings:,} settings ({kind}){without}")
-    lines += findings(found)
-    lines += [f"in one of them only: {text}" for text in found.unmatched]
-    if found.differences:
+    lines += findings(comparison)
+    lines += [f"in one of them only: {text}" for text in comparison.unmatched]
+    if comparison.differences:
         lines.append(
             "note: the two sweeps differ in what they train or how it is labelled, so the difference of the maps is "
             "not one of method:"
         )
-        lines += [f"      {text}" for text in found.differences]
+        lines += [f"      {text}" for text in comparison.differences]
     for which, of in sides:
         unknown = [name for name in ("job", "thresholds") if not getattr(of.note, name)]
         if unknown:
@@ -307,13 +305,13 @@ def report(found: Comparison) -> list[str]:
     return lines
 
 
-def findings(found: Comparison) -> list[str]:
+def findings(comparison: Comparison) -> list[str]:
     """How much the two maps differ."""
     lines = [
-        f"the maps differ in {found.area:.2%} of the area, and in {found.sure_area:.2%} where both are sure",
-        f"in their 90% bands lie {found.unsure[0]:.2%} (A) and {found.unsure[1]:.2%} (B) of it",
+        f"the maps differ in {comparison.area:.2%} of the area, and in {comparison.sure_area:.2%} where both are sure",
+        f"in their 90% bands lie {comparison.unsure[0]:.2%} (A) and {comparison.unsure[1]:.2%} (B) of it",
     ]
-    for which, other, cells in (("A", "B", found.cells[0]), ("B", "A", found.cells[1])):
+    for which, other, cells in (("A", "B", comparison.cells[0]), ("B", "A", comparison.cells[1])):
         if cells is not None:
             count, by_other, by_own = cells
             lines.append(

@@ -54,22 +54,22 @@ class BoundaryLine:
     """(P, 2) box widths: of `at_5` and of `at_95`."""
 
 
-def boundary_lines(found: FittedMap, drawn: Mapping[int, Sequence[Plane]] | None = None) -> list[BoundaryLine]:
+def boundary_lines(map_: FittedMap, drawn: Mapping[int, Sequence[Plane]] | None = None) -> list[BoundaryLine]:
     """Every boundary (or ridge) of a map.
 
     Args:
-        found: the map.
+        map_: the map.
         drawn: planes that exist already, by the index of the fitted slice; used where it has two axes.
     """
     lines: list[BoundaryLine] = []
-    for s, part in enumerate(found.fitted):
+    for s, part in enumerate(map_.fitted):
         ridge = ridge_of(part)
         if ridge is not None:
             lines += ridge_lines(part, ridge)
         elif isinstance(part.surface, ClassSurface):
             ready = (drawn or {}).get(s) if len(part.slice.axes) == 2 else None
             for plane in ready if ready is not None else planes(part, stack=True):
-                lines += _lines_of(plane, found.labels)
+                lines += _lines_of(plane, map_.labels)
     return lines
 
 

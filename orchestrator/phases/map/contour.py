@@ -215,10 +215,10 @@ def _reach(belief: Belief, towards: int, points: Points, direction: Points) -> N
         open_ = open_[~sure]
         if not len(open_):
             break
-    found = np.flatnonzero(np.isfinite(high))
+    reached = np.flatnonzero(np.isfinite(high))
     for _ in range(12):
-        middle = (low[found] + high[found]) / 2
-        at = points[found] + middle[:, None] * direction[found]
+        middle = (low[reached] + high[reached]) / 2
+        at = points[reached] + middle[:, None] * direction[reached]
         sure = belief(np.clip(at, 0, 1))[:, towards] >= SURE
-        high[found[sure]], low[found[~sure]] = middle[sure], middle[~sure]
+        high[reached[sure]], low[reached[~sure]] = middle[sure], middle[~sure]
     return high

@@ -53,20 +53,20 @@ class ProgressCurve:
         return tuple(zip(self.trials.tolist(), self.uncertain_area.tolist(), strict=True))
 
 
-def refitted(found: FittedMap) -> ProgressCurve:
+def refitted(map_: FittedMap) -> ProgressCurve:
     """The curve from refits to about a dozen prefixes of the trials, evenly spaced in the logarithm.
 
     With several slices, a prefix holds the same share of the trials of each.
     """
-    total = sum(len(part.evidence) for part in found.fitted)
+    total = sum(len(part.evidence) for part in map_.fitted)
     spaced = np.geomspace(min(FEWEST, total), total, PREFIXES) if total else np.zeros(0)
     sizes = np.unique(np.rint(spaced).astype(np.int64))
     areas = []
     for size in sizes.tolist():
         if size == total:
-            areas.append(found.uncertain_area())
+            areas.append(map_.uncertain_area())
             continue
-        parts = [part.fit(_prefix(part.evidence, -(-size * len(part.evidence) // total))) for part in found.fitted]
+        parts = [part.fit(_prefix(part.evidence, -(-size * len(part.evidence) // total))) for part in map_.fitted]
         areas.append(float(np.mean([part.uncertain_area() for part in parts])))
     return ProgressCurve(trials=sizes, uncertain_area=np.array(areas, dtype=np.float64), refitted=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from scipy.ndimage import binary_dilation
 
 from orchestrator.surface.base import BAND, ClassSurface, Points
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 Belief = Callable[[Points], NDArray[np.float64]]
 """(q, 2) positions in the plane -> (q, K) beliefs."""
 
@@ -75,7 +76,7 @@ def plane(surface: ClassSurface, x: int, y: int, others: Mapping[int, float]) ->
     return belief
 
 
-def in_chunks(ask: Callable[[Points], NDArray[np.float64]], at: Points) -> NDArray[np.float64]:
+def in_chunks(ask: Callable[[Points], NDArray[Scalar]], at: Points) -> NDArray[Scalar]:
     """`ask(at)`, a bounded number of positions at a time."""
     if len(at) <= CHUNK:
         return ask(at)
@@ -89,7 +90,7 @@ def rasterise(
 
     Every square that could hold a boundary, the edge of a band or a trial whose label is not the map's is evaluated
     down to the last halving, with the squares beside it. Elsewhere the raster is interpolated between corners that
-    agree with a belief of 98% or more. An island smaller than a coarse square is not seen unless a trial lies in it.
+    agree with a belief of 98% or more. An island smaller than a coarse square is missed unless a trial lies in it.
 
     Args:
         belief: of the plane.

@@ -90,23 +90,21 @@ class Savings:
         return f"a grid of the same {self.what} needs about {round(self.grid / step) * step:,} ({how})"
 
 
-def savings(found: FittedMap, known: Savings | None = None, *, valued: bool = False) -> Savings:
+def savings(map_: FittedMap, known: Savings | None = None, *, valued: bool = False) -> Savings:
     """The estimate for the whole map.
 
     Args:
-        found: the map.
+        map_: the map.
         known: an earlier estimate, which is returned if it is of the same trials.
         valued: whether the trials show a metric, and not labels: then only a surface that `Shows` has an estimate.
     """
-    key = fingerprint(found)
-    parts = [part for part in found.fitted if isinstance(part.surface, Shows if valued else ClassSurface)]
+    key = fingerprint(map_)
+    parts = [part for part in map_.fitted if isinstance(part.surface, Shows if valued else ClassSurface)]
     surfaces = [part.surface for part in parts if part.surface is not None]
-    what = PEAK if any(isinstance(part.surface, RidgeSurface) for part in found.fitted) else MAP
+    what = PEAK if any(isinstance(part.surface, RidgeSurface) for part in map_.fitted) else MAP
     if known is not None and (known.key, known.what) == (key, what):
         return known
-    saved = Savings(
-        trials=sum(len(part.evidence) for part in found.fitted), expected_error=math.nan, key=key, what=what
-    )
+    saved = Savings(trials=sum(len(part.evidence) for part in map_.fitted), expected_error=math.nan, key=key, what=what)
     if not surfaces:
         return saved
     rng = np.random.default_rng(0)
@@ -208,10 +206,10 @@ def boundary_size(surface: ClassSurface, *, points: int = 8_192, step: float = 0
     return float(crossed.mean()) / (mean_cosine * step)
 
 
-def fingerprint(found: FittedMap) -> str:
+def fingerprint(map_: FittedMap) -> str:
     """A hash of the evidence of a map."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in found.slices:
+    for part in map_.slices:
         evidence = part.evidence
         order = np.lexsort((evidence.label, *evidence.x.T))
         for column in (evidence.x[order], evidence.label[order], evidence.value[order]):

@@ -38,7 +38,7 @@ class FittedSlice:
 
     slice: TrialSlice
     evidence: Evidence
-    """Those of its trials that ended with a result, in the order in which they were told."""
+    """Those of its trials that ended with a result, in the order in which they were reported."""
     rows: NDArray[np.int64]
     """(n,) the row in the table of each trial of `evidence`."""
     surface: Surface | None
@@ -79,7 +79,7 @@ class Plane:
     lines: tuple[Crossing, ...]
     belief: Belief
     near: NDArray[np.int64]
-    """Trials of the slice's evidence that belong to this plane rather than to another one shown."""
+    """Trials of the slice's evidence that belong to this plane rather than to another one."""
     at: Points
     """(len(near), 2) where they are in it."""
     part: int = 0

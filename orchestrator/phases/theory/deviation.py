@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 HEAVY_SHARE = 0.5
 """Share of the sum of squares above which one replicate dominates it: the mean's standard error means little then."""
 HEAVY_FROM = 16
-"""Replicates from which on that can be told (of 16 normal ones, one in a hundred sets would look so)."""
+"""Replicates from which on that can be recognised (of 16 normal ones, one in a hundred sets would look so)."""
 
 COMPARED = "compared"
 ONE = "one replicate"
@@ -204,10 +204,10 @@ def _rows_of(name: str, answers: Answers, table: TrialTable) -> dict[str, Any]:
     everywhere = spread(answers.setting, len(answers.params), column)
     predicted = [s for s, given in enumerate(answers.predictions) if name in given and given[name].step is None]
     rows = np.array([s for s in predicted if everywhere.replicates[s]], dtype=np.int64)
-    found = [answers.predictions[s][name] for s in rows]
-    value = np.array([np.nan if isinstance(p.value, Censored) else p.value for p in found], dtype=np.float64)
-    not_by = np.array([p.value.at if isinstance(p.value, Censored) else np.nan for p in found], dtype=np.float64)
-    error = np.array([p.standard_error for p in found], dtype=np.float64)
+    given = [answers.predictions[s][name] for s in rows]
+    value = np.array([np.nan if isinstance(p.value, Censored) else p.value for p in given], dtype=np.float64)
+    not_by = np.array([p.value.at if isinstance(p.value, Censored) else np.nan for p in given], dtype=np.float64)
+    error = np.array([p.standard_error for p in given], dtype=np.float64)
     step = quantity(name) == "step"
     by_median = step or bool(column.censored.any()) or bool(np.isfinite(not_by).any())
     measured = Spread(**{key: part[rows] for key, part in vars(everywhere).items()})
@@ -226,7 +226,7 @@ def _rows_of(name: str, answers: Answers, table: TrialTable) -> dict[str, Any]:
         "value": value,
         "not_by": not_by,
         "value_error": error,
-        "source": np.array([p.source for p in found], dtype=object),
+        "source": np.array([p.source for p in given], dtype=object),
         "measured": measured,
         "standard_error": total,
         "deviation": np.where(verdict == INFINITE, np.nan, in_standard_errors(center, value, total)),
@@ -235,21 +235,23 @@ def _rows_of(name: str, answers: Answers, table: TrialTable) -> dict[str, Any]:
     }
 
 
-def _verdicts(seen: Spread, value: Floats, not_by: Floats, error: Floats, *, by_median: bool) -> NDArray[np.object_]:
+def _verdicts(
+    measured: Spread, value: Floats, not_by: Floats, error: Floats, *, by_median: bool
+) -> NDArray[np.object_]:
     """(D,) the last that holds of these."""
     verdict = _filled(COMPARED, value)
-    verdict[seen.replicates < 2] = ONE
+    verdict[measured.replicates < 2] = ONE
     if not by_median:
-        verdict[seen.heavy] = HEAVY
-        verdict[seen.not_finite > 0] = NOT_FINITE
+        verdict[measured.heavy] = HEAVY
+        verdict[measured.not_finite > 0] = NOT_FINITE
     else:
-        never, absent = np.isfinite(not_by), np.isnan(seen.median)
+        never, absent = np.isfinite(not_by), np.isnan(measured.median)
         # Beyond its own bound neither side says anything: a later number is no contradiction.
         verdict[absent & never] = NEITHER
         verdict[absent & ~never] = PREDICTED_ONLY
         verdict[~absent & never] = MEASURED_ONLY
-        verdict[(absent & (value > seen.bound)) | (never & (seen.median >= not_by))] = NEITHER
-        verdict[absent & (seen.censored == 0)] = NOT_FINITE
+        verdict[(absent & (value > measured.bound)) | (never & (measured.median >= not_by))] = NEITHER
+        verdict[absent & (measured.censored == 0)] = NOT_FINITE
     verdict[(np.isnan(not_by) & ~np.isfinite(value)) | ~np.isfinite(error)] = INFINITE
     return verdict
 

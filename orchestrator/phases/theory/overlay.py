@@ -92,19 +92,19 @@ class Overlay:
 
 def drawn_once(lines: Sequence[Line]) -> list[Line]:
     """The lines without what an earlier one has drawn: two outlines that coincide would fill each other's dashes."""
-    seen: set[frozenset[tuple[float, ...]]] = set()
+    drawn: set[frozenset[tuple[float, ...]]] = set()
     kept: list[Line] = []
     for line in lines:
         points = [tuple(map(float, point)) for point in line]
         piece: list[tuple[float, ...]] = []
         for a, b in itertools.pairwise(points):
             step = frozenset((a, b))
-            if step in seen:
+            if step in drawn:
                 kept += [np.array(piece)] * bool(piece)
                 piece = []
             else:
                 piece = [*(piece or [a]), b]
-            seen.add(step)
+            drawn.add(step)
         kept += [np.array(piece)] * bool(piece)
     return kept
 

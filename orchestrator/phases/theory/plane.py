@@ -219,14 +219,14 @@ def asker(job: Job[Any], thresholds: Params, target: Target, labels: Sequence[st
         return phase
 
     def side(params: Params) -> int:
-        found = predictions(job, params).get(target.observation)
-        value = None if found is None or found.step is not None else found.value
+        predicted = predictions(job, params).get(target.observation)
+        value = None if predicted is None or predicted.step is not None else predicted.value
         return target.side(value if isinstance(value, float | Censored) else None)
 
     return side
 
 
-def plane_caption(told: Sequence[TheoryPlane]) -> str:
+def plane_caption(planes: Sequence[TheoryPlane]) -> str:
     """How far the predicted classes are those of the map."""
-    compared, differ = sum(t.compared for t in told), sum(t.differ for t in told)
+    compared, differ = sum(t.compared for t in planes), sum(t.differ for t in planes)
     return f"theory: {percent(differ / compared) if compared else 'none'} of the map differs"
