@@ -1,4 +1,4 @@
-"""Real servers for tests, started on free ports and ended with the test: PostgreSQL and MLflow's own."""
+"""Real servers for tests, started on free ports and stopped with the test: PostgreSQL and MLflow's own."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from pathlib import Path
 from needs import postgresql
 
 START_S = 90
+MLFLOW_SERVER = (sys.executable, "-m", "mlflow", "server")
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
+    """A port of 127.0.0.1 that is not in use now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -33,9 +34,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def postgres_server() -> Iterator[str]:
-    """A throw-away PostgreSQL cluster; the address of its database `postgres`, without a password.
+    """A temporary PostgreSQL cluster; the address of its database `postgres`, without a password.
 
-    PostgreSQL refuses to run as root: then another user of the system runs it.
+    PostgreSQL refuses to run as root; if we are root, it runs as another user of the system.
     """
     programs = postgresql()
     user = _unprivileged() if os.getuid() == 0 else None
@@ -54,21 +55,10 @@ def postgres_server() -> Iterator[str]:
             env=environment,
         )
         with (folder / "log").open("wb") as log:
+            settings = ("listen_addresses=127.0.0.1", f"unix_socket_directories={folder}", "fsync=off")
+            options = [option for setting in settings for option in ("-c", setting)]
             server = subprocess.Popen(
-                [
-                    *as_user,
-                    str(programs / "postgres"),
-                    "-D",
-                    str(data),
-                    "-p",
-                    str(port),
-                    "-c",
-                    "listen_addresses=127.0.0.1",
-                    "-c",
-                    f"unix_socket_directories={folder}",
-                    "-c",
-                    "fsync=off",
-                ],
+                [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(port), *options],
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 cwd="/",
@@ -107,23 +97,9 @@ def mlflow_server(backend_uri: str, artifacts: Path) -> Iterator[str]:
     artifacts.mkdir(parents=True, exist_ok=True)
     log = artifacts / "server.log"
     with log.open("wb") as output:
+        where = ["--backend-store-uri", backend_uri, "--artifacts-destination", str(artifacts)]
         server = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "mlflow",
-                "server",
-                "--backend-store-uri",
-                backend_uri,
-                "--artifacts-destination",
-                str(artifacts),
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--workers",
-                "1",
-            ],
+            [*MLFLOW_SERVER, *where, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -155,7 +131,7 @@ def _wait(server: subprocess.Popen[bytes], ready, log: Path) -> None:
 
 
 def _end(server: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """End the whole group that was started, hard if it does not go by itself."""
+    """Stop the process group of the server; kill it if it does not stop by itself."""
     for sign in (how, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, sign)
@@ -170,7 +146,7 @@ def _end(server: subprocess.Popen[bytes], how: signal.Signals) -> None:
 
 @functools.cache
 def _empty_template() -> Path:
-    """A database with MLflow's schema and nothing in it, made once by MLflow's own code (some seconds)."""
+    """An empty database with MLflow's schema, created once by MLflow's own code (some seconds)."""
     from orchestrator.tracking.address import database_address
     from orchestrator.tracking.connection import mlflow_store
 
@@ -182,7 +158,7 @@ def _empty_template() -> Path:
 
 
 def empty_sqlite(path: Path) -> Path:
-    """Put an empty MLflow database there, to spare a test the migrations."""
+    """Put an empty MLflow database there, so that a test need not run the migrations."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_empty_template(), path)
     return path

@@ -5,8 +5,8 @@ import math
 
 import pytest
 from servers import empty_sqlite, free_port, mlflow_server
-from tracking_contract import finished, parent_by_mlflow, rows, trial
-from tracking_parent import ParentContract, artifacts_by_mlflow, history_by_mlflow
+from tracking_contract import finished, rows, trial
+from tracking_parent import MlflowContract
 
 from orchestrator.errors import UserError
 from orchestrator.tracking.factory import open_tracker
@@ -23,7 +23,7 @@ def server(tmp_path_factory):
         yield uri
 
 
-class TestHttp(ParentContract):
+class TestHttp(MlflowContract):
     LOCKS = False
     DELETES = False
     KEEPS_RUN = False
@@ -35,15 +35,6 @@ class TestHttp(ParentContract):
 
     def open(self):
         return open_tracker(self.uri, experiment=self.experiment)
-
-    def parent(self, sweep):
-        return parent_by_mlflow(self.uri, self.experiment, sweep)
-
-    def history(self, sweep, name):
-        return history_by_mlflow(self.uri, self.experiment, sweep, name)
-
-    def artifacts(self, sweep):
-        return artifacts_by_mlflow(self.uri, self.experiment, sweep)
 
     def test_a_long_curve_goes_in_batches_and_comes_back_whole(self, tracker):
         one, two = trial(0), trial(1)

@@ -7,9 +7,9 @@ import numpy as np
 import psycopg2
 import pytest
 from servers import postgres_server
-from tracking_contract import SWEEP, finished, parent_by_mlflow, rows, trial
+from tracking_contract import SWEEP, finished, rows, trial
 from tracking_drivers import another_driver, open_when_free
-from tracking_parent import ParentContract, artifacts_by_mlflow, history_by_mlflow
+from tracking_parent import MlflowContract
 
 from orchestrator.errors import UserError
 from orchestrator.records import CurveRows
@@ -24,7 +24,7 @@ def server():
         yield uri
 
 
-class PostgresContract(ParentContract):
+class PostgresContract(MlflowContract):
     scheme: str
     _numbers = itertools.count()
 
@@ -36,15 +36,6 @@ class PostgresContract(ParentContract):
 
     def open(self):
         return open_tracker(self.uri, experiment=self.experiment, artifacts=str(self.folder))
-
-    def parent(self, sweep):
-        return parent_by_mlflow(self.uri.removeprefix("phasefront-"), self.experiment, sweep)
-
-    def history(self, sweep, name):
-        return history_by_mlflow(self.uri.removeprefix("phasefront-"), self.experiment, sweep, name)
-
-    def artifacts(self, sweep):
-        return artifacts_by_mlflow(self.uri.removeprefix("phasefront-"), self.experiment, sweep)
 
     def test_many_rows_of_names_of_all_lengths_read_back_exactly(self, tracker):
         one, names = trial(), ("k", "größe/µ", "a" * 250)

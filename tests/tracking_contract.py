@@ -1,4 +1,4 @@
-"""The laws that every tracker keeps. A subclass says how to open one on a record that outlives it."""
+"""The rules that every tracker follows; `tracking_parent.ParentContract` adds those of a sweep's parent run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 from jobs.job import Censored, Curves, Params, param
 from orchestrator.errors import UserError
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
-from orchestrator.tracking.address import quiet_mlflow
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow
 from orchestrator.trial import Trial
 
@@ -65,7 +64,7 @@ def finished(one: Trial, *, phase: str = "grokking", **observations: float | Cen
 
 
 def content(tracker: Tracker, trials: Sequence[Trial]) -> tuple[object, ...]:
-    """All that can be read of trials, comparable: run ids and times apart."""
+    """All that can be read about trials, without run ids and times, so that it can be compared."""
     ids = [t.id for t in trials]
     return (
         {key: plain_recorded(value) for key, value in tracker.index(ids).items()},
@@ -87,28 +86,17 @@ def plain_curves(curves: Curves) -> tuple[object, ...]:
     return (curves.step.tolist(), {name: list(map(repr, value.tolist())) for name, value in curves.values.items()})
 
 
-def parent_by_mlflow(uri: str, experiment: str, sweep: SweepRecord) -> tuple[object, ...]:
-    """What MLflow's own client says of a sweep's one parent run: status, end time, metrics."""
-    quiet_mlflow("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(experiment)
-    (run,) = client.search_runs([found.experiment_id], f"tags.`phasefront.sweep_id` = '{sweep.sweep_id}'")
-    return run.info.status, run.info.end_time, dict(run.data.metrics)
-
-
 class TrackerContract(ABC):
-    """Inherit as `class TestX(TrackerContract)`."""
+    """The rules of trials and their curves."""
 
     LOCKS = True
     """A second driver on the same experiment is refused."""
     KEEPS_RUN = True
-    """An unfinished trial that has rows is begun again in the same run."""
+    """An unfinished trial with rows begins again in the same run."""
 
     @abstractmethod
     def open(self) -> Tracker:
-        """A new tracker on this test's own record, which earlier ones of the same test have written."""
+        """A new tracker on the record of this test, which earlier trackers of the same test have written."""
 
     @pytest.fixture
     def tracker(self):

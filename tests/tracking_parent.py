@@ -1,10 +1,16 @@
-"""The laws of a sweep's parent run, its own curves and files, which every tracker keeps besides those of trials."""
+"""The rules of a sweep's parent run, its own curves and files, which every tracker follows besides those of trials.
+
+A new tracker needs a module in `orchestrator/tracking/`, a branch in `factory.open_tracker`, and a test module with a
+subclass of `ParentContract` that says how to open it and how to read a parent run back. If MLflow's own client can read
+the record, the subclass is one of `MlflowContract`, and needs only `open` and an address.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tracking_contract import OTHER, SWEEP, TrackerContract, finished, rows, trial
@@ -17,41 +23,15 @@ AREA = "uncertain_area"
 History = list[tuple[int, float]]
 
 
-def history_by_mlflow(uri: str, experiment: str, sweep: SweepRecord, name: str) -> History:
-    """Every row of a metric of the sweep's one parent run, as MLflow's own client reads them."""
-    quiet_mlflow("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(experiment)
-    (run,) = client.search_runs([found.experiment_id], f"tags.`phasefront.sweep_id` = '{sweep.sweep_id}'")
-    points = client.get_metric_history(run.info.run_id, name)
-    assert all(point.timestamp == run.info.start_time + point.step for point in points)
-    return sorted((point.step, point.value) for point in points)
-
-
-def artifacts_by_mlflow(uri: str, experiment: str, sweep: SweepRecord) -> set[str]:
-    """The artifacts of the sweep's one parent run, as MLflow's own client lists them, those in folders too."""
-    quiet_mlflow("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(experiment)
-    (run,) = client.search_runs([found.experiment_id], f"tags.`phasefront.sweep_id` = '{sweep.sweep_id}'")
-    listed = client.list_artifacts(run.info.run_id)
-    folders = [client.list_artifacts(run.info.run_id, entry.path) for entry in listed if entry.is_dir]
-    return {entry.path for some in (listed, *folders) for entry in some if not entry.is_dir}
-
-
 class ParentContract(TrackerContract):
-    """All laws: inherit as `class TestX(ParentContract)`."""
+    """All rules: inherit as `class TestX(ParentContract)`."""
 
     DELETES = True
     """Rows can be deleted."""
 
     @abstractmethod
     def history(self, sweep: SweepRecord, name: str) -> History:
-        """All rows of a sweep's own metric, in the order of their steps; none that is off a curve's time."""
+        """All rows of a sweep's own metric, in the order of their steps; all must have the timestamps of a curve."""
 
     @abstractmethod
     def artifacts(self, sweep: SweepRecord) -> set[str]:
@@ -165,3 +145,37 @@ class ParentContract(TrackerContract):
         tracker.attach({"lines.png": file})
         assert "lines.png" in self.artifacts(SWEEP)
         tracker.close()
+
+
+class MlflowContract(ParentContract):
+    """All rules, for a tracker whose record MLflow's own client reads at `uri`, in `experiment`."""
+
+    uri: str
+    experiment: str
+
+    def _client_and_run(self, sweep: SweepRecord) -> tuple[Any, Any]:
+        """MLflow's client, and the sweep's one parent run."""
+        quiet_mlflow("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=self.uri.removeprefix("phasefront-"))
+        experiment = client.get_experiment_by_name(self.experiment)
+        condition = f"tags.`phasefront.sweep_id` = '{sweep.sweep_id}'"
+        (run,) = client.search_runs([experiment.experiment_id], condition)
+        return client, run
+
+    def parent(self, sweep: SweepRecord) -> tuple[object, ...]:
+        _, run = self._client_and_run(sweep)
+        return run.info.status, run.info.end_time, dict(run.data.metrics)
+
+    def history(self, sweep: SweepRecord, name: str) -> History:
+        client, run = self._client_and_run(sweep)
+        points = client.get_metric_history(run.info.run_id, name)
+        assert all(point.timestamp == run.info.start_time + point.step for point in points)
+        return sorted((point.step, point.value) for point in points)
+
+    def artifacts(self, sweep: SweepRecord) -> set[str]:
+        client, run = self._client_and_run(sweep)
+        listed = client.list_artifacts(run.info.run_id)
+        folders = [client.list_artifacts(run.info.run_id, entry.path) for entry in listed if entry.is_dir]
+        return {entry.path for entries in (listed, *folders) for entry in entries if not entry.is_dir}
