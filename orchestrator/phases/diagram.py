@@ -22,14 +22,14 @@ from orchestrator.records import Status
 Quantile = Callable[[float | NDArray[np.float64]], NDArray[np.float64]]
 """Share of the replicates -> (C,) the quantile of each cell."""
 UNLABELLED = "no phase"
-"""Stands for the phase of a finished trial that has none."""
+"""The label of a finished trial that has no phase."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CellValues:
-    """One observation over the cells: the median and the range of its replicates, censoring kept.
+    """One observation over the cells: the median and range of the replicates, with censoring.
 
-    A censored replicate counts as later than any reached one. So the median is a number only where the middle replicate
+    A censored replicate sorts after every reached one, so the median is a number only where the middle replicate
     (both middle ones, for an even count) was reached.
     """
 
@@ -54,7 +54,7 @@ class CellValues:
 
     @property
     def not_reached(self) -> NDArray[np.bool_]:
-        """(C,) whether replicates were observed and their median is none that a number could give."""
+        """(C,) whether replicates were observed and their median is not a number."""
         return np.isnan(self.median) & (self.reached + self.not_finite + self.censored > 0)
 
 
@@ -64,11 +64,11 @@ class PhaseDiagram:
 
     name: str
     axes: tuple[AxisScale, ...]
-    """(A,) the axes that really vary, in the order of the sweep file; one of each zipped group."""
+    """(A,) the axes that vary, in the order of the sweep file; one of each zipped group."""
     partners: Mapping[str, tuple[str, ...]]
-    """Axis -> the varying axes zipped to it, which it stands for."""
+    """Axis -> the varying axes zipped to it, which it represents."""
     labels: tuple[str, ...]
-    """(L,) the job's phases in their order, then any other that was recorded."""
+    """(L,) the job's phases in order, then any others that were recorded."""
     codes: NDArray[np.int64]
     """(C, A) index of each cell's value on each axis."""
     counts: NDArray[np.int64]
@@ -76,12 +76,12 @@ class PhaseDiagram:
     failed: NDArray[np.int64]
     """(C,) replicates that failed."""
     missing: NDArray[np.int64]
-    """(C,) replicates not recorded, or not finished."""
+    """(C,) replicates that are not recorded or not finished."""
     cell: NDArray[np.int64]
     """(N,) the cell of each trial, in the order of the table."""
     observations: Mapping[str, CellValues]
     joined: int = 1
-    """Up to how many neighbouring values of an axis one cell joins (1: every setting is a cell of its own)."""
+    """The most neighbouring values of an axis that one cell joins (1: every setting is a cell)."""
 
     @property
     def labelled(self) -> NDArray[np.int64]:
@@ -95,20 +95,20 @@ class PhaseDiagram:
 
     @property
     def replicates(self) -> int:
-        """The most replicates that a cell has."""
+        """The largest number of replicates in a cell."""
         total = self.labelled + self.failed + self.missing
         return int(total.max()) if len(total) else 0
 
     @property
     def majority(self) -> NDArray[np.int64]:
-        """(C,) the most frequent label (the first of the legend in a tie), -1 in a hole: a cell with none."""
+        """(C,) the most frequent label (the first in a tie); -1 in a hole, a cell without labels."""
         if not self.counts.size:
             return np.full(len(self.counts), -1, dtype=np.int64)
         return np.where(self.labelled > 0, self.counts.argmax(axis=1), -1)
 
     @property
     def agreement(self) -> NDArray[np.float64]:
-        """(C,) the share of labelled replicates that have the majority's label; NaN in a hole."""
+        """(C,) the share of labelled replicates with the majority label; NaN in a hole."""
         return self.share.max(axis=1) if self.counts.size else np.full(len(self.counts), np.nan)
 
     @property
@@ -119,7 +119,7 @@ class PhaseDiagram:
 
     @property
     def runner_up(self) -> NDArray[np.int64]:
-        """(C,) the second most frequent label, -1 where all replicates agree or there are none."""
+        """(C,) the second most frequent label; -1 if all replicates agree or there are none."""
         if self.counts.shape[1] < 2:
             return np.full(len(self.counts), -1, dtype=np.int64)
         rest = self.counts.copy()
@@ -146,19 +146,14 @@ def phase_diagram(
         name: what the sweep is called.
         axes: the sweep's axes; those with one value are left out.
         phases: the job's labels, in the legend's order.
-        table: all trials, those without a record too.
-        specs: the parameters, for units.
+        table: all trials, including those without a record.
+        specs: of the parameters, for their units.
         most_cells: above this many, neighbouring values of the longest numeric axes are joined.
     """
     columns = {axis.name: _coordinate(axis, table) for axis in axes}
     chosen, partners = _independent([axis for axis in axes if len(set(columns[axis.name])) > 1], columns)
     scales = [
-        axis_scale(
-            axis.name,
-            label=axis_label(axis.name, specs),
-            spacing=axis.scale,
-            values=_file_order(axis, columns[axis.name]),
-        )
+        axis_scale(axis.name, axis_label(axis.name, specs), axis.scale, _file_order(axis, columns[axis.name]))
         for axis in chosen
     ]
     codes = np.zeros((len(table), len(scales)), dtype=np.int64)
@@ -176,7 +171,7 @@ def phase_diagram(
     unexpected = sorted({label for label in recorded if label is not None} - set(phases))
     labels = (*phases, *unexpected)
     position = {label: i for i, label in enumerate(labels)}
-    label = np.array([-1 if found is None else position[found] for found in recorded], dtype=np.int64)
+    label = np.array([-1 if text is None else position[text] for text in recorded], dtype=np.int64)
     counts = np.zeros((len(cells), len(labels)), dtype=np.int64)
     np.add.at(counts, (cell[label >= 0], label[label >= 0]), 1)
     status = np.array(table.status, dtype=object)
@@ -199,7 +194,7 @@ def phase_diagram(
 def cell_values(
     cell: NDArray[np.int64], cells: int, column: ObservationColumn, quantile: Quantile | None = None
 ) -> CellValues:
-    """Reduce one observation of N trials, each in `cell` (N,), to its `cells` cells; `quantile`: if at hand already."""
+    """Reduce one observation of N trials, each in `cell` (N,), to its `cells` cells; `quantile`: if known already."""
     finite = column.reached & np.isfinite(column.value)
     median = (quantile or ranked_quantile(cell, cells, column))(0.5)
     low, high, bound = np.full(cells, np.inf), np.full(cells, -np.inf), np.full(cells, np.inf)
@@ -221,7 +216,8 @@ def cell_values(
 def ranked_quantile(cell: NDArray[np.int64], cells: int, column: ObservationColumn) -> Quantile:
     """Hazen's quantile of the replicates of each cell, as a function of the share (C,), or one for all cells.
 
-    What was not reached, or is not finite, sorts last: a quantile that touches it is infinite. NaN for an empty cell.
+    Values that were not reached or are not finite sort last; a quantile that involves one is infinite. An empty cell
+    has NaN.
     """
     observed = column.reached | column.censored
     where = cell[observed]
@@ -262,10 +258,10 @@ def _file_order(axis: Axis, column: Sequence[Scalar | None]) -> list[Scalar | No
 def _independent(
     axes: Sequence[Axis], columns: Mapping[str, tuple[Scalar | None, ...]]
 ) -> tuple[list[Axis], dict[str, tuple[str, ...]]]:
-    """The axes that are coordinates, and the zipped ones each of them stands for.
+    """The axes that are coordinates, and the zipped axes that each of them represents.
 
-    Of a zipped group the axis with the most values (a number before text, then the first in the file) is the
-    coordinate; another one stays an axis only where the coordinates chosen so far do not determine it.
+    The coordinate of a zipped group is the axis with the most values (numbers before text, then file order); another
+    axis of the group is kept only if the coordinates chosen so far do not determine it.
     """
     groups: dict[int, list[Axis]] = {}
     for axis in axes:
@@ -293,7 +289,7 @@ def _independent(
 def _join(
     scales: list[AxisScale], codes: NDArray[np.int64], most_cells: int
 ) -> tuple[list[AxisScale], NDArray[np.int64], int]:
-    """Join neighbouring values of the longest numeric axis, again and again, until few enough cells are left."""
+    """Join neighbouring values of the longest numeric axis repeatedly, until at most `most_cells` cells are left."""
     worst, scales, codes = 1, list(scales), codes.copy()
     factor = [1] * len(scales)
     while len(_distinct(codes, [len(s.values) for s in scales])[0]) > most_cells:
@@ -304,15 +300,10 @@ def _join(
         scale = scales[a]
         index = np.arange(len(scale.values)) - scale.special
         group = np.where(index < 0, index + scale.special, scale.special + index // 2)
-        middles = [
-            scale.values[scale.special + 2 * i + (1 if 2 * i + 1 < longest else 0)] for i in range((longest + 1) // 2)
-        ]
-        scales[a] = axis_scale(
-            scale.name,
-            label=scale.label,
-            spacing="log" if scale.kind == "log" else "linear",
-            values=[*scale.values[: scale.special], *middles],
-        )
+        numbers = scale.values[scale.special :]
+        middles = [numbers[min(2 * i + 1, longest - 1)] for i in range((longest + 1) // 2)]
+        spacing = "log" if scale.kind == "log" else "linear"
+        scales[a] = axis_scale(scale.name, scale.label, spacing, [*scale.values[: scale.special], *middles])
         codes[:, a] = group[codes[:, a]]
         factor[a] *= 2
         worst = max(worst, factor[a])

@@ -163,7 +163,7 @@ def sweep_metrics(
         warnings.append(f"the job's summarise raised {type(error).__name__}: {error}; its quantities are left out")
         quantities = {}
     metrics.update({name: float(value) for name, value in quantities.items() if math.isfinite(value)})
-    # MLflow refuses a whole batch for one name with any other character.
+    # MLflow rejects a whole batch if one name has any other character.
     return {re.sub(r"[^\w/.: -]", "_", name): value for name, value in metrics.items()}, warnings
 
 

@@ -53,8 +53,8 @@ def publish_theory(
     answers = ask(job, trials, table, diagram, [axis.name for axis in sweep.axes if axis.name in varying])
     if not any(answers.predictions):
         return TheoryFiles(warnings=answers.warnings())
-    found = deviations(answers, table)
-    over = overlay(answers, predicted_phases(answers, job, sweep.thresholds()), diagram, found)
+    deviation_table = deviations(answers, table)
+    over = overlay(answers, predicted_phases(answers, job, sweep.thresholds()), diagram, deviation_table)
     notes, metrics, more = [], {}, []
     compared, differ = over.agreement(diagram)
     if compared:
@@ -65,22 +65,22 @@ def publish_theory(
         from orchestrator.phases.draw.png_theory import draw_theory_curves
 
         write("theory_curves.png", lambda path: draw_theory_curves(sweep.name, shown, path))
-        metrics_shown = plural(len({one.metric for one in shown}), "metric")
-        settings = plural(len({one.place for one in shown}), "setting")
-        told = [one for one in shown if one.worst() is not None]
+        metrics_shown = plural(len({curve.metric for curve in shown}), "metric")
+        settings = plural(len({curve.place for curve in shown}), "setting")
+        compared_curves = [curve for curve in shown if curve.worst() is not None]
         line = f"theory: curves of {metrics_shown} at {settings}"
-        if told:
-            worst = max(told, key=lambda one: abs(one.deviation[one.worst() or 0]))
+        if compared_curves:
+            worst = max(compared_curves, key=lambda curve: abs(curve.deviation[curve.worst() or 0]))
             line += f"; {worst.metric} {worst.text()}" + (f" at {worst.place}" if worst.place else "")
         more.append(line)
-    if found is not None:
-        notes.append(found.summary())
-        metrics["theory_predictions"] = float(len(found))
-        row = found.worst()
-        if row is not None and math.isfinite(found.deviation[row]):
-            metrics["theory_worst_deviation"] = abs(float(found.deviation[row]))
-        write("theory_deviation.parquet", lambda path: write_deviations(found, path))
-        write("theory_deviation.txt", lambda path: write_text(found, path, more=more))
+    if deviation_table is not None:
+        notes.append(deviation_table.summary())
+        metrics["theory_predictions"] = float(len(deviation_table))
+        row = deviation_table.worst()
+        if row is not None and math.isfinite(deviation_table.deviation[row]):
+            metrics["theory_worst_deviation"] = abs(float(deviation_table.deviation[row]))
+        write("theory_deviation.parquet", lambda path: write_deviations(deviation_table, path))
+        write("theory_deviation.txt", lambda path: write_text(deviation_table, path, more=more))
     holes = [f"theory: {text}"] if (text := answers.holes()) else []
     return TheoryFiles(
         overlay=over if over.lines or (over.phase >= 0).any() else None,

@@ -116,8 +116,8 @@ class AxisScale:
         return len(u) < 2 or float(np.diff(u).min()) > 0.55 * float(u[-1] - u[0]) / most
 
 
-def axis_scale(name: str, *, label: str, spacing: str, values: Iterable[Scalar | None]) -> AxisScale:
-    """Lay out the distinct `values` of an axis; `spacing` is the axis's `scale` in the sweep file.
+def axis_scale(name: str, label: str, spacing: str, values: Iterable[Scalar | None]) -> AxisScale:
+    """Lay out the distinct `values` of an axis; `spacing` is its `scale` in the sweep file.
 
     Text and booleans keep the order in which they are given; numbers are sorted.
     """
@@ -145,7 +145,7 @@ def _is_log(spacing: str, numbers: Sequence[float]) -> bool:
         return True
     if spacing == "linear" or positive[-1] < 10 * positive[0]:
         return False
-    # Explicit values: log where that spaces them more evenly.
+    # Explicit values are on a log axis if that spaces them more evenly.
     steps, ratios = np.diff(positive), np.diff(np.log(positive))
     return bool(ratios.std() * steps.mean() < steps.std() * ratios.mean())
 

@@ -1,8 +1,8 @@
 """The table of trials: one row per trial, columnar, and its Parquet file.
 
-The file's columns: `trial_id`, `run_id` (null: never recorded), `replicate`, every parameter, `phase` (null where
-there is none), `status`, and two per observation: `<name>` (null where it was not reached) and `<name>_censored_at`
-(null where it was reached): the bound up to which it was not. A NaN in `<name>` is a measured NaN.
+Columns of the file: `trial_id`, `run_id` (null if never recorded), `replicate`, every parameter, `phase` (null if
+none), `status`, and two per observation: `<name>` (null if not reached) and `<name>_censored_at` (the bound up to which
+it was not reached; null if it was). A NaN in `<name>` is a measured NaN.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
 
 MISSING = "MISSING"
-"""Status of a trial that the record does not hold."""
+"""Status of a trial that is not recorded."""
 
 _META = b"phasefront"
 _ABOUT = b"phasefront.sweep"
 
 
 class SweepView(Protocol):
-    """What the map of a sweep needs to know about it; a `Sweep` fits."""
+    """What the map of a sweep needs to know about it; `Sweep` implements it."""
 
     @property
     def name(self) -> str: ...
@@ -46,14 +46,14 @@ class SweepView(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ObservationColumn:
-    """One observation over the N trials. Where neither `reached` nor `censored` holds, the trial has none."""
+    """One observation of N trials. A trial that is neither `reached` nor `censored` does not have it."""
 
     value: NDArray[np.float64]
-    """(N,) NaN where not reached; where `reached`, a NaN or an infinity is what was measured."""
+    """(N,) NaN where not reached; a NaN or an infinity where `reached` was measured."""
     reached: NDArray[np.bool_]
     """(N,)"""
     censored_at: NDArray[np.float64]
-    """(N,) the bound up to which it was not reached; NaN where not censored."""
+    """(N,) the bound up to which it was not reached; NaN if not censored."""
     censored: NDArray[np.bool_]
     """(N,)"""
 
@@ -66,7 +66,7 @@ class TrialTable:
     run_id: tuple[str | None, ...]
     replicate: NDArray[np.int64]
     params: Mapping[str, tuple[Scalar | None, ...]]
-    """None: the trial has no such parameter (only where a job's parameters are open)."""
+    """None: the trial has no such parameter (only if a job's parameters are open)."""
     phase: tuple[str | None, ...]
     status: tuple[str, ...]
     """A `Status`, or MISSING."""
@@ -76,7 +76,7 @@ class TrialTable:
         return len(self.trial_id)
 
     def result(self, row: int) -> TrialResult | None:
-        """How one trial ended; None where the record does not hold it."""
+        """How a trial ended; None if it is not recorded."""
         if self.status[row] == MISSING:
             return None
         return TrialResult(
@@ -87,18 +87,16 @@ class TrialTable:
         )
 
     def observations_of(self, row: int) -> Observations:
-        """One trial's observations, as its job gave them."""
-        found: dict[str, float | Censored] = {}
-        for name, column in self.observations.items():
-            if column.reached[row]:
-                found[name] = float(column.value[row])
-            elif column.censored[row]:
-                found[name] = Censored(float(column.censored_at[row]))
-        return found
+        """A trial's observations, as its job gave them."""
+        return {
+            name: float(column.value[row]) if column.reached[row] else Censored(float(column.censored_at[row]))
+            for name, column in self.observations.items()
+            if column.reached[row] or column.censored[row]
+        }
 
 
 def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow]) -> TrialTable:
-    """Join the trials of a sweep with what is recorded of them (`rows`, by trial id).
+    """Join the trials of a sweep with their records (`rows`, by trial id).
 
     A trial without a row is MISSING. Rows of other trials are ignored; a trial named twice counts once.
     """
@@ -109,21 +107,16 @@ def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow]) -> TrialTable
         ((tuple(getattr(t.params, n, None) for n in names), t.replicate, t.base_seed, t.id) for t in unique),
         key=_sort_key,
     )
-    found = [rows.get(item[3]) for item in keyed]
-    phases = tuple(
-        row.recorded.phase if row is not None and row.recorded.status is Status.FINISHED else None for row in found
-    )
-    observed: list[Observations] = [
-        row.recorded.observations if row is not None and row.recorded.status is Status.FINISHED else {} for row in found
-    ]
+    joined = [rows.get(item[3]) for item in keyed]
+    finished = [row.recorded if row and row.recorded.status is Status.FINISHED else None for row in joined]
     return TrialTable(
         trial_id=tuple(item[3] for item in keyed),
-        run_id=tuple(row.run_id if row is not None else None for row in found),
+        run_id=tuple(row.run_id if row else None for row in joined),
         replicate=np.array([item[1] for item in keyed], dtype=np.int64),
         params={name: tuple(item[0][i] for item in keyed) for i, name in enumerate(names)},
-        phase=phases,
-        status=tuple(row.recorded.status.value if row is not None else MISSING for row in found),
-        observations=_columns(observed),
+        phase=tuple(recorded.phase if recorded else None for recorded in finished),
+        status=tuple(row.recorded.status.value if row else MISSING for row in joined),
+        observations=_columns([recorded.observations if recorded else {} for recorded in finished]),
     )
 
 
@@ -199,9 +192,10 @@ def _as_json(note: TableNote) -> dict[str, Any]:
 
 
 def write_table(table: TrialTable, path: Path, note: TableNote | None = None) -> None:
-    """Write the table as Parquet (see the module for its columns), and what it is to remember of its sweep.
+    """Write the table as Parquet (see the module for its columns), with a note about its sweep.
 
-    A parameter or observation whose name another column has is kept as `param.<name>` or `observation.<name>`.
+    A parameter or observation whose name is taken by another column is stored as `param.<name>` or
+    `observation.<name>`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -41,18 +41,18 @@ def write_html(
     note: str = "",
     theory: Overlay | None = None,
 ) -> None:
-    """Write the page: a choice of view (phase, each observation, lines) and of slice, and what hovering tells.
+    """Write the page: a choice of view (phase, each observation, lines) and of slice, with texts on hovering.
 
     Args:
         diagram: what to draw.
         table: its trials, for run ids.
-        wanted: the job's headline observations: they come first, the others after.
+        wanted: the job's headline observations, which come first.
         metrics: the sweep's numbers, listed below the plot.
         params: for the units of the parameters that do not vary.
         path: where to write.
-        before: views that come before these, made as they are.
+        before: views that come before these.
         note: follows the summary.
-        theory: what it predicts is drawn beside; None also where the diagram joins values.
+        theory: its predictions are drawn beside the measurements; None if the diagram joins values.
     """
     from plotly.offline import get_plotlyjs
 
@@ -100,7 +100,7 @@ def _views(
     lines = []
     for group in [*alike(first), *alike([n for n in names if n not in first])] if layout.lines else ():
         shape = _line_layout(diagram, x, group)
-        slices = [(p.title, line_traces(diagram, p, x, group, metrics, theory), shape) for p in layout.lines]
+        slices = [(p.title, line_traces(diagram, p, group, x, metrics, theory), shape) for p in layout.lines]
         lines.append(slices_view("lines: " + ", ".join(map(words, group)), slices))
     return [*lines, maps[0]] if lines and y is None else [*maps, *lines]
 

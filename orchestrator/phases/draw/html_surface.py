@@ -28,7 +28,7 @@ from orchestrator.phases.theory.overlay import COLOURS
 from orchestrator.phases.theory.plane import plane_caption
 
 
-def map_view(found: FittedMap, panels: Sequence[MapPanel], diagram: PhaseDiagram) -> dict[str, Any]:
+def map_view(fitted: FittedMap, panels: Sequence[MapPanel], diagram: PhaseDiagram) -> dict[str, Any]:
     """The map, with a slice for every panel; hovering over a trial shows the text of its cell of `diagram`."""
     slices = []
     for panel in panels:
@@ -43,9 +43,9 @@ def map_view(found: FittedMap, panels: Sequence[MapPanel], diagram: PhaseDiagram
             here, known = panel.labels == label, label >= 0
             marker = {"size": size, "color": label_colour(int(label)) if known else "rgba(0,0,0,0)"}
             marker["line"] = {"width": 0.8, "color": "white" if known else INK}
-            name = found.labels[label] if known else OPEN
-            told = hover(cells[here].tolist())
-            traces.append(scatter("markers", at[here, 0], at[here, 1], name, marker=marker, **told))
+            name = fitted.labels[label] if known else OPEN
+            on_hover = hover(cells[here].tolist())
+            traces.append(scatter("markers", at[here, 0], at[here, 1], name, marker=marker, **on_hover))
         if len(panel.failed):
             cross = {"symbol": "x-thin", "size": 8, "line": {"width": 1.4, "color": INK}}
             x, y = panel.drawn(panel.failed).T
@@ -65,8 +65,8 @@ def _field(panel: MapPanel) -> Trace:
     lead = np.rint(100 * raster.lead[::stride, ::stride]).astype(np.int64)
     field: Trace = {"type": "heatmap", "x": as_list(panel.plane.x.drawn(at)), "y": as_list(panel.plane.y.drawn(at))}
     scale = {"zmin": -0.5, "zmax": 2 * count - 0.5, "colorscale": stepped(colours), "showscale": False}
-    told = {"customdata": lead.T.tolist(), "hovertemplate": "belief %{customdata}%<extra></extra>", "name": ""}
-    return field | {"z": (2 * label + band).T.tolist()} | scale | told
+    text = {"customdata": lead.T.tolist(), "hovertemplate": "belief %{customdata}%<extra></extra>", "name": ""}
+    return field | {"z": (2 * label + band).T.tolist()} | scale | text
 
 
 def ridge_view(panels: Sequence[RidgePanel], metric: str) -> dict[str, Any]:
@@ -77,10 +77,10 @@ def ridge_view(panels: Sequence[RidgePanel], metric: str) -> dict[str, Any]:
     for panel in panels:
         side = np.linspace(0, 1, len(panel.mean))
         field: Trace = {"type": "heatmap", "x": as_list(panel.x.drawn(side)), "y": as_list(panel.y.drawn(side))}
-        told = {"hovertemplate": f"{words(metric)} %{{z}}<extra></extra>", "name": ""}
+        text = {"hovertemplate": f"{words(metric)} %{{z}}<extra></extra>", "name": ""}
         marker = {"size": 5, "color": "white", "line": {"width": 1, "color": INK}}
         traces = [
-            field | {"z": np.round(panel.mean.T, 6).tolist()} | bar | told,
+            field | {"z": np.round(panel.mean.T, 6).tolist()} | bar | text,
             _white(panel, panel.low, "its 90% band", 1.2, "dash"),
             _white(panel, panel.high, "", 1.2, "dash"),
             _white(panel, panel.middle, "peak (median)", 3, "solid"),
@@ -96,9 +96,9 @@ def _white(panel: RidgePanel, y: Floats, name: str, width: float, dash: str) -> 
 
 def progress_view(curve: ProgressCurve) -> dict[str, Any]:
     """The uncertain area over trials."""
-    line, told = {"color": INK, "width": 2}, "%{x} trials: %{y:.2%}<extra></extra>"
+    line, text = {"color": INK, "width": 2}, "%{x} trials: %{y:.2%}<extra></extra>"
     spent = curve.trials.astype(np.float64)
-    trace = scatter("lines+markers", spent, curve.uncertain_area, line=line, hovertemplate=told)
+    trace = scatter("lines+markers", spent, curve.uncertain_area, line=line, hovertemplate=text)
     axis = {"type": "log", "dtick": "D2", "zeroline": False, "gridcolor": "#E6E6E6", "showline": True}
     axis["linecolor"] = SOFT
     title = "uncertain area" + (" (refitted afterwards)" if curve.refitted else "")

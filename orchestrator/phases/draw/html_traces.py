@@ -36,10 +36,10 @@ _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 
 
 def scatter(mode: str, x: Floats, y: Floats, name: str = "", **more: Any) -> Trace:
-    """Points or a line; it is in the legend if it has a name, and hovering over it tells nothing unless `more` does."""
-    told = "hovertemplate" in more or "hoverinfo" in more
-    shown: Trace = {"type": "scatter", "mode": mode, "x": as_list(x), "y": as_list(y), "name": name}
-    return shown | {"showlegend": bool(name)} | ({} if told else {"hoverinfo": "skip"}) | more
+    """Points or a line; in the legend if it has a name, without text on hovering unless `more` gives one."""
+    silent = {} if "hovertemplate" in more or "hoverinfo" in more else {"hoverinfo": "skip"}
+    trace: Trace = {"type": "scatter", "mode": mode, "x": as_list(x), "y": as_list(y), "name": name}
+    return trace | {"showlegend": bool(name)} | silent | more
 
 
 def polylines(lines: Sequence[Floats], name: str, colour: str, width: float, dash: str = "solid") -> Trace:
@@ -50,7 +50,7 @@ def polylines(lines: Sequence[Floats], name: str, colour: str, width: float, das
 
 
 def hover(cells: Any) -> Trace:
-    """What shows the texts of cells (`hover_texts`): one for each point, nested like the trace's values."""
+    """Shows the texts of cells (`hover_texts`) on hovering: one per point, nested like the values of the trace."""
     return {"meta": {"texts": "cells", "cells": cells}, "hovertemplate": "%{text}<extra></extra>"}
 
 
@@ -180,8 +180,8 @@ def value_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, nam
 def line_traces(
     diagram: PhaseDiagram,
     panel: Panel,
-    x: int,
     names: Sequence[str],
+    x: int,
     metrics: Mapping[str, float],
     theory: Overlay | None,
 ) -> list[Trace]:
@@ -203,8 +203,8 @@ def line_traces(
         off = values.not_reached & (values.censored > 0)
         if off.any():
             open_mark = {"symbol": "triangle-up-open", "size": 9, "color": colour}
-            text, told = f"{words(name)}: not reached by", hover(cells[off].tolist())
-            traces.append(scatter("markers", u[off], values.bound[off], text, marker=open_mark, **told))
+            text, on_hover = f"{words(name)}: not reached by", hover(cells[off].tolist())
+            traces.append(scatter("markers", u[off], values.bound[off], text, marker=open_mark, **on_hover))
     for k, name in enumerate(names):
         if theory is not None and name in theory.lines:
             label = theory.lines[name].label(name, len(names) > 1)
@@ -230,13 +230,13 @@ def _theory_line(
     if not np.isfinite(value).any():
         return []
     style = {"color": colour, "dash": "dash", "width": 2.2}
-    told = {"connectgaps": False, "hovertemplate": "theory: %{y:.4g}<extra></extra>"}
-    traces = [scatter("lines", u, value, label, line=style, **told)]
+    text = "theory: %{y:.4g}<extra></extra>"
+    traces = [scatter("lines", u, value, label, line=style, connectgaps=False, hovertemplate=text)]
     if (some := np.isfinite(error)).any():
         marker = {"symbol": "diamond-open", "size": 7, "color": colour}
         bars = {"type": "data", "array": as_list(error[some]), "color": colour, "thickness": 1.2, "width": 0}
-        told = {"error_y": bars, "hovertemplate": "mean %{y:.4g}<extra></extra>"}
-        traces.append(scatter("markers", u[some], mean[some], MEAN, marker=marker, **told))
+        more = {"error_y": bars, "hovertemplate": "mean %{y:.4g}<extra></extra>"}
+        traces.append(scatter("markers", u[some], mean[some], MEAN, marker=marker, **more))
     return traces
 
 

@@ -29,21 +29,21 @@ _SECOND = "#2A6F97"
 _DASH = (0, (3, 1.5))
 
 
-def draw_comparison(found: Comparison, path: Path) -> None:
+def draw_comparison(comparison: Comparison, path: Path) -> None:
     """Write the PNG: A, B and their difference side by side; a row for every common slice, up to four."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import ListedColormap
 
-    rows = found.pairs[:MOST_ROWS]
-    summary = "\n".join([*findings(found)[:3], *_also(found.differences)])
-    title = f"{found.first.name}  and  {found.second.name}"
+    rows = comparison.pairs[:MOST_ROWS]
+    summary = "\n".join([*findings(comparison)[:3], *_also(comparison.differences)])
+    title = f"{comparison.first.name}  and  {comparison.second.name}"
     colours = ListedColormap(["white", _PALE, DIFFERENCE])
     image = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "vmin": 0, "vmax": 2, "cmap": colours}
     shown: set[int] = set()
     with png.sheet(path, title, summary, [14.8 / 3] * 3, [3.9] * len(rows) + [0.55]) as (fig, grid):
         for r, pair in enumerate(rows):
-            panels = [_panel(found, pair, which) for which in (0, 1)]
-            for which, (panel, side) in enumerate(zip(panels, (found.first, found.second), strict=True)):
+            panels = [_panel(comparison, pair, which) for which in (0, 1)]
+            for which, (panel, side) in enumerate(zip(panels, (comparison.first, comparison.second), strict=True)):
                 ax = fig.add_subplot(grid[r, which])
                 draw_fields(ax, panel)
                 draw_trials(ax, panel)
@@ -62,7 +62,7 @@ def draw_comparison(found: Comparison, path: Path) -> None:
                 ax.add_collection(LineCollection(panel.lines, colors=colour, linewidths=1.2, linestyles=[style]))
             ax.set_ylabel("")
             ax.set_title("difference" + (f", {pair.title}" if pair.title else ""))
-        png.draw_legend(fig.add_subplot(grid[len(rows), :]), _handles(found, shown), 6)
+        png.draw_legend(fig.add_subplot(grid[len(rows), :]), _handles(comparison, shown), 6)
 
 
 def _also(differences: Sequence[str]) -> list[str]:
@@ -77,9 +77,9 @@ def _also(differences: Sequence[str]) -> list[str]:
     return [f"also different: {line}"] if shown else []
 
 
-def _handles(found: Comparison, shown: set[int]) -> list[Any]:
+def _handles(comparison: Comparison, shown: set[int]) -> list[Any]:
     return [
-        *(png.swatch(found.labels[k], label_colour(k)) for k in sorted(shown)),
+        *(png.swatch(comparison.labels[k], label_colour(k)) for k in sorted(shown)),
         band_swatch("90% band (paler)"),
         png.symbol("trials, coloured by their own label", "o", SOFT, "white"),
         png.swatch("differ, both sure", DIFFERENCE),
@@ -89,11 +89,11 @@ def _handles(found: Comparison, shown: set[int]) -> list[Any]:
     ]
 
 
-def _panel(found: Comparison, pair: Pair, which: int) -> MapPanel:
+def _panel(comparison: Comparison, pair: Pair, which: int) -> MapPanel:
     """One side in the common box, with its further axes held at their middle."""
     mine = (pair.first, pair.second)[which]
     held = held_positions(np.zeros((0, len(pair.axes))), len(pair.axes), 1)[0][0]
-    belief = _belief(found, pair, which, held)
+    belief = _belief(comparison, pair, which, held)
     x, y = pair.axes[:2]
     at = _in_common(pair, which)
     inside = ((at >= -1e-9) & (at <= 1 + 1e-9)).all(axis=1)
@@ -114,7 +114,7 @@ def _in_common(pair: Pair, which: int) -> Points:
     return np.column_stack([axis.unit(own[axis.name]) for axis in pair.axes])
 
 
-def _belief(found: Comparison, pair: Pair, which: int, held: dict[int, float]) -> Belief:
+def _belief(comparison: Comparison, pair: Pair, which: int, held: dict[int, float]) -> Belief:
     """The belief of a side over the common labels, on the plane of the first two axes."""
     surface = (pair.first, pair.second)[which].surface
     if not isinstance(surface, ClassSurface):
@@ -125,7 +125,7 @@ def _belief(found: Comparison, pair: Pair, which: int, held: dict[int, float]) -
         full[:, :2] = at
         for axis, value in held.items():
             full[:, axis] = value
-        out = np.zeros((len(at), len(found.labels)))
+        out = np.zeros((len(at), len(comparison.labels)))
         out[:, pair.codes[which]] = surface.belief(pair.own(which, full))
         return out
 

@@ -21,20 +21,20 @@ from orchestrator.phases.theory.plane import plane_caption
 
 
 def draw_surface(
-    name: str, summary: str, found: FittedMap, panels: Sequence[MapPanel], curve: ProgressCurve | None, path: Path
+    name: str, summary: str, fitted: FittedMap, panels: Sequence[MapPanel], curve: ProgressCurve | None, path: Path
 ) -> None:
     """Write the PNG of a map of classes: a panel per plane, and beside a single one the uncertain area over trials.
 
     Args:
         name: of the sweep.
         summary: lines below it.
-        found: the map.
+        fitted: the map.
         panels: what to draw, in order; at least one.
         curve: how the search progressed, if known.
         path: where to write.
     """
     draw = [partial(_draw_map_panel, panel=panel) for panel in panels]
-    handles = _map_handles(found, panels[: png.MOST_PANELS])
+    handles = _map_handles(fitted, panels[: png.MOST_PANELS])
     _write(name, summary, draw, (6.0, 4.6), (4.3, 3.6), handles, 3, curve, path)
 
 
@@ -153,12 +153,12 @@ def draw_trials(ax: Any, panel: MapPanel) -> None:
         ax.scatter(*panel.drawn(panel.failed).T, marker="x", s=30, c=INK, linewidths=1.1, **style | {"zorder": 4})
 
 
-def _map_handles(found: FittedMap, panels: Sequence[MapPanel]) -> list[Any]:
+def _map_handles(fitted: FittedMap, panels: Sequence[MapPanel]) -> list[Any]:
     """Legend entries for what occurs in these panels."""
     shown: set[int] = set()
     for panel in panels:
         shown |= {*np.unique(panel.plane.raster.label).tolist(), *panel.labels[panel.labels >= 0].tolist()}
-    handles = [png.swatch(found.labels[k], label_colour(k)) for k in sorted(shown)]
+    handles = [png.swatch(fitted.labels[k], label_colour(k)) for k in sorted(shown)]
     if any(panel.plane.lines for panel in panels):
         handles.append(png.stroke(BOUNDARY, INK, linewidth=1.7))
     if any(panel.plane.raster.in_band.any() for panel in panels):
@@ -210,7 +210,7 @@ def _outline() -> list[Any]:
 
 
 def _draw_progress(ax: Any, curve: ProgressCurve) -> None:
-    """The curve on two log axes: it is a power law while a boundary is being found."""
+    """The curve on two log axes: it is a power law while a boundary is being fitted."""
     area = np.maximum(curve.uncertain_area, 1e-5)
     ax.loglog(curve.trials, area, color=INK, linewidth=1.7, marker="o", markersize=4, clip_on=False)
     low, high = float(area.min()), float(area.max())
