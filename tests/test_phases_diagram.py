@@ -67,13 +67,13 @@ def test_every_trial_is_counted_once_in_its_own_cell(labels: list[str]) -> None:
                 assert math.isnan(diagram.agreement[cell])
 
 
-def test_labels_are_the_jobs_in_its_order_and_then_the_unexpected() -> None:
+def test_labels_are_the_jobs_phases_in_order_and_then_unexpected_ones() -> None:
     trials = product([HEAT])
     diagram = diagram_of([HEAT], trials, by_id(*map(row, trials, ["plasma", "gas", "ash"])))
     assert diagram.labels == ("solid", "liquid", "gas", "ash", "plasma")
 
 
-def test_a_tie_goes_to_the_first_of_the_legend_and_names_the_runner_up() -> None:
+def test_a_tie_goes_to_the_first_label_and_the_other_is_the_runner_up() -> None:
     first, second = trials = [trial(0), trial(1)]
     diagram = diagram_of([HEAT], trials, by_id(row(first, "gas"), row(second, "liquid")))
     assert diagram.labels[diagram.majority[0]] == "liquid"
@@ -81,21 +81,21 @@ def test_a_tie_goes_to_the_first_of_the_legend_and_names_the_runner_up() -> None
     assert diagram.agreement[0] == 0.5
 
 
-def test_only_axes_that_vary_are_axes_of_the_diagram() -> None:
+def test_axes_with_one_value_are_left_out() -> None:
     axes = [HEAT, axis("width", 5), axis("kind", "tin", "iron")]
     diagram = diagram_of(axes, product(axes), {})
     assert [a.name for a in diagram.axes] == ["heat", "kind"]
     assert diagram.missing.tolist() == [1] * 6
 
 
-def test_nothing_varies_and_the_diagram_is_one_cell() -> None:
+def test_without_varying_axes_the_diagram_is_one_cell() -> None:
     diagram = diagram_of([], [trial(0), trial(1)], {})
     assert diagram.codes.shape == (1, 0)
     assert diagram.replicates == 2
     assert lay_out(diagram).x is None
 
 
-def test_a_zipped_group_is_one_coordinate_which_names_its_partners() -> None:
+def test_a_zipped_group_is_one_coordinate_with_partners() -> None:
     axes = [axis("heat", 1.0, 2.0, 3.0, group=0), axis("width", 10, 20, 30, group=0), LOAD]
     trials = [trial(heat=h, width=w, load=v) for h, w in ((1.0, 10), (2.0, 20), (3.0, 30)) for v in LOAD.values]
     diagram = diagram_of(axes, trials, {})
@@ -104,7 +104,7 @@ def test_a_zipped_group_is_one_coordinate_which_names_its_partners() -> None:
     assert len(diagram.codes) == 6
 
 
-def test_a_zipped_group_that_no_axis_alone_tells_apart_keeps_two() -> None:
+def test_a_zipped_group_keeps_two_axes_if_neither_alone_identifies_the_settings() -> None:
     pairs = ((1.0, 10), (1.0, 20), (2.0, 20))
     axes = [axis("heat", 1.0, 1.0, 2.0, group=0), axis("width", 10, 20, 20, group=0)]
     diagram = diagram_of(axes, [trial(heat=h, width=w) for h, w in pairs], {})
@@ -151,7 +151,7 @@ def reduce(*seen: float | Censored) -> CellValues:
         ((math.inf, math.inf, 3.0), None),
     ],
 )
-def test_what_was_not_reached_is_later_than_any_number_and_never_one(
+def test_values_that_were_not_reached_sort_after_every_number(
     seen: tuple[float | Censored, ...], median: float | None
 ) -> None:
     found = reduce(*seen)
@@ -181,7 +181,7 @@ def test_medians_and_ranges_are_those_of_each_cell(data: list[tuple[int, float]]
 
 
 @given(most=st.integers(4, 60))
-def test_joining_cells_loses_no_trial(most: int) -> None:
+def test_joining_cells_keeps_every_trial(most: int) -> None:
     axes = [axis("heat", *(0.0, *np.geomspace(0.1, 10, 16).tolist()), scale="log"), axis("width", *range(1, 10))]
     trials = product(axes, replicates=2)
     whole = diagram_of(axes, trials, by_id(*(row(t, Melt.phases[i % 3]) for i, t in enumerate(trials))))
@@ -217,7 +217,7 @@ def test_the_axis_with_many_values_is_horizontal_and_the_other_gives_the_line_pl
     assert [panel.title for panel in layout.lines] == ["load 0", "load 0.15"]
 
 
-def test_scattered_settings_make_no_grid() -> None:
+def test_scattered_settings_are_not_a_grid() -> None:
     settings = np.random.default_rng(0).random((40, 2)).tolist()
     diagram = diagram_of([HEAT, LOAD], [trial(heat=h, load=v) for h, v in settings], {})
     assert len(diagram.codes) == 40

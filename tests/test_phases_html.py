@@ -79,7 +79,7 @@ def show(page: Any, path: Path, view: str, where: str | None = None) -> list[dic
     return found
 
 
-def test_a_map_has_a_cell_for_each_setting_and_tells_of_it(page: Any, tmp_path: Path) -> None:
+def test_a_map_has_a_cell_and_a_text_for_each_setting(page: Any, tmp_path: Path) -> None:
     trials = product([HEAT, WIDTH], replicates=2)
     rows = rows_of(trials)
     path = publish(GivenSweep(axes=(HEAT, WIDTH)), trials, rows, tmp_path).files["phase_diagram.html"]
@@ -118,7 +118,7 @@ def test_hovering_shows_the_text_of_the_cell_under_the_pointer(page: Any, tmp_pa
     assert "500" in told
 
 
-def test_what_was_not_reached_is_no_number_on_the_heat_map(page: Any, tmp_path: Path) -> None:
+def test_values_that_were_not_reached_are_not_numbers_on_the_heat_map(page: Any, tmp_path: Path) -> None:
     trials = product([HEAT, WIDTH])
     path = publish(GivenSweep(axes=(HEAT, WIDTH)), trials, rows_of(trials), tmp_path).files["phase_diagram.html"]
     traces = show(page, path, "melting step")
@@ -156,7 +156,7 @@ def test_lines_have_a_point_per_value_and_a_bar_per_phase(page: Any, tmp_path: P
     ]
 
 
-def test_a_slice_is_kept_from_view_to_view(page: Any, tmp_path: Path) -> None:
+def test_the_chosen_slice_is_kept_when_the_view_changes(page: Any, tmp_path: Path) -> None:
     axes = (HEAT, WIDTH, axis("kind", "tin", "iron"))
     trials = product(axes)
     rows = by_id(*(row(t, "gas" if t.params.kind == "tin" else "solid", final_error=1.0) for t in trials))  # type: ignore[attr-defined]
@@ -168,7 +168,7 @@ def test_a_slice_is_kept_from_view_to_view(page: Any, tmp_path: Path) -> None:
     assert page.locator("#slice option:checked").inner_text() == "kind iron"
 
 
-def test_more_settings_than_a_page_can_hold_are_joined_and_none_is_lost(
+def test_too_many_settings_for_a_page_are_joined_without_losing_trials(
     page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.phases.publish.MOST_INTERACTIVE_CELLS", 100)
@@ -187,7 +187,7 @@ def test_more_settings_than_a_page_can_hold_are_joined_and_none_is_lost(
     assert sum(counts) == 600
 
 
-def test_names_are_text_and_never_markup(page: Any, tmp_path: Path) -> None:
+def test_names_are_escaped(page: Any, tmp_path: Path) -> None:
     evil = "</script><script>console.error('run')</script><b>"
     trials = product([HEAT, WIDTH])
     rows = by_id(*(row(t, evil, melting_step=1.0) for t in trials))

@@ -122,7 +122,7 @@ def test_holes_are_hatched_and_failed_ones_darker_than_missing_ones(picture: Cal
     assert inks[0] > 1.5 * inks[1]
 
 
-def test_what_was_not_reached_is_grey_in_the_heat_map_and_no_number(picture: Callable[..., Picture]) -> None:
+def test_values_that_were_not_reached_are_grey_in_the_heat_map(picture: Callable[..., Picture]) -> None:
     axes = [axis("heat", 1.0, 2.0, 3.0, scale="linear"), axis("load", 0.0, 1.0)]
     trials = product(axes)
     rows = by_id(
@@ -162,7 +162,7 @@ def test_lines_pass_through_the_medians_and_the_strip_shows_the_phases(picture: 
     assert (mark.min(axis=2) < 0.6).any()
 
 
-def test_panels_side_by_side_have_one_scale_that_holds_them_all(picture: Callable[..., Picture]) -> None:
+def test_panels_side_by_side_share_one_scale(picture: Callable[..., Picture]) -> None:
     axes = [axis("width", 2, 8, 30, 120, scale="integer"), axis("load", 0.0, 0.5, 1.0)]
     trials = product(axes)
     rows = by_id(*(row(t, final_error=0.1 + 5 * t.params.load) for t in trials))  # type: ignore[attr-defined]
@@ -200,21 +200,21 @@ def varied(trials: Sequence[Trial]) -> dict[str, TrialRow]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 12, 13])
-def test_no_text_of_a_map_lies_on_another_or_off_the_picture(picture: Callable[..., Picture], count: int) -> None:
+def test_texts_of_a_map_do_not_overlap_or_leave_the_picture(picture: Callable[..., Picture], count: int) -> None:
     axes = [HEAT, axis("width", *range(1, 8), scale="integer"), axis("load", *np.linspace(0, 1, count).tolist())]
     trials = product(axes, replicates=2)
     assert_legible(picture(draw_map, drawn(axes, trials, varied(trials)), Melt.headline).figure)
 
 
 @pytest.mark.parametrize("count", [1, 2, 6])
-def test_no_text_of_line_plots_lies_on_another_or_off_the_picture(picture: Callable[..., Picture], count: int) -> None:
+def test_texts_of_line_plots_do_not_overlap_or_leave_the_picture(picture: Callable[..., Picture], count: int) -> None:
     axes = [axis("width", 2, 3, 5, 9, 16, 40, 300, scale="integer"), axis("load", *np.linspace(0, 1, count).tolist())]
     trials = product(axes, replicates=2)
     made = picture(draw_curves, drawn(axes, trials, varied(trials)), Melt.headline, {"peak_width": 16.0})
     assert_legible(made.figure)
 
 
-def test_long_names_on_an_axis_do_not_run_into_each_other(picture: Callable[..., Picture]) -> None:
+def test_long_names_on_an_axis_do_not_overlap(picture: Callable[..., Picture]) -> None:
     names = [f"quite a long name {i}" for i in range(8)]
     laid = axis_scale("kind", label="kind", spacing="values", values=names)
     axes = [axis("width", *range(1, 9)), axis("load", 0.0, 1.0)]

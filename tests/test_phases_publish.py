@@ -22,7 +22,7 @@ AXES = (axis("width", 2, 8, 30, 120, scale="integer"), axis("load", 0.0, 0.5))
 FILES = {"phase_diagram.png", "phase_diagram_lines.png", "phase_diagram.html", "trials.parquet", "sweep_metrics.json"}
 
 
-def test_the_metrics_count_every_trial_and_hold_what_the_job_says_of_the_sweep(tmp_path: Path) -> None:
+def test_the_metrics_count_every_trial_and_include_the_jobs_summary(tmp_path: Path) -> None:
     trials = product(AXES, replicates=3)
     rows = by_id(
         *(row(t, "liquid", melting_step=3.0) for t in trials[:9]),
@@ -45,7 +45,7 @@ def test_the_metrics_count_every_trial_and_hold_what_the_job_says_of_the_sweep(t
     assert published.warnings == ()
 
 
-def test_publishing_again_replaces_its_own_files_and_leaves_all_others(tmp_path: Path) -> None:
+def test_publishing_again_replaces_only_its_own_files(tmp_path: Path) -> None:
     own = tmp_path / "notes.txt"
     own.write_text("mine")
     trials = product(AXES)
@@ -60,7 +60,7 @@ def test_publishing_again_replaces_its_own_files_and_leaves_all_others(tmp_path:
     assert all(path == tmp_path / name for name, path in second.files.items())
 
 
-def test_what_an_earlier_map_left_is_gone_with_it_and_nothing_else_is(tmp_path: Path) -> None:
+def test_only_files_of_an_earlier_map_are_deleted(tmp_path: Path) -> None:
     """A grid is drawn as it is, by the classifier, and as it is again."""
     axes = (AXES[0], axis("load", 0.0, 0.25, 0.5, scale="linear"))
     trials, sweep = product(axes), GivenSweep(axes=axes)
@@ -81,7 +81,7 @@ def test_what_an_earlier_map_left_is_gone_with_it_and_nothing_else_is(tmp_path: 
     assert {name: (tmp_path / name).read_text() for name in own} == own
 
 
-def test_a_picture_that_cannot_be_drawn_leaves_the_old_one_whole(
+def test_a_picture_that_cannot_be_drawn_leaves_the_old_one_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials = product(AXES)
@@ -102,7 +102,7 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_old_one_whole(
     assert {path.name for path in tmp_path.iterdir()} == here
 
 
-def test_a_summary_that_raises_costs_its_numbers_and_not_the_diagram(tmp_path: Path) -> None:
+def test_a_summary_that_raises_loses_its_numbers_but_not_the_diagram(tmp_path: Path) -> None:
     trials = product(AXES)
     published = publish(
         GivenSweep(axes=AXES, job=MeltWithoutSummary()), trials, by_id(*(row(t) for t in trials)), tmp_path
@@ -128,7 +128,7 @@ def test_any_axes_and_any_part_of_the_record_can_be_published(
     assert all(path.stat().st_size > 0 for path in published.files.values())
 
 
-def test_a_search_that_has_asked_nothing_yet_has_an_empty_diagram(tmp_path: Path) -> None:
+def test_a_search_without_trials_has_an_empty_diagram(tmp_path: Path) -> None:
     assert publish(GivenSweep(axes=AXES), [], {}, tmp_path).metrics["trials"] == 0
 
 
@@ -141,7 +141,7 @@ def test_the_same_record_gives_the_same_files(tmp_path: Path) -> None:
         assert path.read_bytes() == second.files[name].read_bytes(), name
 
 
-def test_a_sweep_file_is_published_as_it_stands(tmp_path: Path) -> None:
+def test_a_sweep_file_can_be_published(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(
         "name: melts\njob: jobs_for_phases:Melt\nreplicates: 2\naxes:\n"

@@ -30,7 +30,7 @@ def test_every_value_has_a_cell_of_its_own(values: list[float], zero: bool, abse
 
 
 @given(values=values)
-def test_a_zero_on_a_log_axis_is_set_apart_and_marked(values: list[float]) -> None:
+def test_a_zero_on_a_log_axis_has_a_separate_column_and_a_tick(values: list[float]) -> None:
     laid = scale(*values, 0.0, spacing="log")
     if len(values) > 1:
         assert laid.kind == "log"
@@ -63,17 +63,17 @@ def test_edges_of_uneven_values_lie_between_their_neighbours() -> None:
         ("values", (False, True), "category"),
     ],
 )
-def test_the_scale_is_that_which_the_values_were_spaced_by(spacing: str, given: tuple[object, ...], kind: str) -> None:
+def test_the_scale_is_the_one_that_spaces_the_values_evenly(spacing: str, given: tuple[object, ...], kind: str) -> None:
     assert scale(*given, spacing=spacing).kind == kind
 
 
-def test_text_keeps_the_order_of_the_file_and_absence_comes_first() -> None:
+def test_text_keeps_the_order_of_the_file_and_unset_values_come_first() -> None:
     laid = scale("tin", "iron", None)
     assert [laid.text(i) for i in range(3)] == ["not set", "tin", "iron"]
 
 
 @given(values=values, spacing=st.sampled_from(["linear", "log"]), most=st.integers(3, 12))
-def test_ticks_are_few_tell_the_truth_and_lie_on_the_axis(values: list[float], spacing: str, most: int) -> None:
+def test_ticks_are_few_and_lie_on_the_axis(values: list[float], spacing: str, most: int) -> None:
     laid = scale(*values, spacing=spacing)
     at, texts = laid.ticks(most)
     assert len(at) == len(texts) <= most + 2
@@ -86,7 +86,7 @@ def test_ticks_are_few_tell_the_truth_and_lie_on_the_axis(values: list[float], s
     ("value", "text"),
     [(0.0, "0"), (61, "61"), (0.15, "0.15"), (1e-5, "10⁻⁵"), (2.5e-7, "2.5×10⁻⁷"), (100_000, "10⁵"), (-3.0, "-3")],
 )
-def test_numbers_read_as_people_write_them(value: float, text: str) -> None:
+def test_numbers_are_written_as_people_write_them(value: float, text: str) -> None:
     assert number(value) == text
 
 
@@ -108,7 +108,7 @@ def _lab(colour: str, seen: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("eye", _SEEN)
-def test_the_first_nine_phases_differ_for_every_eye(eye: str) -> None:
+def test_the_first_nine_colours_are_distinct_for_colour_blind_readers_too(eye: str) -> None:
     lab = [_lab(colour, _SEEN[eye]) for colour in PALETTE[:9]]
     distances = [float(np.linalg.norm(a - b)) for i, a in enumerate(lab) for b in lab[:i]]
     assert min(distances) > 20  # CIE76; 2.3 is just noticeable

@@ -31,7 +31,9 @@ def same(first: TrialTable, second: TrialTable) -> None:
 
 @settings(max_examples=25)
 @given(seen=st.lists(st.dictionaries(st.sampled_from(["a", "b", "width", "phase"]), observation), max_size=8))
-def test_a_table_is_read_as_it_was_written(seen: list[dict[str, float | Censored]], tmp_path_factory) -> None:
+def test_reading_a_written_table_gives_the_same_table(
+    seen: list[dict[str, float | Censored]], tmp_path_factory
+) -> None:
     path = tmp_path_factory.mktemp("table") / "trials.parquet"
     trials = [trial(heat=float(i)) for i in range(len(seen) + 1)]
     table = collect(trials, by_id(*(row(t, **values) for t, values in zip(trials, seen, strict=False))))
@@ -46,7 +48,7 @@ def test_the_order_of_trials_is_irrelevant(order: list[int]) -> None:
     same(collect([trials[i] for i in order], rows), collect(trials, rows))
 
 
-def test_a_censored_observation_is_never_a_number_in_the_file(tmp_path: Path) -> None:
+def test_a_censored_observation_is_null_in_the_file(tmp_path: Path) -> None:
     late, early, none = trial(heat=1.0), trial(heat=2.0), trial(heat=3.0)
     path = tmp_path / "trials.parquet"
     write_table(collect([late, early, none], by_id(row(late, step=Censored(500.0)), row(early, step=20.0))), path)
@@ -92,12 +94,12 @@ def test_only_a_finished_trial_has_a_phase_and_observations() -> None:
         assert table.observations_of(0) == {}
 
 
-def test_a_trial_named_twice_counts_once_and_a_stranger_not_at_all() -> None:
+def test_a_repeated_trial_counts_once_and_unknown_rows_are_ignored() -> None:
     one, stranger = trial(), trial(heat=9.0)
     assert len(collect([one, one], by_id(row(one), row(stranger)))) == 1
 
 
-def test_another_parquet_file_is_no_table_of_trials(tmp_path: Path) -> None:
+def test_another_parquet_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "other.parquet"
     pq.write_table(pa.table({"trial_id": [str(random.random())]}), path)
     with pytest.raises(ValueError, match="not a table of trials"):
