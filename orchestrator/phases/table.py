@@ -109,6 +109,8 @@ def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow]) -> TrialTable
     )
     joined = [rows.get(item[3]) for item in keyed]
     finished = [row.recorded if row and row.recorded.status is Status.FINISHED else None for row in joined]
+    observed: list[Observations] = [recorded.observations if recorded else {} for recorded in finished]
+    observations = dict.fromkeys(name for own in observed for name in own)
     return TrialTable(
         trial_id=tuple(item[3] for item in keyed),
         run_id=tuple(row.run_id if row else None for row in joined),
@@ -116,7 +118,7 @@ def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow]) -> TrialTable
         params={name: tuple(item[0][i] for item in keyed) for i, name in enumerate(names)},
         phase=tuple(recorded.phase if recorded else None for recorded in finished),
         status=tuple(row.recorded.status.value if row else MISSING for row in joined),
-        observations=_columns([recorded.observations if recorded else {} for recorded in finished]),
+        observations={name: _column([own.get(name) for own in observed]) for name in observations},
     )
 
 
@@ -125,28 +127,14 @@ def _sort_key(item: tuple[tuple[Scalar | None, ...], int, int, str]) -> tuple[ob
     return ([(v is not None, isinstance(v, str), v) for v in item[0]], *item[1:])
 
 
-def _columns(observed: Sequence[Observations]) -> dict[str, ObservationColumn]:
-    count = len(observed)
-    names = list(dict.fromkeys(name for observations in observed for name in observations))
-    columns = {
-        name: ObservationColumn(
-            value=np.full(count, np.nan),
-            reached=np.zeros(count, dtype=np.bool_),
-            censored_at=np.full(count, np.nan),
-            censored=np.zeros(count, dtype=np.bool_),
-        )
-        for name in names
-    }
-    for row, observations in enumerate(observed):
-        for name, value in observations.items():
-            column = columns[name]
-            if isinstance(value, Censored):
-                column.censored_at[row] = value.at
-                column.censored[row] = True
-            else:
-                column.value[row] = value
-                column.reached[row] = True
-    return columns
+def _column(values: Sequence[float | Censored | None]) -> ObservationColumn:
+    censored = np.array([isinstance(v, Censored) for v in values], dtype=np.bool_)
+    return ObservationColumn(
+        value=np.array([np.nan if v is None or isinstance(v, Censored) else v for v in values], dtype=np.float64),
+        reached=np.array([v is not None for v in values], dtype=np.bool_) & ~censored,
+        censored_at=np.array([v.at if isinstance(v, Censored) else np.nan for v in values], dtype=np.float64),
+        censored=censored,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

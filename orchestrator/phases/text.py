@@ -76,6 +76,6 @@ def axis_label(name: str, specs: Mapping[str, ParamSpec]) -> str:
     return f"{words(name)} ({unit})" if unit else words(name)
 
 
-def plural(count: int, one: str, many: str | None = None) -> str:
+def plural(count: int, noun: str) -> str:
     """`1 trial`, `2 trials`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
