@@ -93,6 +93,10 @@ def peak_and_minima(curves: Curves, metric: str, prominence: float) -> dict[str,
     return observations
 
 
+LEARNING_PHASES = ("comprehension", "grokking", "memorization", "confusion", "inversion")
+"""The labels of `learning_phase`."""
+
+
 def learning_phase(train: float | Censored, test: float | Censored, gap: float | Censored, grokking_gap: float) -> str:
     """The four phases of Liu et al. 2022 (arXiv 2205.10343, Table 1), and "inversion".
 

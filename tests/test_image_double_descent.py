@@ -191,7 +191,7 @@ def test_multiply_adds_are_those_of_pytorch() -> None:
 
 def test_an_augmented_image_is_a_crop_of_the_padded_image_flipped_or_not(archive: str) -> None:
     p = params(archive, width=1)
-    block = _block([Member(params=p, seed=1), Member(params=p, seed=2)], _images(p, "cpu"), "cpu")
+    block = _block([Member(params=p, seed=1), Member(params=p, seed=2)], _images(p, "cpu"))
     rows = torch.arange(12).expand(2, -1)
     drawn = block._images(rows, step=5).view(12, 2, 3, 32, 32)
     plain = functional.pad(block.data.x_NCHW, (CROP_PADDING,) * 4)
@@ -232,10 +232,10 @@ def test_labels_are_noisy_at_the_stated_rate_and_stay_put(archive: str, conventi
     p = params(archive, width=1, label_noise=0.4, noise_convention=convention)
     images = _images(p, "cpu")
     members = [Member(params=p, seed=seed) for seed in range(40)]
-    noisy = _block(members, images, "cpu").data.y_MN
+    noisy = _block(members, images).data.y_MN
     wrong = (noisy != images.y_MN).float().mean()
     assert abs(float(wrong) - rate) < 4 * (rate * (1 - rate) / noisy.numel()) ** 0.5
-    assert torch.equal(_block(members[:1], images, "cpu").data.y_MN[0], noisy[0])
+    assert torch.equal(_block(members[:1], images).data.y_MN[0], noisy[0])
 
 
 def test_the_learning_rate_falls_as_the_inverse_square_root(archive: str) -> None:
@@ -243,7 +243,7 @@ def test_the_learning_rate_falls_as_the_inverse_square_root(archive: str) -> Non
     import math
 
     p = params(archive, width=2, optimiser="sgd", learning_rate=1e-6, rate_every=3, augment=False, sample_count=16)
-    block = _block([Member(params=p, seed=1)], _images(p, "cpu"), "cpu")
+    block = _block([Member(params=p, seed=1)], _images(p, "cpu"))
     start = block._parameters.flat.clone()
     moved = []
     for step in range(12):

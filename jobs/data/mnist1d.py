@@ -1,7 +1,7 @@
-"""MNIST-1D (Greydanus 2020, "Scaling down deep learning"): generated on this machine, cached on its disk.
+"""MNIST-1D (Greydanus 2020, "Scaling down deep learning"), generated once per machine and cached on its disk.
 
-40 inputs, 10 classes. The package's own default is 4,000 training and 1,000 test examples; the
-deep-double-descent notebook generates 16,000 and tests on 12,000.
+40 inputs, 10 classes. The default of the package mnist1d is 4,000 training and 1,000 test examples; the notebook
+deep-double-descent generates 16,000 and tests on 12,000.
 """
 
 from __future__ import annotations
@@ -20,12 +20,9 @@ INPUTS, CLASSES = 40, 10
 
 
 def cache_folder() -> Path:
-    """Where generated data sets are kept: $PHASEFRONT_DATA, or the user's cache folder."""
-    chosen = os.environ.get("PHASEFRONT_DATA")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "phasefront" / "data"
+    """The folder of generated and downloaded data sets: $PHASEFRONT_DATA, or one in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("PHASEFRONT_DATA") or cache / "phasefront" / "data")
 
 
 @lru_cache(maxsize=4)
@@ -44,14 +41,14 @@ def _generate(path: Path, train: int, test: int) -> None:
     from mnist1d.data import get_dataset_args, make_dataset
 
     arguments = get_dataset_args()
-    # The package makes equally many of each class, so fewer than asked for: the rest of a last round is cut off.
+    # The package makes equally many of each class, rounded down; the surplus is cut off below.
     arguments.num_samples = -(-(train + test) // CLASSES) * CLASSES
     # The package truncates samples * split: half an example keeps the count exact.
     arguments.train_split = (train + 0.5) / arguments.num_samples
     with contextlib.redirect_stdout(io.StringIO()):
         data = make_dataset(arguments)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Workers may generate at the same time: each writes its own file and the last rename wins whole.
+    # Workers may generate at the same time: each writes a file of its own, and renaming is atomic.
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
         np.savez(
             file,

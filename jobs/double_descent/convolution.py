@@ -1,9 +1,9 @@
 """Convolutional networks, many as one: the channels of M models side by side, one grouped convolution per layer.
 
-Channels of a model of width k are padded with zeros to those of the widest model of the block. A padded channel has
-zero weights in and out and a zero gain and offset in its normalisation, so its value and every gradient that touches
-it are exactly zero under any optimiser here: padding changes no model. Batch statistics are per channel, so that a
-model's normalisation never sees another model.
+The channels of a model are padded with zeros to those of the widest model of the block. A padded channel has zero
+weights in and out, and zero gain and offset in its normalisation, so its value and every gradient that touches it are
+exactly zero under any optimiser here: padding changes no model. Batch statistics are per channel, so a model's
+normalisation does not depend on other models.
 
 Shape suffixes: M models, B images of a batch, C channels, K padded width, O outputs.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,12 +26,15 @@ _MOMENTUM, _EPSILON = 0.1, 1e-5
 """Of the running statistics and of the division, as in PyTorch's BatchNorm."""
 
 
+L = TypeVar("L", Conv, Norm, Linear)
+
+
 class Network(ABC):
     """A family of networks that differ in width alone."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
-        """In the order in which `forward` uses them."""
+        """The layers, in the order in which `forward` uses them."""
 
     @abstractmethod
     def forward(self, apply: Applier, x: Tensor) -> Tensor:
@@ -41,8 +45,8 @@ class Applier:
     """Applies the layers of M models one after another, in the order of the network.
 
     Args:
-        weights: what belongs to each layer: (weight,) or (weight, bias) views with a leading M.
-        running: per Norm, in order, the running mean and variance (M * C,), which training updates.
+        weights: of each layer: (weight,) or (weight, bias) views with a leading M.
+        running: of each Norm, the running mean and variance (M * C,), which training updates.
         training: normalise by the batch (and update `running`), or by `running`.
     """
 
@@ -58,11 +62,15 @@ class Applier:
         self._running = iter(running)
         self._training = training
 
+    def _next(self, layer_type: type[L]) -> tuple[L, tuple[Tensor, ...]]:
+        layer, weights = next(self._layers)
+        if not isinstance(layer, layer_type):
+            raise TypeError(f"the next layer of the network is {layer}, not a {layer_type.__name__}")
+        return layer, weights
+
     def conv(self, x: Tensor) -> Tensor:
         """The next convolution; (B, M * C, H, W) to (B, M * C', H', W')."""
-        layer, (weight, *bias) = next(self._layers)
-        if not isinstance(layer, Conv):
-            raise TypeError(f"the network's next layer is {layer}")
+        layer, (weight, *bias) = self._next(Conv)
         models = len(weight)
         flat = weight.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         stride = layer.stride
@@ -75,41 +83,34 @@ class Applier:
 
     def norm(self, x: Tensor) -> Tensor:
         """The next batch normalisation."""
-        layer, (gain, offset) = next(self._layers)
-        if not isinstance(layer, Norm):
-            raise TypeError(f"the network's next layer is {layer}")
+        _, (gain, offset) = self._next(Norm)
         mean, variance = next(self._running)
-        return functional.batch_norm(
-            x, mean, variance, gain.flatten(), offset.flatten(), self._training, _MOMENTUM, _EPSILON
-        )
+        gain, offset = gain.flatten(), offset.flatten()
+        return functional.batch_norm(x, mean, variance, gain, offset, self._training, _MOMENTUM, _EPSILON)
 
     def linear(self, x: Tensor) -> Tensor:
         """The readout; (B, M * C, H, W) with H * W taps to (M, B, O)."""
-        layer, (weight, bias) = next(self._layers)
-        if not isinstance(layer, Linear):
-            raise TypeError(f"the network's next layer is {layer}")
+        _, (weight, bias) = self._next(Linear)
         models, outputs = weight.shape[0], weight.shape[1]
         rows = x.reshape(x.shape[0], models, -1).transpose(0, 1)
         return torch.baddbmm(bias, rows, weight.reshape(models, outputs, -1).transpose(1, 2))
 
 
 class ConvNet5(Network):
-    """Four times convolution, normalisation, ReLU and max-pooling: by 1, 2, 2 and all of what is left."""
+    """Four times convolution, normalisation, ReLU and max-pooling (by 1, 2, 2 and the rest), then a readout."""
 
     def forward(self, apply: Applier, x: Tensor) -> Tensor:
         for pool in (1, 2, 2, 0):
             x = apply.norm(apply.conv(x)).relu()
-            if pool > 1:
-                x = functional.max_pool2d(x, pool)
-            elif pool == 0:
-                x = functional.adaptive_max_pool2d(x, 1)
+            if pool != 1:
+                x = functional.max_pool2d(x, pool) if pool else functional.adaptive_max_pool2d(x, 1)
         return apply.linear(x)
 
 
 class PreActResNet18(Network):
     """A convolution, eight blocks, the mean over positions, a readout.
 
-    Where a block changes the number of channels or the resolution its shortcut is a 1 x 1 convolution of the
+    Where a block changes the number of channels or the resolution, its shortcut is a 1 x 1 convolution of the
     activated input.
     """
 
@@ -125,7 +126,7 @@ class PreActResNet18(Network):
 
 
 class ConvNet1D(Network):
-    """Three convolutions with ReLU and a readout of the positions that are left."""
+    """Three convolutions with ReLU and a readout of all positions."""
 
     def forward(self, apply: Applier, x: Tensor) -> Tensor:
         for _ in range(3):
@@ -137,27 +138,26 @@ _FORWARD: dict[str, type[Network]] = {"cnn5": ConvNet5, "preact_resnet18": PreAc
 
 
 def make_network(model: str, *, inputs: int, outputs: int) -> Network:
-    """The network family called `model`, for images of `inputs` channels and `outputs` classes."""
+    """The network family `model` for images of `inputs` channels and `outputs` classes."""
     return _FORWARD[model](TABLES[model](inputs, outputs))
 
 
 def shapes(network: Network, width: int) -> list[tuple[int, ...]]:
     """The shapes of a model's parameters at this (padded) width, in the order of the layers."""
-    found: list[tuple[int, ...]] = []
+    result: list[tuple[int, ...]] = []
     for layer in network.layers:
         if isinstance(layer, Conv):
-            found.append((layer.out.of(width), layer.into.of(width), *layer.kernel))
-            if layer.bias:
-                found.append((layer.out.of(width),))
+            result.append((layer.out.of(width), layer.into.of(width), *layer.kernel))
+            result += [(layer.out.of(width),)] * layer.bias
         elif isinstance(layer, Norm):
-            found += [(layer.channels.of(width),), (layer.channels.of(width),)]
+            result += [(layer.channels.of(width),)] * 2
         else:
-            found += [(layer.outputs, layer.into.of(width), layer.taps), (1, layer.outputs)]
-    return found
+            result += [(layer.outputs, layer.into.of(width), layer.taps), (1, layer.outputs)]
+    return result
 
 
 def by_layer(network: Network, views: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """The views of a `FlatParameters` of `shapes`, grouped as the layers use them."""
+    """The views of a `FlatParameters` of `shapes`, grouped by layer."""
     rest = iter(views)
     return [
         tuple(next(rest) for _ in range(1 if isinstance(layer, Conv) and not layer.bias else 2))
@@ -169,7 +169,7 @@ def by_layer(network: Network, views: Sequence[Tensor]) -> list[tuple[Tensor, ..
 def initialise(
     network: Network, parameters: FlatParameters, widths: Sequence[int], seeds: Sequence[int], scale: Tensor
 ) -> None:
-    """PyTorch's defaults: uniform in +-1/sqrt(fan in), times the model's scale; gains 1, offsets 0."""
+    """PyTorch's defaults: uniform in +-1/sqrt(fan in), times the scale of the model; gains 1, offsets 0."""
     device = parameters.flat.device
     width_M = torch.tensor(widths, device=device)
 
@@ -185,11 +185,11 @@ def initialise(
         in_M = real(layer.into)
         out_M = real(layer.out) if isinstance(layer, Conv) else torch.full_like(width_M, layer.outputs)
         bound_M = scale.to(device) / (in_M * taps).float().sqrt()
-        for kind, view in zip(("weight", "bias"), weights, strict=False):
-            keys = random.stream_keys(seeds, f"init/{kind}/{number}", device)
-            table = view.view(len(view), *((view.shape[1], view.shape[2], -1) if kind == "weight" else (-1, 1, 1)))
+        for name, view in zip(("weight", "bias"), weights, strict=False):
+            keys = random.stream_keys(seeds, f"init/{name}/{number}", device)
+            table = view.view(len(view), *((view.shape[1], view.shape[2], -1) if name == "weight" else (-1, 1, 1)))
             o, i, t = (torch.arange(size, device=device) for size in table.shape[1:])
-            # The counter names the entry by its true place, so padding does not move it.
+            # The counter is the entry's place without padding, so padding does not change the draw.
             counter = (o[:, None, None] << 28) + (i[:, None] << 8) + t
             u = random.uniform(keys, counter.unsqueeze(0))
             held = (o[:, None, None] < out_M[:, None, None, None]) & (i[:, None] < in_M[:, None, None, None])
@@ -197,7 +197,7 @@ def initialise(
 
 
 class Running:
-    """Running means and variances of every normalisation of M models."""
+    """Running means and variances of all normalisations of M models."""
 
     def __init__(self, network: Network, width: int, models: int, device: torch.device | str) -> None:
         sizes = [layer.channels.of(width) for layer in network.layers if isinstance(layer, Norm)]
@@ -206,13 +206,11 @@ class Running:
         self._variances.flat.fill_(1.0)
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """Per normalisation (mean, variance), (M * C,) each: views, so that training updates them in place."""
-        return [
-            (mean.view(-1), variance.view(-1))
-            for mean, variance in zip(self._means.views(), self._variances.views(), strict=True)
-        ]
+        """(mean, variance) of each normalisation: views (M * C,), which training updates in place."""
+        both = zip(self._means.views(), self._variances.views(), strict=True)
+        return [(mean.view(-1), variance.view(-1)) for mean, variance in both]
 
     def keep(self, index: Tensor) -> None:
-        """Go on with these models only."""
+        """Keep these models only."""
         self._means.keep(index)
         self._variances.keep(index)

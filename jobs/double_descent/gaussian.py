@@ -1,4 +1,4 @@
-"""Gaussian inputs with a known teacher, drawn anew for every seed.
+"""Gaussian inputs with a known teacher, drawn for each seed.
 
 linear:  y = <x, beta> + noise, x ~ N(0, I_D), |beta| = 1 (regression).
 teacher: class = argmax of a random two-layer ReLU network of the inputs (classification).
@@ -38,7 +38,7 @@ def gaussian_teacher(
 
     def label(x: Tensor) -> Tensor:
         scores = torch.bmm(torch.bmm(x, first).relu_(), second)
-        # Without the mean over the inputs one class would hold most of them.
+        # Without subtracting the mean, most inputs would be of one class.
         return (scores - torch.bmm(torch.bmm(x_test, first).relu_(), second).mean(1, keepdim=True)).argmax(2)
 
     return x, label(x), x_test, label(x_test)

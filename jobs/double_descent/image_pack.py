@@ -10,14 +10,12 @@ import torch
 from jobs.data.images import SOURCES, first_images
 from jobs.data.labels import noisy_labels
 from jobs.data.mnist1d import mnist1d
-from jobs.double_descent.convolution import make_network
 from jobs.double_descent.image_block import ImageBlock, ImageData
 from jobs.double_descent.image_params import ImageParams
 from jobs.double_descent.networks import models_per_block
 from jobs.job import Member, Report, log_spaced_steps
-from jobs.packed.batches import Batches, subset_rows
+from jobs.packed.batches import subset_rows
 from jobs.packed.loop import run_blocks
-from jobs.packed.optim import OptimiserSettings
 
 
 def train(pack: Sequence[Member[ImageParams]], device: str) -> Iterator[Report]:
@@ -25,12 +23,12 @@ def train(pack: Sequence[Member[ImageParams]], device: str) -> Iterator[Report]:
     model = pack[0].params.model
     images = _images(pack[0].params, device)
     groups: list[list[int]] = [[]]
-    # Sorted by width: little is padded, and the last model of a block, the widest, says how many fit.
+    # Sorted by width: little is padded, and the last model of a block, the widest, determines how many fit.
     for position in sorted(range(len(pack)), key=lambda i: pack[i].params.width):
         if groups[-1] and len(groups[-1]) >= models_per_block(model, pack[position].params.width, device):
             groups.append([])
         groups[-1].append(position)
-    blocks = [(_block([pack[i] for i in positions], images, device), positions) for positions in groups]
+    blocks = [(_block([pack[i] for i in positions], images), positions) for positions in groups]
     schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
     yield from run_blocks(blocks, schedules, watch="train_loss")
 
@@ -42,8 +40,8 @@ def _images(params: ImageParams, device: str) -> ImageData:
         x, y, x_test, y_test = (torch.from_numpy(a) for a in mnist1d(params.pool_count, params.tested))
         x, x_test = x[:, None, None, :], x_test[:, None, None, :]
     else:
-        found = first_images(params.data, params.archive, train=params.pool_count, test=params.tested)
-        x, y, x_test, y_test = (torch.tensor(a) for a in (found.x, found.y, found.x_test, found.y_test))
+        images = first_images(params.data, params.archive, train=params.pool_count, test=params.tested)
+        x, y, x_test, y_test = (torch.tensor(a) for a in (images.x, images.y, images.x_test, images.y_test))
         source = SOURCES[params.data]
         mean, std = torch.tensor(source.mean), torch.tensor(source.std)
     return ImageData(
@@ -57,26 +55,10 @@ def _images(params: ImageParams, device: str) -> ImageData:
     )
 
 
-def _block(members: Sequence[Member[ImageParams]], images: ImageData, device: str) -> ImageBlock:
+def _block(members: Sequence[Member[ImageParams]], images: ImageData) -> ImageBlock:
+    """A block on these images, with each model's labels and subset."""
     params, seeds = [member.params for member in members], [member.seed for member in members]
-    first = params[0]
-    return ImageBlock(
-        network=make_network(first.model, inputs=images.x_NCHW.shape[1], outputs=first.classes),
-        data=_own(images, params, seeds),
-        widths=[p.width for p in params],
-        batches=Batches(seeds, [p.used for p in params], [p.batch for p in params], "shuffled", device),
-        seeds=seeds,
-        init_scale=torch.tensor([p.init_scale for p in params]),
-        optimiser=OptimiserSettings.of(params),
-        rate_every=first.rate_every,
-        augment=first.augment,
-        train_evaluated=first.train_evaluated,
-    )
-
-
-def _own(images: ImageData, params: Sequence[ImageParams], seeds: Sequence[int]) -> ImageData:
-    """The same images with each model's labels and subset."""
     clean, first = images.y_MN.expand(len(params), -1), params[0]
     labels = noisy_labels(clean, seeds, [p.label_noise for p in params], first.classes, first.noise_convention)
     rows = subset_rows(seeds, [p.used for p in params], clean.shape[1], labels.device)
-    return replace(images, y_MN=labels, rows_MN=rows)
+    return ImageBlock(replace(images, y_MN=labels, rows_MN=rows), params, seeds)

@@ -9,18 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jobs.curves import (
-    final_values,
-    first_at_most,
-    first_not_finite,
-    medians_along,
-    most_prominent_peak,
-    peak_and_minima,
-)
+from jobs import curves as reductions
 from jobs.double_descent.params import DoubleDescentParams, DoubleDescentThresholds
 from jobs.job import AnyParams, Cost, Curves, Job, Member, Observations, P, Report, Scalar, as_dict, log_spaced_steps
 from jobs.packed import cost as mlp
@@ -59,10 +53,10 @@ class DescentJob(Job[P]):
         """Reduce a trial's curves; `test_error_peak` is the peak of epoch-wise double descent."""
         step, values = curves.step, curves.values
         return {
-            "diverged_step": first_not_finite(step, values["train_loss"]),
-            **final_values(curves, values),
-            "interpolation_step": first_at_most(step, values["train_error"], thresholds.interpolated_error),
-            **peak_and_minima(curves, "test_error", thresholds.prominence),
+            "diverged_step": reductions.first_not_finite(step, values["train_loss"]),
+            **reductions.final_values(curves, values),
+            "interpolation_step": reductions.first_at_most(step, values["train_error"], thresholds.interpolated_error),
+            **reductions.peak_and_minima(curves, "test_error", thresholds.prominence),
         }
 
     def phase(self, params: P, observations: Observations, thresholds: Any) -> str:
@@ -82,16 +76,16 @@ class DescentJob(Job[P]):
         """
         results: dict[str, float] = {}
         errors = ("final_train_error", "final_test_error")
-        for label, (widths, train, test) in medians_along(trials, "width", {"width"}, errors, not_finite=1.0).items():
+        medians = partial(reductions.medians_along, trials, names=errors, not_finite=1.0)
+        for label, (widths, train, test) in medians("width", {"width"}).items():
             fits = train <= thresholds.interpolated_error
             if fits[-1]:
                 first = 0 if fits.all() else len(fits) - int(np.argmin(fits[::-1]))
                 results[f"interpolation_width{label}"] = float(widths[first])
-            peak = most_prominent_peak(test, thresholds.prominence)
+            peak = reductions.most_prominent_peak(test, thresholds.prominence)
             if peak is not None:
                 results[f"test_error_peak_width{label}"] = float(widths[peak])
-        samples = {"sample_count", "pool"}
-        for label, (counts, train, _) in medians_along(trials, "used", samples, errors, not_finite=1.0).items():
+        for label, (counts, train, _) in medians("used", {"sample_count", "pool"}).items():
             fitted = counts[train <= thresholds.emc_error]
             if len(fitted):
                 results[f"effective_model_complexity{label}"] = float(fitted.max())

@@ -1,10 +1,8 @@
-"""The convolutional networks as tables of layers, and what they cost. No torch here.
-
-Channels are numbers, or multiples of the model's width k.
-"""
+"""The convolutional networks as tables of layers, their sizes and operations. No torch here."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +27,12 @@ class Conv:
     out: Channels
     kernel: tuple[int, int]
     at: int
-    """How many times coarser than the input its output is, along each side."""
+    """Factor by which its output is coarser than the images, along each side."""
+
+    def positions(self, sides: Sequence[int]) -> int:
+        """Number of positions of its output, for images of this (height, width)."""
+        return math.prod(-(-side // self.at) for side in sides)
+
     stride: int = 1
     padding: tuple[int, int] = (0, 0)
     bias: bool = False
@@ -66,7 +69,7 @@ def conv_net_5(inputs: int, outputs: int) -> tuple[Layer, ...]:
 
 
 def pre_act_blocks() -> Iterator[tuple[Channels, int, int]]:
-    """The eight blocks of the pre-activation ResNet18: (channels, stride, how coarse its output is)."""
+    """The eight blocks of the pre-activation ResNet18: (channels, stride, coarseness as in `Conv.at`)."""
     for times, stride, at in ((1, 1, 1), (2, 2, 2), (4, 2, 4), (8, 2, 8)):
         yield Channels(times=times), stride, at
         yield Channels(times=times), 1, at
@@ -104,28 +107,24 @@ def conv_net_1d(inputs: int, outputs: int) -> tuple[Layer, ...]:
 
 
 TABLES = {"cnn5": conv_net_5, "preact_resnet18": pre_act_resnet_18, "cnn_1d": conv_net_1d}
-"""Model -> its layers, from the number of input channels and of outputs."""
+"""Model -> function from the numbers of input channels and outputs to its layers."""
 
 
 def multiply_adds(layers: tuple[Layer, ...], width: int, shape: Sequence[int]) -> int:
-    """Multiply-adds of one image's forward pass through a model of this width; `shape` is (height, width)."""
+    """Multiply-adds of the forward pass of one image of this (height, width) through a model of this width."""
     total = 0
     for layer in layers:
         if isinstance(layer, Conv):
-            positions = -(-shape[0] // layer.at) * -(-shape[1] // layer.at)
-            total += layer.out.of(width) * layer.into.of(width) * layer.kernel[0] * layer.kernel[1] * positions
+            taps = math.prod(layer.kernel) * layer.positions(shape)
+            total += layer.out.of(width) * layer.into.of(width) * taps
         elif isinstance(layer, Linear):
             total += layer.into.of(width) * layer.outputs * layer.taps
     return total
 
 
 def activations(layers: tuple[Layer, ...], width: int, shape: Sequence[int]) -> int:
-    """Numbers that the convolutions of one image's forward pass put out."""
-    return sum(
-        layer.out.of(width) * -(-shape[0] // layer.at) * -(-shape[1] // layer.at)
-        for layer in layers
-        if isinstance(layer, Conv)
-    )
+    """Size of the outputs of all convolutions in the forward pass of one image."""
+    return sum(layer.out.of(width) * layer.positions(shape) for layer in layers if isinstance(layer, Conv))
 
 
 def parameters(layers: tuple[Layer, ...], width: int) -> int:
@@ -133,8 +132,7 @@ def parameters(layers: tuple[Layer, ...], width: int) -> int:
     total = 0
     for layer in layers:
         if isinstance(layer, Conv):
-            weights = layer.into.of(width) * layer.kernel[0] * layer.kernel[1] + layer.bias
-            total += layer.out.of(width) * weights
+            total += layer.out.of(width) * (layer.into.of(width) * math.prod(layer.kernel) + layer.bias)
         elif isinstance(layer, Norm):
             total += 2 * layer.channels.of(width)
         else:
@@ -143,11 +141,11 @@ def parameters(layers: tuple[Layer, ...], width: int) -> int:
 
 
 SIDE_BY_SIDE = 8
-"""Models of one grouped convolution on a CPU, where that wins."""
+"""Models of one grouped convolution on a CPU, where that is faster than one model at a time."""
 WIDEST_SIDE_BY_SIDE = {"cnn5": 4, "preact_resnet18": 4, "cnn_1d": 1 << 14}
-"""The largest width at which it does."""
+"""The largest width at which it is faster."""
 GPU_CHANNELS = 256
-"""On a GPU: about so many channels of the first layer side by side."""
+"""Channels of the first layer of one grouped convolution on a GPU."""
 
 
 def models_per_block(model: str, width: int, device: str) -> int:

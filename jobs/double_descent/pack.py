@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from jobs.data.images import SOURCES, first_images
 from jobs.data.labels import noisy_labels
 from jobs.data.mnist1d import mnist1d
+from jobs.double_descent.block import MLPBlock, PackData
 from jobs.double_descent.gaussian import gaussian_linear, gaussian_teacher
 from jobs.double_descent.params import DoubleDescentParams
 from jobs.job import Member, Report, log_spaced_steps
-from jobs.packed.batches import Batches, subset_rows
+from jobs.packed.batches import subset_rows
 from jobs.packed.cost import layer_sizes, models_per_block, padded_width, step_bytes
 from jobs.packed.loop import neighbours, run_blocks
-from jobs.packed.mlp import MLPBlock, PackData
-from jobs.packed.optim import OptimiserSettings
 
 
 def train(pack: Sequence[Member[DoubleDescentParams]], device: str) -> Iterator[Report]:
@@ -28,25 +27,12 @@ def train(pack: Sequence[Member[DoubleDescentParams]], device: str) -> Iterator[
     sizes = layer_sizes(first.inputs, width, first.depth, first.outputs)
     size = models_per_block(step_bytes(sizes, first.batch, first.optimiser), device)
     groups = neighbours(pack, size, lambda params: params.width)
-    blocks = [(_block([pack[i] for i in positions], device), positions) for positions in groups]
+    blocks = []
+    for positions in groups:
+        params, seeds = [pack[i].params for i in positions], [pack[i].seed for i in positions]
+        blocks.append((MLPBlock(_data(params, seeds, device), params, seeds), positions))
     schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
     yield from run_blocks(blocks, schedules, watch="train_loss")
-
-
-def _block(members: Sequence[Member[DoubleDescentParams]], device: str) -> MLPBlock:
-    params, seeds = [member.params for member in members], [member.seed for member in members]
-    first = params[0]
-    return MLPBlock(
-        data=_data(params, seeds, device),
-        widths=[p.width for p in params],
-        depth=first.depth,
-        outputs=first.outputs,
-        loss=first.loss,
-        batches=Batches(seeds, [p.used for p in params], [p.batch for p in params], first.batch_order, device),
-        seeds=seeds,
-        init_scale=torch.tensor([p.init_scale for p in params]),
-        optimiser=OptimiserSettings.of(params),
-    )
 
 
 def _data(params: Sequence[DoubleDescentParams], seeds: Sequence[int], device: str) -> PackData:

@@ -20,7 +20,7 @@ from jobs.grokking.loss import log_stable
 
 
 class QuadraticBlock(ModularBlock):
-    """Parameters: U (M, E, W), V (M, E, W), W2 (M, O, W). Outputs are (M, O, B): see `jobs.packed.mlp`."""
+    """Parameters: U (M, E, W), V (M, E, W), W2 (M, O, W). Outputs are (M, O, B): see `jobs.double_descent.block`."""
 
     def _set_up(self) -> None:
         super()._set_up()

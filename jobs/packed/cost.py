@@ -1,4 +1,4 @@
-"""Sizes, operations and blocks of packed perceptrons (`jobs.packed.mlp`), for cost estimates. No torch here."""
+"""Sizes, operations and blocks of packed perceptrons, for cost estimates. No torch here."""
 
 from __future__ import annotations
 

@@ -12,19 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jobs.curves import (
-    Steps,
-    Values,
-    final_values,
-    first_at_most,
-    first_not_finite,
-    gap,
-    horizon,
-    learning_phase,
-    medians_along,
-    most_prominent_peak,
-    peak_and_minima,
-)
+from jobs import curves as reductions
 from jobs.job import AnyParams, Censored, Cost, Curves, Job, Member, Observations, Prediction, Report, log_spaced_steps
 from jobs.ridge import cost, theory
 from jobs.ridge.params import RidgeParams, RidgeThresholds
@@ -46,11 +34,7 @@ class Ridge(Job[RidgeParams]):
         "test_level_step",
     )
     phases: ClassVar[tuple[str, ...]] = (
-        "comprehension",
-        "grokking",
-        "memorization",
-        "confusion",
-        "inversion",
+        *reductions.LEARNING_PHASES,
         "underparameterised",
         "overparameterised",
         "interpolating",
@@ -83,13 +67,15 @@ class Ridge(Job[RidgeParams]):
         step, values = curves.step, curves.values
         train, test = (_level_step(step, values[f"{name}_level_step"]) for name in ("train", "test"))
         return {
-            "diverged_step": first_not_finite(step, values["train_loss"]),
-            "interpolation_step": first_at_most(step, values["relative_train_loss"], thresholds.interpolated_loss),
+            "diverged_step": reductions.first_not_finite(step, values["train_loss"]),
+            "interpolation_step": reductions.first_at_most(
+                step, values["relative_train_loss"], thresholds.interpolated_loss
+            ),
             "train_level_step": train,
             "test_level_step": test,
-            "level_gap": gap(train, test, horizon(step)),
-            **final_values(curves, (name for name in self.metrics if not name.endswith("_step"))),
-            **peak_and_minima(curves, "test_loss", thresholds.prominence),
+            "level_gap": reductions.gap(train, test, reductions.horizon(step)),
+            **reductions.final_values(curves, (name for name in self.metrics if not name.endswith("_step"))),
+            **reductions.peak_and_minima(curves, "test_loss", thresholds.prominence),
         }
 
     def phase(self, params: RidgeParams, observations: Observations, thresholds: Any) -> str:
@@ -98,7 +84,7 @@ class Ridge(Job[RidgeParams]):
             return "diverged"
         if params.iterative and params.train_level and params.test_level:
             train, test, steps = (observations[k] for k in ("train_level_step", "test_level_step", "level_gap"))
-            return learning_phase(train, test, steps, thresholds.grokking_gap)
+            return reductions.learning_phase(train, test, steps, thresholds.grokking_gap)
         final = observations["final_relative_train_loss"]
         if isinstance(final, float) and final <= thresholds.interpolated_loss:
             return "interpolating"
@@ -109,8 +95,8 @@ class Ridge(Job[RidgeParams]):
         results: dict[str, float] = {}
         axes = (("features", "fitted", ("features", "inputs")), ("samples", "sample_count", ("sample_count",)))
         for name, axis, hidden in axes:
-            for label, (places, losses) in medians_along(trials, axis, hidden, ("final_test_loss",)).items():
-                peak = most_prominent_peak(losses, thresholds.prominence)
+            for label, (places, losses) in reductions.medians_along(trials, axis, hidden, ("final_test_loss",)).items():
+                peak = reductions.most_prominent_peak(losses, thresholds.prominence)
                 if peak is not None:
                     results[f"test_loss_peak_{name}{label}"] = float(places[peak])
         return results
@@ -119,5 +105,5 @@ class Ridge(Job[RidgeParams]):
         return theory.predict(params)
 
 
-def _level_step(step: Steps, values: Values) -> float | Censored:
-    return float(values[-1]) if len(values) and np.isfinite(values[-1]) else Censored(horizon(step))
+def _level_step(step: reductions.Steps, values: reductions.Values) -> float | Censored:
+    return float(values[-1]) if len(values) and np.isfinite(values[-1]) else Censored(reductions.horizon(step))

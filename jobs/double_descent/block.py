@@ -19,6 +19,7 @@ from itertools import chain, pairwise
 import torch
 from torch import Tensor
 
+from jobs.double_descent.params import DoubleDescentParams
 from jobs.packed import random
 from jobs.packed.batches import Batches
 from jobs.packed.cost import layer_sizes, padded_width
@@ -57,39 +58,30 @@ class MLPBlock(Block):
     squared distance to the one-hot label (or to the target, for regression).
     """
 
-    def __init__(
-        self,
-        *,
-        data: PackData,
-        widths: Sequence[int],
-        depth: int,
-        outputs: int,
-        loss: str,
-        batches: Batches,
-        seeds: Sequence[int],
-        init_scale: Tensor,
-        optimiser: OptimiserSettings,
-    ) -> None:
-        self.data, self.batches = data, batches
-        self._loss = loss
+    def __init__(self, data: PackData, params: Sequence[DoubleDescentParams], seeds: Sequence[int]) -> None:
+        first = params[0]
+        self.data, self._loss = data, first.loss
         self._regression = data.y_MN.dtype != torch.int64
         self._device = data.x_SND.device
-        sizes = layer_sizes(data.x_SND.shape[-1], padded_width(max(widths)), depth, outputs)
+        used, batch_sizes = [p.used for p in params], [p.batch for p in params]
+        self.batches = Batches(seeds, used, batch_sizes, first.batch_order, self._device)
+        sizes = layer_sizes(first.inputs, padded_width(max(p.width for p in params)), first.depth, first.outputs)
         hidden = ([(fan_in, fan_out), (1, fan_out)] for fan_in, fan_out in pairwise(sizes[:-1]))
-        shapes = [*chain.from_iterable(hidden), (outputs, sizes[-2]), (outputs, 1)]
-        self._parameters = FlatParameters(shapes, len(widths), self._device)
-        self._initialise(widths, seeds, init_scale)
-        self._optimiser = make_optimiser(optimiser, self._parameters)
+        shapes = [*chain.from_iterable(hidden), (sizes[-1], sizes[-2]), (sizes[-1], 1)]
+        self._parameters = FlatParameters(shapes, len(params), self._device)
+        self._initialise(params, seeds)
+        self._optimiser = make_optimiser(OptimiserSettings.of(params), self._parameters)
         self._allocate()
 
-    def _initialise(self, widths: Sequence[int], seeds: Sequence[int], scale: Tensor) -> None:
+    def _initialise(self, params: Sequence[DoubleDescentParams], seeds: Sequence[int]) -> None:
         """PyTorch's default for linear layers: uniform in +-1/sqrt(fan in), times the model's scale."""
-        width_M = torch.tensor(widths, device=self._device)
-        depth, outputs = len(self._parameters.shapes) // 2 - 1, self._parameters.shapes[-1][0]
+        scale = torch.tensor([p.init_scale for p in params], device=self._device)
+        width_M = torch.tensor([p.width for p in params], device=self._device)
+        depth = params[0].depth
         for layer in range(depth + 1):
-            in_M = width_M if layer else torch.full_like(width_M, self.data.x_SND.shape[-1])
-            out_M = width_M if layer < depth else torch.full_like(width_M, outputs)
-            bound_M11 = (scale.to(self._device) / in_M.float().sqrt())[:, None, None]
+            in_M = width_M if layer else torch.full_like(width_M, params[0].inputs)
+            out_M = width_M if layer < depth else torch.full_like(width_M, params[0].outputs)
+            bound_M11 = (scale / in_M.float().sqrt())[:, None, None]
             for kind, view in zip(("weight", "bias"), self._parameters.views()[2 * layer : 2 * layer + 2], strict=True):
                 view = view.transpose(1, 2) if layer == depth else view
                 rows = torch.arange(view.shape[1], device=self._device)
