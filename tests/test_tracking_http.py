@@ -45,7 +45,7 @@ class TestHttp(MlflowContract):
         assert curves[two.id].step.tolist() == steps
         assert curves[two.id].values["b"][-1] == 1000.0 + steps[-1] / 7 + 1
 
-    def test_the_run_of_a_torn_attempt_goes_to_the_trash(self, tracker):
+    def test_the_run_of_an_interrupted_attempt_moves_to_the_trash(self, tracker):
         from mlflow import MlflowClient
 
         one = trial()

@@ -1,4 +1,4 @@
-"""The tracker that keeps nothing."""
+"""The tracker in memory."""
 
 import pytest
 from tracking_contract import SWEEP

@@ -1,4 +1,4 @@
-"""What MLflow's own client reads of what the tracker wrote, and what both write alike."""
+"""MLflow's own client reads what the tracker wrote, and both write the same rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _quiet():
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    """What is read here is read beside the tracker, so nothing waits, unless a test says so."""
+    """These tests read the database beside the tracker, so it does not buffer, unless a test sets another time."""
     monkeypatch.setattr(database, "WRITE_EVERY_S", -1.0)
 
 
@@ -163,7 +163,7 @@ def _select(uri, columns, table):
     return found
 
 
-def test_latest_metrics_of_a_killed_driver_s_trials_are_made_good(tracker, uri):
+def test_latest_metrics_of_a_killed_driver_s_trials_are_completed(tracker, uri):
     one, two = trial(0), trial(1)
     tracker.begin([one, two])
     tracker.record(rows([one, two], [0, 5]))
@@ -201,7 +201,7 @@ def test_writing_twice_leaves_the_tables_as_they_are(tracker, uri):
     assert len(twice["runs"]) == len(once["runs"]) == 4
 
 
-def test_a_run_that_the_user_has_deleted_is_absent_and_made_anew(tracker, uri):
+def test_a_run_that_the_user_has_deleted_is_absent_and_created_again(tracker, uri):
     one = trial()
     for attempt in range(3):
         assert tracker.index([one.id]) == {}
@@ -218,7 +218,7 @@ def test_a_run_that_the_user_has_deleted_is_absent_and_made_anew(tracker, uri):
 
 
 def test_a_run_that_a_server_named_is_found(tracker, uri):
-    """As the HTTP tracker writes it."""
+    """The run is as the HTTP tracker writes it."""
     from mlflow.entities import RunTag
 
     one, mlflow = trial(), client(uri)
@@ -295,7 +295,7 @@ def test_a_statement_count_does_not_grow_with_the_trials(tracker, monkeypatch):
     assert many == few
 
 
-def test_a_file_that_is_no_database_is_a_user_s_error(tmp_path):
+def test_a_file_that_is_not_a_database_is_a_user_s_error(tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("not a database, whatever it may be called" * 100)
     tracker = open_tracker(f"sqlite:///{file}", experiment="tests")
@@ -308,7 +308,7 @@ def test_a_file_that_is_no_database_is_a_user_s_error(tmp_path):
 @pytest.mark.parametrize(
     "uri", ["mysql://x/y", "mlruns", "file:///tmp/x", "sqlite://", "sqlite:///:memory:", "", "s3://x"]
 )
-def test_an_address_that_is_none_is_a_user_s_error_that_names_the_choices(uri):
+def test_an_invalid_address_is_a_user_s_error_that_names_the_choices(uri):
     with pytest.raises(UserError, match=re.escape("sqlite:///mlflow.db")):
         open_tracker(uri, experiment="tests")
 
@@ -337,7 +337,7 @@ def test_a_relative_file_lies_in_the_current_folder(tmp_path, monkeypatch):
 
 
 def test_a_retried_trial_leaves_nothing_of_its_first_training_in_the_tables(tracker, uri, monkeypatch):
-    """Rows and latest metrics, written or waiting."""
+    """Rows and latest metrics, written or buffered."""
     one, two = trial(0), trial(1)
     for every_s in (0.0, math.inf):
         monkeypatch.setattr(database, "WRITE_EVERY_S", every_s)
@@ -389,7 +389,7 @@ def test_a_second_process_is_refused_until_the_first_has_died(uri):
         second.close()
 
 
-# Killed at any moment, and started by several at once.
+# Processes that are killed at any moment, and several that start at once.
 
 KILLED = """
 import sys

@@ -1,4 +1,4 @@
-"""The bulk store under MLflow's own client and server: what they write and read is what MLflow's store would."""
+"""The bulk store under MLflow's own client and server writes and reads what MLflow's own store does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _quiet():
 
 
 def exercise(uri, folder):
-    """Everything that the bulk store does its own way, through MLflow's client; what the client then reads."""
+    """Use everything that the bulk store implements itself, by MLflow's client; return what the client then reads."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException

@@ -62,7 +62,7 @@ class TestPsycopg2(PostgresContract):
     scheme = "postgresql+psycopg2"
 
     def test_rows_that_are_in_the_table_already_are_left_once(self, tracker):
-        """As after a connection that was lost when the server had committed: the rows wait on and come again."""
+        """After a connection is lost just when the server has committed, the buffered rows are written again."""
         one = trial()
         tracker.begin([one])
         tracker.record(rows([one], range(200)))
@@ -86,7 +86,7 @@ class TestPsycopg2(PostgresContract):
 
 
 class TestWithoutSpecialRights(PostgresContract):
-    """A role that owns its database and may do nothing else: foreign keys are checked row by row."""
+    """A role that only owns its database: foreign keys are checked row by row."""
 
     scheme = "postgresql+psycopg2"
 

@@ -1,4 +1,4 @@
-"""What a tracker of a database keeps for a moment, to write more of it at once: nothing is lost or torn by it."""
+"""The buffer of a database tracker: no row is lost, and no step is written in part."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_rows_that_could_not_be_written_are_written_with_the_next(tracker, monke
     assert dict(tracker.curves([one.id]))[one.id].step.tolist() == [0, 1, 2]
 
 
-def test_trials_that_are_begun_recorded_and_ended_closely_are_one_transaction(tracker, file, monkeypatch):
+def test_trials_that_begin_and_end_within_a_short_time_are_one_transaction(tracker, file, monkeypatch):
     monkeypatch.setattr(database, "WRITE_EVERY_S", math.inf)
     trials = [trial(n) for n in range(4)]
     before = dump(file)
@@ -103,7 +103,7 @@ def test_trials_that_could_not_be_written_are_written_with_the_next(tracker, mon
     assert tracker.index([two.id])[two.id].status is Status.RUNNING
 
 
-def test_a_trial_that_waits_is_begun_and_ended_again_as_if_it_did_not(tracker, monkeypatch):
+def test_a_buffered_trial_can_begin_and_end_again(tracker, monkeypatch):
     monkeypatch.setattr(database, "WRITE_EVERY_S", math.inf)
     one = trial()
     failed = TrialResult(trial_id=one.id, status=Status.FAILED, error="x", observations={"gone": 1.0})
@@ -117,7 +117,7 @@ def test_a_trial_that_waits_is_begun_and_ended_again_as_if_it_did_not(tracker, m
     assert dict(tracker.curves([one.id]))[one.id].step.tolist() == [1, 4]
 
 
-def test_trials_of_bad_names_leave_nothing_that_waits(tracker, monkeypatch):
+def test_trials_with_invalid_names_leave_nothing_in_the_buffer(tracker, monkeypatch):
     monkeypatch.setattr(database, "WRITE_EVERY_S", math.inf)
     good, bad = trial(0), trial(1)
     tracker.begin([good, bad])

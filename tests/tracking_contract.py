@@ -52,7 +52,7 @@ def rows(
     metrics: tuple[str, ...] = ("loss", "test/accuracy"),
     shift: float = 0.0,
 ) -> CurveRows:
-    """Every trial at every step: values that tell trial, step and metric apart."""
+    """Every trial at every step, with values that differ by trial, step and metric."""
     position = np.tile(np.arange(len(trials), dtype=np.int32), len(steps))
     step = np.repeat(np.array(steps, dtype=np.int64), len(trials))
     values = np.stack([position * 1000.0 + step / 7 + k + shift for k in range(len(metrics))], axis=1)
@@ -182,7 +182,7 @@ class TrackerContract(ABC):
         assert after.values["loss"][:3].tolist() == before.values["loss"].tolist()
 
     @pytest.mark.parametrize("status", [Status.FAILED, Status.KILLED, Status.RUNNING])
-    def test_a_mended_trial_has_only_its_own_curve(self, tracker, status):
+    def test_a_trial_that_is_trained_again_has_only_its_new_curve(self, tracker, status):
         mended, other = trial(0), trial(1)
         tracker.begin([mended, other])
         tracker.record(rows([mended, other], [0, 1, 2, 5], metrics=("loss", "gone")))
@@ -212,7 +212,7 @@ class TrackerContract(ABC):
         assert plain_curves(curves[again.id]) == ([1, 3], {"loss": [repr(0.5 + 1 / 7), repr(0.5 + 3 / 7)]})
         assert curves[other.id].step.tolist() == [0, 1, 2, 5]
 
-    def test_an_interrupted_trial_is_one_run_that_begins_anew(self, tracker):
+    def test_an_interrupted_trial_is_one_run_that_begins_again(self, tracker):
         one = trial()
         tracker.begin([one])
         (before,) = tracker.rows([one.id])
@@ -242,7 +242,7 @@ class TrackerContract(ABC):
         assert after.run_id == before.run_id
         tracker.close()
 
-    def test_a_failed_trial_s_row_says_what_it_died_of(self, tracker):
+    def test_the_row_of_a_failed_trial_has_its_error(self, tracker):
         failed, well = trial(0), trial(1)
         tracker.begin([failed, well])
         tracker.end([TrialResult(trial_id=failed.id, status=Status.FAILED, error="Traceback\nValueError: why")])
@@ -313,7 +313,7 @@ class TrackerContract(ABC):
         map_it(3.5)
         assert self.parent(SWEEP) == (*ended[:2], {"boundary": 3.5})
 
-    def test_a_sweep_that_nobody_runs_is_not_running_and_runs_no_trials(self):
+    def test_a_sweep_opened_without_running_it_is_not_running_and_runs_no_trials(self):
         tracker = self.open()
         address = tracker.open_sweep(SWEEP, running=False)
         assert tracker.find_sweep(SWEEP.sweep_id) == address
@@ -329,7 +329,7 @@ class TrackerContract(ABC):
                 call()
         tracker.close()
 
-    def test_not_finite_values_mean_what_they_say(self, tracker):
+    def test_non_finite_values_read_back_as_they_were(self, tracker):
         one = trial()
         given = [math.nan, math.inf, -math.inf, 1e-300, -0.5]
         tracker.begin([one])
@@ -369,7 +369,7 @@ class TrackerContract(ABC):
         assert list(map(repr, curves.values["a"].tolist())) == ["0.0", "2.0", "nan"]
         assert list(map(repr, curves.values["b"].tolist())) == ["nan", "3.0", "5.0"]
 
-    def test_an_observation_of_a_curve_s_name_is_no_point_of_the_curve(self, tracker):
+    def test_an_observation_with_the_name_of_a_curve_is_not_a_point_of_the_curve(self, tracker):
         one = trial()
         tracker.begin([one])
         tracker.record(rows([one], [0, 4], metrics=("loss",)))
@@ -388,7 +388,7 @@ class TrackerContract(ABC):
         assert tracker.reconcile() == 0
         tracker.close()
 
-    def test_orphans_of_this_sweep_are_killed_and_nobody_else(self, tracker):
+    def test_orphans_of_this_sweep_are_killed_and_no_other_trials(self, tracker):
         mine, another, done = trial(0), trial(1), trial(2)
         tracker.begin([mine, another, done])
         tracker.end([finished(done)])

@@ -1,4 +1,4 @@
-"""A second driver: a process that has opened a sweep, and holds its experiment until it ends."""
+"""A second driver: a process that opens a sweep and locks its experiment until it ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def another_driver(uri: str, experiment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """It has begun `trial()` of SWEEP, and waits; it is killed at the end."""
+    """A process that has begun `trial()` of SWEEP and waits; it is killed at the end."""
     command = [sys.executable, "-c", HOLDS, uri, experiment, str(HERE), str(HERE.parent)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
@@ -46,7 +46,7 @@ def another_driver(uri: str, experiment: str) -> Iterator[subprocess.Popen[bytes
 
 
 def open_when_free(tracker: Tracker) -> str:
-    """Open SWEEP as soon as nobody else has its experiment; a server may take a moment to see that a client died."""
+    """Open SWEEP as soon as its experiment is unlocked; a server may need a moment to notice that a client died."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -60,7 +60,7 @@ class ParentContract(TrackerContract):
         assert self.shown() == {AREA: whole[-1][1]}
         tracker.close()
 
-    def test_what_is_traced_may_come_in_any_order_and_never_goes_back(self, tracker):
+    def test_points_may_come_in_any_order_and_earlier_steps_are_dropped(self, tracker):
         tracker.trace(AREA, [(96, 0.2), (64, 0.5), (96, 0.9)])
         tracker.trace(AREA, [(80, 0.4), (96, 0.1)])
         tracker.trace(AREA, [])
@@ -85,7 +85,7 @@ class ParentContract(TrackerContract):
         assert self.shown() == {AREA: 0.125, "boundary": 2.5}
         tracker.close()
 
-    def test_an_annotation_gives_way_to_a_curve_of_its_name(self, tracker):
+    def test_a_curve_replaces_an_annotation_of_its_name(self, tracker):
         tracker.annotate({AREA: 9.0, "boundary": 1.5})
         tracker.trace(AREA, [(64, 0.5)])
         assert self.shown() == {AREA: 0.5, "boundary": 1.5}
@@ -102,7 +102,7 @@ class ParentContract(TrackerContract):
         tracker.trace(AREA, [(96, 0.2)])
         assert self.history(SWEEP, AREA) == [(64, 0.5), (90, 0.3), (96, 0.2)]
 
-    def test_a_sweep_s_curve_is_its_own_and_no_trial_s(self, tracker):
+    def test_a_sweep_s_curve_belongs_to_no_other_sweep_or_trial(self, tracker):
         one = trial()
         tracker.begin([one])
         tracker.record(rows([one], [1, 2], metrics=(AREA,)))

@@ -5,13 +5,14 @@ Raw connections and plain SQL; mlflow is imported only where something has to be
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.tracking.address import CHOICES, DatabaseAddress, quiet_mlflow, shown
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
-from orchestrator.tracking.lock import FileLock, lock_file, take_session_lock, taken
+from orchestrator.tracking.lock import take_file_lock, take_session_lock, taken
 from orchestrator.tracking.run_table import RunTable
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Database:
         self._store: BulkSqlAlchemyStore | None = None
         self._artifact_template = ""
         self._locked = False
-        self._lock: FileLock | None = None
+        self._lock: int | None = None
+        """Descriptor of the locked file, see `take_file_lock`."""
 
     def existing(self) -> RunTable | None:
         """The experiment's runs, for reading; None if there is no database or experiment yet."""
@@ -94,8 +96,8 @@ class Database:
         if self._address.file is None:
             self._locked = take_session_lock(table.bulk, table.experiment_id)
         else:
-            self._lock = FileLock(lock_file(self._address.file, table.experiment_id))
-            self._locked = self._lock.take()
+            self._lock = take_file_lock(self._address.file, table.experiment_id)
+            self._locked = self._lock is not None
         if not self._locked:
             raise taken(shown(self._address.uri), self.experiment)
 
@@ -111,10 +113,9 @@ class Database:
         if self._store is not None:
             self._store.engine.dispose()
             self._store = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-        self._locked = False
+        if self._lock is not None and self._lock >= 0:
+            os.close(self._lock)
+        self._lock, self._locked = None, False
 
 
 def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None:

@@ -102,10 +102,9 @@ class HttpTracker(Tracker):
         for chunk in chunked(trial_ids, HISTORY_RUNS):
             runs = self._runs(chunk)
             metrics = sorted({name for run in runs.values() for name in run.newest})
-            ids = [run.run_id for run in runs.values()]
-            points: dict[str, dict[str, list[tuple[int, float]]]] = {run: {} for run in ids}
             start = {run.run_id: run.start_time for run in runs.values()}
-            histories = self._api.each(partial(self._api.histories, ids), metrics)
+            points: dict[str, dict[str, list[tuple[int, float]]]] = {run: {} for run in start}
+            histories = self._api.each(partial(self._api.histories, list(start)), metrics)
             for metric, history in zip(metrics, histories, strict=True):
                 for row in history:
                     if int(row["timestamp"]) >= start[row["run_id"]]:
@@ -137,7 +136,8 @@ class HttpTracker(Tracker):
 
         for trial, run in self._api.each(begin_one, wanted.values()):
             self._open[trial] = run
-            self._known_runs()[trial] = run.run_id
+            if self._known is not None:
+                self._known[trial] = run.run_id
 
     def _begin_again(self, run: ServerRun, trial: Trial) -> OpenRun:
         """Reopen a run without rows."""
@@ -271,15 +271,12 @@ class HttpTracker(Tracker):
         """The runs of these trials, in their order."""
         if not trials or self._find_experiment() is None:
             return {}
-        known = self._known_runs()
+        if self._known is None:
+            self._scan()
+        known = self._known or {}
         of_trial = {trial: known[trial] for trial in dict.fromkeys(trials) if trial in known}
         runs = self._api.runs(str(self._experiment_id), list(of_trial.values()))
         return {trial: runs[run] for trial, run in of_trial.items() if run in runs}
-
-    def _known_runs(self) -> dict[str, str]:
-        if self._known is None:
-            self._scan()
-        return self._known if self._known is not None else {}
 
     def _scan(self) -> dict[str, ServerRun]:
         """All runs of trials in the experiment; a finished one if a trial has several."""

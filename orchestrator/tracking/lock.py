@@ -17,44 +17,26 @@ if sys.platform != "win32":  # Windows has no lock that is released when its pro
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
-class FileLock:
-    """An advisory lock on an empty file of its own, which is not deleted when the lock is released.
+def take_file_lock(database: Path, experiment_id: int) -> int | None:
+    """Try to lock a file beside the database (`mlflow.db.1.phasefront.lock`); None if another process holds the lock.
 
-    Child processes do not inherit the lock. Nothing is locked if the system or the file system has no such locks (some
-    network mounts), or if the file cannot be created.
+    The lock is held until the returned file descriptor is closed; child processes do not inherit it. The file is not
+    deleted. If the system or the file system has no such locks (some network mounts), or the file cannot be created,
+    nothing is locked, and -1 is returned.
     """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._descriptor: int | None = None
-
-    def take(self) -> bool:
-        """Try to take the lock, without waiting; False if another process holds it."""
-        if sys.platform == "win32" or self._descriptor is not None:
-            return True
-        try:
-            # Read only, because another user may have created the file.
-            descriptor = os.open(self._file, os.O_RDONLY | os.O_CREAT, 0o666)
-        except OSError:
-            return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+    if sys.platform == "win32":
+        return -1
+    descriptor = -1
+    try:
+        # Read only, because another user may have created the file.
+        file = database.with_name(f"{database.name}.{experiment_id}.phasefront.lock")
+        descriptor = os.open(file, os.O_RDONLY | os.O_CREAT, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if descriptor >= 0:
             os.close(descriptor)
-            return error.errno not in _HELD
-        self._descriptor = descriptor
-        return True
-
-    def release(self) -> None:
-        """Release the lock if we hold it."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-def lock_file(database: Path, experiment_id: int) -> Path:
-    """The lock file of an experiment, beside the database: `mlflow.db.1.phasefront.lock`."""
-    return database.with_name(f"{database.name}.{experiment_id}.phasefront.lock")
+            return None if error.errno in _HELD else -1
+    return descriptor
 
 
 def take_session_lock(bulk: Bulk, experiment_id: int) -> bool:

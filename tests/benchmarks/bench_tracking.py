@@ -2,13 +2,13 @@
 
     python tests/benchmarks/bench_tracking.py [--rows N] [--runs N] [--repeats N] [--postgres]
 
-All in one process, on one machine, pinned to one core where the system can (a PostgreSQL server too).
-- "MLflow client" writes as its documentation advises: `log_batch` with 1,000 metrics a call, all of
+All in one process, on one machine, pinned to one core where the system allows it (a PostgreSQL server too).
+- "MLflow client" writes as its documentation recommends: `log_batch` with 1,000 metrics a call, all of
   one run; and for a run `create_run` (with the tracker's tags), `log_batch` (with its params, then with
-  its observations and result tags), `set_terminated`. It is the client's best case: a trial's rows
-  would be in MLflow only when it has ended.
+  its observations and result tags), `set_terminated`. This is the best case for the client: the rows of a trial
+  are in MLflow only after it has ended.
 - "client, live" writes rows in the order in which a pack reports them: ten steps of a trial a call.
-- "client, plugin" is the first with the URI scheme `phasefront-sqlite:` or `phasefront-postgresql:`.
+- "client, plugin" is the same as "MLflow client" with the URI scheme `phasefront-sqlite:` or `phasefront-postgresql:`.
 - "tracker" does begin, record (ten steps of 500 trials a call) and end, as the runner calls them.
 """
 
@@ -43,15 +43,15 @@ from orchestrator.trial import Trial  # noqa: E402
 
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 PACK = 500
-"""Trials of a pack, as the runner begins and ends them together."""
+"""Trials of a pack, which the runner begins and ends together."""
 STEPS_A_REPORT = 10
-"""Steps that a pack's progress brings together."""
+"""Steps in one progress report of a pack."""
 SWEEP = SweepRecord(sweep_id="b" * 32, name="bench", job="bench", resolved_yaml="", thresholds="t")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SixParams(Params):
-    """As many parameters as a sweep of this project's jobs shows."""
+    """As many parameters as a typical sweep of this project's jobs."""
 
     a: float = param(0.1, meaning="-")
     b: float = param(0.2, meaning="-")
@@ -66,7 +66,7 @@ Speed = tuple[float, float]
 
 
 class Clock:
-    """Runs from its construction."""
+    """Measures from its construction."""
 
     def __init__(self) -> None:
         self.cpu, self.wall = cpu_seconds(), time.perf_counter()
@@ -213,7 +213,7 @@ def experiment(client: object) -> str:
 
 
 def table(uri: str, arguments: argparse.Namespace) -> None:
-    """Measure one database and print its table. The ways take turns, so that a busy machine is fair to all."""
+    """Measure one database and print its table. The methods take turns, so that machine load affects all of them."""
     rows, runs = max(4000, arguments.rows // 20), max(50, arguments.runs // 20)
     tracker = open_tracker(uri, experiment="tracker")
     tracker.open_sweep(SWEEP)
