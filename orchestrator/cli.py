@@ -1,7 +1,7 @@
-"""The command line: arguments, exit codes, and what becomes of an error. What a command does is in `commands`.
+"""The command line: arguments, exit codes and errors. What a command does is in `commands`.
 
-Exit codes: 0 done; 1 some trials failed; 2 a user's mistake; 70 a fault of this program;
-128 + the signal's number where a signal stopped it (130 for Ctrl-C, 143 for SIGTERM).
+Exit codes: 0 success; 1 some trials failed; 2 a user's mistake; 70 a bug in this program;
+128 + the signal's number if a signal stopped it (130 for Ctrl-C, 143 for SIGTERM).
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ EXIT_MISTAKE = 2
 EXIT_FAULT = 70
 
 _OURS = ("", "orchestrator", "jobs")
-"""Packages whose absence is a fault of this program."""
+"""Packages whose absence is a bug in this program, not a missing library."""
 
-_FILE_HELP = "the sweep file (YAML)"
-_SET_HELP = "override a value of the file, e.g. --set axes.weight_decay.points=48; may be repeated"
+_FILE = "the sweep file (YAML)"
+_SET = "override a value of the file, e.g. --set axes.weight_decay.points=48; may be repeated"
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's own, which says of a misspelt command what it may mean."""
+    """Suggests the nearest command for a misspelt one."""
 
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if wrong:
-            from orchestrator.errors import nearest
+            from orchestrator.errors import did_you_mean
 
-            near = nearest(wrong[1], re.findall(r"[a-z]+", wrong[2]))
-            message += f"; did you mean '{near}'?" if near else ""
+            step = did_you_mean(wrong[1], re.findall(r"[a-z]+", wrong[2]))
+            message += f"; {step}" if step else ""
         super().error(message)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of every command. Imports nothing heavy: `--help` answers at once."""
+    """The arguments of every command. It imports no large library, so that `--help` is fast."""
     main_parser = _Parser(
         prog="phasefront",
         description="Phase diagrams of neural-network training, from one sweep file to curves in MLflow and a diagram.",
         epilog=(
-            "The same `run` again resumes: what is recorded is not run twice. "
-            "With RAY_ADDRESS set, or under `ray job submit`, packs run on that cluster; else on this machine."
+            "Repeating a `run` resumes it: recorded trials are not run again. "
+            "With RAY_ADDRESS set, or under `ray job submit`, trials run on that cluster; otherwise on this machine."
         ),
     )
     main_parser.add_argument("--version", action="version", version=f"phasefront {_version()}")
@@ -54,28 +54,28 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, text: str, *, file: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if file:
-            sub.add_argument("file", metavar="FILE", help=_FILE_HELP)
-            sub.add_argument(
-                "--set", dest="overrides", metavar="PATH=VALUE", action="append", default=[], help=_SET_HELP
-            )
+            sub.add_argument("file", metavar="FILE", help=_FILE)
+            sub.add_argument("--set", dest="overrides", metavar="PATH=VALUE", action="append", default=[], help=_SET)
         return sub
 
-    command("check", "validate a sweep file; run nothing")
-    plan = command("plan", "show trials, packs, and the time and memory that a run would take; record nothing")
-    run = command("run", "run what is missing of a sweep, and draw its phase diagram")
+    command("check", "validate a sweep file without running anything")
+    plan = command(
+        "plan", "show trials, packs, and the time and memory that a run would take, without recording anything"
+    )
+    run = command("run", "run the missing trials of a sweep, and draw its phase diagram")
     for sub in (plan, run):
         sub.add_argument(
             "--inline", action="store_true", help="run in this process without Ray: slower; for debugging a job"
         )
         sub.add_argument("--workers", type=_positive, metavar="N", help="worker processes, instead of the file's")
-    run.add_argument("--quiet", action="store_true", help="no progress, only the result")
-    run.add_argument("--no-map", action="store_true", help="draw no phase diagram at the end")
+    run.add_argument("--quiet", action="store_true", help="print the result only, without progress")
+    run.add_argument("--no-map", action="store_true", help="do not draw the phase diagram")
     command("status", "count the finished, running, failed and missing trials of a sweep")
-    map_ = command("map", "rebuild the phase diagram from the record alone")
+    map_ = command("map", "draw the phase diagram from the record, without running trials")
     map_.add_argument(
         "--classifier",
         action="store_true",
-        help="let the classifier draw the map between the trials, with the boundary as data; a search's it always does",
+        help="draw the map of a grid with the classifier, as that of a search, and write the boundary as data",
     )
     compare = command("compare", "draw two phase maps and their difference side by side", file=False)
     for name, which in (("first", "one"), ("second", "the other")):
@@ -87,20 +87,20 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "-o", "--output", metavar="FILE", default="comparison.png", help="the picture (PNG) [comparison.png]"
     )
-    replay = command("replay", "train one recorded trial again, and compare its curve with the record", file=False)
+    replay = command("replay", "train a recorded trial again, and compare its curve with the record", file=False)
     replay.add_argument("run_id", metavar="RUN_ID", help="the MLflow run of the trial")
     replay.add_argument(
         "--tracking", metavar="URI", help="the record; by default $MLFLOW_TRACKING_URI, or sqlite:///mlflow.db"
     )
-    replay.add_argument("--alone", action="store_true", help="without the trials it was packed with")
+    replay.add_argument("--alone", action="store_true", help="train it alone, without the other trials of its pack")
     replay.add_argument(
         "--tolerance",
         type=_tolerance,
         default=0.02,
         metavar="X",
-        help="where the setting differs: a value may differ by X, plus X of itself (default 0.02)",
+        help="allowed difference in another environment: X, plus X times the value (default 0.02)",
     )
-    command("schema", "print the JSON Schema of sweep files, for an editor", file=False)
+    command("schema", "print the JSON Schema of sweep files, for editors", file=False)
     return main_parser
 
 
@@ -129,39 +129,37 @@ def _version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    # A belief over a few thousand trials is many small products: threads would wait for each other and for the workers.
+    # The surrogate of a few thousand trials takes many small products: threads would compete with the workers.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     given = parser().parse_args(arguments)
     if os.getcwd() not in sys.path:  # noqa: PTH109 - the same text as sys.path holds
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109 - `job: my_module:train` lies where the command is started
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109 - `job: my_module:train` is in the folder of the command
     from orchestrator.errors import UserError
 
     try:
-        from orchestrator import commands
+        from orchestrator.commands import run_command
 
-        return commands.COMMANDS[given.command](given)
+        return run_command(given)
     except UserError as error:
         print(f"phasefront {given.command}: {error.text}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output left, e.g. `phasefront status x.yaml | head`
+    except BrokenPipeError:  # as in `phasefront status x.yaml | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that the interpreter's last flush is quiet
         return 0
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in _OURS:
-            print(
-                f"phasefront {given.command}: {error.name} is not installed: install phasefront with its libraries "
-                "(make install)",
-                file=sys.stderr,
-            )
+            step = "install phasefront with its libraries (make install)"
+            print(f"phasefront {given.command}: {error.name} is not installed: {step}", file=sys.stderr)
             return EXIT_MISTAKE
         import traceback
 
         traceback.print_exc()
         print(
-            f"phasefront {given.command}: this is a fault of phasefront, not of your sweep. Please report it with "
-            f"the lines above and the version ({_version()}). What was recorded is safe: the same command goes on.",
+            f"phasefront {given.command}: this is a bug in phasefront, not in your sweep. Please report it with the "
+            f"lines above and the version ({_version()}). Recorded results are safe; run the same command again "
+            "to resume.",
             file=sys.stderr,
         )
         return EXIT_FAULT

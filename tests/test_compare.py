@@ -193,8 +193,8 @@ def test_the_command_compares_folders_and_tables_and_draws(tmp_path: Path, capsy
     [
         (lambda at: at / "nowhere", "is not there"),
         (lambda at: at, "is not there"),
-        (lambda at: at / "text.parquet", "is no table of trials"),
-        (lambda at: at / "other.parquet", "is no table of trials"),
+        (lambda at: at / "text.parquet", "is not a table of trials"),
+        (lambda at: at / "other.parquet", "is not a table of trials"),
         (lambda at: at / "thin.parquet", "two numeric axes must vary together, and running it again would not change"),
         (lambda at: at / "unfinished.parquet", "next:  phasefront run, then compare"),
         (lambda at: at / "else.parquet", "cannot be compared"),

@@ -99,9 +99,14 @@ def loaded(tmp_path: Path, text: str, name: str = "sweep") -> Sweep:
 @pytest.mark.parametrize(
     ("until", "budget", "asked", "says"),
     [
-        (0.0001, 64, 64, "the aim of 0.01% was not reached: the budget is spent; go on with `--set search.budget=128`"),
-        (0.0001, 90, 64, "the aim of 0.01% is not reached yet: 64 of at most 90 trials were asked"),
-        (0.9, 90, 64, "the aim of 90% was reached after 64 trials: `until` ends the search"),
+        (
+            0.0001,
+            64,
+            64,
+            "the uncertain area of 0.01% was not reached within the budget; continue with `--set search.budget=128`",
+        ),
+        (0.0001, 90, 64, "the uncertain area of 0.01% is not reached yet: 64 of at most 90 trials have run"),
+        (0.9, 90, 64, "the uncertain area of 90% was reached after 64 trials: `until` ends the search"),
     ],
 )
 def test_a_search_says_whether_it_has_reached_its_aim(
@@ -119,10 +124,10 @@ def test_a_larger_budget_is_no_help_where_the_grid_is_spent(tmp_path: Path) -> N
     sweep = loaded(tmp_path, GRID + "search: {kind: boundary, budget: 64, until: {uncertain_area: 0.0001}}\n")
     trials = sweep.trials()
     published = publish_record(sweep, trials, recorded(sweep, trials))
-    assert published.notes[-1].endswith("all 24 trials of its grid were asked; give the axes more points")
+    assert published.notes[-1].endswith("with all 24 trials of the grid; give the axes more points")
     part = loaded(tmp_path, GRID + "search: {kind: boundary, budget: 20, until: {uncertain_area: 0.0001}}\n")
     published = publish_record(part, trials[:20], recorded(part, trials[:20]))
-    assert published.notes[-1].endswith("go on with `--set search.budget=24`")
+    assert published.notes[-1].endswith("continue with `--set search.budget=24`")
 
 
 def test_a_search_that_saw_one_label_has_found_no_boundary_and_saved_nothing(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_trial_replayed_alone_is_the_recorded_one_within_the_tolerance(
     record: Query, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert replay(trial_runs(record)[2], "--alone") == 0
-    assert "alone: as asked" in capsys.readouterr().out
+    assert "alone: as requested" in capsys.readouterr().out
 
 
 def test_a_curve_that_was_changed_in_the_last_bit_is_found(record: Query, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,13 @@
-"""compare: two phase maps and their difference."""
+"""compare: draw two phase maps and their difference."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
-from orchestrator.tracking.address import shown
 
 if TYPE_CHECKING:
     from orchestrator.axes import Axis
@@ -15,54 +15,48 @@ if TYPE_CHECKING:
     from orchestrator.phases.table import TrialTable
 
 TABLE = "trials.parquet"
-_KINDS = ("a sweep file (.yaml)", f"a folder with {TABLE}", "a table of trials (.parquet)")
+_VALID = ("a sweep file (.yaml)", f"a folder with {TABLE}", "a table of trials (.parquet)")
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Draw two maps by the same classifier, and say in how much of the area they differ."""
+    """Draw two maps by the same classifier, and print the share of the area in which they differ."""
     from orchestrator.phases.compare import NotComparable, report
     from orchestrator.phases.compare import compare as compare_maps
     from orchestrator.phases.draw.png_compare import draw_comparison
 
     sides = [_read(Path(given)) for given in (arguments.first, arguments.second)]
-    for given, one in zip((arguments.first, arguments.second), sides, strict=True):
-        if not one.map.fitted:
-            raise _without_map(str(given), one)
+    for given, side in zip((arguments.first, arguments.second), sides, strict=True):
+        if not side.map.fitted:
+            raise _without_map(str(given), side)
     try:
-        found = compare_maps(sides[0], sides[1])
+        comparison = compare_maps(*sides)
     except NotComparable as error:
-        raise UserError(
-            f"these two cannot be compared: {error}",
-            place=f"{arguments.first}, {arguments.second}",
-            next_step="compare sweeps over the same axes, with ranges that overlap",
-        ) from error
-    print("\n".join(report(found)))
+        rule, place = f"these two cannot be compared: {error}", f"{arguments.first}, {arguments.second}"
+        next_step = "compare sweeps over the same axes, with ranges that overlap"
+        raise UserError(rule, place=place, next_step=next_step) from error
+    print("\n".join(report(comparison)))
     output = Path(arguments.output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        draw_comparison(found, output)
+        draw_comparison(comparison, output)
     except OSError as error:
         raise UserError(f"cannot be written: {error}", place=str(output), next_step="give another -o") from error
     print(f"picture: {output}")
     return 0
 
 
-def _without_map(given: str, one: Side) -> UserError:
+def _without_map(given: str, side: Side) -> UserError:
     """Why there is nothing to compare, and what can be done about it."""
-    if any(len(each.slice.axes) >= 2 for each in one.map.slices):
-        return UserError(
-            "has no map: no trial has finished where two numeric axes vary",
-            place=given,
-            next_step="phasefront run, then compare",
-        )
-    numeric = sorted({axis.name for each in one.map.slices for axis in each.slice.axes})
-    listed = ", not listed as `values`" if one.note.search else " and three or more values each"
+    if any(len(part.slice.axes) >= 2 for part in side.map.slices):
+        rule = "has no map: no trial has finished where two numeric axes vary"
+        return UserError(rule, place=given, next_step="phasefront run, then compare")
+    numeric = ", ".join(sorted({axis.name for part in side.map.slices for axis in part.slice.axes}))
+    listed = ", not listed as `values`" if side.note.search else " and three or more values each"
     return UserError(
         "has no map: two numeric axes must vary together, and running it again would not change that",
         place=given,
-        value=", ".join(numeric) or "no numeric axis varies",
-        next_step=f"compare sweeps with two numeric axes{listed}; what a sweep with fewer shows, "
-        "`phasefront map` draws",
+        value=numeric or "no numeric axis varies",
+        next_step=f"compare sweeps with two numeric axes{listed}; `phasefront map` draws a sweep with fewer",
     )
 
 
@@ -71,38 +65,28 @@ def _read(path: Path) -> Side:
         return _of_sweep(path)
     file = path / TABLE if path.is_dir() else path
     if not file.exists():
-        raise UserError("is not there", place=str(file), choices=_KINDS, next_step="name a sweep that was run")
+        raise UserError("is not there", place=str(file), choices=_VALID, next_step="name a sweep that was run")
     return _of_table(file)
 
 
 def _of_sweep(path: Path) -> Side:
     """From the record alone, as `map` draws it."""
-    from orchestrator.commands.searching import trials_at_hand
-    from orchestrator.commands.wiring import open_tracker
+    from orchestrator.commands.searching import known_trials
+    from orchestrator.commands.wiring import nothing_recorded, open_tracker
     from orchestrator.phases.compare import side
     from orchestrator.phases.table import collect, note_of
     from orchestrator.records import Status
     from orchestrator.sweep.sweep import Sweep
 
     sweep = Sweep.load(path)
-    tracker = open_tracker(sweep)
-    try:
-        trials = trials_at_hand(sweep, tracker)
+    with contextlib.closing(open_tracker(sweep)) as tracker:
+        trials = known_trials(sweep, tracker)
         rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
-    finally:
-        tracker.close()
     if not rows:
-        raise UserError(
-            "nothing is recorded of this sweep yet",
-            place=str(path),
-            value=f"{shown(sweep.tracking.uri)}, experiment {sweep.tracking.experiment}",
-            next_step=f"phasefront run {path}",
-        )
-    table = collect(trials, rows)
-    fingerprint = sweep.thresholds_fingerprint()
-    stale = sum(
-        row.recorded.status is Status.FINISHED and row.recorded.thresholds != fingerprint for row in rows.values()
-    )
+        raise nothing_recorded(sweep, str(path), f"phasefront run {path}")
+    table, fingerprint = collect(trials, rows), sweep.thresholds_fingerprint()
+    finished = [row.recorded for row in rows.values() if row.recorded.status is Status.FINISHED]
+    stale = sum(recorded.thresholds != fingerprint for recorded in finished)
     return side(note_of(sweep, search=sweep.is_search, job=sweep.job), table, stale=stale)
 
 
@@ -116,12 +100,8 @@ def _of_table(file: Path) -> Side:
     try:
         table, note = read_table(file), read_note(file)
     except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(
-            f"is no table of trials: {error}",
-            place=str(file),
-            choices=_KINDS,
-            next_step="give a sweep file, or the folder that its map lies in",
-        ) from error
+        rule, next_step = f"is not a table of trials: {error}", "give a sweep file, or the folder of its map"
+        raise UserError(rule, place=str(file), choices=_VALID, next_step=next_step) from error
     if note is None:
         phases = sorted({phase for phase in table.phase if phase is not None})
         name = file.stem if file.name != TABLE else file.resolve().parent.name

@@ -1,27 +1,26 @@
-"""map, and the end of run: from the record to the phase diagram and its files."""
+"""map, and the end of run: draw the phase diagram from the record, and keep its files."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.inspect import command_line
-from orchestrator.commands.searching import history, trials_at_hand
-from orchestrator.commands.wiring import load_sweep, open_tracker, sweep_record
+from orchestrator.commands.searching import history, known_trials
+from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, sweep_record
 from orchestrator.records import Status
 from orchestrator.relabel import relabel_stale
 from orchestrator.sweep.file import MOST_BUDGET
-from orchestrator.tracking.address import shown
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
 
 if TYPE_CHECKING:
     from orchestrator.phases.publish import Published
     from orchestrator.phases.publish_map import Drawing
-    from orchestrator.phases.table import TableNote
     from orchestrator.runner import Summary
     from orchestrator.sweep.sweep import Sweep
 
@@ -36,14 +35,15 @@ def publish_record(
 ) -> Published:
     """Draw what is recorded of these trials, and keep the files and the search's curve with the parent run.
 
-    The metrics are those to annotate: the last value of a curve is `map/<name>` there.
-
     Args:
-        sweep: what was asked.
-        trials: all its trials so far, in the order in which they were asked.
-        tracker: the record.
-        classifier: whether the classifier draws a grid's map; a search's it always does.
-        history: (trials, uncertain area) as a search went, where that is known.
+        sweep: The sweep.
+        trials: All its trials so far, in the order in which they were asked for.
+        tracker: Its record.
+        classifier: Whether the classifier draws the map of a grid; that of a search it always draws.
+        history: (trials, uncertain area) in the course of a search, where it is known.
+
+    Returns:
+        The files, notes and metrics; the last value of a curve is the metric `map/<name>`.
     """
     from orchestrator.phases.publish import publish
 
@@ -55,67 +55,60 @@ def publish_record(
     left = tracker.detach(published.gone)
     for name, points in published.curves.items():
         tracker.trace(name, points)
-    # A curve's last point is that of the search; this map may be drawn under other thresholds.
+    # The last point of a curve is the search's own; this map may be drawn under other thresholds.
     metrics = {f"map/{name}" if name in published.curves else name: v for name, v in published.metrics.items()}
     warnings = published.warnings
     if replaced:
         warnings += (replaced,)
     if left:
-        names = ", ".join(left)
-        warnings += (f"the artifacts {names} are of an earlier map, and cannot be deleted where they are kept",)
+        warnings += (f"artifacts of an earlier map that the artifact store cannot delete: {', '.join(left)}",)
     notes = (*published.notes, *_end_of_search(sweep, len(trials), published.metrics.get("uncertain_area")))
     return replace(published, metrics=metrics, warnings=warnings, notes=notes)
 
 
-def _drawn_sweep(sweep: Sweep) -> TableNote | None:
-    """What the table in the output folder says of the sweep whose map lies there; None where there is none."""
+def _of_another(sweep: Sweep) -> str | None:
+    """A warning where the map in the output folder belongs to another sweep."""
     from orchestrator.phases.table import read_note
 
     try:
-        return read_note(sweep.output / "trials.parquet")
-    except (OSError, ValueError, KeyError, TypeError):  # no table of ours: what pyarrow raises is a ValueError
+        note = read_note(sweep.output / "trials.parquet")
+    except (OSError, ValueError, KeyError, TypeError):  # not a table that `map` wrote: pyarrow raises a ValueError
         return None
-
-
-def _of_another(sweep: Sweep) -> str | None:
-    """That the map in the output folder is of another sweep, in words, where it is."""
-    there = _drawn_sweep(sweep)
-    if there is None or there.sweep_id in ("", sweep.id):
+    if note is None or note.sweep_id in ("", sweep.id):
         return None
     return (
-        f"{sweep.output} held the map of another sweep, {there.name} ({there.sweep_id[:12]}), which this one has "
-        "replaced. To keep both, give one of them another `name:`, or a folder of its own: --set output=FOLDER"
+        f"{sweep.output} held the map of another sweep, {note.name} ({note.sweep_id[:12]}); it was replaced. "
+        "To keep both, give one of them another `name:` or another folder: --set output=FOLDER"
     )
 
 
 def _end_of_search(sweep: Sweep, asked: int, area: float | None) -> list[str]:
-    """Whether a search has reached the aim that its `until` sets, in words; nothing where it sets none."""
-    until = sweep.search.until
-    if not sweep.is_search or until is None or area is None:
+    """A note on whether a search has reached the uncertain area of its `until`; none without one."""
+    goal, grid = sweep.uncertain_area, sweep.grid_size
+    if not sweep.is_search or goal is None or area is None:
         return []
     from orchestrator.phases.text import percent, plural
 
-    aim = f"the aim of {percent(until.uncertain_area)}"
-    if area <= until.uncertain_area:
-        return [f"{aim} was reached after {plural(asked, 'trial')}: `until` ends the search"]
+    share = f"the uncertain area of {percent(goal)}"
+    if area <= goal:
+        return [f"{share} was reached after {plural(asked, 'trial')}: `until` ends the search"]
     if asked < sweep.most_trials:
-        return [f"{aim} is not reached yet: {asked:,} of at most {plural(sweep.most_trials, 'trial')} were asked"]
-    grid = sweep.grid_size
+        return [f"{share} is not reached yet: {asked:,} of at most {plural(sweep.most_trials, 'trial')} have run"]
     if grid is not None and asked >= grid:
-        return [f"{aim} was not reached: all {plural(grid, 'trial')} of its grid were asked; give the axes more points"]
-    more = min(2 * sweep.most_trials, MOST_BUDGET, *([] if grid is None else [grid]))
-    return [f"{aim} was not reached: the budget is spent; go on with `--set search.budget={more}`"]
+        return [f"{share} was not reached with all {plural(grid, 'trial')} of the grid; give the axes more points"]
+    more = min(2 * sweep.most_trials, MOST_BUDGET, MOST_BUDGET if grid is None else grid)
+    return [f"{share} was not reached within the budget; continue with `--set search.budget={more}`"]
 
 
 def drawing_of(sweep: Sweep, history: Sequence[tuple[int, float]] = ()) -> Drawing:
-    """How the classifier draws a sweep: what its search looks for, or the phases of a grid."""
+    """How the classifier draws a sweep: the target of its search, or the phases of a grid."""
     from orchestrator.phases.publish_map import Drawing
 
     return Drawing(target=sweep.search.target, search=True, history=history) if sweep.is_search else Drawing()
 
 
 SUMMARY = "run.json"
-"""What the last run that did something did and took, beside the diagram and with the parent run."""
+"""What the last run that changed something did, and its times: beside the diagram and with the parent run."""
 
 
 def keep_summary(sweep: Sweep, summary: Summary, tracker: Tracker, parent: str) -> None:
@@ -131,7 +124,7 @@ def keep_summary(sweep: Sweep, summary: Summary, tracker: Tracker, parent: str) 
 
 
 def is_published(sweep: Sweep, summary: Summary, parent: str) -> bool:
-    """Whether this run changed nothing, and an earlier one has drawn the whole sweep as it is recorded."""
+    """Whether this run changed nothing, and an earlier run has drawn the sweep as it is recorded."""
     if summary.done or summary.failed or summary.relabelled:
         return False
     try:
@@ -146,7 +139,7 @@ def is_published(sweep: Sweep, summary: Summary, parent: str) -> bool:
 
 
 def print_files(published: Published) -> None:
-    """What the map says, and where the files are."""
+    """Print the notes, files and warnings of a map."""
     for note in published.notes:
         print(note)
     for name, path in sorted(published.files.items()):
@@ -156,34 +149,20 @@ def print_files(published: Published) -> None:
 
 
 def map_(arguments: argparse.Namespace) -> int:
-    """Rebuild the diagram from the record alone; phases under other thresholds are reduced anew."""
+    """Rebuild the diagram from the record alone; trials labelled under other thresholds are labelled anew."""
     sweep = load_sweep(arguments)
-    tracker = open_tracker(sweep)
-    try:
-        trials = trials_at_hand(sweep, tracker)
+    with contextlib.closing(open_tracker(sweep)) as tracker:
+        trials = known_trials(sweep, tracker)
         recorded = tracker.index([trial.id for trial in trials])
         if not recorded:
-            from orchestrator.errors import UserError
-
-            raise UserError(
-                "nothing is recorded of this sweep yet",
-                place=str(arguments.file),
-                value=f"{shown(sweep.tracking.uri)}, experiment {sweep.tracking.experiment}",
-                next_step=command_line(arguments, "run"),
-            )
-        # A run may be under way, and what its status says is its own.
-        tracker.open_sweep(sweep_record(sweep), running=False)
-        fingerprint = sweep.thresholds_fingerprint()
+            raise nothing_recorded(sweep, str(arguments.file), command_line(arguments, "run"))
+        tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
         finished = [t for t in trials if t.id in recorded and recorded[t.id].status is Status.FINISHED]
-        stale = [trial for trial in finished if recorded[trial.id].thresholds != fingerprint]
-        relabelled = sum(
-            result.status is Status.FINISHED
-            for result in relabel_stale(tracker, sweep.job_object(), stale, sweep.thresholds())
-        )
+        stale = [t for t in finished if recorded[t.id].thresholds != sweep.thresholds_fingerprint()]
+        results = relabel_stale(tracker, sweep.job_object(), stale, sweep.thresholds())
+        relabelled = sum(result.status is Status.FINISHED for result in results)
         published = publish_record(sweep, trials, tracker, classifier=arguments.classifier, history=history(sweep))
         tracker.annotate(published.metrics)
-    finally:
-        tracker.close()
     print(f"{len(finished)} of {len(trials)} trials are finished")
     if relabelled:
         print(f"{relabelled} were labelled anew under the thresholds of {arguments.file}")

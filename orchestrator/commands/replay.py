@@ -12,7 +12,10 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 
 
 def replay(arguments: argparse.Namespace) -> int:
-    """0 where the curve is the recorded one (bit for bit in the same setting, else within tolerance), 1 where not."""
+    """Exit code 0 where the curve is the recorded one, 1 where it is not.
+
+    It must be equal bit for bit in the same environment and pack, and within the tolerance otherwise.
+    """
     from jobs.catalogue import load_job
     from jobs.job import JobNotFound, Member, ParamError
     from orchestrator.commands.wiring import local_gpus
@@ -33,8 +36,8 @@ def replay(arguments: argparse.Namespace) -> int:
         raise UserError(
             "the job must have the version that the trial was trained with",
             place=f"run {trial.run_id}",
-            value=f"{trial.job} is of version {job.version} here, and was of version {trial.trained.version}",
-            next_step="check out the code of that version to replay it; a new run trains the trial anew",
+            value=f"{trial.job} has version {job.version} here, and had version {trial.trained.version}",
+            next_step="check out the code of that version to replay the trial; `phasefront run` trains it anew",
         )
     pack = [] if arguments.alone else source.pack(trial)
     whole = len(pack) == trial.trained.of
@@ -55,13 +58,14 @@ def replay(arguments: argparse.Namespace) -> int:
     if whole:
         print(f"pack      {len(members)} trials, as it was")
     else:
-        why = "as asked" if arguments.alone else f"{trial.trained.of - 1} others were with it, and are not all recorded"
+        why = f"not all of the {trial.trained.of - 1} others in its pack are recorded"
+        why = "as requested" if arguments.alone else why
         print(f"pack      alone: {why}" if trial.trained.of > 1 else "pack      alone, as it was")
     print("setting   " + ("as it was" if not differences else "differs (then, now): " + "; ".join(differences)))
     same_setting = not differences and (whole or trial.trained.of == 1)
     try:
         again = train_again(job, members, trial.trained.at if whole else 0, device=device)
-    except Exception as error:  # the job's own: nothing of it is a fault of this program
+    except Exception as error:  # raised by the job's own code
         print(f"result    its training failed: {last_line(str(error)) or type(error).__name__}")
         return 1
     found = compare(trial.curves, again, tolerance=arguments.tolerance)
@@ -85,8 +89,8 @@ def replay(arguments: argparse.Namespace) -> int:
 
 
 def _is_processor(device: str) -> bool:
-    """Whether a recorded device names a processor's instruction set, not a GPU."""
+    """Whether a recorded device is a CPU, named by its instruction set."""
     return device.split()[0].lower() in ("x86_64", "amd64", "aarch64", "arm64")
 
 
-_FOLDER = "start the command in the folder that holds the job's module, with the code that trained the trial"
+_FOLDER = "run the command in the folder of the job's module, with the code that trained the trial"

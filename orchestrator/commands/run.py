@@ -1,4 +1,4 @@
-"""run: everything wired together, signals included."""
+"""run: all parts of a run together, with its signals."""
 
 from __future__ import annotations
 
@@ -9,71 +9,68 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.browse import browse_lines
 from orchestrator.commands.inspect import FAILURES_SHOWN, command_line, failure_line
 from orchestrator.commands.publishing import is_published, keep_summary, print_files, publish_record
-from orchestrator.commands.searching import examples, history, opened_sampler, trials_at_hand
+from orchestrator.commands.searching import history, known_trials, opened_sampler
 from orchestrator.commands.wiring import (
-    calibration_for,
     load_sweep,
     make_planner,
     make_pool,
+    measured,
     open_tracker,
     resources_at_hand,
-    states_cost,
     sweep_record,
 )
 from orchestrator.dispatch.base import Dispatcher
 from orchestrator.progress import duration, for_stream, phase_counts
 from orchestrator.records import Status
 from orchestrator.runner import Runner, Summary
-from orchestrator.tracking.address import shown
 
 if TYPE_CHECKING:
     from orchestrator.plan.planner import Planner
     from orchestrator.sweep.sweep import Sweep
-    from orchestrator.trial import Trial
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 LEAVE_AFTER_S = 2.0
-"""Ray kills a stopped job after three seconds; letting go of a Ray that was started here may take longer."""
+"""Ray kills a stopped job after three seconds; shutting down a Ray that was started here may take longer."""
+SAMPLE = 64
+"""Trials of a search from which costs are estimated before it starts."""
 
 
-class Stopped(BaseException):
-    """A signal came while no trial ran: there is nothing to stop but ourselves."""
+class Interrupted(BaseException):
+    """A signal came while no trial ran: the command ends at once."""
 
 
 class Stopper:
-    """Turns the first signal into a stop of the run, and the second into the end of the process."""
+    """Stops the run at the first signal, and ends the process at the second."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
         self.signal: int = signal.SIGINT
         self.recorded = threading.Event()
-        """Set once the record says how every trial stands: from then on the process may end at once."""
+        """Set once the status of every trial is recorded: from then on the process may end at any time."""
         self.at_once = True
-        """Before and after the trials a signal raises `Stopped`: starting Ray may take longer than a stop should."""
+        """Whether a signal raises `Interrupted`: before and after the trials, as starting Ray can take long."""
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take over the signals; again after anything that may have taken them (Ray does)."""
+        """Handle the signals; called again after Ray has installed its own handlers."""
         for number in SIGNALS:
             before = signal.signal(number, self._handle)
             self._before.setdefault(number, before)
 
     def restore(self) -> None:
-        """Give the signals back."""
+        """Reinstall the handlers that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _leave(self) -> None:
-        """End the process as soon as the record is whole; a Ray that was started here dies with it."""
+        """End the process as soon as the record is complete; a Ray that was started here dies with it."""
         self.recorded.wait()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -89,12 +86,12 @@ class Stopper:
         leave.daemon = True
         leave.start()
         if self.at_once:
-            raise Stopped
+            raise Interrupted
 
 
 @contextlib.contextmanager
 def watched_signals() -> Iterator[Stopper]:
-    """A stopper in force."""
+    """A stopper that handles the signals."""
     stopper = Stopper()
     stopper.install()
     try:
@@ -110,8 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
     with watched_signals() as stopper:
         try:
             return _run(arguments, sweep, stopper, began)
-        except Stopped:
-            print(f"stopped. To go on: {_again(arguments)}", file=sys.stderr)
+        except Interrupted:
+            print(f"stopped. To resume: {command_line(arguments, 'run')}", file=sys.stderr)
             return 128 + stopper.signal
 
 
@@ -122,8 +119,10 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
         parent = tracker.open_sweep(sweep_record(sweep))
         try:
             most = f"at most {sweep.most_trials} trials" if sweep.is_search else f"{sweep.most_trials} trials"
-            progress.say(f"sweep {sweep.name}: {most}, recorded in {shown(sweep.tracking.uri)} (run {parent})")
-            planner, workers = _planner(arguments, sweep, examples(sweep))
+            progress.say(f"sweep {sweep.name}: {most}, recorded in {sweep.record_shown} (run {parent})")
+            workers, device = resources_at_hand(sweep, inline=arguments.inline)
+            trials = sweep.sample(SAMPLE) if sweep.is_search else sweep.trials()
+            planner = make_planner(sweep, measured(sweep, trials, device), workers=workers)
             with opened_sampler(sweep, tracker, workers=workers) as sampler:
                 runner = Runner(
                     job_name=sweep.job,
@@ -148,11 +147,11 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
             if is_published(sweep, summary, parent):
                 print(f"nothing to do: all {summary.skipped} trials are recorded, and drawn in {sweep.output}")
             elif not arguments.no_map and (summary.done or summary.skipped):
-                published = publish_record(sweep, trials_at_hand(sweep, tracker), tracker, history=history(sweep))
+                published = publish_record(sweep, known_trials(sweep, tracker), tracker, history=history(sweep))
                 metrics = published.metrics
                 keep_summary(sweep, summary, tracker, parent)
                 print_files(published)
-        except Stopped:
+        except Interrupted:
             tracker.end_sweep(Status.KILLED.value, {})
             raise
         except BaseException:
@@ -166,13 +165,6 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
         tracker.close()
     _report(arguments, sweep, summary, pages, seconds=time.monotonic() - began)
     return 1 if failed else 0
-
-
-def _planner(arguments: argparse.Namespace, sweep: Sweep, trials: Sequence[Trial]) -> tuple[Planner, int]:
-    """The planner, and for how many workers it is."""
-    workers, device = resources_at_hand(sweep, inline=arguments.inline)
-    calibration = calibration_for(device, needed=states_cost(sweep, trials))
-    return make_planner(sweep, calibration, workers=workers), workers
 
 
 def _pool(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> Callable[[], Dispatcher]:
@@ -190,7 +182,7 @@ def _pool(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> Call
 
 
 def _learn(planner: Planner, summary: Summary, *, inline: bool) -> None:
-    """Correct the next estimate by what this run took."""
+    """Keep what this run took, for the estimates of later ones."""
     from orchestrator.plan.calibration import save
 
     if summary.trained:
@@ -207,18 +199,15 @@ def _learn(planner: Planner, summary: Summary, *, inline: bool) -> None:
         )
 
 
-def _again(arguments: argparse.Namespace) -> str:
-    return command_line(arguments, "run")
-
-
 def _say_stopped(arguments: argparse.Namespace, summary: Summary, stopper: Stopper) -> None:
     kept = summary.done + summary.skipped
-    print(f"stopped: {kept} trials are finished, {summary.killed} were cut short. To go on: {_again(arguments)}")
+    again = command_line(arguments, "run")
+    print(f"stopped: {kept} trials are finished, {summary.killed} were interrupted. To resume: {again}")
     stopper.recorded.set()
 
 
 def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, pages: list[str], *, seconds: float) -> None:
-    """The end of a run that took so many seconds in all, for people."""
+    """Print the result of a run that took `seconds` in all."""
     took = f" in {duration(seconds)} ({duration(summary.seconds)} of it from first pack to last)"
     print(
         f"{summary.done} trials finished"
@@ -231,33 +220,27 @@ def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, pages
         print(f"phases: {phase_counts(summary.phases)}")
     if summary.done and not summary.measured:
         print(f"warning: {_not_measured(sweep)}")
-    print("\n".join([f"curves    {shown(sweep.tracking.uri)}, experiment {sweep.tracking.experiment}", *pages]))
-    for failure in summary.failures[:FAILURES_SHOWN]:
-        line = failure_line(failure.trial, failure.error, varied=[axis.name for axis in sweep.axes])
-        print(line, file=sys.stderr)
+    print("\n".join([f"curves    {sweep.record_shown}", *pages]))
+    again = command_line(arguments, "run")
+    lines = [failure_line(failure.trial, failure.error, sweep) for failure in summary.failures[:FAILURES_SHOWN]]
     if summary.failed:
-        print(
-            f"{summary.failed} trials failed; their tracebacks: {command_line(arguments, 'status')}, or the tag of "
-            f"each run. They run again with: {_again(arguments)}",
-            file=sys.stderr,
-        )
+        tracebacks = f"their tracebacks: {command_line(arguments, 'status')}, or the tag of each run"
+        lines.append(f"{summary.failed} trials failed; {tracebacks}. To run them again: {again}")
     if summary.gave_up:
-        print(
-            f"stopped early: {summary.gave_up}\nmend the job or the sweep, then: {_again(arguments)}", file=sys.stderr
-        )
+        lines.append(f"stopped early: {summary.gave_up}\ncorrect the job or the sweep, then: {again}")
+    if lines:
+        print("\n".join(lines), file=sys.stderr)
 
 
 def _not_measured(sweep: Sweep) -> str:
-    """What to do about a job whose trials end without a word."""
+    """What to do about a job whose trials end without reporting a metric."""
     from jobs.function import FunctionJob
 
-    told = (
-        f"no metric was reported by the trials of {sweep.job}, so they have no curves, and their phases say nothing\n"
-        "  next:  "
-    )
+    step = "yield jobs.job.Report with values from train, and raise the job's version"
     if isinstance(sweep.job_object(), FunctionJob):
-        return told + (
+        step = (
             "call report(step, loss=...) in the function, or return a dict such as {'accuracy': ...}; then set "
             "train.version = 2 (one more than it was) beside the function, so that the trials run again"
         )
-    return told + "yield jobs.job.Report with values from train, and raise the job's version"
+    rule = f"no metric was reported by the trials of {sweep.job}, so they have no curves and no meaningful phases"
+    return f"{rule}\n  next:  {step}"

@@ -1,4 +1,4 @@
-"""From a sweep to the parts that serve it: where implementations are chosen."""
+"""From a sweep to its tracker, workers and planner: where implementations are chosen."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.dispatch.base import Dispatcher
+from orchestrator.errors import UserError
 from orchestrator.plan.calibration import Calibration, Machine
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
     from orchestrator.trial import Trial
 
 CPU_MEMORY_SHARE = 0.6
-"""Share of the machine's memory that all workers together may plan with."""
+"""Share of the machine's memory that all workers together may use."""
 GPU_MEMORY_SHARE = 0.8
 GPU_MEMORY_BYTES = 16e9
-"""Assumed for a GPU that nobody measured."""
+"""Assumed for a GPU that was not measured."""
 
 
 def load_sweep(arguments: argparse.Namespace) -> Sweep:
@@ -41,10 +42,10 @@ def load_sweep(arguments: argparse.Namespace) -> Sweep:
 
 
 def lasting(sweep: Sweep, folder: Path) -> Sweep:
-    """The sweep with its files where they last, when `folder` is the copy that Ray made for a submitted job.
+    """The sweep with permanent places for its files, where `folder` is Ray's temporary copy for a submitted job.
 
-    Ray deletes that copy; a SQLite record and an output folder named relative to it go to
-    `$PHASEFRONT_HOME` (by default `~/phasefront`) on the head instead.
+    Ray deletes that copy; relative paths of SQLite files and of the output folder are then relative to
+    `$PHASEFRONT_HOME` (by default `~/phasefront`) on the head node.
     """
     if "working_dir_files" not in folder.parts:
         return sweep
@@ -58,7 +59,7 @@ def lasting(sweep: Sweep, folder: Path) -> Sweep:
 
 
 def _lasting_uri(uri: str, home: Path) -> str:
-    """The address of a SQLite file named relative to a folder that does not last, below one that does."""
+    """The address of a SQLite file; a relative path becomes one below `home`."""
     scheme, separator, path = uri.partition(":///")
     if not separator or scheme not in ("sqlite", "phasefront-sqlite") or path.startswith("/"):
         return uri
@@ -67,7 +68,7 @@ def _lasting_uri(uri: str, home: Path) -> str:
 
 
 def sweep_record(sweep: Sweep) -> SweepRecord:
-    """What the parent run says."""
+    """What the parent run records of the sweep."""
     from orchestrator.tracking.base import SweepRecord
 
     return SweepRecord(
@@ -81,20 +82,26 @@ def sweep_record(sweep: Sweep) -> SweepRecord:
 
 
 def open_tracker(sweep: Sweep) -> Tracker:
-    """The record that the sweep names."""
+    """The tracker at the sweep's address."""
     from orchestrator.tracking import factory
 
     tracking = sweep.tracking
     return factory.open_tracker(tracking.uri, experiment=tracking.experiment, artifacts=tracking.artifacts)
 
 
+def nothing_recorded(sweep: Sweep, place: str, run: str) -> UserError:
+    """The error of a command that needs a record where there is none; `run` is the command that makes one."""
+    rule = "nothing is recorded of this sweep yet"
+    return UserError(rule, place=place, value=sweep.record_shown, next_step=run)
+
+
 def on_cluster() -> bool:
-    """Whether packs go to a Ray cluster that somebody else started."""
+    """Whether packs run on a Ray cluster that is already started."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
 def resources_at_hand(sweep: Sweep, *, inline: bool) -> tuple[int, str]:
-    """(workers, device type) that a run would have now; connects to a cluster, but starts none."""
+    """(workers, device type) that a run would use now; connects to a cluster, but does not start one."""
     wanted = sweep.resources
     if inline:
         return 1, inline_device(sweep)
@@ -121,7 +128,7 @@ def cores() -> int:
 
 
 def local_gpus() -> int:
-    """NVIDIA devices of this machine, as far as they are visible to this process."""
+    """NVIDIA devices of this machine that are visible to this process."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
@@ -129,12 +136,12 @@ def local_gpus() -> int:
 
 
 def inline_device(sweep: Sweep) -> str:
-    """The device of packs in this very process."""
+    """The device of packs that run in this process."""
     return ("cuda" if local_gpus() else "cpu") if sweep.resources.device == "auto" else sweep.resources.device
 
 
 def make_pool(sweep: Sweep, *, inline: bool) -> Callable[[], Dispatcher]:
-    """Makes the pool of workers when it is called."""
+    """A function that starts the pool of workers."""
     resources = sweep.resources
 
     def make() -> Dispatcher:
@@ -157,15 +164,8 @@ def make_pool(sweep: Sweep, *, inline: bool) -> Callable[[], Dispatcher]:
     return make
 
 
-def calibration_for(device: str, *, needed: bool) -> Calibration:
-    """What is known of the machine; measured now where that is needed and was never done."""
-    from orchestrator.plan.calibration import load
-
-    return load(device, probe=needed)
-
-
 def make_planner(sweep: Sweep, calibration: Calibration, *, workers: int) -> Planner:
-    """What cuts the sweep's trials into packs, for so many workers."""
+    """The planner that groups the sweep's trials into packs, for a number of workers."""
     from orchestrator.plan.planner import Planner
 
     local = calibration.machine.device == "cpu" and not on_cluster()
@@ -180,7 +180,7 @@ def make_planner(sweep: Sweep, calibration: Calibration, *, workers: int) -> Pla
 
 
 def load_now(planner: Planner) -> float:
-    """By what factor others' use of this machine slows the workers now; 1 where they run elsewhere."""
+    """The factor by which other processes slow the workers of this machine now; 1 for workers elsewhere."""
     from orchestrator.plan.rehearsal import slowdown
 
     machine = planner.calibration.machine
@@ -188,7 +188,7 @@ def load_now(planner: Planner) -> float:
 
 
 def rehearsed(planner: Planner, sweep: Sweep, trials: Sequence[Trial], *, workers: int) -> Planner:
-    """The planner after a few short trainings of packs that it does not know, where they can run here."""
+    """The planner after short trainings of the packs whose cost it does not know, where they can run here."""
     from orchestrator.plan.calibration import save
     from orchestrator.plan.rehearsal import rehearse
 
@@ -202,7 +202,7 @@ def rehearsed(planner: Planner, sweep: Sweep, trials: Sequence[Trial], *, worker
 
 
 def memory_budget(sweep: Sweep, machine: Machine, *, workers: int) -> float:
-    """Bytes that one worker may plan with."""
+    """Bytes that the packs of one worker may use."""
     if sweep.resources.memory_gb is not None:
         return sweep.resources.memory_gb * 1e9
     if machine.device == "cuda":
@@ -212,10 +212,13 @@ def memory_budget(sweep: Sweep, machine: Machine, *, workers: int) -> float:
     return CPU_MEMORY_SHARE * total / (workers if not on_cluster() else max(1, cores()))
 
 
-def states_cost(sweep: Sweep, trials: Sequence[Trial]) -> bool:
-    """Whether the job says what its trials cost: only then is measuring the machine of use."""
-    if not trials:
-        return False
+def measured(sweep: Sweep, trials: Sequence[Trial], device: str) -> Calibration:
+    """The speed of this machine; it is measured now where the job states costs and it never was."""
+    from orchestrator.plan.calibration import load
+
     job = sweep.job_object()
-    cost = job.cost(trials[0].params, extent=job.extent(trials[0].params), models=1)
-    return bool(cost.launches or cost.matmul_flop or cost.element_visits)
+    probe = False
+    if trials:
+        cost = job.cost(trials[0].params, extent=job.extent(trials[0].params), models=1)
+        probe = bool(cost.launches or cost.matmul_flop or cost.element_visits)
+    return load(device, probe=probe)

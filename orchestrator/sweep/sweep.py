@@ -157,6 +157,11 @@ class Sweep:
         return min(limits)
 
     @property
+    def uncertain_area(self) -> float | None:
+        """The share of uncertain area at which a search ends; None where the file gives none."""
+        return self.search.until.uncertain_area if self.search.until else None
+
+    @property
     def search_seed(self) -> int:
         """Base of the search's own random numbers."""
         return self.seed if self.search.seed is None else self.search.seed
@@ -225,6 +230,11 @@ class Sweep:
                 "output": str(self.output),
             }
         )
+
+    @property
+    def record_shown(self) -> str:
+        """Where the sweep is recorded, without a password."""
+        return f"{shown(self.tracking.uri)}, experiment {self.tracking.experiment}"
 
     @property
     def storage_shown(self) -> str:
