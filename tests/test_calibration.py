@@ -162,7 +162,7 @@ def test_a_sweep_that_may_end_early_is_bounded_and_not_guessed() -> None:
     assert "if as early as the last trials of this sweep" in again
     other = words(Calibration(jobs={"grokking": JobHistory(early=0.5)}), slow=3.0)
     assert "if as early as the last trials of this job" in other
-    assert "3.0 times" in other
+    assert "by a factor of 3.0" in other
 
 
 def test_others_use_of_the_machine_stretches_the_estimate() -> None:
