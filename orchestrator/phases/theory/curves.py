@@ -6,7 +6,7 @@ Shapes: K steps of a curve. Curves are read one at a time and kept as sums.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,18 +29,12 @@ MOST_READ = 100
 MOST_METRICS = 2
 
 
-@dataclass(kw_only=True, eq=False)
 class _Sums:
-    """A running mean and sum of squares at each step, of the values that are finite."""
+    """A running mean and sum of squares at each step, of the finite values."""
 
-    step: NDArray[np.int64]
-    count: NDArray[np.int64] = field(init=False)
-    mean: Floats = field(init=False)
-    squares: Floats = field(init=False)
-
-    def __post_init__(self) -> None:
-        size = len(self.step)
-        self.count, self.mean, self.squares = np.zeros(size, dtype=np.int64), np.zeros(size), np.zeros(size)
+    def __init__(self, step: NDArray[np.int64]) -> None:
+        self.step, self.count = step, np.zeros(len(step), dtype=np.int64)
+        self.mean, self.squares = np.zeros(len(step)), np.zeros(len(step))
 
     def add(self, step: NDArray[np.int64], value: Floats) -> None:
         good = np.isfinite(value)
@@ -111,7 +105,7 @@ def read_beside(answers: Answers, table: TrialTable, read: ReadCurves) -> list[C
     owner = {
         table.trial_id[row]: s for s in chosen for row in np.flatnonzero(finished & (answers.setting == s))[:MOST_READ]
     }
-    sums = {s: {name: _Sums(step=np.asarray(p.step)) for name, p in predicted[s].items()} for s in chosen}
+    sums = {s: {name: _Sums(np.asarray(p.step)) for name, p in predicted[s].items()} for s in chosen}
     for trial_id, curves in read(list(owner)):
         for name, kept in sums[owner[trial_id]].items() if trial_id in owner else ():
             if name in curves.values:

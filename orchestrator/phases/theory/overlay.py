@@ -93,20 +93,18 @@ class Overlay:
 def drawn_once(lines: Sequence[Line]) -> list[Line]:
     """The lines without what an earlier one has drawn: two outlines that coincide would fill each other's dashes."""
     drawn: set[frozenset[tuple[float, ...]]] = set()
-    kept: list[Line] = []
+    pieces: list[list[tuple[float, ...]]] = []
     for line in lines:
-        points = [tuple(map(float, point)) for point in line]
-        piece: list[tuple[float, ...]] = []
-        for a, b in itertools.pairwise(points):
+        new = True
+        for a, b in itertools.pairwise(map(tuple, line.tolist())):
             step = frozenset((a, b))
-            if step in drawn:
-                kept += [np.array(piece)] * bool(piece)
-                piece = []
-            else:
-                piece = [*(piece or [a]), b]
+            if step not in drawn:
+                if new:
+                    pieces.append([a])
+                pieces[-1].append(b)
+            new = step in drawn
             drawn.add(step)
-        kept += [np.array(piece)] * bool(piece)
-    return kept
+    return [np.array(piece) for piece in pieces]
 
 
 def _whole_stride(label: NDArray[np.int64]) -> int:
