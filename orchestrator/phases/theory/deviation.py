@@ -86,20 +86,17 @@ class Spread(CellValues):
 
 def spread(setting: NDArray[np.int64], settings: int, column: ObservationColumn) -> Spread:
     """Reduce one observation of N trials, each of a setting (N,), to its `settings` settings."""
-    finite = column.reached & np.isfinite(column.value)
-    where, value = setting[finite], column.value[finite]
-    count = np.bincount(where, minlength=settings)
-    some = np.maximum(count, 1)
-    mean = np.bincount(where, value, minlength=settings) / some
-    # A second pass about the first mean: exact to rounding where the spread is small beside the mean.
-    mean += np.bincount(where, value - mean[where], minlength=settings) / some
-    off = (value - mean[where]) ** 2
-    total = np.bincount(where, off, minlength=settings)
-    largest = np.zeros(settings)
-    np.maximum.at(largest, where, off)
     quantile = ranked_quantile(setting, settings, column)
     values = cell_values(setting, settings, column, quantile)
-    replicates = np.bincount(setting[column.reached | column.censored], minlength=settings)
+    finite, count = column.reached & np.isfinite(column.value), values.reached
+    where, value = setting[finite], column.value[finite]
+    mean = np.bincount(where, value, minlength=settings) / np.maximum(count, 1)
+    # A second pass about the first mean: exact to rounding where the spread is small beside the mean.
+    mean += np.bincount(where, value - mean[where], minlength=settings) / np.maximum(count, 1)
+    off = (value - mean[where]) ** 2
+    total, largest = np.bincount(where, off, minlength=settings), np.zeros(settings)
+    np.maximum.at(largest, where, off)
+    replicates = count + values.censored + values.not_finite
     half = 0.5 / np.sqrt(np.maximum(replicates, 1))
     low, high = quantile(0.5 - half), quantile(0.5 + half)
     with np.errstate(invalid="ignore"):
