@@ -102,8 +102,8 @@ def learning_phase(train: float | Censored, test: float | Censored, gap: float |
 
     Args:
         train: the step at which the training criterion is reached (memorisation).
-        test: the step at which the test criterion is reached (generalisation). "inversion" is a test criterion that is
-            reached although the training criterion is not (Doshi et al. 2024, with wrong labels in the training set).
+        test: the step at which the test criterion is reached (generalisation). Where it is reached although the
+            training criterion is not, the phase is "inversion" (Doshi et al. 2024: wrong labels in the training set).
         gap: steps from `train` to `test`.
         grokking_gap: the gap from which on a trial is "grokking" and not "comprehension".
     """
@@ -128,7 +128,7 @@ def medians_along(
     Args:
         trials: parameters and observations of a sweep's trials.
         axis: the attribute of the parameters that is the axis.
-        hidden: the parameters that make up the axis, which do not tell curves apart.
+        hidden: the parameters that make up the axis, which do not distinguish curves.
         names: the observations; a trial in which one of them is missing or censored is left out.
         not_finite: the value that replaces one that is not finite; None leaves the trial out.
 

@@ -47,11 +47,11 @@ from jobs.job import (
 from jobs.job import Params as ParamsBase
 
 QUEUE_ROWS = 4096
-"""Reports that may wait for the consumer; the function waits when there are as many."""
+"""Reports that may wait for the consumer; when there are as many, the function waits."""
 _POLL_S = 0.05
-"""How long a report may wait before the consumer looks, where the queue does not fill."""
+"""Longest wait of a report before the consumer reads it, where the queue does not fill."""
 _END_S = 1.0
-"""How long closing waits for the function to come to its next report."""
+"""Longest wait at closing for the function to make its next report."""
 _LONGEST_NAME = LONGEST_METRIC_NAME - len("final_")
 _SIGNATURE = "train(params, seed, device, report)"
 
@@ -67,7 +67,7 @@ class OpenParams(ParamsBase):
 @cache
 def _open_type(names: tuple[str, ...], types: tuple[type, ...]) -> type[OpenParams]:
     fields = [(name, kind, param(meaning="parameter of the function")) for name, kind in zip(names, types, strict=True)]
-    # The types are kept as objects: `get_type_hints` has no names to look up.
+    # The types are objects, not strings, so `get_type_hints` has nothing to look up.
     return dataclasses.make_dataclass("OpenParams", fields, bases=(OpenParams,), frozen=True, kw_only=True)
 
 
@@ -109,13 +109,12 @@ class FunctionJob(Job[Any]):
         JobNotFound: the function does not take these arguments, or its annotation is not valid.
         """
         self.function = function
-        declared = _declared_params(function)
+        declared, version = _declared_params(function), getattr(function, "version", 1)
+        if type(version) is not int:
+            rule = f"its attribute version must be a whole number; got {version!r}"
+            raise JobNotFound(f"function {function.__qualname__!r}: {rule}")
         # These are class attributes of other jobs; here they differ between functions.
-        self.__dict__.update(
-            open_params=declared is None,
-            Params=OpenParams if declared is None else declared,
-            version=_version(function),
-        )
+        self.__dict__.update(open_params=declared is None, Params=declared or OpenParams, version=version)
 
     def params_for(self, values: Mapping[str, Any]) -> ParamsBase:
         return open_params(values) if self.open_params else super().params_for(values)
@@ -205,21 +204,11 @@ def _declared_params(function: Callable[..., Any]) -> type[ParamsBase] | None:
     return None
 
 
-def _version(function: Callable[..., Any]) -> int:
-    version = getattr(function, "version", 1)
-    if type(version) is not int:
-        raise JobNotFound(
-            f"function {function.__qualname__!r}: its attribute version must be a whole number; got {version!r}"
-        )
-    return version
-
-
-# The thread that the functions run in, and the queue between it and the reader of the reports: a function pushes its
-# reports, and a job yields them.
+# A function pushes its reports and a job yields them: a thread runs the function, and a queue is between the two.
 
 
 class ReportError(ValueError):
-    """A function's report (or what it returned) breaks a rule: the rule and the value."""
+    """A function's report, or what it returned, breaks a rule; the message has the rule and the value."""
 
 
 class _Cancelled(BaseException):
@@ -266,7 +255,7 @@ class _Channel:
             report.returned(self._function(params, member.seed, self._device, report))
         except _Cancelled:
             raise
-        except BaseException as raised:  # SystemExit too: the other members go on
+        except BaseException as raised:  # SystemExit too: the other members continue
             error = _users_traceback(raised)
         report.release()
         self._ends.append((position, max(report.step, 0), error))

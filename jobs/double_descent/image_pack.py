@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from jobs.data.images import SOURCES, first_images
+from jobs.data.images import first_images
 from jobs.data.labels import noisy_labels
 from jobs.data.mnist1d import mnist1d
 from jobs.double_descent.image_block import ImageBlock, ImageData
@@ -35,23 +35,20 @@ def train(pack: Sequence[Member[ImageParams]], device: str) -> Iterator[Report]:
 
 def _images(params: ImageParams, device: str) -> ImageData:
     """The images and clean labels, on the device once for all blocks."""
-    mean, std = torch.zeros(1), torch.ones(1)
     if params.data == "mnist1d":
         x, y, x_test, y_test = (torch.from_numpy(a) for a in mnist1d(params.pool_count, params.tested))
         x, x_test = x[:, None, None, :], x_test[:, None, None, :]
     else:
         images = first_images(params.data, params.archive, train=params.pool_count, test=params.tested)
         x, y, x_test, y_test = (torch.tensor(a) for a in (images.x, images.y, images.x_test, images.y_test))
-        source = SOURCES[params.data]
-        mean, std = torch.tensor(source.mean), torch.tensor(source.std)
     return ImageData(
         x_NCHW=x.to(device),
         y_MN=y.to(device)[None],
         rows_MN=None,
         x_TCHW=x_test.to(device),
         y_T=y_test.to(device),
-        mean_C=mean.to(device),
-        std_C=std.to(device),
+        mean_C=torch.tensor(params.source.mean, device=device),
+        std_C=torch.tensor(params.source.std, device=device),
     )
 
 

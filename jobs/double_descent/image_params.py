@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.data.images import SOURCES
+from jobs.data.images import SOURCES, Source
 from jobs.double_descent.networks import TABLES, Layer
 from jobs.job import ParamError, Params, param
 from jobs.packed import fields
 
-_MNIST1D = (4_000, 1_000, 10, (1, 1, 40))
-"""MNIST-1D: default training and test examples, classes, shape."""
+_MNIST1D = Source("", {}, (1, 1, 40), (0.0,), (1.0,), 4_000, 1_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,24 +75,29 @@ class ImageParams(Params):
             raise ParamError("sample_count", "must be at least 2 (batch normalisation)", self.used)
 
     @property
+    def source(self) -> Source:
+        """What is known of the data set before it is read."""
+        return SOURCES.get(self.data, _MNIST1D)
+
+    @property
     def pool_count(self) -> int:
         """Training images that `sample_count` is drawn from."""
-        return self.pool or (_MNIST1D[0] if self.data == "mnist1d" else SOURCES[self.data].train)
+        return self.pool or self.source.train
 
     @property
     def tested(self) -> int:
         """Test images."""
-        return self.test_count or (_MNIST1D[1] if self.data == "mnist1d" else SOURCES[self.data].test)
+        return self.test_count or self.source.test
 
     @property
     def classes(self) -> int:
         """Network outputs."""
-        return _MNIST1D[2] if self.data == "mnist1d" else SOURCES[self.data].classes
+        return self.source.classes
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
-        return _MNIST1D[3] if self.data == "mnist1d" else SOURCES[self.data].shape
+        return self.source.shape
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -1,7 +1,6 @@
-"""Parameter fields that several jobs declare alike. No torch here.
+"""Parameter fields that several jobs declare. No torch here.
 
-Each is a `jobs.job.param` that lacks its default or nothing; a job's `Params` keeps its own order:
-`beta2: float = fields.beta2(0.98)`.
+Each is `jobs.job.param` with some arguments set; the call adds the rest: `beta2: float = fields.beta2(0.98)`.
 """
 
 from __future__ import annotations

@@ -47,13 +47,12 @@ class FlatParameters:
 
     def norm(self) -> Tensor:
         """(M,) Euclidean norm of each model's parameters."""
-        return sum((view.flatten(1).square().sum(1) for view in self.views()), torch.zeros(())).sqrt()
+        return self.norm_of(self.flat)
 
     def norm_of(self, flat: Tensor) -> Tensor:
         """(M,) Euclidean norm of each model's part of a tensor laid out like `flat`."""
-        other = FlatParameters.like(self)
-        other.flat = flat
-        return other.norm()
+        parts = torch.split(flat, [self.models * size for size in self._sizes])
+        return sum((part.view(self.models, -1).square().sum(1) for part in parts), torch.zeros(())).sqrt()
 
     def spread_two(self, first_M: Tensor, rest_M: Tensor) -> Tensor:
         """One value per model over its first layer, another over all other layers."""

@@ -18,7 +18,7 @@ def problem_bytes(examples: int, features: int, *, dense: bool, wide: bool) -> i
 
 
 def pack_cost(params: RidgeParams, *, extent: tuple[int, ...], models: int, reports: int) -> Cost:
-    """The cost of `models` linear models padded to `extent` = (examples, features), no two on the same data."""
+    """The cost of `models` linear models padded to `extent` = (examples, features), each on data of its own."""
     n, p = extent
     dense = params.design in ("relu", "fourier")
     wide = params.fitted > params.sample_count

@@ -1,6 +1,6 @@
 """Linear models: least squares and ridge regression, by the minimum-norm solution or by gradient descent.
 
-It is where the closed forms of `jobs.theory` hold, so where the machine is checked against mathematics. Double
+The closed forms of `jobs.theory` hold here, so that the packed training can be checked against mathematics. Double
 descent: Hastie et al. 2019 (arXiv 1903.08560), Belkin, Hsu and Xu 2019 (arXiv 1903.07571), Belkin et al. 2019
 (random features). Grokking: Liu, Michaud, Tegmark 2022 (arXiv 2210.01117) for large initialisation and weight decay.
 """
@@ -63,7 +63,7 @@ class Ridge(Job[RidgeParams]):
         return train(pack, device)
 
     def observe(self, params: RidgeParams, curves: Curves, thresholds: Any) -> Observations:
-        """Reduce a trial's curves. The level steps are exact: the training itself looks at every step."""
+        """Reduce a trial's curves. The level steps are exact: the training checks every step."""
         step, values = curves.step, curves.values
         train, test = (_level_step(step, values[f"{name}_level_step"]) for name in ("train", "test"))
         return {

@@ -1,4 +1,4 @@
-"""The whole course of gradient descent on least squares, exact given the data.
+"""The risk along gradient descent on least squares, exact given the data.
 
 Shapes: n examples, p features, K steps asked for.
 """
@@ -15,12 +15,12 @@ from jobs.theory.domain import DomainError, Floats, above, at_least
 
 @dataclass(frozen=True, kw_only=True)
 class ExcessRisk:
-    """The mean excess risk over the training noise, in its two parts."""
+    """The excess risk averaged over the training noise, in two parts."""
 
     bias: Floats
-    """(K,) of the teacher that is not yet learned."""
+    """(K,) from the part of the teacher that is not learned yet."""
     variance: Floats
-    """(K,) of the noise that is."""
+    """(K,) from the noise that has been learned."""
 
     @property
     def total(self) -> Floats:
@@ -54,7 +54,7 @@ def expected_excess_risk(
     Source: Ali, Kolter, Tibshirani 2019 (arXiv 1810.10082) for the flow; here with (1 - eta l)^k in place of
     exp(-t l), which makes it exact for discrete steps.
     Domain: any X; y = X theta* + noise of variance s2, independent between examples; test inputs of covariance
-    diag(variances). Learning rates that diverge are described too, until numbers overflow.
+    diag(variances). It holds for learning rates that diverge too, until numbers overflow.
 
     Args:
         x: (n, p) training inputs.

@@ -1,4 +1,4 @@
-"""Liu's rank criterion: whether a training set of sums fixes the linear representation, without any training.
+"""Liu's rank criterion: whether a training set of sums determines the linear representation, without training.
 
 If E_i + E_j = E_m + E_n for all training pairs with i + j = m + n (the parallelograms) has only the solutions
 E_k = a + k b, embeddings that satisfy them generalise. The solutions have dimension p - rank, so the criterion is
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from jobs.theory.domain import DomainError
 
 _CHUNK = 4096
-"""Training sets whose systems are held at once."""
+"""Training sets that are evaluated at once."""
 
 
 def unordered_pairs(p: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

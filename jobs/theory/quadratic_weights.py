@@ -1,4 +1,4 @@
-"""Gromov's analytic weights: a quadratic perceptron that adds modulo p without having been trained."""
+"""Gromov's analytic weights: a quadratic perceptron that adds modulo p without training."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def gromov_weights(p: int, width: int, *, seed: int = 0) -> tuple[Floats, Floats
 
 
 def quadratic_accuracy(u: Floats, v: Floats, w2: Floats, *, rows: int = 16) -> float:
-    """The share of all p^2 pairs whose largest output is x + y mod p.
+    """The fraction of all p^2 pairs for which the largest output is x + y mod p.
 
     Args:
         u: (p, N) first layer for x.
         v: (p, N) first layer for y.
         w2: (p, N) readout.
-        rows: values of x computed at once (memory only).
+        rows: values of x evaluated at once; affects memory only.
     """
     p = len(u)
-    right = 0
+    correct = 0
     for begin in range(0, p, rows):
         x = np.arange(begin, min(begin + rows, p))
         outputs = ((u[x, None] + v[None]) ** 2) @ w2.T
-        right += int((outputs.argmax(2) == (x[:, None] + np.arange(p)) % p).sum())
-    return right / p**2
+        correct += int((outputs.argmax(2) == (x[:, None] + np.arange(p)) % p).sum())
+    return correct / p**2

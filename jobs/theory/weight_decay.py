@@ -1,4 +1,4 @@
-"""Omnigrok's law: generalisation waits until weight decay has brought the weights to their critical norm."""
+"""Omnigrok's law: generalisation happens when weight decay has reduced the weights to their critical norm."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def generalisation_time(
 
 
 def decay_exponent(weight_decay: ArrayLike, steps: ArrayLike) -> tuple[float, float]:
-    """The slope of ln(steps) against ln(weight_decay) by least squares, and its standard error; the law says -1.
+    """The slope of ln(steps) against ln(weight_decay) by least squares, and its standard error; the law predicts -1.
 
     Raises:
         DomainError: fewer than three points, equal weight decays, or a value that is not positive.
