@@ -1,4 +1,4 @@
-"""Where packs run: the contract between the runner and a pool of warm workers."""
+"""The contract between the runner and a pool of warm workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.records import CurveRows, TrialResult
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackTask:
-    """A pack as a worker gets it: its content as plain data, nothing pickled by value."""
+    """A pack as it is sent to a worker: plain data, nothing pickled by value."""
 
     pack_id: str
     job: str
@@ -24,7 +24,7 @@ class PackTask:
 
 
 class Cause(StrEnum):
-    """Why a pack did not end. Each cause has one policy, in `orchestrator.failures`."""
+    """Why a pack failed. `orchestrator.failures` has one policy for each cause."""
 
     USER_ERROR = "user error"
     OUT_OF_MEMORY = "out of memory"
@@ -32,8 +32,8 @@ class Cause(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """A pack has measured something: rows, and the trials that ended with them."""
+class PackProgress:
+    """New curve rows of a pack, and the results of the trials that ended with them."""
 
     pack_id: str
     rows: CurveRows | None
@@ -46,40 +46,40 @@ class PackEnded:
 
     pack_id: str
     train_s: float
-    """Seconds of training on the worker, from its first step to its last."""
+    """Wall-clock seconds of training on the worker, from the first step to the last."""
     busy_s: float | None = None
-    """Of these, the seconds that the worker had a core to itself; None: all of them, as far as is known."""
+    """The part of `train_s` for which the worker had a core (see `worker.busy_clock`); None: all of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackFailed:
-    """The pack as a whole broke; trials reported before stay reported."""
+    """The pack failed as a whole. Results reported earlier remain valid."""
 
     pack_id: str
     cause: Cause
     error: str
-    """Traceback, or what the engine said."""
+    """Traceback, or the engine's message."""
 
 
-Event = Progress | PackEnded | PackFailed
+Event = PackProgress | PackEnded | PackFailed
 
 
 class Dispatcher(ABC):
-    """A pool of warm workers. One driver thread calls it."""
+    """A pool of warm workers, used by one driver thread."""
 
     @property
     @abstractmethod
     def workers(self) -> int:
-        """How many packs run at the same time now."""
+        """How many packs can run at the same time now."""
 
     @abstractmethod
     def submit(self, tasks: Sequence[PackTask]) -> None:
-        """Queue packs; they start in this order as workers come free. Does not block."""
+        """Queue packs; they start in this order as workers become free. Does not block."""
 
     @abstractmethod
     def poll(self, timeout_s: float) -> list[Event]:
-        """What has happened since the last call; waits up to `timeout_s` for something to happen."""
+        """Return the events since the last call; wait up to `timeout_s` for the first."""
 
     @abstractmethod
     def close(self) -> None:
-        """Stop the workers at once and let go of everything this object started. Idempotent."""
+        """Stop the workers immediately and release everything this object started. Idempotent."""

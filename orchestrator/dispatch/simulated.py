@@ -1,8 +1,7 @@
-"""A cluster that is not there: packs take the time they are said to take, on a virtual clock.
+"""A simulated cluster: each pack takes a stated time on a virtual clock.
 
-The driver's own work is real and takes its real time; waiting takes none. So a run on thousands of
-workers shows in seconds how busy the driver would be, and from how many workers on it would be the
-bottleneck.
+The driver's work is real and takes real time; waiting takes none. A run on thousands of workers therefore shows within
+seconds how busy the driver would be, and at which number of workers it becomes the bottleneck.
 """
 
 from __future__ import annotations
@@ -12,21 +11,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from orchestrator.dispatch.base import Dispatcher, Event, PackEnded, PackTask, Progress
+from orchestrator.dispatch.base import Dispatcher, Event, PackEnded, PackProgress, PackTask
 
-Results = Callable[[PackTask], Progress]
-"""What the workers of the simulation report of a pack: its rows and the ends of its trials."""
+Results = Callable[[PackTask], PackProgress]
+"""Makes the rows and results that a simulated worker reports for a pack."""
 
 
 class VirtualClock:
-    """Seconds of driver work, which are real, and of waiting, which are not."""
+    """Counts real seconds of the driver's work and virtual seconds of waiting."""
 
     def __init__(self, real: Callable[[], float] = time.perf_counter) -> None:
-        self._real = real
+        self.real = real
+        """The real clock, for `not_counted`."""
         self._origin = real()
-        self.waited_s = 0.0
-        """Virtual seconds that nobody waited for."""
-        self._outside_s = 0.0
+        self.waited_s = self._excluded_s = 0.0
 
     def __call__(self) -> float:
         """Virtual seconds since the start."""
@@ -35,29 +33,25 @@ class VirtualClock:
     @property
     def worked_s(self) -> float:
         """Real seconds of the driver's own work."""
-        return self._real() - self._origin - self._outside_s
+        return self.real() - self._origin - self._excluded_s
 
     def wait(self, seconds: float) -> None:
         """Let virtual time pass."""
         self.waited_s += max(0.0, seconds)
 
     def not_counted(self, since: float) -> None:
-        """Leave out what has passed since `since` (a reading of `real`): it was a worker's work."""
-        self._outside_s += self._real() - since
-
-    def real(self) -> float:
-        """The real clock, for `not_counted`."""
-        return self._real()
+        """Exclude the time since `since`, a reading of `real`: it was a worker's work."""
+        self._excluded_s += self.real() - since
 
 
 class SimulatedDispatcher(Dispatcher):
-    """`workers` workers, each running one pack at a time for as long as `seconds` says.
+    """Simulates `workers` workers that run one pack at a time.
 
     Args:
         workers: how many packs run at the same time.
-        seconds: the duration of a pack, from a measurement or a cost model.
-        results: what the workers report at the pack's end.
-        clock: shared with the runner, so that its own times are virtual too.
+        seconds: returns the duration of a pack, from a measurement or a cost model.
+        results: returns what the worker reports at the pack's end.
+        clock: shared with the runner, so that its times are virtual too.
     """
 
     def __init__(
@@ -72,11 +66,11 @@ class SimulatedDispatcher(Dispatcher):
 
     @property
     def workers(self) -> int:
-        """As given."""
+        """As given to the constructor."""
         return self._workers
 
     def submit(self, tasks: Sequence[PackTask]) -> None:
-        """Queue packs; those for which a worker is free start now."""
+        """Queue packs; they start now as far as workers are free."""
         self._waiting.extend(tasks)
         self._start(self._clock())
 
@@ -87,7 +81,7 @@ class SimulatedDispatcher(Dispatcher):
             heapq.heappush(self._running, (now + self._seconds(task), self._started, task))
 
     def poll(self, timeout_s: float) -> list[Event]:
-        """Packs that have ended by now; else the clock moves on to the next end, or by `timeout_s`."""
+        """Return what has ended by now; otherwise advance the clock to the next end, at most by `timeout_s`."""
         now = self._clock()
         if self._running and self._running[0][0] > now:
             self._clock.wait(min(timeout_s, self._running[0][0] - now))
@@ -103,12 +97,12 @@ class SimulatedDispatcher(Dispatcher):
             seconds = self._seconds(task)
             self.busy_s += seconds
             events += [progress, PackEnded(pack_id=task.pack_id, train_s=seconds)]
-            # The worker took its next pack when this one ended, not when the driver noticed.
+            # The worker took its next pack when this one ended, not when the driver noticed it.
             if self._waiting:
                 self._start(ended_at)
         return events
 
     def close(self) -> None:
-        """Forget all packs."""
+        """Drop all packs."""
         self._waiting.clear()
         self._running.clear()

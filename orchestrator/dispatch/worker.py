@@ -1,8 +1,7 @@
-"""What a worker does with a pack, wherever it runs: train, stream the rows, reduce the curves.
+"""What a worker does with a pack: train it, stream the curve rows, reduce each trial's curves at its end.
 
-One generator, `execute`, serves every dispatcher. A trial's rows are kept until it ends, because
-its observations need the whole curve; they are freed then. Rows leave in columnar chunks, so that
-a long training shows up in the record while it runs.
+Every dispatcher runs the same generator, `execute`. A trial's rows are kept until the trial ends, because its
+observations need the whole curve. Rows are sent in columnar chunks, so that a long training is visible while it runs.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,48 +18,47 @@ from numpy.typing import NDArray
 
 from jobs.catalogue import load_job
 from jobs.job import Curves, Job, Member, Params, Report, params_from
-from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackTask, Progress
-from orchestrator.dispatch.environment import Trained, pack_digest, setting
+from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackProgress, PackTask
+from orchestrator.dispatch.environment import TrainingRecord, environment_of, pack_digest
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.reduce import reduce_curves
 
 FLUSH_S = 2.0
 """Rows wait at most this long before they are sent."""
 FLUSH_VALUES = 50_000
-"""Values that make a chunk, however little time has passed."""
+"""A chunk is sent earlier once it has this many values."""
 
 Values = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
 def prepare(*, threads: int, job: str | None = None) -> None:
-    """Make this process a warm worker: `threads` threads for tensor operations, the job loaded.
+    """Warm up this process: set the threads of tensor operations and load the job.
 
-    A job whose attribute `needs_torch` is
-    False (a plain function) is spared the import of torch.
+    torch is not imported for a job whose attribute `needs_torch` is False (a plain function).
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
     wants_torch = job is not None and getattr(load_job(job), "needs_torch", True)
     if wants_torch or "torch" in sys.modules:
-        from jobs.packed.loop import set_threads
+        from jobs.packed.threads import set_threads
 
         set_threads(threads)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on the host or on the device (torch not imported)."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"MemoryError", "OutOfMemoryError"}:
+    """Whether the exception means that host or device memory ran out. Does not import torch."""
+    if {cls.__name__ for cls in type(error).__mro__} & {"MemoryError", "OutOfMemoryError"}:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
 
 
 def busy_clock(job: Job[Any], device: str) -> Callable[[], float]:
-    """What tells the work of a training from its waiting for a core that others use too.
+    """Return a clock that leaves out time spent waiting for a core, where that is possible.
 
-    A training by torch in one thread on a CPU takes its thread's processor time; any other (it may
-    wait for something else than a core) takes the time on the wall.
+    That is the thread's CPU time if torch trains in one thread on a CPU. Other trainings may wait for something other
+    than a core, so the wall clock is returned.
     """
     torch = getattr(job, "needs_torch", True)
     alone = torch and device.startswith("cpu") and os.environ.get("OMP_NUM_THREADS") == "1"
@@ -68,17 +66,13 @@ def busy_clock(job: Job[Any], device: str) -> Callable[[], float]:
 
 
 def execute(
-    task: PackTask,
-    *,
-    device: str,
-    flush_s: float = FLUSH_S,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Event]:
-    """Run one pack; the last event is its `PackEnded` or `PackFailed`.
+    task: PackTask, *, device: str, flush_s: float = FLUSH_S, clock: Callable[[], float] = time.monotonic
+) -> Generator[Event, None, None]:
+    """Run one pack. The last event is its `PackEnded` or `PackFailed`.
 
-    An exception of the job fails the trial where the pack is a single trial, and else the pack
-    (`Cause.USER_ERROR`), so that the runner can find the culprit. Out of memory always fails the
-    pack. Trials that ended before are reported before. Nothing that the job raises passes through.
+    An exception of the job fails the trial if the pack has one trial, and otherwise the pack (`Cause.USER_ERROR`), so
+    that the runner can find the trial that raised it. Out of memory always fails the pack. Trials that ended earlier
+    are reported first. No exception of the job is passed on.
     """
     started = clock()
     try:
@@ -86,45 +80,38 @@ def execute(
         busy = busy_clock(job, device)
         busy_from = busy()
         thresholds = params_from(job.Thresholds, task.thresholds)
-        members = [
-            Member(params=job.params_for(values), seed=seed)
-            for values, seed in zip(task.params, task.seeds, strict=True)
-        ]
-    except Exception:
+        pairs = zip(task.params, task.seeds, strict=True)
+        members = [Member(params=job.params_for(values), seed=seed) for values, seed in pairs]
+    except Exception:  # the job's own code runs here: any error is the user's
         yield PackFailed(pack_id=task.pack_id, cause=Cause.USER_ERROR, error=traceback.format_exc())
         return
 
-    course = _Course(task, job, members, thresholds, device)
+    curves = _OpenCurves(task, job, members, thresholds, device)
     flushed = clock()
     try:
         for report in job.train(members, device=device):
-            course.take(report)
-            if course.values >= FLUSH_VALUES or clock() - flushed >= flush_s:
-                yield course.flush()
+            curves.add(report)
+            if curves.waiting_values >= FLUSH_VALUES or clock() - flushed >= flush_s:
+                yield curves.flush()
                 flushed = clock()
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # likewise
         cause = Cause.OUT_OF_MEMORY if is_out_of_memory(error) else Cause.USER_ERROR
         text = traceback.format_exc()
-        if cause is Cause.USER_ERROR and len(members) == 1:
-            course.fail_rest(text)
-        else:
-            yield from course.flush_rest()
+        if cause is Cause.OUT_OF_MEMORY or len(members) > 1:
+            yield from curves.flush_rest()
             yield PackFailed(pack_id=task.pack_id, cause=cause, error=text)
             return
-    course.fail_rest(
+        curves.fail_rest(text)
+    curves.fail_rest(
         f"{task.job}: train ended without naming this trial in `Report.finished`: "
         "every member of a pack must be named there exactly once"
     )
-    yield from course.flush_rest()
+    yield from curves.flush_rest()
     yield PackEnded(pack_id=task.pack_id, train_s=clock() - started, busy_s=busy() - busy_from)
 
 
-_Measured = tuple[list[int], list[Values], list[NDArray[np.bool_]]]
-"""Of one trial, report by report: the step, the (K,) values, and which of them were reported."""
-
-
-class _Course:
-    """The curves of a pack's unfinished trials, and the rows and results that were not sent yet."""
+class _OpenCurves:
+    """The curves of a pack's unfinished trials, and the rows and results that wait to be sent."""
 
     def __init__(
         self, task: PackTask, job: Job[Any], members: Sequence[Member[Any]], thresholds: Params, device: str
@@ -133,44 +120,40 @@ class _Course:
         self._device, self._pack = device, pack_digest(task.trial_ids)
         self._metrics: list[str] = list(job.metrics_of(members[0].params))
         self._column = {name: k for k, name in enumerate(self._metrics)}
-        self._open_ended = not self._metrics
-        self._open: dict[int, _Measured] = {i: ([], [], []) for i in range(len(members))}
-        self._blocks: list[tuple[NDArray[np.int64], int, Values, NDArray[np.bool_]]] = []
+        self._names_as_it_goes = not self._metrics
+        self._open: dict[int, list[tuple[int, Values, Flags]]] = {i: [] for i in range(len(members))}
+        """For each unfinished member, report by report: the step, (K,) values, and (K,) whether each was reported."""
+        self._blocks: list[tuple[NDArray[np.int64], int, Values, Flags]] = []
         self._results: list[TrialResult] = []
-        self.values = 0
-        """Values that wait to be sent."""
+        self.waiting_values = 0
 
-    def take(self, report: Report) -> None:
-        """Keep what was measured, and end the trials that have finished with it."""
-        members = report.members
-        count = len(members)
-        if count:
-            block, reported = self._block(report.values, count)
-            self._blocks.append((members, report.step, block, reported))
-            self.values += block.size
-            for position, row in zip(members.tolist(), block, strict=True):
+    def add(self, report: Report) -> None:
+        """Keep the report's values, and end the trials that finished or failed with it."""
+        if len(report.members):
+            block, reported = self._block(report.values, len(report.members))
+            self._blocks.append((report.members, report.step, block, reported))
+            self.waiting_values += block.size
+            for position, row in zip(report.members.tolist(), block, strict=True):
                 curve = self._open.get(position)
                 if curve is None:
                     raise ValueError(f"train measured member {position} after it had finished (or there is none)")
-                if curve[0] and report.step <= curve[0][-1]:
+                if curve and report.step <= curve[-1][0]:
                     raise ValueError(
-                        f"train measured member {position} at step {report.step} after step {curve[0][-1]}; "
+                        f"train measured member {position} at step {report.step} after step {curve[-1][0]}; "
                         "steps must increase, with all metrics of a step in one report"
                     )
-                curve[0].append(report.step)
-                curve[1].append(row)
-                curve[2].append(reported)
-        for position in report.failed:
-            self._end(int(position), error=report.failed[position])
+                curve.append((report.step, row, reported))
+        for position, error in report.failed.items():
+            self._end(int(position), error)
         for position in report.finished.tolist():
             if position not in report.failed:
                 self._end(position)
 
-    def _block(self, values: Mapping[str, Values], count: int) -> tuple[Values, NDArray[np.bool_]]:
-        """(m, K) values of one report; K grows where a job names its metrics as it goes."""
+    def _block(self, values: Mapping[str, Values], count: int) -> tuple[Values, Flags]:
+        """(m, K) values of one report. K grows if the job names its metrics as it goes."""
         for name in values:
             if name not in self._column:
-                if not self._open_ended:
+                if not self._names_as_it_goes:
                     raise ValueError(
                         f"train reported {name!r}, which is not in the job's metrics ({', '.join(self._metrics)})"
                     )
@@ -187,78 +170,72 @@ class _Course:
         measured = self._open.pop(position, None)
         if measured is None:
             raise ValueError(f"train named member {position} in `Report.finished` twice (or there is none)")
-        if error is not None:
-            self._results.append(self._result(position, status=Status.FAILED, error=error))
-            return
-        try:
-            phase, observations = reduce_curves(
-                self._job, self._members[position].params, self._curves(*measured), self._thresholds
-            )
-        except Exception:
-            self._results.append(self._result(position, status=Status.FAILED, error=traceback.format_exc()))
-        else:
-            self._results.append(self._result(position, status=Status.FINISHED, phase=phase, observations=observations))
-
-    def _result(self, position: int, **ended: Any) -> TrialResult:
-        """How the member ended, with how it was trained."""
-        trained = Trained(
+        status, phase, observations = Status.FAILED, None, {}
+        if error is None:
+            try:
+                params, curves = self._members[position].params, self._curves(measured)
+                phase, observations = reduce_curves(self._job, params, curves, self._thresholds)
+                status = Status.FINISHED
+            except Exception:  # the job's own code: the trial fails with what it raised
+                error = traceback.format_exc()
+        trained = TrainingRecord(
             pack=self._pack,
             at=position,
             of=len(self._members),
             seed=self._task.seeds[position],
             version=self._job.version,
-            setting=setting(self._task.job, self._device),
-        )
-        return TrialResult(trial_id=self._task.trial_ids[position], trained=trained.text(), **ended)
+            environment=environment_of(self._task.job, self._device),
+        ).text()
+        trial_id = self._task.trial_ids[position]
+        self._results.append(TrialResult(trial_id, status, phase, observations, error, trained))
 
-    def _curves(self, steps: list[int], rows: list[Values], reported: list[NDArray[np.bool_]]) -> Curves:
-        width = len(self._metrics)
-        table = _widen([row[None, :] for row in rows], width, np.nan)
-        held = _widen([row[None, :] for row in reported], width, False)
+    def _curves(self, measured: Sequence[tuple[int, Values, Flags]]) -> Curves:
+        table = self._widen([row[None, :] for _, row, _ in measured], np.nan)
+        held = self._widen([reported[None, :] for _, _, reported in measured], False)
         return Curves(
-            step=np.array(steps, dtype=np.int64),
+            step=np.array([step for step, _, _ in measured], dtype=np.int64),
             values={name: table[:, k] for k, name in enumerate(self._metrics)},
             present=None if held.all() else {name: held[:, k] for k, name in enumerate(self._metrics)},
         )
 
     def fail_rest(self, error: str) -> None:
-        """End every trial that has not ended as failed."""
+        """End every unfinished trial as failed."""
         for position in list(self._open):
-            self._end(position, error=error)
+            self._end(position, error)
 
-    def flush(self) -> Progress:
-        """Everything that waits, as one message."""
-        message = Progress(pack_id=self._task.pack_id, rows=self._rows(), results=tuple(self._results))
-        self._blocks, self._results, self.values = [], [], 0
+    def flush(self) -> PackProgress:
+        """Return everything that waits to be sent."""
+        message = PackProgress(pack_id=self._task.pack_id, rows=self._rows(), results=tuple(self._results))
+        self._blocks, self._results, self.waiting_values = [], [], 0
         return message
 
-    def flush_rest(self) -> Iterator[Progress]:
-        """The same, where anything waits."""
+    def flush_rest(self) -> Iterator[PackProgress]:
+        """The same, if anything waits."""
         if self._blocks or self._results:
             yield self.flush()
 
     def _rows(self) -> CurveRows | None:
         if not self._blocks:
             return None
-        counts = [len(members) for members, _, _, _ in self._blocks]
-        width = len(self._metrics)
-        reported = _widen([r[None, :] for _, _, _, r in self._blocks], width, False)
-        positions, trial = np.unique(np.concatenate([m for m, _, _, _ in self._blocks]), return_inverse=True)
+        members, steps, values, flags = zip(*self._blocks, strict=True)
+        counts = [len(positions) for positions in members]
+        reported = self._widen([row[None, :] for row in flags], False)
+        positions, trial = np.unique(np.concatenate(members), return_inverse=True)
         return CurveRows(
             trial_ids=tuple(self._task.trial_ids[p] for p in positions.tolist()),
             metrics=tuple(self._metrics),
             trial=trial.astype(np.int32),
-            step=np.repeat(np.array([step for _, step, _, _ in self._blocks], dtype=np.int64), counts),
-            values=_widen([values for _, _, values, _ in self._blocks], width, np.nan),
+            step=np.repeat(np.array(steps, dtype=np.int64), counts),
+            values=self._widen(values, np.nan),
             present=None if reported.all() else np.repeat(reported, counts, axis=0),
         )
 
-
-def _widen(blocks: Sequence[NDArray[Any]], width: int, fill: float) -> NDArray[Any]:
-    """The blocks' rows as one array of `width` columns; earlier blocks may have fewer."""
-    if blocks and blocks[0].shape[1] == width:
+    def _widen(self, blocks: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
+        """Concatenate the blocks' rows to (R, K); blocks from before K grew have fewer columns."""
+        width = len(self._metrics)
+        if not blocks:
+            return np.empty((0, width))
+        if blocks[0].shape[1] < width:
+            pads = [((0, 0), (0, width - block.shape[1])) for block in blocks]
+            blocks = [np.pad(block, pad, constant_values=fill) for block, pad in zip(blocks, pads, strict=True)]
         return np.concatenate(blocks)
-    return np.concatenate(
-        [np.pad(block, ((0, 0), (0, width - block.shape[1])), constant_values=fill) for block in blocks]
-        or [np.empty((0, width))]
-    )
