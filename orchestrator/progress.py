@@ -119,7 +119,7 @@ class Rate:
         return (ended - before) / (now - start) if ended > before and now > start else None
 
 
-class Progress(ABC):
+class ProgressDisplay(ABC):
     """Shows how far a run is."""
 
     @abstractmethod
@@ -135,7 +135,7 @@ class Progress(ABC):
         """The run has ended: the last state is shown, and the display let go of."""
 
 
-class Silent(Progress):
+class Silent(ProgressDisplay):
     """Shows nothing."""
 
     def update(self, snapshot: Snapshot) -> None:
@@ -148,7 +148,7 @@ class Silent(Progress):
         """Nothing."""
 
 
-class Lines(Progress):
+class Lines(ProgressDisplay):
     """A plain line every few seconds, the first and the last state always, and once: for a job's log."""
 
     def __init__(
@@ -198,7 +198,7 @@ def _counts(snapshot: Snapshot) -> tuple[int, ...]:
     return snapshot.total, snapshot.skipped, snapshot.done, snapshot.running, snapshot.failed
 
 
-class Live(Progress):
+class Live(ProgressDisplay):
     """A bar that is redrawn in place, on a terminal."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -237,7 +237,7 @@ def _panel(snapshot: Snapshot, rate: float | None) -> Any:
     return Group(bar, Text(counts, style="dim")) if counts else bar
 
 
-def for_stream(stream: TextIO, *, quiet: bool = False) -> Progress:
+def for_stream(stream: TextIO, *, quiet: bool = False) -> ProgressDisplay:
     """The display that suits a stream."""
     if quiet:
         return Silent()

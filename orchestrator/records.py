@@ -1,4 +1,4 @@
-"""What travels between worker, runner and tracker. Plain data; arrays are columnar."""
+"""Data that worker, runner and tracker exchange. Arrays are columnar."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class CurveRows:
     values: NDArray[np.float64]
     """(R, K) values; NaN is a measured NaN."""
     present: NDArray[np.bool_] | None = None
-    """(R, K), only where some metric was not reported at some step (a plain function may do so)."""
+    """(R, K); None if every metric was reported in every row (a plain function may leave some out)."""
 
 
 class Status(StrEnum):
-    """How a trial stands in the record."""
+    """Status of a trial in the record."""
 
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
@@ -37,7 +37,7 @@ class Status(StrEnum):
     KILLED = "KILLED"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class TrialResult:
     """How one trial ended."""
 
@@ -47,20 +47,20 @@ class TrialResult:
     phase: str | None = None
     observations: Observations = field(default_factory=dict)
     error: str | None = None
-    """A failed trial's traceback, or what killed it."""
+    """Traceback of a failed trial, or the reason why it was killed."""
     trained: str = ""
-    """Where and with what it was trained (`Trained.text`); "" where no worker ended it."""
+    """Its `TrainingRecord`, as text; "" if no worker ended it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recorded:
-    """What the tracker already holds of a trial."""
+    """The recorded state of a trial."""
 
     status: Status
     phase: str | None
     """As recorded, under `thresholds`."""
     observations: Observations
     thresholds: str
-    """Fingerprint of the thresholds that `phase` and `observations` were reduced with."""
+    """Fingerprint of the thresholds that `phase` and `observations` depend on."""
     through_step: int
-    """The last step whose rows are recorded; -1 where there are none. Known for unfinished trials only."""
+    """The last recorded step; -1 if there is none, and for finished trials."""

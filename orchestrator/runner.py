@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from jobs.job import Params, as_dict
-from orchestrator.dispatch.base import Dispatcher, Event, PackEnded, PackFailed, PackTask
-from orchestrator.dispatch.base import Progress as PackProgress
+from orchestrator.dispatch.base import Dispatcher, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.failures import FailureWatch, Remedy, decide, last_line
 from orchestrator.plan.planner import Pack, Planner
-from orchestrator.progress import Progress, Snapshot
+from orchestrator.progress import ProgressDisplay, Snapshot
 from orchestrator.records import Recorded, Status, TrialResult
 from orchestrator.relabel import relabel_stale
 from orchestrator.search.base import Sampler
@@ -117,7 +116,7 @@ class Runner:
         sampler: Sampler,
         tracker: Tracker,
         pool: Callable[[], Dispatcher],
-        progress: Progress,
+        progress: ProgressDisplay,
         thresholds: Params,
         fingerprint: str,
         stop: threading.Event | None = None,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackEnded, PackFailed, Progress
+from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackEnded, PackFailed, PackProgress
 from orchestrator.records import Status
 from tests.jobs_for_runner import STEPS
 from tests.runner_kit import RAMP, Kept, ramp, run, task
@@ -18,7 +18,7 @@ def drain(pool: Dispatcher, packs: int, patience_s: float = 90.0) -> list[Event]
     """Events until so many packs have ended."""
     events: list[Event] = []
     end = time.monotonic() + patience_s
-    while sum(not isinstance(event, Progress) for event in events) < packs:
+    while sum(not isinstance(event, PackProgress) for event in events) < packs:
         assert time.monotonic() < end, f"packs did not end: {events}"
         events += pool.poll(0.2)
     return events
@@ -47,10 +47,10 @@ class DispatchContract(ABC):
         events = drain(pool, 7)
         ended = [event.pack_id for event in events if isinstance(event, PackEnded)]
         assert sorted(ended) == [pack.pack_id for pack in packs]
-        results = [r for event in events if isinstance(event, Progress) for r in event.results]
+        results = [r for event in events if isinstance(event, PackProgress) for r in event.results]
         assert sorted(r.trial_id for r in results) == sorted(i for pack in packs for i in pack.trial_ids)
         assert {r.status for r in results} == {Status.FINISHED}
-        rows = sum(len(e.rows.step) for e in events if isinstance(e, Progress) and e.rows is not None)
+        rows = sum(len(e.rows.step) for e in events if isinstance(e, PackProgress) and e.rows is not None)
         assert rows == 14 * STEPS
 
     def test_the_events_of_a_pack_come_in_order(self, pool: Dispatcher) -> None:
@@ -59,7 +59,9 @@ class DispatchContract(ABC):
         for name in ("slow", "also slow"):
             mine = [event for event in events if event.pack_id == name]
             assert isinstance(mine[-1], PackEnded)
-            steps = [s for e in mine if isinstance(e, Progress) and e.rows is not None for s in e.rows.step.tolist()]
+            steps = [
+                s for e in mine if isinstance(e, PackProgress) and e.rows is not None for s in e.rows.step.tolist()
+            ]
             assert steps == list(range(1, STEPS + 1))
 
     def test_a_broken_pack_says_why_and_the_next_ones_run(self, pool: Dispatcher) -> None:

@@ -13,7 +13,7 @@ from orchestrator.dispatch.base import Dispatcher, PackTask
 from orchestrator.dispatch.inline import InlineDispatcher
 from orchestrator.plan.calibration import Calibration
 from orchestrator.plan.planner import Planner
-from orchestrator.progress import Progress, Silent
+from orchestrator.progress import ProgressDisplay, Silent
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.runner import Runner, Summary
 from orchestrator.search.base import Sampler
@@ -78,7 +78,7 @@ def run(
     pool: Callable[[], Dispatcher] = InlineDispatcher,
     sampler: Sampler | None = None,
     level: float = 3.0,
-    progress: Progress | None = None,
+    progress: ProgressDisplay | None = None,
     stop: threading.Event | None = None,
 ) -> Summary:
     """Run trials of one job to the end, with thresholds whose fingerprint is their value."""

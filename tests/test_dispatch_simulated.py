@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.dispatch.base import PackEnded, PackTask, Progress
+from orchestrator.dispatch.base import PackEnded, PackProgress, PackTask
 from orchestrator.dispatch.simulated import SimulatedDispatcher, VirtualClock
 from orchestrator.records import CurveRows, Status, TrialResult
 
@@ -31,7 +31,7 @@ def task(number: int) -> PackTask:
     )
 
 
-def results(task: PackTask) -> Progress:
+def results(task: PackTask) -> PackProgress:
     rows = CurveRows(
         trial_ids=task.trial_ids,
         metrics=("loss",),
@@ -40,7 +40,7 @@ def results(task: PackTask) -> Progress:
         values=np.ones((1, 1)),
     )
     end = TrialResult(trial_id=task.trial_ids[0], status=Status.FINISHED, phase="done")
-    return Progress(pack_id=task.pack_id, rows=rows, results=(end,))
+    return PackProgress(pack_id=task.pack_id, rows=rows, results=(end,))
 
 
 def ended(pool: SimulatedDispatcher, packs: int) -> list[str]:
@@ -65,7 +65,7 @@ def test_six_equal_packs_take_the_time_of_their_rounds(workers: int, virtual_s: 
 def test_the_drivers_work_counts_and_the_workers_report_does_not() -> None:
     real = Stepping()
 
-    def slow_results(task: PackTask) -> Progress:
+    def slow_results(task: PackTask) -> PackProgress:
         real.now += 5.0
         return results(task)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jobs.job import Censored, Cost, Curves, Job, Params
-from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackTask, Progress
+from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.worker import execute
 from orchestrator.records import Status, TrialResult
 from orchestrator.reduce import reduce_curves
@@ -15,19 +15,19 @@ from tests.jobs_for_runner import STEPS
 from tests.runner_kit import RAMP, ramp, task
 
 
-def ran(pack: PackTask, **options: object) -> tuple[list[Progress], Event]:
+def ran(pack: PackTask, **options: object) -> tuple[list[PackProgress], Event]:
     *progress, last = execute(pack, device="cpu", **options)  # type: ignore[arg-type]
-    assert all(isinstance(event, Progress) for event in progress)
-    return [event for event in progress if isinstance(event, Progress)], last
+    assert all(isinstance(event, PackProgress) for event in progress)
+    return [event for event in progress if isinstance(event, PackProgress)], last
 
 
-def results(progress: list[Progress]) -> dict[str, TrialResult]:
+def results(progress: list[PackProgress]) -> dict[str, TrialResult]:
     found = [result for event in progress for result in event.results]
     assert len({result.trial_id for result in found}) == len(found)
     return {result.trial_id: result for result in found}
 
 
-def rows(progress: list[Progress]) -> dict[tuple[str, int, str], float]:
+def rows(progress: list[PackProgress]) -> dict[tuple[str, int, str], float]:
     found = {}
     for event in progress:
         if event.rows is not None:

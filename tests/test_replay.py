@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.job import Curves
 from orchestrator.cli import EXIT_MISTAKE, main
-from orchestrator.dispatch.environment import Setting, Trained, pack_digest, setting
+from orchestrator.dispatch.environment import Environment, TrainingRecord, environment_of, pack_digest
 from orchestrator.replay import compare
 
 SWEEP = """
@@ -213,13 +213,18 @@ def test_a_tolerance_is_a_number_from_0(text: str, capsys: pytest.CaptureFixture
 
 
 def test_how_a_trial_was_trained_reads_back() -> None:
-    trained = Trained(
-        pack=pack_digest(["a", "b"]), at=1, of=2, seed=2**64 - 1, version=3, setting=setting("double_descent", "cpu")
+    trained = TrainingRecord(
+        pack=pack_digest(["a", "b"]),
+        at=1,
+        of=2,
+        seed=2**64 - 1,
+        version=3,
+        environment=environment_of("double_descent", "cpu"),
     )
-    assert Trained.parse(trained.text()) == trained
+    assert TrainingRecord.parse(trained.text()) == trained
     assert len(trained.text()) < 400, "it goes with every trial"
     with pytest.raises(ValueError, match="no record of a training"):
-        Trained.parse('{"pack": "x"}')
+        TrainingRecord.parse('{"pack": "x"}')
 
 
 def test_the_order_of_a_pack_is_part_of_its_digest() -> None:
@@ -237,7 +242,7 @@ def test_a_change_of_the_code_changes_the_setting(tmp_path: Path) -> None:
 
 
 def test_settings_tell_what_differs() -> None:
-    one = Setting(code="1", python="3.11", torch="2.8", numpy="2.0", device="x86_64 AVX2", threads=1)
+    one = Environment(code="1", python="3.11", torch="2.8", numpy="2.0", device="x86_64 AVX2", threads=1)
     assert one.differences(one) == []
     assert one.differences(replace(one, threads=4)) == ["threads: 1, 4"]
 

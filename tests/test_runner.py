@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.catalogue import load_job
-from orchestrator.dispatch.base import Event, PackEnded, PackTask, Progress
+from orchestrator.dispatch.base import Event, PackEnded, PackProgress, PackTask
 from orchestrator.dispatch.inline import InlineDispatcher
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.trial import Trial
@@ -250,7 +250,7 @@ class Endless(InlineDispatcher):
         if self._left < 0:
             result = TrialResult(trial_id=self._task.trial_ids[0], status=Status.FINISHED, phase="high")
             return [
-                Progress(pack_id=self._task.pack_id, rows=None, results=(result,)),
+                PackProgress(pack_id=self._task.pack_id, rows=None, results=(result,)),
                 PackEnded(pack_id=self._task.pack_id, train_s=1.0),
             ]
         rows = CurveRows(
@@ -260,7 +260,7 @@ class Endless(InlineDispatcher):
             step=np.arange(self.ROWS),
             values=np.zeros((self.ROWS, 1)),
         )
-        return [Progress(pack_id=self._task.pack_id, rows=rows, results=())]
+        return [PackProgress(pack_id=self._task.pack_id, rows=rows, results=())]
 
 
 class Weighing(Kept):

@@ -19,7 +19,7 @@ def replay(arguments: argparse.Namespace) -> int:
     from jobs.catalogue import load_job
     from jobs.job import JobNotFound, Member, ParamError
     from orchestrator.commands.wiring import local_gpus
-    from orchestrator.dispatch.environment import setting
+    from orchestrator.dispatch.environment import environment_of
     from orchestrator.dispatch.worker import prepare
     from orchestrator.failures import last_line
     from orchestrator.replay import compare, train_again
@@ -49,10 +49,10 @@ def replay(arguments: argparse.Namespace) -> int:
         ]
     except ParamError as error:
         raise UserError(str(error), place=f"run {trial.run_id}", next_step=_FOLDER) from error
-    was = trial.trained.setting
+    was = trial.trained.environment
     device = "cuda" if local_gpus() and not _is_processor(was.device) else "cpu"
     prepare(threads=max(1, was.threads), job=trial.job)
-    here = setting(trial.job, device)
+    here = environment_of(trial.job, device)
     differences = was.differences(here)
     print(f"run       {trial.run_id}: {trial.job}, {len(trial.curves.step)} steps of {', '.join(trial.curves.values)}")
     if whole:

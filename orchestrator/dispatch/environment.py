@@ -1,8 +1,7 @@
-"""Where and with what a trial was trained: enough to train it again, bit for bit where nothing differs.
+"""How and in which environment a trial was trained: enough to repeat the training, bit for bit in the same environment.
 
-A record of it goes with every trial, as one line of JSON: the pack (a digest of its trials in order, the trial's place
-in it), the trial's key of random numbers, the job's version, and the setting: code, libraries, device, threads.
-Imports no torch: a worker that trains with it has loaded it already.
+Each trial is recorded with one line of JSON: its pack (a digest of the trial ids in order), its position in the pack,
+its random key, the job's version, and the environment (code, libraries, device, threads). torch is not imported here.
 """
 
 from __future__ import annotations
@@ -23,73 +22,73 @@ from jobs.catalogue import load_job
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What a curve's last bits depend on, beside the trial and its pack."""
+class Environment:
+    """What a curve depends on within rounding, apart from the trial and its pack."""
 
     code: str
-    """Release of this package, and a digest of the source of every built-in job and of the trial's own job."""
+    """Release of this package, and a digest of the sources of the built-in jobs and of the trial's job."""
     python: str
     torch: str
-    """"" where the job does not use it."""
+    """"" if the job does not use it."""
     numpy: str
     device: str
     """The processor and its vector instructions, or the GPU's name."""
     threads: int
-    """Of tensor operations; 0 where torch is not loaded."""
+    """Of tensor operations; 0 if torch is not loaded."""
 
-    def differences(self, other: Setting) -> list[str]:
-        """What differs, as `name: this, other`."""
-        mine, theirs = asdict(self), asdict(other)
-        return [f"{name}: {mine[name]}, {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+    def differences(self, other: Environment) -> list[str]:
+        """The fields that differ, as `name: own value, other value`."""
+        pairs = [(name, value, getattr(other, name)) for name, value in asdict(self).items()]
+        return [f"{name}: {own}, {value}" for name, own, value in pairs if own != value]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
+class TrainingRecord:
     """How one trial was trained."""
 
     pack: str
     """Digest of the pack's trial ids in order."""
     at: int
-    """The trial's place in the pack, from 0."""
+    """The trial's position in the pack, from 0."""
     of: int
-    """Trials of the pack."""
+    """Number of trials in the pack."""
     seed: int
-    """The 64-bit key of the trial's random numbers."""
+    """The 64-bit random key of the trial."""
     version: int
     """The job's version."""
-    setting: Setting
+    environment: Environment
 
     def text(self) -> str:
-        """As it is recorded."""
+        """The recorded form."""
         content = {"pack": self.pack, "at": self.at, "of": self.of, "seed": str(self.seed), "version": self.version}
-        return json.dumps(content | asdict(self.setting), separators=(",", ":"))
+        return json.dumps(content | asdict(self.environment), separators=(",", ":"))
 
     @classmethod
-    def parse(cls, text: str) -> Trained:
-        """From what was recorded.
+    def parse(cls, text: str) -> TrainingRecord:
+        """Parse the recorded form.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: `text` is not such a record.
         """
         try:
             content: dict[str, Any] = json.loads(text)
             own = {name: content.pop(name) for name in ("pack", "at", "of", "version")}
-            return cls(seed=int(content.pop("seed")), setting=Setting(**content), **own)
+            return cls(seed=int(content.pop("seed")), environment=Environment(**content), **own)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"no record of a training: {text!r}") from error
 
 
 def pack_digest(trial_ids: Sequence[str]) -> str:
-    """16 hexadecimal digits: the same trials in the same order, the same digest."""
+    """16 hexadecimal digits that depend on the trials and their order."""
     return hashlib.blake2b("/".join(trial_ids).encode(), digest_size=8).hexdigest()
 
 
 @cache
-def setting(job: str, device: str) -> Setting:
-    """The setting of this process, for a job trained on this device ("cpu", "cuda", "cuda:1")."""
+def environment_of(job: str, device: str) -> Environment:
+    """The environment of this process for a job trained on `device` ("cpu", "cuda", "cuda:1")."""
     torch = sys.modules.get("torch")
-    return Setting(
-        code=f"{_release()}+{_source_digest(job)}",
+    return Environment(
+        code=f"{_installed('phasefront') or '0'}+{_source_digest(job)}",
         python=platform.python_version(),
         torch="" if torch is None else str(torch.__version__),
         numpy=_installed("numpy"),
@@ -112,20 +111,16 @@ def _installed(package: str) -> str:
         return ""
 
 
-def _release() -> str:
-    return _installed("phasefront") or "0"
-
-
 @cache
 def _source_digest(job: str) -> str:
-    """12 hexadecimal digits of the source of the jobs package and of the job's own module."""
+    """12 hexadecimal digits of the sources of the jobs package and of the job's module."""
     folder = Path(next(iter(jobs.__path__)))
     files = {f"jobs/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*.py")}
-    found = load_job(job)
-    module = sys.modules.get(getattr(found, "function", type(found)).__module__)
-    own = getattr(module, "__file__", None)
-    if own is not None and not Path(own).is_relative_to(folder):
-        files["job"] = Path(own)
+    loaded = load_job(job)
+    module = sys.modules.get(getattr(loaded, "function", type(loaded)).__module__)
+    path = getattr(module, "__file__", None)
+    if path is not None and not Path(path).is_relative_to(folder):
+        files["job"] = Path(path)
     return _digest(files)
 
 

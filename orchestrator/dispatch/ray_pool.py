@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackFailed, PackTask, Progress
+from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.ray_connection import cluster_shape, connect, disconnect
 from orchestrator.dispatch.worker import execute, is_out_of_memory, prepare
 from orchestrator.errors import UserError
@@ -220,7 +220,7 @@ class RayDispatcher(Dispatcher):
                 events.append(PackFailed(pack_id=task.pack_id, cause=cause, error=text))
         else:
             events.append(event)
-            if not isinstance(event, Progress):
+            if not isinstance(event, PackProgress):
                 worker.packs.popleft()
 
     def _bury(self, worker: _Worker, error: str, events: list[Event], cause: Cause = Cause.WORKER_LOST) -> None:

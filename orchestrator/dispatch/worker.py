@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.catalogue import load_job
-from jobs.job import Curves, Job, Member, Params, Report, params_from
+from jobs.job import Curves, Job, Member, Observations, Params, Report, params_from
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.environment import TrainingRecord, environment_of, pack_digest
 from orchestrator.records import CurveRows, Status, TrialResult
@@ -41,7 +41,7 @@ def prepare(*, threads: int, job: str | None = None) -> None:
         os.environ[name] = str(threads)
     wants_torch = job is not None and getattr(load_job(job), "needs_torch", True)
     if wants_torch or "torch" in sys.modules:
-        from jobs.packed.threads import set_threads
+        from jobs.packed.loop import set_threads
 
         set_threads(threads)
 
@@ -170,7 +170,8 @@ class _OpenCurves:
         measured = self._open.pop(position, None)
         if measured is None:
             raise ValueError(f"train named member {position} in `Report.finished` twice (or there is none)")
-        status, phase, observations = Status.FAILED, None, {}
+        status, phase = Status.FAILED, None
+        observations: Observations = {}
         if error is None:
             try:
                 params, curves = self._members[position].params, self._curves(measured)

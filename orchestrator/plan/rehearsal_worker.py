@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs.catalogue import load_job
 from jobs.job import Job, as_dict
-from orchestrator.dispatch.base import PackFailed, PackTask, Progress
+from orchestrator.dispatch.base import PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.worker import busy_clock, execute, prepare
 
 WINDOW_S = 0.25
@@ -103,7 +103,7 @@ class Rehearsal:
         for event in execute(replace(self._task, params=tuple(shortened)), device=self._device, flush_s=0.0):
             if isinstance(event, PackFailed):
                 raise Unfit(event.error)
-            if isinstance(event, Progress) and event.rows is not None:
+            if isinstance(event, PackProgress) and event.rows is not None:
                 ends[int(event.rows.step.max())] = self._busy()
         if not ends or (steps > 1 and len(ends) < 2):
             raise Unfit("the training did not report")

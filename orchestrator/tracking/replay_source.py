@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jobs.job import Curves, Scalar
-from orchestrator.dispatch.environment import Trained
+from orchestrator.dispatch.environment import TrainingRecord
 from orchestrator.errors import UserError
 from orchestrator.tracking import layout
 from orchestrator.tracking.address import PREFIX, database_address, quiet_mlflow, shown
@@ -25,7 +25,7 @@ class PackMember:
 
     trial_id: str
     params: Mapping[str, Scalar]
-    trained: Trained
+    trained: TrainingRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class ReplaySource:
             trial_id=tags[layout.TRIAL_ID],
             job=tags[layout.JOB],
             params=layout.decode_params(tags[layout.PARAMS]),
-            trained=Trained.parse(text),
+            trained=TrainingRecord.parse(text),
             curves=self._curves(run),
         )
 
@@ -114,7 +114,7 @@ class ReplaySource:
             page = self._client.search_runs([experiment], condition, max_results=PAGE, page_token=token)
             for run in page:
                 tags = run.data.tags
-                trained = Trained.parse(tags[layout.TRAINED])
+                trained = TrainingRecord.parse(tags[layout.TRAINED])
                 if trained.pack == trial.trained.pack:
                     members[trained.at] = PackMember(
                         trial_id=tags[layout.TRIAL_ID],

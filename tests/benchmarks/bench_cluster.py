@@ -21,7 +21,7 @@ def simulate(workers: int, models: int, pack_s: float, packs: int) -> dict[str, 
     """One sweep of workers * packs packs of `models` trials; virtual seconds and shares."""
     from jobs.catalogue import load_job
     from jobs.double_descent.params import DoubleDescentParams
-    from orchestrator.dispatch.base import PackTask, Progress
+    from orchestrator.dispatch.base import PackProgress, PackTask
     from orchestrator.dispatch.simulated import SimulatedDispatcher, VirtualClock
     from orchestrator.plan.calibration import Calibration
     from orchestrator.plan.planner import Pack, Planner
@@ -46,7 +46,7 @@ def simulate(workers: int, models: int, pack_s: float, packs: int) -> dict[str, 
     steps = np.unique(np.rint(np.geomspace(1, 2000, REPORTS)).astype(np.int64))
     random = np.random.default_rng(0)
 
-    def results(task: PackTask) -> Progress:
+    def results(task: PackTask) -> PackProgress:
         count = len(task.trial_ids)
         rows = CurveRows(
             trial_ids=task.trial_ids,
@@ -60,7 +60,7 @@ def simulate(workers: int, models: int, pack_s: float, packs: int) -> dict[str, 
             TrialResult(trial_id=i, status=Status.FINISHED, phase="underfitted", observations=seen)
             for i in task.trial_ids
         )
-        return Progress(pack_id=task.pack_id, rows=rows, results=ends)
+        return PackProgress(pack_id=task.pack_id, rows=rows, results=ends)
 
     # Packs end at different times, by up to a fifth: a tie of all of them would flatter no one.
     lengths: dict[str, float] = {}
