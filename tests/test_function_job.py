@@ -14,7 +14,7 @@ import torch
 
 from jobs.function import QUEUE_ROWS, FunctionJob, open_params
 from jobs.job import Curves, Member, Params, param, params_from
-from orchestrator.dispatch.base import PackEnded, PackTask, Progress
+from orchestrator.dispatch.base import PackEnded, PackProgress, PackTask
 from orchestrator.dispatch.worker import execute
 from orchestrator.records import Status, TrialResult
 from tests.packing import assert_packed_is_solo, course_of, curves_of
@@ -354,7 +354,7 @@ def test_a_watched_metric_gives_the_phase() -> None:
 # As the worker runs it.
 
 
-def run(function: str, params: list[dict[str, Any]], **thresholds: Any) -> tuple[list[Progress], list[TrialResult]]:
+def run(function: str, params: list[dict[str, Any]], **thresholds: Any) -> tuple[list[PackProgress], list[TrialResult]]:
     task = PackTask(
         pack_id="p",
         job=f"{__name__}:{function}",
@@ -365,11 +365,11 @@ def run(function: str, params: list[dict[str, Any]], **thresholds: Any) -> tuple
     )
     events = list(execute(task, device="cpu"))
     assert isinstance(events[-1], PackEnded)
-    progress = [event for event in events if isinstance(event, Progress)]
+    progress = [event for event in events if isinstance(event, PackProgress)]
     return progress, [result for part in progress for result in part.results]
 
 
-def rows_of(progress: list[Progress]) -> Iterator[tuple[str, int, str, float]]:
+def rows_of(progress: list[PackProgress]) -> Iterator[tuple[str, int, str, float]]:
     for part in progress:
         rows = part.rows
         if rows is None:

@@ -290,7 +290,7 @@ class Slow(Descent):
 
 
 def test_workers_are_kept_busy_while_a_search_learns() -> None:
-    from orchestrator.dispatch.base import PackTask, Progress
+    from orchestrator.dispatch.base import PackProgress, PackTask
     from orchestrator.dispatch.simulated import SimulatedDispatcher, VirtualClock
     from orchestrator.plan.calibration import Calibration
     from orchestrator.plan.planner import Planner
@@ -302,12 +302,12 @@ def test_workers_are_kept_busy_while_a_search_learns() -> None:
 
     clock = VirtualClock(real=lambda: 0.0)  # the driver's own time is another matter
 
-    def ended(task: PackTask) -> Progress:
+    def ended(task: PackTask) -> PackProgress:
         results = tuple(
             TrialResult(trial_id=trial_id, status=Status.FINISHED, phase=LABELS[params["weight_decay"] > 1])
             for trial_id, params in zip(task.trial_ids, task.params, strict=True)
         )
-        return Progress(pack_id=task.pack_id, rows=None, results=results)
+        return PackProgress(pack_id=task.pack_id, rows=None, results=results)
 
     pool = SimulatedDispatcher(
         workers=4,
