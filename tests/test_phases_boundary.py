@@ -1,6 +1,8 @@
 """Laws of the boundary between phases."""
 
 import itertools
+import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.path import Path as Outline
 
-from orchestrator.phases.map.contour import boundary, half_level
+from orchestrator.phases.map.contour import boundary, half_level, outlines_of_labels
 from orchestrator.phases.scale import AxisScale, axis_scale
 
 
@@ -100,3 +102,13 @@ def test_in_a_saddle_the_mean_decides_which_corners_are_joined(turned: bool, low
     cut = {(round(float(line[:, 0].mean())), round(float(line[:, 1].mean()))) for line in lines}
     assert {bool(share[i, j] < 0.5) for i, j in cut} == {joined}
     assert len(cut) == 2
+
+
+@given(label=arrays(np.int64, (5, 6), elements=st.sampled_from([-1, 0, 1])))
+def test_the_outlines_of_two_classes_coincide_in_saddles_too_and_avoid_holes(label: np.ndarray) -> None:
+    lines = [line.tolist() for line in outlines_of_labels(label)]
+    segments = Counter(frozenset(map(tuple, pair)) for line in lines for pair in itertools.pairwise(line))
+    assert set(segments.values()) <= {2}
+    for x, y in {point for segment in segments for point in segment}:
+        ends = label[math.floor(x), math.floor(y)], label[math.ceil(x), math.ceil(y)]
+        assert sorted(ends) == [0, 1]
