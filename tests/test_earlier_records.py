@@ -1,0 +1,98 @@
+"""A record and a study written by commit 00a9e8d: the present code resumes them, draws the same maps, replays a run.
+
+`records/` holds the SQLite files (compressed, with `{folder}` for the folder that MLflow keeps artifacts in), the sweep
+files, and in `expected.json` what that commit's `map --classifier` said of them.
+"""
+
+import json
+import lzma
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.spatial import cKDTree
+
+from orchestrator.cli import main
+from orchestrator.sweep.sweep import Sweep
+
+RECORDS = Path(__file__).parent / "records"
+EXPECTED: dict[str, Any] = json.loads((RECORDS / "expected.json").read_text())
+SWEEPS = sorted(EXPECTED)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the earlier version ran the three sweeps in."""
+    folder = tmp_path_factory.mktemp("earlier")
+    for name in ("record.db", "optuna.db"):
+        (folder / name).write_bytes(lzma.decompress((RECORDS / f"{name}.xz").read_bytes()))
+    for path in RECORDS.glob("*.yaml"):
+        (folder / path.name).write_text(path.read_text())
+    with sqlite3.connect(folder / "record.db") as connection:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            connection.execute(f"UPDATE {table} SET {column} = replace({column}, '{{folder}}', ?)", (str(folder),))
+    connection.close()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _beside_the_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def state_of_the_record(folder: Path) -> list[tuple[Any, ...]]:
+    """Every run that is a trial's, and how many metric rows it has."""
+    query = """SELECT r.run_uuid, r.status, r.start_time, r.end_time, count(m.step)
+        FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = 'phasefront.trial_id'
+        LEFT JOIN metrics m ON m.run_uuid = r.run_uuid GROUP BY r.run_uuid ORDER BY r.run_uuid"""
+    connection = sqlite3.connect(folder / "record.db")
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_finished_sweep_has_nothing_left_to_do(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = state_of_the_record(folder)
+    assert main(["run", f"{name}.yaml", "--inline", "--quiet"]) == 0
+    assert state_of_the_record(folder) == before
+    assert f"{len(EXPECTED[name]['trials'])}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_map_is_the_same(name: str, folder: Path) -> None:
+    expected = EXPECTED[name]
+    output = Sweep.load(folder / f"{name}.yaml").output
+    assert main(["map", f"{name}.yaml", "--classifier"]) == 0
+
+    table = pd.read_parquet(output / "trials.parquet")
+    assert list(table.columns) == expected["columns"]
+    assert {row.trial_id: [row.run_id, row.phase, row.status] for row in table.itertuples()} == expected["trials"]
+
+    metrics = json.loads((output / "sweep_metrics.json").read_text())
+    assert metrics == pytest.approx(expected["metrics"], rel=1e-6)
+
+    boundary = pd.read_parquet(output / "boundary.parquet")
+    assert list(boundary.columns) == expected["boundary_columns"]
+    assert {tuple(pair) for pair in expected["pairs"]} == {(row.label_a, row.label_b) for row in boundary.itertuples()}
+    axes = expected["axes"]
+    before, after = (
+        _in_the_box(np.asarray(points), expected["boundary"]) for points in (expected["boundary"], boundary[axes])
+    )
+    assert cKDTree(after).query(before)[0].max() < 0.01
+    assert cKDTree(before).query(after)[0].max() < 0.1  # every sixth vertex was kept
+
+
+def _in_the_box(points: np.ndarray, reference: list[list[float]]) -> np.ndarray:
+    """Positions on logarithmic axes, in widths of what the reference spans."""
+    logs = np.log(np.asarray(reference))
+    return (np.log(points) - logs.min(axis=0)) / np.ptp(logs, axis=0)
+
+
+def test_a_run_can_be_replayed(capsys: pytest.CaptureFixture[str]) -> None:
+    run_id = next(iter(EXPECTED["grid"]["trials"].values()))[0]
+    assert main(["replay", run_id, "--tracking", "sqlite:///record.db"]) == 0, capsys.readouterr().out
