@@ -58,7 +58,7 @@ def state_of_the_record(folder: Path) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_finished_sweep_has_nothing_left_to_do(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = state_of_the_record(folder)
-    assert main(["run", f"{name}.yaml", "--inline", "--quiet"]) == 0
+    assert main(["run", f"{name}.yaml", "--inline", "--quiet", "--no-map"]) == 0
     assert state_of_the_record(folder) == before
     assert f"{len(EXPECTED[name]['trials'])}" in capsys.readouterr().out
 
