@@ -1,7 +1,7 @@
-"""The loop of a run: ask, skip what is recorded, plan, dispatch, record, tell. Abstract bases only.
+"""The loop of a run: ask, skip what is recorded, plan, dispatch, record, tell. It depends on abstract bases only.
 
-The runner keeps trials that have not ended and counts of those that have; rows of curves pass
-through it. Every pack costs it the same work, however many packs there are.
+The runner holds the trials that have not ended and counts the others; curve rows pass through it. Its work per pack
+does not depend on the number of packs.
 """
 
 from __future__ import annotations
@@ -11,36 +11,28 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from jobs.job import Params, as_dict
 from orchestrator.dispatch.base import Dispatcher, Event, PackEnded, PackFailed, PackProgress, PackTask
-from orchestrator.failures import FailureWatch, Remedy, decide, last_line
+from orchestrator.failures import IDENTICAL_FAILURES_BEFORE_STOP, FailureWatch, Remedy, decide, last_line
 from orchestrator.plan.planner import Pack, Planner
 from orchestrator.progress import ProgressDisplay, Snapshot
-from orchestrator.records import Recorded, Status, TrialResult
+from orchestrator.records import Status, TrialResult
 from orchestrator.relabel import relabel_stale
 from orchestrator.search.base import Sampler
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
 
 PACKS_AHEAD = 2
-"""Packs handed to the dispatcher for each worker: what runs and what comes next."""
+"""Packs handed to the dispatcher per worker: the running one and the next."""
 TRIALS_AHEAD = 16
-"""Where packs are tiny: so many trials for each worker, whatever number of packs that is."""
+"""Trials handed out per worker in any case, so that workers do not run out of very small packs."""
 POLL_S = 0.2
-"""The longest wait for news, and so the delay before a stop is noticed."""
+"""The longest wait for events, and so the delay before a stop is noticed."""
 FAILURES_KEPT = 50
-"""Failed trials that the summary holds for printing; all are in the record."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """One failed trial, for the end of a run."""
-
-    trial: Trial
-    error: str
+"""Failed trials that the summary keeps for printing; the record holds all of them."""
 
 
 @dataclass(kw_only=True)
@@ -51,30 +43,30 @@ class Summary:
     """Trials finished in this run."""
     failed: int = 0
     skipped: int = 0
-    """Trials found finished in the record."""
+    """Trials that had finished before."""
     relabelled: int = 0
-    """Of those, how many got their phase anew because the thresholds had changed."""
+    """Those of them whose phase was computed again because the thresholds had changed."""
     killed: int = 0
     """Trials that were running when the run was stopped."""
     stopped: bool = False
     """Whether the run was stopped from outside."""
     gave_up: str = ""
-    """Why the run stopped by itself, where it did."""
+    """Why the run stopped by itself; empty if it did not."""
     phases: Counter[str] = field(default_factory=Counter)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[tuple[Trial, TrialResult]] = field(default_factory=list)
     """The first few failed trials."""
     seconds: float = 0.0
-    """From the first dispatched pack to the last recorded trial; start-up apart."""
+    """From the first dispatched pack to the last recorded trial, without start-up."""
     workers: int = 0
-    """Packs that could run at the same time when the pool stood; 0 where no worker was needed."""
+    """Workers of the pool when it was ready; 0 if none was needed."""
     startup_s: float = 0.0
-    """Until the pool of workers stood, where one was needed."""
+    """Until the pool of workers was ready."""
     train_s: float = 0.0
-    """Sum of the ended packs' training seconds."""
+    """Training seconds of the packs that ended, summed over workers."""
     estimated_s: float = 0.0
-    """What those packs were estimated at."""
+    """The estimate for these packs."""
     trained: int = 0
-    """Trials of those packs."""
+    """The number of trials in these packs."""
     record_s: float = 0.0
     """Seconds spent in the tracker for trials of this run."""
     measured: bool = False
@@ -82,12 +74,12 @@ class Summary:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Out:
+class _Dispatched:
     """A pack that was dispatched."""
 
     pack: Pack
     left: dict[str, Trial]
-    """Its trials that have not ended."""
+    """Its trials that have not ended, by id."""
 
 
 class Runner:
@@ -95,17 +87,16 @@ class Runner:
 
     Args:
         job_name: the job as workers load it.
-        planner: cuts trials into packs.
-        sampler: says which trials to run.
-        tracker: an open tracker whose sweep is open too.
-        pool: makes the dispatcher; called at the first trial that is missing, so that a finished
-            sweep starts no worker.
-        progress: is shown how far the run is.
-        thresholds: what phases are reduced with.
-        fingerprint: the thresholds' fingerprint, compared with the record's.
+        planner: groups trials into packs.
+        sampler: decides which trials to run.
+        tracker: an open tracker with an open sweep.
+        pool: makes the dispatcher. Called at the first missing trial, so that a finished sweep starts no worker.
+        progress: displays the state of the run.
+        thresholds: of the job, used to reduce curves to phases.
+        fingerprint: of the thresholds, compared with the recorded one.
         stop: set from outside (a signal handler) to stop the run.
-        stopped: called once a stopped run is recorded, before its workers are let go of.
-        starting: what `pool` does, for people.
+        stopped: called once a stopped run is recorded, before its workers are released.
+        starting: the note to display while `pool` runs.
     """
 
     def __init__(
@@ -130,28 +121,29 @@ class Runner:
         self._stop = stop or threading.Event()
         self._stopped = stopped
         self._dispatcher: Dispatcher | None = None
+        self._waiting: list[Trial] = []
+        """Missing trials that are not planned yet: the plan needs the number of workers."""
         self._queue: deque[Pack] = deque()
-        self._out: dict[str, _Out] = {}
+        self._out: dict[str, _Dispatched] = {}
         self._trials_out = 0
         self._begun: set[str] = set()
-        """Trials with a RUNNING run: those handed out, and those of broken packs that wait to run again."""
+        """Trials with a RUNNING run: those dispatched, and those of failed packs that wait for their retry."""
         self._number = 0
         self._started: float | None = None
-        self._planned = 0
-        """Trials planned so far, and the seconds their packs were estimated at."""
-        self._planned_s = 0.0
+        self._planned, self._planned_s = 0, 0.0
+        """Trials planned so far, and the estimate for their packs."""
         self._watch = FailureWatch()
         self._summary = Summary()
 
     def run(self) -> Summary:
-        """Run until nothing is left, or until stopped; the record then says how every trial stands.
+        """Run until no trial is left, or until stopped. No trial is left RUNNING in the record.
 
-        The sweep itself is ended only where the run was stopped (as KILLED) or broke: what follows a whole
-        run, such as the diagram, is the caller's.
+        The sweep is ended as KILLED if the run was stopped and as FAILED if it raised. Otherwise the caller ends it,
+        after the diagram is drawn.
 
         Raises:
-            Whatever the tracker or the dispatcher raises; running trials are then recorded as KILLED and the
-            sweep as FAILED, where the tracker still works, and workers are stopped.
+            Any exception of the tracker or the dispatcher. Running trials are then recorded as KILLED, if the tracker
+            still works, and workers are stopped.
         """
         broke = True
         try:
@@ -162,8 +154,7 @@ class Runner:
                 self._summary.seconds = self._clock() - self._started
             broke = False
         finally:
-            # The record first: workers die in no time, but letting go of Ray takes a second or two of the
-            # three that a stopped job has.
+            # Record first: a stopped job has three seconds, of which disconnecting from Ray takes one or two.
             try:
                 self._end_as_killed()
                 self._summary.stopped = self._stop.is_set()
@@ -180,9 +171,9 @@ class Runner:
         return self._summary
 
     def _advance(self) -> bool:
-        """One turn of the loop; whether there may be another."""
+        """Run one turn of the loop; return whether there may be another."""
         asked = self._ask()
-        if not self._queue and not self._out:
+        if not self._waiting and not self._queue and not self._out:
             if asked:
                 return True
             if not self._sampler.exhausted:
@@ -191,9 +182,10 @@ class Runner:
         dispatcher = self._ready_dispatcher()
         if self._stop.is_set():
             return False
+        if self._waiting:
+            self._plan(dispatcher.workers)
         self._feed(dispatcher)
-        events = dispatcher.poll(POLL_S)
-        self._handle(events)
+        self._handle(dispatcher.poll(POLL_S))
         self._show()
         return True
 
@@ -205,51 +197,44 @@ class Runner:
             self._summary.startup_s = self._clock() - began
             self._summary.workers = self._dispatcher.workers
             self._started = self._clock()
-            # The plan waited for the number of workers.
-            trials = [trial for pack in self._queue for trial in pack.trials]
-            self._queue = deque(self._plan(trials, self._dispatcher))
         return self._dispatcher
 
-    def _plan(self, trials: Sequence[Trial], dispatcher: Dispatcher) -> list[Pack]:
-        packs = self._planner.plan(trials, workers=dispatcher.workers)
-        self._planned += len(trials)
+    def _plan(self, workers: int) -> None:
+        packs = self._planner.plan(self._waiting, workers=workers)
+        self._planned += len(self._waiting)
         self._planned_s += math.fsum(pack.seconds for pack in packs)
-        return packs
+        self._queue.extend(packs)
+        self._waiting = []
 
     # --- ask, and skip what is recorded ---
 
     def _ask(self) -> bool:
-        """Ask for trials where none wait; whether any came."""
-        if self._queue or self._sampler.exhausted:
+        """Ask the sampler for trials if none wait; return whether there were any."""
+        if self._waiting or self._queue or self._sampler.exhausted:
             return False
         trials = self._sampler.ask(max(1, self._sampler.expected_trials))
         if not trials:
             return False
         recorded = self._tracker.index([trial.id for trial in trials])
-        missing: list[Trial] = []
         stale: list[Trial] = []
         for trial in trials:
-            found = recorded.get(trial.id)
-            if found is None or found.status is not Status.FINISHED:
-                missing.append(trial)
-            elif found.thresholds != self._fingerprint:
+            known = recorded.get(trial.id)
+            if known is None or known.status is not Status.FINISHED:
+                self._waiting.append(trial)
+            elif known.thresholds != self._fingerprint:
                 stale.append(trial)
             else:
-                self._skip(trial, found)
+                self._skip(TrialResult(trial.id, known.status, known.phase, known.observations))
         self._relabel(stale)
-        if missing:
-            if self._dispatcher is None:
-                self._queue.append(Pack(trials=tuple(missing), seconds=0.0))  # planned once workers are known
-            else:
-                self._queue.extend(self._plan(missing, self._dispatcher))
         return True
 
-    def _skip(self, trial: Trial, found: Recorded) -> None:
+    def _skip(self, result: TrialResult) -> None:
+        """Count and tell a trial that had finished before."""
         self._summary.skipped += 1
-        if found.phase is not None:
-            self._summary.phases[found.phase] += 1
-        self._watch.success()
-        result = TrialResult(trial_id=trial.id, status=found.status, phase=found.phase, observations=found.observations)
+        if result.phase is not None:
+            self._summary.phases[result.phase] += 1
+        if result.status is Status.FINISHED:
+            self._watch.success()
         self._sampler.tell(result)
 
     def _relabel(self, stale: Sequence[Trial]) -> None:
@@ -257,22 +242,19 @@ class Runner:
         for result in relabel_stale(self._tracker, self._planner.job, stale, self._thresholds):
             trial = by_id.pop(result.trial_id)
             if result.status is Status.FAILED:
-                self._fail_quietly(trial, f"its curves could not be reduced anew:\n{result.error or ''}")
+                error = f"its curves could not be reduced under the new thresholds:\n{result.error or ''}"
+                self._count_failure(trial, replace(result, error=error))
+                self._sampler.tell(result)
             else:
-                self._summary.skipped += 1
                 self._summary.relabelled += 1
-                self._watch.success()
-            if result.phase is not None:
-                self._summary.phases[result.phase] += 1
-            self._sampler.tell(result)
-        for trial in by_id.values():  # finished, but without a single row: nothing to reduce
-            self._summary.skipped += 1
-            self._sampler.tell(TrialResult(trial_id=trial.id, status=Status.FAILED))
+                self._skip(result)
+        for trial_id in by_id:  # finished without a curve: there is nothing to reduce
+            self._skip(TrialResult(trial_id, Status.FAILED))
 
     # --- dispatch ---
 
     def _feed(self, dispatcher: Dispatcher) -> None:
-        """Hand out packs, so many that workers are never idle and no more."""
+        """Dispatch as many packs as keep all workers busy, and no more."""
         packs: list[Pack] = []
         workers, trials = dispatcher.workers, self._trials_out
         while self._queue and (
@@ -292,7 +274,7 @@ class Runner:
         for pack in packs:
             self._number += 1
             pack_id = f"pack-{self._number}"
-            self._out[pack_id] = _Out(pack=pack, left={trial.id: trial for trial in pack.trials})
+            self._out[pack_id] = _Dispatched(pack=pack, left={trial.id: trial for trial in pack.trials})
             self._trials_out += len(pack.trials)
             tasks.append(self._task(pack_id, pack))
         dispatcher.submit(tasks)
@@ -310,13 +292,13 @@ class Runner:
     # --- record and tell ---
 
     def _handle(self, events: Iterable[Event]) -> None:
-        """Record what has happened: rows first, then the trials that ended with them, in one call."""
+        """Record events: first the rows, then all trials that ended, in one call."""
         ended: list[tuple[Trial, TrialResult]] = []
         began = self._clock()
         for event in events:
             out = self._out.get(event.pack_id)
             if out is None:
-                continue  # a late word of a pack that was given up
+                continue  # a late event of a pack that has ended
             if isinstance(event, PackProgress):
                 if event.rows is not None:
                     self._summary.measured |= bool(event.rows.metrics)
@@ -338,37 +320,36 @@ class Runner:
         self._tracker.settle()
         self._summary.record_s += self._clock() - began
 
-    def _pack_ended(self, event: PackEnded, out: _Out, ended: list[tuple[Trial, TrialResult]]) -> None:
+    def _pack_ended(self, event: PackEnded, out: _Dispatched, ended: list[tuple[Trial, TrialResult]]) -> None:
         del self._out[event.pack_id]
         for trial in out.left.values():
-            error = "the pack ended without a word on this trial"
-            ended.append((trial, TrialResult(trial_id=trial.id, status=Status.FAILED, error=error)))
+            error = "the pack ended without reporting this trial"
+            ended.append((trial, TrialResult(trial.id, Status.FAILED, error=error)))
         self._planner.took(out.pack, event.train_s if event.busy_s is None else event.busy_s)
         self._summary.train_s += event.train_s
         self._summary.estimated_s += out.pack.seconds
         self._summary.trained += len(out.pack.trials)
 
-    def _pack_failed(self, event: PackFailed, out: _Out, ended: list[tuple[Trial, TrialResult]]) -> None:
+    def _pack_failed(self, event: PackFailed, out: _Dispatched, ended: list[tuple[Trial, TrialResult]]) -> None:
         del self._out[event.pack_id]
         left = list(out.left.values())
         if not left:
             return
-        # A pack that got somewhere is not what kills its workers.
+        # A pack in which trials have ended is not suspected of killing its workers.
         losses = 1 if len(left) < len(out.pack.trials) else out.pack.losses + 1
         decision = decide(event.cause, size=len(left), losses=losses, error=event.error)
         if decision.remedy is Remedy.FAIL:
-            for trial in left:
-                ended.append((trial, TrialResult(trial_id=trial.id, status=Status.FAILED, error=decision.error)))
+            ended += [(trial, TrialResult(trial.id, Status.FAILED, error=decision.error)) for trial in left]
             return
         self._trials_out -= len(left)
         if decision.remedy is Remedy.RETRY:
             again = [self._planner.pack(tuple(left), losses=losses)]
         else:
             again = self._planner.split(left)
-        self._queue.extendleft(reversed(again))  # at once: a culprit is found before much else runs
+        self._queue.extendleft(reversed(again))  # first: the trial that raised is found early
         self._progress.say(
-            f"a pack of {len(out.pack.trials)} broke ({event.cause.value}: {last_line(event.error)}); "
-            f"{len(left)} trials run again as {' + '.join(str(len(pack.trials)) for pack in again)}"
+            f"a pack of {len(out.pack.trials)} trials failed ({event.cause.value}: {last_line(event.error)}); "
+            f"{len(left)} trials are retried in packs of {' + '.join(str(len(pack.trials)) for pack in again)}"
         )
 
     def _tell(self, trial: Trial, result: TrialResult) -> None:
@@ -379,33 +360,30 @@ class Runner:
             self._watch.success()
         else:
             error = result.error or ""
-            self._fail_quietly(trial, error)
+            self._count_failure(trial, result)
             if self._watch.failure(error) and not self._summary.gave_up:
                 self._summary.gave_up = (
-                    f"the first {self._summary.failed} trials failed, none succeeded, and at least 5 of them failed "
-                    f"alike: {last_line(error)}"
+                    f"the first {self._summary.failed} trials failed, none succeeded, and at least "
+                    f"{IDENTICAL_FAILURES_BEFORE_STOP} of them with the same error: {last_line(error)}"
                 )
         self._sampler.tell(result)
 
-    def _fail_quietly(self, trial: Trial, error: str) -> None:
+    def _count_failure(self, trial: Trial, result: TrialResult) -> None:
         self._summary.failed += 1
         if len(self._summary.failures) < FAILURES_KEPT:
-            self._summary.failures.append(Failure(trial=trial, error=error))
+            self._summary.failures.append((trial, result))
 
     def _end_as_killed(self) -> None:
-        """Every trial that was begun and has not ended is recorded as KILLED; a next run takes it up."""
+        """Record every trial that was begun and has not ended as KILLED; the next run retries it."""
         self._out.clear()
         self._summary.killed = len(self._begun)
         if self._begun:
-            killed = [
-                TrialResult(trial_id=trial_id, status=Status.KILLED, error="the run was stopped")
-                for trial_id in sorted(self._begun)
-            ]
-            self._tracker.end(killed)
+            error = "the run was stopped"
+            self._tracker.end([TrialResult(trial, Status.KILLED, error=error) for trial in sorted(self._begun)])
             self._begun.clear()
 
     def _running(self) -> int:
-        """Trials of the packs that workers have started: the oldest, one for each worker."""
+        """Unfinished trials of the packs that run: the oldest ones, one per worker."""
         workers = 0 if self._dispatcher is None else self._dispatcher.workers
         return sum(len(out.left) for out in islice(self._out.values(), workers))
 
@@ -426,15 +404,15 @@ class Runner:
         )
 
     def _left_s(self) -> float | None:
-        """Seconds until the sweep has trained, by the plan at the pace of the packs that ended; None: not known."""
+        """Seconds of training left: the plan, corrected by the packs that ended. None if unknown."""
         summary = self._summary
         if not summary.workers or self._started is None or not summary.estimated_s:
             return None
         pace = summary.train_s / summary.estimated_s
-        # Since the start every worker was busy: what was spent beyond the ended packs is in those that run.
+        # Every worker has been busy since the start: time not spent on ended packs was spent on running ones.
         running_s = summary.workers * (self._clock() - self._started) - summary.train_s
         planned_s = self._planned_s
-        if self._planned:  # a sampler may have asked for a part of the sweep so far
+        if self._planned:  # the sampler may have asked for only a part of the sweep so far
             planned_s *= max(1.0, (self._sampler.expected_trials - summary.skipped) / self._planned)
         left_s = (planned_s - summary.estimated_s) * pace - max(0.0, running_s)
         return max(left_s, 0.0) / summary.workers

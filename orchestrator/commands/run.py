@@ -222,7 +222,7 @@ def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, pages
         print(f"warning: {_not_measured(sweep)}")
     print("\n".join([f"curves    {sweep.record_shown}", *pages]))
     again = command_line(arguments, "run")
-    lines = [failure_line(failure.trial, failure.error, sweep) for failure in summary.failures[:FAILURES_SHOWN]]
+    lines = [failure_line(trial, result.error, sweep) for trial, result in summary.failures[:FAILURES_SHOWN]]
     if summary.failed:
         tracebacks = f"their tracebacks: {command_line(arguments, 'status')}, or the tag of each run"
         lines.append(f"{summary.failed} trials failed; {tracebacks}. To run them again: {again}")
