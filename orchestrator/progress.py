@@ -1,4 +1,4 @@
-"""How far a run is: a live display on a terminal, plain lines in a log. Formatting is pure."""
+"""Displays the progress of a run: live on a terminal, as plain lines in a log."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TextIO
 
 LINE_EVERY_S = 5.0
-"""Plain lines are at least this far apart."""
+"""The least time between two plain lines."""
 RATE_WINDOW_S = 60.0
-"""Trials/s are an average over the last minute, so that the time left follows a change of pace."""
+"""Trials/s are averaged over the last minute, so that the time left follows a change of pace."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,20 +20,20 @@ class Snapshot:
     """The state of a run at one moment."""
 
     total: int
-    """Trials of the sweep, those found finished included."""
+    """Trials of the sweep, including those that had finished before."""
     skipped: int = 0
-    """Found finished in the record."""
+    """Finished before this run."""
     done: int = 0
     """Finished in this run."""
     running: int = 0
     failed: int = 0
     workers: int = 0
     phases: Mapping[str, int] = field(default_factory=dict)
-    """Label -> finished trials, those found finished included."""
+    """Label -> number of finished trials, including earlier ones."""
     note: str = ""
-    """What happens besides, e.g. "starting workers"."""
+    """Anything else to display, such as "starting workers"."""
     left_s: float | None = None
-    """Seconds of training until the end, by the plan at the pace seen so far; None: not known."""
+    """Estimated seconds of training left; None if unknown."""
 
     @property
     def trials_left(self) -> int:
@@ -42,7 +42,7 @@ class Snapshot:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: "47 s", "3 min 20 s", "2 h 05 min"."""
+    """Format a duration: "47 s", "3 min 20 s", "2 h 05 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -54,7 +54,7 @@ def duration(seconds: float) -> str:
 
 
 def amount_of_bytes(count: float) -> str:
-    """An amount of memory for people."""
+    """Format an amount of memory."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -62,7 +62,7 @@ def amount_of_bytes(count: float) -> str:
 
 
 def line(snapshot: Snapshot, *, rate: float | None) -> str:
-    """One line on a run, without the time of day."""
+    """Format the state of a run as one line, without the time of day."""
     parts = [f"{snapshot.skipped + snapshot.done}/{snapshot.total} done"]
     parts += [f"{snapshot.running} running", f"{snapshot.failed} failed"]
     if rate:
@@ -76,10 +76,10 @@ def line(snapshot: Snapshot, *, rate: float | None) -> str:
 
 
 def time_left(snapshot: Snapshot, rate: float | None) -> float | None:
-    """Seconds until the end; None where nothing is left, or nothing is known.
+    """Seconds until the end; None if nothing is left or known.
 
-    The plan knows that dear trials may be left, but only of the training that it foresaw: a search's own
-    computing, the record and an estimate that was too low show in the rate alone. So the longer of the two.
+    The longer of two estimates: the plan knows of expensive trials that are left; only the rate shows the time spent
+    on a search's computations, on recording, and on trainings that take longer than planned.
     """
     if snapshot.trials_left <= 0:
         return None
@@ -88,7 +88,7 @@ def time_left(snapshot: Snapshot, rate: float | None) -> float | None:
 
 
 def _last_line(snapshot: Snapshot) -> str:
-    """How a run ended, at whatever pace."""
+    """The state at the end of a run, without rate and time left."""
     return line(replace(snapshot, left_s=None), rate=None)
 
 
@@ -106,11 +106,11 @@ class Rate:
         self._seen: deque[tuple[float, int]] = deque()
 
     def of(self, now: float, snapshot: Snapshot) -> float | None:
-        """The rate of a run; the time before it has workers does not count."""
+        """The rate of a run, not counting the time before it had workers."""
         return self.update(now, snapshot.done + snapshot.failed) if snapshot.workers else None
 
     def update(self, now: float, ended: int) -> float | None:
-        """The rate after `ended` trials at time `now`; None where there is nothing to tell it from."""
+        """The rate after `ended` trials at time `now`; None if unknown."""
         if not self._seen or now - self._seen[-1][0] >= self._window_s / 60:
             self._seen.append((now, ended))
         while len(self._seen) > 2 and now - self._seen[1][0] >= self._window_s:
@@ -120,19 +120,19 @@ class Rate:
 
 
 class ProgressDisplay(ABC):
-    """Shows how far a run is."""
+    """Displays the progress of a run."""
 
     @abstractmethod
     def update(self, snapshot: Snapshot) -> None:
-        """The run is here now; called often."""
+        """Display a new state; called often."""
 
     @abstractmethod
     def say(self, text: str) -> None:
-        """Something that a person should read, once."""
+        """Print a message once."""
 
     @abstractmethod
     def close(self) -> None:
-        """The run has ended: the last state is shown, and the display let go of."""
+        """Show the last state and release the display."""
 
 
 class Silent(ProgressDisplay):
@@ -167,7 +167,7 @@ class Lines(ProgressDisplay):
         self._closed = False
 
     def update(self, snapshot: Snapshot) -> None:
-        """Show the state where the last line is old enough; that of a whole sweep waits for `close`."""
+        """Print the state if the last line is old enough; `close` prints that of a whole sweep."""
         if self._closed:
             return
         now = self._clock()
@@ -179,11 +179,11 @@ class Lines(ProgressDisplay):
             self._print(line(snapshot, rate=rate))
 
     def say(self, text: str) -> None:
-        """Show the text now."""
+        """Print the text now."""
         self._print(text)
 
     def close(self) -> None:
-        """Show the last state, where it was not shown."""
+        """Print the last state, unless it was printed."""
         if self._latest is not None and _counts(self._latest) != self._shown:
             counts = phase_counts(self._latest.phases)
             self._print(_last_line(self._latest) + (f" ({counts})" if counts else ""))
@@ -199,7 +199,7 @@ def _counts(snapshot: Snapshot) -> tuple[int, ...]:
 
 
 class Live(ProgressDisplay):
-    """A bar that is redrawn in place, on a terminal."""
+    """A bar that is redrawn in place on a terminal."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.console import Console
@@ -216,11 +216,11 @@ class Live(ProgressDisplay):
         self._live.update(_panel(snapshot, rate))
 
     def say(self, text: str) -> None:
-        """Show the text above the bar."""
+        """Print the text above the bar."""
         self._console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
-        """Leave the last drawing and give the terminal back."""
+        """Keep the last drawing and release the terminal."""
         self._live.stop()
 
 
@@ -238,7 +238,7 @@ def _panel(snapshot: Snapshot, rate: float | None) -> Any:
 
 
 def for_stream(stream: TextIO, *, quiet: bool = False) -> ProgressDisplay:
-    """The display that suits a stream."""
+    """The display for a stream."""
     if quiet:
         return Silent()
     return Live(stream) if stream.isatty() else Lines(stream)

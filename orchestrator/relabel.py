@@ -1,4 +1,4 @@
-"""New thresholds, old curves: phases are reduced again, nothing is trained again."""
+"""Computes phases again from recorded curves after the thresholds have changed. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
 
 BATCH = 500
-"""Trials whose new labels are written at a time."""
+"""Trials whose new labels are written at once."""
 
 
 def relabel_stale(
     tracker: Tracker, job: Job[Any], trials: Iterable[Trial], thresholds: Params
 ) -> Iterator[TrialResult]:
-    """Reduce the recorded curves of finished trials under `thresholds`, and record what comes out.
+    """Reduce the recorded curves of these finished trials under `thresholds`, and record the results.
 
-    The caller picks the trials: those recorded under another fingerprint of thresholds. A trial
-    whose reduction raises keeps its record and is yielded as FAILED.
+    A trial whose reduction raises keeps its record and is yielded as FAILED.
     """
     by_id = {trial.id: trial for trial in trials}
     if not by_id:
@@ -31,10 +30,10 @@ def relabel_stale(
     for trial_id, curves in tracker.curves(list(by_id)):
         try:
             phase, observations = reduce_curves(job, by_id[trial_id].params, curves, thresholds)
-        except Exception:
-            yield TrialResult(trial_id=trial_id, status=Status.FAILED, error=traceback.format_exc())
+        except Exception:  # the job's own code
+            yield TrialResult(trial_id, Status.FAILED, error=traceback.format_exc())
             continue
-        batch.append(TrialResult(trial_id=trial_id, status=Status.FINISHED, phase=phase, observations=observations))
+        batch.append(TrialResult(trial_id, Status.FINISHED, phase, observations))
         if len(batch) >= BATCH:
             tracker.relabel(batch)
             yield from batch

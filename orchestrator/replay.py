@@ -1,4 +1,4 @@
-"""Training one recorded trial again, and comparing the curve that comes out with the one that is recorded."""
+"""Trains a recorded trial again and compares the curve with the recorded one."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from numpy.typing import NDArray
 from jobs.job import Curves, Job, Member
 
 TOLERANCE = 0.02
-"""How far a curve may be from the recorded one where the setting differs: of its value, plus as much in its own unit.
+"""Tolerance in another environment, relative to the value plus 1.
 
-Rounding differs with the shape of a pack, the processor and the library, and training amplifies it.
+Rounding depends on the shape of the pack, the processor and the library, and training amplifies it.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A curve beside the recorded one."""
+    """A curve compared with the recorded one."""
 
     same_steps: bool
-    """Whether both were measured at the same steps, the same metrics at each."""
+    """Whether both have the same steps, with the same metrics at each."""
     exact: bool
-    """Whether they are the same, bit for bit."""
+    """Whether they are equal bit for bit."""
     deviation: dict[str, tuple[float, int]]
-    """metric -> the largest absolute difference, and the step where it is; infinite where one of the two has a number
-    and the other has none."""
+    """metric -> (largest absolute difference, its step); infinite if only one of the two is a number."""
     beyond: dict[str, int]
-    """metric -> the first step at which it is further away than the tolerance; only such metrics."""
+    """metric -> the first step beyond the tolerance, for metrics that have one."""
 
     @property
     def within(self) -> bool:
@@ -39,10 +38,10 @@ class Comparison:
 
 
 def train_again(job: Job[Any], members: Sequence[Member[Any]], at: int, *, device: str) -> Curves:
-    """The curve of the member at this place of the pack, trained until it has finished.
+    """Train the pack until its member `at` has finished, and return that member's curve.
 
     Raises:
-        Whatever the job raises; RuntimeError where the member's own training failed.
+        Any exception of the job; RuntimeError if the member's training failed.
     """
     steps: list[int] = []
     rows: list[dict[str, float]] = []
@@ -68,7 +67,7 @@ def train_again(job: Job[Any], members: Sequence[Member[Any]], at: int, *, devic
 
 
 def compare(recorded: Curves, again: Curves, *, tolerance: float = TOLERANCE) -> Comparison:
-    """The two curves beside each other, at the steps that both have."""
+    """Compare two curves at the steps that both have."""
     same = np.array_equal(recorded.step, again.step) and set(recorded.values) == set(again.values)
     steps, one, other = np.intersect1d(recorded.step, again.step, return_indices=True)
     exact = same

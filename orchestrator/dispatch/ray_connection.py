@@ -20,11 +20,11 @@ OBJECT_STORE_BYTES = 300_000_000
 
 
 ANSWER_S = 5.0
-"""How long a cluster may take to answer the phone. Ray itself tries for minutes, in silence."""
+"""How long a cluster may take to accept a connection. Ray itself retries silently for minutes."""
 
 
 def expect_answer(address: str, *, timeout_s: float = ANSWER_S) -> None:
-    """See that something listens at `host:port` or `ray://host:port`; any other address is left to Ray.
+    """Check that something listens at `host:port` or `ray://host:port`; Ray handles any other address.
 
     Raises:
         UserError: no TCP connection opens.
@@ -44,10 +44,10 @@ def expect_answer(address: str, *, timeout_s: float = ANSWER_S) -> None:
 
 
 def use_token_authentication() -> None:
-    """Turn on Ray's token authentication where nothing else is said.
+    """Turn on Ray's token authentication unless `RAY_AUTH_MODE` is set.
 
-    A Ray that this program starts then only answers this user. Towards a cluster it is turned on
-    where there is a token to show: a cluster without authentication needs none.
+    A Ray started by this program then serves this user only. For a cluster it is turned on only if there is a token,
+    because a cluster may do without authentication.
     """
     if "RAY_AUTH_MODE" in os.environ:
         return
@@ -59,8 +59,8 @@ def use_token_authentication() -> None:
 
 @contextlib.contextmanager
 def _reaped() -> Iterator[None]:
-    """What is started inside ends with this process, even where that is killed (see `reaper`)."""
-    if not Path("/proc/self/environ").exists():  # not Linux: Ray's own ways must do
+    """Processes started inside end with this process, even if it is killed (see `reaper`)."""
+    if not Path("/proc/self/environ").exists():  # not Linux: Ray cleans up by itself
         yield
         return
     mark = uuid.uuid4().hex
@@ -78,7 +78,7 @@ _reapers: list[subprocess.Popen[bytes]] = []
 
 
 def disconnect() -> None:
-    """Shut down the Ray that `connect` started, or let go of the cluster."""
+    """Shut down the Ray that `connect` started, or disconnect from the cluster."""
     import ray
 
     ray.shutdown()
@@ -91,7 +91,7 @@ def connect(*, num_cpus: int | None = None) -> bool:
     """Connect to Ray: to `RAY_ADDRESS` (set in a submitted job too), or to one started here.
 
     Returns:
-        Whether this process owns the connection and so must let go of it.
+        Whether this process owns the connection and must close it.
 
     Raises:
         UserError: there is no cluster at the address, or it refuses this user.
@@ -141,7 +141,7 @@ def connect(*, num_cpus: int | None = None) -> bool:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Connected to the cluster for a look at it."""
+    """Connect to the cluster for the duration of the block."""
     owned = connect()
     try:
         yield

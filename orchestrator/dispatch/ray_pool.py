@@ -1,4 +1,4 @@
-"""Packs run on warm Ray actors: one per CPU core or GPU, here or on a cluster.
+"""Runs packs on warm Ray actors, one per CPU core or GPU, on this machine or a cluster.
 
 Ray is imported in this folder alone, and only when a pool is made. An actor lives as long as the pool: it
 imports torch once and then trains pack after pack. Packs go to it as plain data; what it measures
@@ -23,13 +23,13 @@ from orchestrator.dispatch.worker import execute, is_out_of_memory, prepare
 from orchestrator.errors import UserError
 
 AHEAD = 2
-"""Packs that a worker holds: the one that runs and the next, so that it never waits for the driver."""
+"""Packs that a worker holds: the running one and the next, so that it does not wait for the driver."""
 LOOK_S = 5.0
-"""How often the cluster is looked at for nodes that joined."""
+"""How often the cluster is checked for new nodes."""
 STILLBORN_LIMIT = 3
-"""So many workers in a row that die before they are ready: something is wrong with all of them."""
+"""Give up after this many workers in a row died before they were ready."""
 WARM_S = 60.0
-"""How long a new pool is waited for before packs are handed out to whoever is ready."""
+"""How long to wait for a new pool before packs go to the workers that are ready."""
 
 
 class WorkerActor:
@@ -62,7 +62,7 @@ class _Worker:
 
     @property
     def waits_on(self) -> Any:
-        """What would be news of this worker; None where there cannot be any."""
+        """The reference that becomes ready with the worker's next event; None if it has no work."""
         return self.ready if self.ready is not None else self.packs[0][1] if self.packs else None
 
 
@@ -194,7 +194,7 @@ class RayDispatcher(Dispatcher):
         return events
 
     def _take(self, worker: _Worker, events: list[Event]) -> None:
-        """The news of one worker."""
+        """Take the next event of one worker."""
         import ray
 
         if worker.ready is not None:

@@ -1,4 +1,4 @@
-"""Ends what a killed driver leaves of the Ray that it had started: `python reaper.py MARK`, run by `ray_pool`.
+"""Ends the processes of a local Ray whose driver was killed: `python reaper.py MARK`, run by `ray_connection`.
 
 Ray's own processes follow a killed driver, but its agents take a minute to notice. This process
 waits on a pipe that closes when the driver ends, however it ends, and then kills every process

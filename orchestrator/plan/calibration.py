@@ -1,8 +1,8 @@
-"""What this machine takes for what a pack counts, and how far past estimates were off.
+"""Speed of this machine, and corrections of the cost model learnt from past runs.
 
 A short probe (`jobs.packed.probe`, a process of its own, so that the driver never loads torch)
-measures the machine once. Short real trainings (`orchestrator.plan.rehearsal`), and then what runs really
-took, correct the counts, for each kind of pack apart (`orchestrator.plan.kinds`). All is kept in one small
+measures the machine once. Short real trainings (`orchestrator.plan.rehearsal`), and then the times of
+actual runs, correct the counts, for each kind of pack apart (`orchestrator.plan.kinds`). All is kept in one small
 file per machine under the user's cache folder. Losing it costs nothing but a few seconds.
 """
 
@@ -127,7 +127,7 @@ class Calibration:
     machine: Machine = DEFAULT_CPU
     jobs: Mapping[str, JobHistory] = field(default_factory=dict)
     kinds: Mapping[str, KindHistory] = field(default_factory=dict)
-    """Of each kind of pack that was timed or run, the oldest first (see `orchestrator.kinds.kind_of`)."""
+    """Of each kind of pack that was timed or run, the oldest first (see `orchestrator.plan.kinds.kind_of`)."""
     sweeps: Mapping[str, SweepHistory] = field(default_factory=dict)
     """Of sweeps, by their id, the oldest first."""
     startup_s: float | None = None

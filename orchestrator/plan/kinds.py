@@ -1,10 +1,10 @@
-"""How far the counts of a cost are from what is seen, kind of pack by kind of pack.
+"""Measured over counted training time, for each kind of pack.
 
 A kind is what packs with one key have in common, at one share of measuring in their work. Within a
 kind, the ratio of actual to counted seconds depends on how large the tensor operations are (the
 shape of a pack, see `calibration.Machine.shape`): it is kept at a few shapes, and interpolated.
-Seconds are those of a core of one's own (`dispatch.worker.busy_clock`): what others compute on the
-machine meanwhile is no property of a pack (`orchestrator.plan.rehearsal.slowdown`).
+Seconds are CPU-seconds on an uncontended core (`dispatch.worker.busy_clock`): the load of other programs is not a
+property of a pack (see `orchestrator.plan.rehearsal.slowdown`).
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class SweepHistory:
     trial_s: float | None = None
     """Seconds of one trial of a job that states no cost."""
     computes: bool = False
-    """Whether those are seconds of a core of one's own, because its trials do nothing but compute."""
+    """Whether `trial_s` counts CPU-seconds on an uncontended core, because the trials do nothing but compute."""
 
 
 @dataclass

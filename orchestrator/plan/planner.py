@@ -23,9 +23,9 @@ from orchestrator.plan.kinds import Tally, kind_of
 from orchestrator.trial import Trial
 
 UNKNOWN_COST_PACK = 512
-"""The most trials of a pack whose cost nobody knows."""
+"""The most trials in a pack of unknown cost."""
 PACK_OVERHEAD_S = 0.004
-"""What the driver and the worker spend on any pack."""
+"""Time that the driver and the worker spend on any pack."""
 LONGEST_PACK_S = 600.0
 """A pack longer than this loses too much where a worker dies (one trial alone may take longer)."""
 STRAGGLER_SHARE = 0.15
@@ -40,10 +40,10 @@ class Pack:
 
     trials: tuple[Trial, ...]
     seconds: float
-    """Estimated training time, every trial to its horizon; 0 where it is not known."""
+    """Estimated training time with every trial run to its horizon; 0 if unknown."""
     memory_bytes: float = 0.0
     kind: str = ""
-    """See `orchestrator.kinds.kind_of`; empty where the job states no cost."""
+    """See `orchestrator.plan.kinds.kind_of`; empty if the job states no cost."""
     shape: float = 0.0
     """How large its operations are, see `orchestrator.plan.calibration.Machine.shape`."""
     counted_s: float = 0.0
@@ -263,7 +263,7 @@ class PlanSummary:
     workers: int
     device: str
     estimate_s: float | None
-    """Seconds from the first pack to the last record; None where nobody knows."""
+    """Seconds from the first pack to the last record; None if unknown."""
     slowdown: float
     """What others' use of the machine made of the estimate."""
     at_most: bool

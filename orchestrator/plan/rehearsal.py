@@ -1,4 +1,4 @@
-"""Short real trainings before a first plan: what the packs of this sweep take on this machine.
+"""Times short trainings before a first plan, to learn how long the packs of this sweep take on this machine.
 
 Counts alone (`jobs.job.Cost`) are off by a factor of two, in a way that differs from kind of pack to
 kind of pack. So a few packs of the plan are trained for a fraction of a second each, by as many
@@ -36,7 +36,7 @@ STEP_S = 0.05
 """Packs whose step takes longer are timed with fewer models."""
 FEWEST_MODELS = 4
 UNSEEN_SHARE = 0.05
-"""A plan of which less is unknown is not rehearsed."""
+"""No rehearsal if a smaller share of the plan is unknown."""
 TRIALS_BUDGET_S = 2.0
 """Seconds of whole trials, of a job that states no cost."""
 MOST_TRIALS = 4000
