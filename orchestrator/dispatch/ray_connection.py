@@ -118,7 +118,7 @@ def connect(*, num_cpus: int | None = None) -> bool:
         return True
     try:
         ray.init(address=address, **quiet)
-    except Exception as error:
+    except Exception as error:  # Ray raises many types here; all mean that there is no connection
         text = str(error)
         if "auth" in text.lower() or "token" in text.lower():
             raise UserError(

@@ -200,7 +200,7 @@ class RayDispatcher(Dispatcher):
         if worker.ready is not None:
             try:
                 ray.get(worker.ready)
-            except Exception as error:
+            except Exception as error:  # whatever it is, this worker did not start
                 self._bury(worker, str(error), events)
             else:
                 worker.ready, self._stillborn = None, 0
@@ -211,7 +211,7 @@ class RayDispatcher(Dispatcher):
         except StopIteration:
             worker.packs.popleft()
             events.append(PackFailed(pack_id=task.pack_id, cause=Cause.WORKER_LOST, error="the stream broke off"))
-        except Exception as error:
+        except Exception as error:  # `explain` finds the cause of any error
             cause, text = explain(error)
             if cause is Cause.WORKER_LOST or worker_died(error):
                 self._bury(worker, text, events, cause)
@@ -297,7 +297,6 @@ def explain(error: BaseException) -> tuple[Cause, str]:
     )
     if isinstance(error, lost) and not isinstance(error, e.RayTaskError):
         return Cause.WORKER_LOST, text
-    if isinstance(error, e.RayTaskError):
-        user = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
-        return (Cause.OUT_OF_MEMORY if is_out_of_memory(user) else Cause.USER_ERROR), text
-    return (Cause.OUT_OF_MEMORY if is_out_of_memory(error) else Cause.USER_ERROR), text
+    cause = getattr(error, "cause", None) if isinstance(error, e.RayTaskError) else None
+    user_error = cause if isinstance(cause, BaseException) else error
+    return (Cause.OUT_OF_MEMORY if is_out_of_memory(user_error) else Cause.USER_ERROR), text

@@ -254,12 +254,17 @@ def _read(path: Path, device: str) -> Calibration:
         return empty
 
 
+def child_environment() -> dict[str, str]:
+    """The environment variables of a child process that imports this package."""
+    root = Path(__file__).resolve().parents[2]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
+
+
 def measure(device: str) -> Machine:
     """Probe this machine in a process of its own; the stated defaults where that is not possible."""
     fallback = DEFAULT_CUDA if device == "cuda" else DEFAULT_CPU
     command = [sys.executable, "-m", "jobs.packed.probe", "--device", device]
-    root = Path(__file__).resolve().parents[2]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
+    environ = child_environment()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=True, env=environ)
         data = json.loads(done.stdout.strip().splitlines()[-1])

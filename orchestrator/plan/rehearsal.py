@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.plan.calibration import Calibration
+from orchestrator.plan.calibration import Calibration, child_environment
 from orchestrator.plan.kinds import KindHistory, SweepHistory
 from orchestrator.plan.planner import Pack, Planner
 from orchestrator.trial import Trial
@@ -223,15 +222,13 @@ def _ask(planner: Planner, requests: Sequence[Mapping[str, Any]], threads: int, 
 
 
 def _start(about: Mapping[str, Any]) -> _Process:
-    root = Path(__file__).resolve().parents[2]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator.plan.rehearsal_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=environ,
+        env=child_environment(),
     )
     answers: list[dict[str, Any]] = []
     ready = threading.Event()
