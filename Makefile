@@ -48,7 +48,8 @@ demo: $(RUN_STAMP)  ## two small phase diagrams, double descent and grokking, on
 	@for config in $(DEMOS); do $(BIN)/phasefront status "$$config"; done \
 		| sed -nE '/^(browse|all runs|sweep +http)/s/^/  /p' | awk '!seen[$$0]++'
 
-lint: $(DEV_STAMP)  ## style, types, and which part may import what
+lint: $(DEV_STAMP)  ## format, style, types, and which part may import what
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --cache-dir .import_linter_cache
