@@ -24,7 +24,7 @@ class Formula(ClassSurface):
     """(q, d) -> (q, K)"""
     softness: float = 0.01
     d: int = 2
-    flips: float = 0.0
+    label_noise_rate: float = 0.0
 
     @property
     def dimensions(self) -> int:
@@ -46,7 +46,7 @@ class Formula(ClassSurface):
         return float(self.in_band(np.random.default_rng(0).random((4096, self.d))).mean())
 
     def noise(self) -> float:
-        return self.flips
+        return self.label_noise_rate
 
 
 def above(line: Callable[[Points], NDArray[np.float64]]) -> Heights:

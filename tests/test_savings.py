@@ -13,8 +13,7 @@ from orchestrator.phases.map.box import TrialSlice
 from orchestrator.phases.map.savings import Savings, Shows, read_savings, savings, write_savings
 from orchestrator.phases.map.surface_map import FittedMap, FittedSlice
 from orchestrator.surface.base import Evidence, Surface, Surrogate
-from orchestrator.surface.level import LevelSurrogate
-from orchestrator.surface.level_values import against
+from orchestrator.surface.level import LevelSurrogate, level_observations
 from orchestrator.surface.ridge import RidgeSurrogate
 
 
@@ -52,11 +51,11 @@ def crest(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ("value", "level"), [(np.linspace(0, 1, 101), 0.4), (np.geomspace(3, 5e4, 101), 700.0), (np.arange(9.0), 4.0)]
 )
 def test_a_warped_value_unwarps_to_itself(value: np.ndarray, level: float) -> None:
-    bounds = against(level, value, np.zeros(len(value), dtype=np.bool_), np.full(len(value), -1))
+    bounds = level_observations(level, value, np.zeros(len(value), dtype=np.bool_), np.full(len(value), -1))
     exact = bounds.kind == 0
     assert exact.sum() >= 3
-    assert bounds.warp.back(bounds.value[exact]) == pytest.approx(value[exact])
-    assert (np.diff(bounds.warp.back(np.linspace(-50, 50, 99))) >= 0).all()
+    assert bounds.transform.inverse(bounds.value[exact]) == pytest.approx(value[exact])
+    assert (np.diff(bounds.transform.inverse(np.linspace(-50, 50, 99))) >= 0).all()
 
 
 def test_simulated_trials_of_a_level_fit_to_the_same_map() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, qmc
 
-from orchestrator.surface.classifier import GpClasses, fit_classifier
-from orchestrator.surface.ep import propagate, tilted
-from orchestrator.surface.kernel import basis, matern52, matern52_slopes
+from orchestrator.surface.classifier import GpClassifier, ProbitLikelihood, fit_classifier
+from orchestrator.surface.ep import propagate
+from orchestrator.surface.kernel import inducing_features, matern52, matern52_gradients
 
 QUERY = qmc.Sobol(2, rng=np.random.default_rng(99)).random_base2(10)
 
@@ -28,7 +28,7 @@ def quarters(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def three() -> GpClasses:
+def three() -> GpClassifier:
     x = sobol(128)
     return fit_classifier(x, quarters(x), classes=4)
 
@@ -44,7 +44,7 @@ def test_the_order_of_trials_is_irrelevant() -> None:
     assert one.uncertain_area() == other.uncertain_area()
 
 
-def test_beliefs_sum_to_one_and_a_class_never_seen_has_none(three: GpClasses) -> None:
+def test_beliefs_sum_to_one_and_a_class_never_seen_has_none(three: GpClassifier) -> None:
     belief = three.belief(QUERY)
     np.testing.assert_allclose(belief.sum(axis=1), 1.0)
     assert belief.min() >= 0
@@ -52,7 +52,7 @@ def test_beliefs_sum_to_one_and_a_class_never_seen_has_none(three: GpClasses) ->
     assert belief[:, [0, 2, 3]].max(axis=0).min() > 0.95
 
 
-def test_the_label_is_the_largest_belief(three: GpClasses) -> None:
+def test_the_label_is_the_largest_belief(three: GpClassifier) -> None:
     np.testing.assert_array_equal(three.label(QUERY), three.belief(QUERY).argmax(axis=1))
     assert np.mean(three.label(QUERY) != quarters(QUERY)) < 0.04
 
@@ -118,11 +118,11 @@ def test_one_odd_label_among_many_makes_no_island() -> None:
 def test_each_axis_has_its_own_length() -> None:
     x = sobol(128)
     label = (np.sin(14 * x[:, 0]) > 0).astype(np.int64)
-    across, along = fit_classifier(x, label, classes=2).hyper.scales
+    across, along = fit_classifier(x, label, classes=2).hyper.lengthscale
     assert along > 3 * across
 
 
-def test_an_earlier_belief_is_a_start_and_not_a_finding() -> None:
+def test_a_fit_that_starts_from_an_earlier_one_gives_nearly_the_same_map() -> None:
     x = sobol(256, seed=4)
     label = above(x)
     before = fit_classifier(x[:64], label[:64], classes=2)
@@ -147,7 +147,7 @@ def test_maps_of_two_to_four_axes(d: int) -> None:
     assert np.mean(surface.label(query) != (query.sum(axis=1) > d / 2)) < 0.05
 
 
-def test_a_low_rank_basis_gives_the_same_map() -> None:
+def test_low_rank_features_give_the_same_map() -> None:
     x = sobol(512)
     label = above(x)
     full = fit_classifier(x, label, classes=2, rank=512, learn_from=128)
@@ -155,54 +155,74 @@ def test_a_low_rank_basis_gives_the_same_map() -> None:
     assert np.abs(full.belief(QUERY) - low.belief(QUERY)).max() < 0.02
 
 
-def test_the_basis_has_the_covariance() -> None:
-    x, scales = sobol(64, 3), np.array([0.3, 0.5, 0.9])
-    whole = basis(x, scales, rank=64, residual=0.0)
+def test_the_features_have_the_covariance() -> None:
+    x, lengthscale = sobol(64, 3), np.array([0.3, 0.5, 0.9])
+    full = inducing_features(x, lengthscale, rank=64, residual=0.0)
     query = sobol(32, 3, seed=8)
-    np.testing.assert_allclose(whole.features @ whole.features.T, matern52(x, x, scales), atol=1e-9)
-    np.testing.assert_allclose(whole.features @ whole.at(query).T, matern52(x, query, scales), atol=1e-8)
+    np.testing.assert_allclose(full.train @ full.train.T, matern52(x, x, lengthscale), atol=1e-9)
+    np.testing.assert_allclose(full.train @ full.at(query).T, matern52(x, query, lengthscale), atol=1e-8)
 
 
-def test_slopes_are_the_differences() -> None:
-    x, scales = sobol(16, 3), np.array([0.3, 0.5, 0.9])
-    _, slopes = matern52_slopes(x, scales)
+def test_gradients_are_the_finite_differences() -> None:
+    x, lengthscale = sobol(16, 3), np.array([0.3, 0.5, 0.9])
+    _, gradients = matern52_gradients(x, lengthscale)
     for axis in range(3):
         step = np.where(np.arange(3) == axis, 1e-5, 0.0)
-        up, down = (matern52(x, x, scales * np.exp(sign * step)) for sign in (1, -1))
-        np.testing.assert_allclose(slopes[axis], (up - down) / 2e-5, atol=1e-8)
+        up, down = (matern52(x, x, lengthscale * np.exp(sign * step)) for sign in (1, -1))
+        np.testing.assert_allclose(gradients[axis], (up - down) / 2e-5, atol=1e-8)
+
+
+def probit(y: np.ndarray, *, rate: float, at: np.ndarray | None = None, weight: np.ndarray | None = None):
+    """Labels at positions 0, 1, ..., each once, unless said otherwise."""
+    at = np.arange(len(y)) if at is None else at
+    return ProbitLikelihood(at=at, weight=np.ones(len(y)) if weight is None else weight, y=y, label_noise_rate=rate)
 
 
 def test_the_evidence_is_the_probability_of_the_labels() -> None:
     """One label: one half. Two: an orthant of a bivariate normal, known in closed form."""
-    variance, correlation, flips = 4.0, 0.6, 0.05
+    variance, correlation, rate = 4.0, 0.6, 0.05
     root = np.linalg.cholesky(variance * np.array([[1, correlation], [correlation, 1]]))
-    alone = propagate(root[:1], np.ones(1), np.ones(1), flips=flips)
+    alone = propagate(root[:1], probit(np.ones(1), rate=rate))
     assert alone.log_evidence == pytest.approx(np.log(0.5), abs=1e-6)
-    both = propagate(root, np.ones(2), np.ones(2), flips=0.0, tolerance=1e-8)
+    both = propagate(root, probit(np.ones(2), rate=0.0), tolerance=1e-8)
     orthant = 0.25 + np.arcsin(correlation * variance / (1 + variance)) / (2 * np.pi)
     assert both.log_evidence == pytest.approx(np.log(orthant), abs=2e-3)
 
 
 def test_the_posterior_has_the_moments_of_an_integral() -> None:
-    """Three labels, one flipped neighbour, against a brute-force sum over a lattice of latent values."""
-    x, y, flips = np.array([[0.1], [0.2], [0.35]]), np.array([1.0, 1.0, -1.0]), 0.1
+    """Three labels, one contradicting its neighbour, against a brute-force sum over a grid of latent values."""
+    x, y, rate = np.array([[0.1], [0.2], [0.35]]), np.array([1.0, 1.0, -1.0]), 0.1
     covariance = 2.0 * matern52(x, x, np.array([0.3]))
-    found = propagate(np.linalg.cholesky(covariance), y, np.ones(3), flips=flips, tolerance=1e-8)
+    posterior = propagate(np.linalg.cholesky(covariance), probit(y, rate=rate), tolerance=1e-8)
     axis = np.linspace(-8, 8, 81)
     f = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     mass = multivariate_normal(cov=covariance).pdf(f)
     for i in range(3):
-        mass *= np.exp(tilted(y[i] * np.ones(len(f)), f[:, i], np.zeros(len(f)), flips).log_mass)
+        same = probit(np.full(len(f), y[i]), rate=rate)
+        mass *= np.exp(same.moments(f[:, i], np.zeros(len(f))).log_mass)
     cell = (axis[1] - axis[0]) ** 3
-    assert found.log_evidence == pytest.approx(np.log(mass.sum() * cell), abs=5e-3)
-    np.testing.assert_allclose(found.f_mean, (f * mass[:, None]).sum(axis=0) / mass.sum(), atol=0.02)
+    assert posterior.log_evidence == pytest.approx(np.log(mass.sum() * cell), abs=5e-3)
+    np.testing.assert_allclose(posterior.mean, (f * mass[:, None]).sum(axis=0) / mass.sum(), atol=0.02)
 
 
 def test_replicates_are_one_site_with_a_weight() -> None:
+    """Two positions show labels of both kinds."""
     root = np.linalg.cholesky(3.0 * matern52(sobol(8), sobol(8), np.array([0.4, 0.4])))
-    y = np.where(np.arange(8) % 3 == 0, 1.0, -1.0)
-    times = np.array([1, 2, 3, 1, 1, 2, 1, 4])
-    counted = propagate(root, y, times.astype(float), flips=0.02, tolerance=1e-7)
-    told = propagate(np.repeat(root, times, axis=0), np.repeat(y, times), np.ones(15), flips=0.02, tolerance=1e-7)
-    np.testing.assert_allclose(counted.mean, told.mean, atol=1e-5)
-    assert counted.log_evidence == pytest.approx(told.log_evidence, abs=1e-5)
+    at = np.array([0, 1, 2, 3, 4, 5, 6, 7, 2, 5])
+    y = np.where(np.arange(10) % 3 == 0, 1.0, -1.0)
+    times = np.array([1, 2, 3, 1, 1, 2, 1, 4, 2, 1])
+    counted = propagate(root, probit(y, rate=0.02, at=at, weight=times.astype(float)), tolerance=1e-7)
+    single = propagate(root, probit(np.repeat(y, times), rate=0.02, at=np.repeat(at, times)), tolerance=1e-7)
+    rows = np.repeat(at, times)
+    alone = propagate(root[rows], probit(np.repeat(y, times), rate=0.02), tolerance=1e-7)
+    for other in (single, alone):
+        np.testing.assert_allclose(counted.weights, other.weights, atol=1e-5)
+        assert counted.log_evidence == pytest.approx(other.log_evidence, abs=1e-5)
+
+
+def test_freezing_sites_that_have_converged_does_not_change_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.concatenate([sobol(128), sobol(128)[:20]])
+    label = np.where(np.arange(148) % 37 == 0, 1 - above(x), above(x))
+    frozen = fit_classifier(x, label, classes=2)
+    monkeypatch.setattr(ProbitLikelihood, "frozen_below", 0.0)
+    np.testing.assert_allclose(fit_classifier(x, label, classes=2).belief(QUERY), frozen.belief(QUERY), atol=0.01)

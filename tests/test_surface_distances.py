@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.surface.base import Evidence, Points, Surrogate
-from orchestrator.surface.distances import Distances
 from orchestrator.surface.level import LevelSurrogate
 from orchestrator.surface.phase import PhaseSurrogate
+from orchestrator.surface.placement import Distances
 
 SIDE = 12
 

@@ -9,9 +9,8 @@ import pytest
 from scipy.stats import qmc
 
 from orchestrator.surface.base import ClassSurface, Evidence
-from orchestrator.surface.level import LevelSurface, LevelSurrogate
-from orchestrator.surface.level_values import against
-from orchestrator.surface.regression_ep import AT_LEAST, AT_MOST, EXACT
+from orchestrator.surface.level import LevelSurface, LevelSurrogate, level_observations
+from orchestrator.surface.regression import AT_LEAST, AT_MOST, EXACT
 
 NOTHING = np.empty((0, 2))
 AXIS = (np.arange(100) + 0.5) / 100
@@ -281,7 +280,7 @@ def test_pending_trials_push_the_batch_away() -> None:
 def test_a_value_near_a_plateau_is_a_bound_and_one_near_the_level_a_number() -> None:
     value = np.array([0.0, 0.0, 0.01, 0.45, 0.5, 0.6, 0.99, 1.0, 1.0, np.nan])
     none = np.zeros(10, dtype=np.bool_)
-    got = against(0.51, value, none, np.full(10, -1))
+    got = level_observations(0.51, value, none, np.full(10, -1))
     assert got.kind[[0, 3, 4, 5, 7]].tolist() == [AT_MOST, EXACT, EXACT, EXACT, AT_LEAST]
     assert np.isnan(got.value[9])
     assert got.above.tolist() == [False, False, False, False, False, True, True, True, True, False]

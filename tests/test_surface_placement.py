@@ -7,8 +7,7 @@ import pytest
 from scipy.stats import qmc
 
 from orchestrator.surface.base import Evidence, Points
-from orchestrator.surface.phase import PhaseSurrogate, fit_classifier
-from orchestrator.surface.placement import _dense, undecided_order
+from orchestrator.surface.phase import PhaseSurrogate, _near_boundary, by_certainty, fit_classifier
 
 
 def sobol(n: int, d: int = 2, seed: int = 0) -> np.ndarray:
@@ -102,7 +101,7 @@ def test_one_class_alone_sends_trials_into_voids() -> None:
 @pytest.mark.parametrize("count", [6, 24])
 @pytest.mark.parametrize("d", [2, 3])
 def test_no_large_ball_of_the_box_stays_unseen(d: int, count: int) -> None:
-    """A boundary by one wall holds the search there; the far half, of which no trial speaks, is looked at too."""
+    """A boundary by one wall holds the search there; the far half, where there is no trial, is explored too."""
     x = sobol(64, d) * np.array([0.5] + [1.0] * (d - 1))
     label = (x[:, 0] < 0.1).astype(np.int64)
     while len(x) < 160:
@@ -142,16 +141,16 @@ def test_a_single_suggestion_can_be_asked() -> None:
     assert suggest(x, (gap(x) > 0).astype(np.int64), count=1).shape == (1, 2)
 
 
-def test_made_positions_gather_about_the_boundary() -> None:
+def test_generated_positions_gather_about_the_boundary() -> None:
     x = sobol(128)
     surface = fit_classifier(x, (gap(x) > 0).astype(np.int64), classes=2)
-    made = _dense(surface, 2, np.random.default_rng(0))
+    made = _near_boundary(surface, 2, np.random.default_rng(0))
     assert made.min() >= 0
     assert made.max() <= 1
     thirds = np.array_split(np.abs(gap(made)), 3)
     medians = [float(np.median(third)) for third in thirds]
     assert medians[2] < medians[0] < 0.05, "of the whole box it is 0.25"
-    least = made[undecided_order(surface, made)[:20]]
+    least = made[by_certainty(surface, made)[:20]]
     assert np.median(np.abs(gap(least))) < 0.03
 
 

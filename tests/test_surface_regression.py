@@ -7,9 +7,18 @@ import pytest
 from scipy.integrate import quad
 from scipy.special import ndtr
 
+from orchestrator.surface.ep import propagate
 from orchestrator.surface.kernel import matern52
-from orchestrator.surface.regression import Model, _Objective, fit, sample
-from orchestrator.surface.regression_ep import AT_LEAST, AT_MOST, EXACT, Noise, Observed, propagate
+from orchestrator.surface.regression import (
+    AT_LEAST,
+    AT_MOST,
+    EXACT,
+    CensoredLikelihood,
+    Model,
+    Objective,
+    Observations,
+    fit,
+)
 
 
 def wave(x: np.ndarray) -> np.ndarray:
@@ -31,33 +40,41 @@ def test_with_numbers_alone_it_is_the_closed_form_of_a_gaussian_process() -> Non
     x = rng.random((40, 2))
     y = wave(x) + 0.1 * rng.standard_normal(40)
     model = Model(rank=40)
-    latent = fit(sample(x, np.zeros(40, dtype=np.int64), y), model)
+    gp = fit(Observations.of(x, np.zeros(40, dtype=np.int64), y), model)
     q = rng.random((50, 2))
 
     def covariance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return latent.amplitude**2 * matern52(a, b, latent.scales) + latent.constant**2
+        return gp.outputscale**2 * matern52(a, b, gp.lengthscale) + gp.mean_sd**2
 
-    gram = covariance(x, x) + latent.noise.std**2 * np.eye(40)
+    gram = covariance(x, x) + gp.noise**2 * np.eye(40)
     cross = covariance(q, x)
-    mean, variance = latent.moments(q)
+    mean, variance = gp.moments(q)
     np.testing.assert_allclose(mean, cross @ np.linalg.solve(gram, y), atol=2e-3)
     direct = np.diag(covariance(q, q) - cross @ np.linalg.solve(gram, cross.T))
     np.testing.assert_allclose(variance, direct, atol=2e-3)
 
 
-@pytest.mark.parametrize("spoilt", [0.0, 0.1])
-def test_replicates_of_one_position_have_the_moments_of_the_integral(spoilt: float) -> None:
+@pytest.mark.parametrize("outliers", [0.0, 0.1])
+def test_replicates_of_one_position_have_the_moments_of_the_integral(outliers: float) -> None:
     kind = np.array([EXACT, AT_LEAST, AT_LEAST, AT_MOST])
     value = np.array([0.4, 0.1, 0.6, 1.5])
-    seen = Observed(at=np.zeros(4, dtype=np.int64), kind=kind, value=value, scale=np.ones(4))
-    noise = Noise(std=0.5, spoilt=spoilt, spread=6.0)
-    got = propagate(np.array([[1.5]]), seen, noise, tolerance=1e-8, rounds=300)
+    seen = CensoredLikelihood(
+        at=np.zeros(4, dtype=np.int64),
+        weight=np.ones(4),
+        kind=kind,
+        value=value,
+        noise_factor=np.ones(4),
+        noise=0.5,
+        outlier_fraction=outliers,
+        outlier_range=6.0,
+    )
+    got = propagate(np.array([[1.5]]), seen, tolerance=1e-8, rounds=300)
 
     def likelihood(f: float) -> float:
-        number = (1 - spoilt) * np.exp(-0.5 * ((value[0] - f) / 0.5) ** 2) / np.sqrt(2 * np.pi) / 0.5 + spoilt / 6.0
+        number = (1 - outliers) * np.exp(-0.5 * ((value[0] - f) / 0.5) ** 2) / np.sqrt(2 * np.pi) / 0.5 + outliers / 6.0
         sides = ndtr(kind[1:] * (f - value[1:]) / 0.5)
         prior = np.exp(-0.5 * (f / 1.5) ** 2) / np.sqrt(2 * np.pi) / 1.5
-        return float(prior * number * np.prod(spoilt / 2 + (1 - spoilt) * sides))
+        return float(prior * number * np.prod(outliers / 2 + (1 - outliers) * sides))
 
     mass, first, second = (quad(lambda f, p=p: f**p * likelihood(f), -9, 9, points=[0.4])[0] for p in range(3))
     assert got.log_evidence == pytest.approx(np.log(mass), abs=0.02)
@@ -65,14 +82,9 @@ def test_replicates_of_one_position_have_the_moments_of_the_integral(spoilt: flo
     assert got.variance[0] == pytest.approx(second / mass - (first / mass) ** 2, rel=0.1)
 
 
-def test_the_gradient_is_the_slope_of_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.surface import regression
-
-    def to_the_end(*args: object, **settings: object) -> object:
-        return propagate(*args, **{**settings, "tolerance": 1e-9, "rounds": 300})  # type: ignore[arg-type]
-
-    monkeypatch.setattr(regression, "propagate", to_the_end)
-    objective = _Objective(data=sample(*mixed(60)), model=Model(spoilt=0.03, spoilt_spread=5.0))
+def test_the_gradient_is_the_slope_of_the_evidence() -> None:
+    model = Model(outlier_fraction=0.03, outlier_range=5.0)
+    objective = Objective(data=Observations.of(*mixed(60)), model=model, tolerance=1e-9, rounds=300)
     theta = np.log([0.4, 0.6, 1.1, 0.25])
     _, gradient = objective(theta)
     for i, step in enumerate(1e-4 * np.eye(4)):
@@ -86,48 +98,50 @@ def test_bounds_alone_tell_the_function() -> None:
     x = rng.random((400, 2))
     bound = rng.uniform(-1.5, 2.5, 400)
     kind = np.where(wave(x) + 0.1 * rng.standard_normal(400) >= bound, AT_LEAST, AT_MOST)
-    latent = fit(sample(x, kind, bound), Model())
+    gp = fit(Observations.of(x, kind, bound), Model())
     q = rng.random((500, 2))
-    assert np.sqrt(np.mean((latent.moments(q)[0] - wave(q)) ** 2)) < 0.15
+    assert np.sqrt(np.mean((gp.moments(q)[0] - wave(q)) ** 2)) < 0.15
 
 
 def test_the_order_of_the_trials_is_irrelevant_to_the_last_digit() -> None:
     x, kind, value = mixed(90)
     turn = np.random.default_rng(5).permutation(90)
     q = np.random.default_rng(6).random((30, 2))
-    one, other = (fit(sample(*data), Model()) for data in ((x, kind, value), (x[turn], kind[turn], value[turn])))
+    one, other = (
+        fit(Observations.of(*data), Model()) for data in ((x, kind, value), (x[turn], kind[turn], value[turn]))
+    )
     np.testing.assert_array_equal(one.moments(q)[0], other.moments(q)[0])
-    np.testing.assert_array_equal(one.weights(3, 0), other.weights(3, 0))
+    np.testing.assert_array_equal(one.sample_weights(3, 0), other.sample_weights(3, 0))
 
 
-def test_a_spoilt_number_moves_nothing() -> None:
+def test_an_outlier_moves_nothing() -> None:
     x, _, _ = mixed(80)
     clean = wave(x) + 0.05 * np.random.default_rng(2).standard_normal(80)
     dirty = clean.copy()
     dirty[[3, 30, 50]] += [8.0, -9.0, 7.0]
     numbers = np.zeros(80, dtype=np.int64)
-    model = Model(spoilt=0.03, spoilt_spread=20.0)
+    model = Model(outlier_fraction=0.03, outlier_range=20.0)
     q = np.random.default_rng(3).random((200, 2))
-    error = fit(sample(x, numbers, dirty), model).moments(q)[0] - wave(q)
-    plain = fit(sample(x, numbers, dirty), Model()).moments(q)[0] - wave(q)
+    error = fit(Observations.of(x, numbers, dirty), model).moments(q)[0] - wave(q)
+    plain = fit(Observations.of(x, numbers, dirty), Model()).moments(q)[0] - wave(q)
     assert np.sqrt(np.mean(error**2)) < 0.15
     assert np.sqrt(np.mean(error**2)) < 0.3 * np.sqrt(np.mean(plain**2))
 
 
-def test_uneven_noise_is_found_where_it_is() -> None:
+def test_noise_that_depends_on_the_position_is_estimated_where_it_is() -> None:
     rng = np.random.default_rng(4)
     x = rng.random((300, 2))
     value = wave(x) + np.where(x[:, 0] > 0.5, 0.4, 0.02) * rng.standard_normal(300)
-    latent = fit(sample(x, np.zeros(300, dtype=np.int64), value), Model(uneven=True))
-    quiet, loud = latent.noise_at(np.array([[0.2, 0.5], [0.8, 0.5]]))
+    gp = fit(Observations.of(x, np.zeros(300, dtype=np.int64), value), Model(heteroscedastic=True))
+    quiet, loud = gp.noise_at(np.array([[0.2, 0.5], [0.8, 0.5]]))
     assert loud > 3 * quiet
 
 
 def test_draws_have_the_moments_of_the_belief() -> None:
-    latent = fit(sample(*mixed(60)), Model())
+    gp = fit(Observations.of(*mixed(60)), Model())
     q = np.random.default_rng(0).random((20, 2))
-    mean, variance = latent.moments(q)
-    curves = latent.features(q) @ latent.weights(4000, 0)
+    mean, variance = gp.moments(q)
+    curves = gp.features(q) @ gp.sample_weights(4000, 0)
     np.testing.assert_allclose(curves.mean(axis=1), mean, atol=0.08)
     np.testing.assert_allclose(curves.std(axis=1), np.sqrt(variance), rtol=0.1)
 
@@ -136,7 +150,7 @@ def test_many_trials_need_no_more_features_than_the_rank() -> None:
     rng = np.random.default_rng(8)
     x = rng.random((5000, 2))
     value = wave(x) + 0.2 * rng.standard_normal(5000)
-    latent = fit(sample(x, np.zeros(5000, dtype=np.int64), value), Model(rank=200))
+    gp = fit(Observations.of(x, np.zeros(5000, dtype=np.int64), value), Model(rank=200))
     q = rng.random((500, 2))
-    assert latent.posterior.factor.shape[0] <= 201
-    assert np.sqrt(np.mean((latent.moments(q)[0] - wave(q)) ** 2)) < 0.05
+    assert gp.posterior.factor.shape[0] <= 201
+    assert np.sqrt(np.mean((gp.moments(q)[0] - wave(q)) ** 2)) < 0.05

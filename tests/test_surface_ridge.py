@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import qmc
 
 from orchestrator.surface.base import Evidence
-from orchestrator.surface.ridge import PeakSurface, RidgeSurrogate, peaks, warp_of
+from orchestrator.surface.ridge import PeakSurface, RidgeSurrogate, Standardisation, peaks
 
 STEPS = 201
 TRACK = np.linspace(0, 1, STEPS)
@@ -255,7 +255,7 @@ def test_values_over_decades_are_seen_on_a_logarithmic_scale() -> None:
     x = grid(24, 6)
     risk = 1 / (np.abs(x[:, 0] - 0.3 - 0.3 * x[:, 1]) + 0.01)
     noisy = risk * np.exp(0.2 * np.random.default_rng(0).standard_normal(len(x)))
-    assert warp_of(noisy).log
+    assert Standardisation.of(noisy).log
     surface = RidgeSurrogate(along=0).fit(evidence(x, noisy))
     u = np.array([[0.2], [0.5], [0.8]])
     np.testing.assert_allclose(surface.peak(u)[0], 0.3 + 0.3 * u[:, 0], atol=0.04)

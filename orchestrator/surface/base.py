@@ -1,8 +1,8 @@
-"""What is believed of a phase map between its trials, and what asks for the next trials.
+"""What a search believes about a phase diagram between its trials, and how it chooses the next trials.
 
 Shapes: n evaluated trials, d searched axes, K classes, q query points. Positions are in the unit box: every axis runs
-from 0 to 1 in its own scale (a logarithmic axis in its logarithm). The search, the map and the rule that ends a search
-share these objects; nothing here knows Optuna, a sweep file or a record.
+from 0 to 1 on its own scale (a logarithmic axis in its logarithm). The search, the map and the stopping rule share
+these objects. Nothing here knows Optuna, sweep files or records.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import cached_property
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 Points = NDArray[np.float64]
 """(q, d) positions in the unit box."""
 
 BAND = 0.9
-"""The belief of the band: outside it the leading class has at least 95% of the belief, 5% being left on either side."""
+"""Belief interval of the band: outside the band the leading class has at least 95% of the belief."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,14 +35,14 @@ class TrialEvidence:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
-    """The trials that have ended, in the order they were told. A setting may occur more than once: its replicates."""
+    """The trials that have ended, in the order in which they were told. Equal settings are replicates."""
 
     x: Points
     """(n, d)"""
     label: NDArray[np.int64]
     """(n,) index of the class that the trial showed; -1 where it showed none."""
     value: NDArray[np.float64]
-    """(n,) the metric that a level or a ridge is looked for in; NaN where there is none (a diverged trial)."""
+    """(n,) the metric whose level or ridge is searched for; NaN where there is none (a diverged trial)."""
     censored: NDArray[np.bool_]
     """(n,) whether `value` is only a lower bound: the trial did not reach it within its horizon."""
 
@@ -59,29 +61,27 @@ class Evidence:
 
 
 class Surface(ABC):
-    """A belief over the unit box, fitted to evidence. Immutable; the same evidence in any order, the same belief."""
+    """A belief over the unit box, fitted to evidence. Immutable, and independent of the order of the evidence."""
 
-    @property
-    @abstractmethod
-    def dimensions(self) -> int:
-        """d"""
+    dimensions: int
+    """d"""
 
     @abstractmethod
     def uncertain_area(self) -> float:
-        """The share of the box (of its projection, for a ridge) that lies in the band: where it ends is not known."""
+        """The share of the box that lies in the band; for a ridge, the mean width of the peak's interval."""
 
 
 class ClassSurface(Surface):
-    """Which class is the most frequent one (over replicates) at each point, and how sure that is.
+    """The most frequent class over replicates at each point, and how certain it is.
 
-    Once two classes were seen, a class that no trial has shown has belief 0 everywhere; with one class only, its belief
-    is below 1 where nothing was tried near by, and the rest is the unseen classes'.
+    Once two classes were shown, the belief in classes that no trial has shown is 0 everywhere. With one class only, its
+    belief is below 1 away from the trials, and the rest is shared by the other classes.
     """
 
-    @property
-    @abstractmethod
-    def classes(self) -> int:
-        """K"""
+    classes: int
+    """K"""
+    area_points_log2: ClassVar[int] = 13
+    """The uncertain area is measured with 2 to this power points."""
 
     @abstractmethod
     def belief(self, x: Points) -> NDArray[np.float64]:
@@ -95,6 +95,13 @@ class ClassSurface(Surface):
         """(q,) whether the leading class has less than 95% of the belief."""
         return np.asarray(self.belief(x).max(axis=1) < (1 + BAND) / 2, dtype=np.bool_)
 
+    def uncertain_area(self) -> float:
+        return self._uncertain_area
+
+    @cached_property
+    def _uncertain_area(self) -> float:
+        return float(self.in_band(sobol(self.dimensions, self.area_points_log2)).mean())
+
     @abstractmethod
     def noise(self) -> float:
         """The share of replicates that show another label than the most frequent one, away from the boundary."""
@@ -103,10 +110,8 @@ class ClassSurface(Surface):
 class RidgeSurface(Surface):
     """Where a metric peaks along one axis, as a function of the others."""
 
-    @property
-    @abstractmethod
-    def along(self) -> int:
-        """The axis (0..d-1) along which the peak is looked for."""
+    along: int
+    """The axis (0..d-1) along which the metric peaks."""
 
     @abstractmethod
     def mean(self, x: Points) -> NDArray[np.float64]:
@@ -123,32 +128,33 @@ Snap = Callable[[Points], Points]
 
 
 class Surrogate(ABC, Generic[S]):
-    """What is looked for: how evidence becomes a belief, and which trials would tell most. Holds no state."""
+    """How evidence becomes a belief, and which trials are most informative. Holds no state."""
 
     start: int = 64
     """Trials at positions of a scrambled Sobol sequence before the belief is used."""
 
     @abstractmethod
     def fit(self, evidence: Evidence, *, previous: S | None = None) -> S:
-        """The belief after this evidence. `previous` may speed the fit up; it changes it within its tolerance only."""
+        """The belief given this evidence. `previous` may speed up the fit; it changes the result within tolerance."""
 
     @abstractmethod
     def suggest(
-        self,
-        surface: S,
-        evidence: Evidence,
-        *,
-        pending: Points,
-        count: int,
-        snap: Snap,
-        rng: np.random.Generator,
+        self, surface: S, evidence: Evidence, *, pending: Points, count: int, snap: Snap, rng: Generator
     ) -> Points:
         """(m, d) positions to try next, m <= `count`, best first.
 
         Every position has been through `snap`. Positions in `evidence` and in `pending` (trials that have not ended)
-        count as tried. A position may be one already tried only where another replicate of it tells more than a new
-        setting does. Fewer than `count` only where `snap` leaves nothing untried.
+        count as tried. A tried position is suggested again only where another replicate of it is more informative than
+        a new setting. Fewer than `count` are returned only where `snap` leaves nothing untried.
         """
+
+
+def sobol(dimensions: int, log2: int, rng: Generator | None = None) -> Points:
+    """(2^log2, dimensions) points of a scrambled Sobol sequence; without `rng`, the same ones at every call."""
+    from scipy.stats import qmc  # slow to import, and not needed to check a sweep file
+
+    rng = np.random.default_rng(0) if rng is None else rng
+    return np.asarray(qmc.Sobol(dimensions, rng=rng).random_base2(log2), dtype=np.float64)
 
 
 def lattice(points: int, dimensions: int) -> Points:

@@ -1,182 +1,187 @@
-"""Expectation propagation for a probit likelihood in which a share of the labels is flipped.
+"""Expectation propagation for Gaussian-process models with a likelihood that factorises over observations.
 
-p(y | f) = e + (1 - 2 e) Phi(y f), y in {-1, 1} (Opper and Winther 2000; Kim and Ghahramani 2008 for the flips). Latent
-functions are steep here, where Laplace's approximation is known to be far too timid and expectation propagation to be
-near exact (Kuss and Rasmussen 2005). All sites are updated at once, damped: the result does not depend on the order
-of the trials, and replicates that agree are one site with a weight.
+The latent function is f = features @ w with w ~ N(0, I). Each observation has one Gaussian site
+exp(linear f - precision f^2 / 2) (Minka 2001; Rasmussen and Williams 2006, sec. 3.6). All sites are updated at once,
+with damping, so the result does not depend on the order of the observations.
+
+Shapes: n positions, m observations (several may share a position), r features.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
-from scipy.special import log_ndtr, ndtr
 
 from orchestrator.surface.kernel import Floats
 
-_LEAST = 1e-9
-_DAMPING = 0.7
-_STALLED, _CLOSE = 8, 0.05
-"""Rounds without progress after which what is this close, in standard deviations, is taken as it is: labels that are
-odd where they lie are not log-concave, and between two readings of them the sites drift for ever."""
-_ALL = slice(None)
-_STILL = 0.03
-"""Sites that moved by less than this share of the tolerance, and hold less than this share of their latent function's
-precision, wait until the others have come to rest."""
-_HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
+Indices = NDArray[np.int64]
+
+_STALLED: Final = 8
+"""Updates without progress after which a likelihood's `stalled_tolerance` applies."""
+_ALL: Final = slice(None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sites:
-    """The Gaussian factors that stand for one label each: exp(linear f - precision f^2 / 2)."""
+    """Gaussian factors exp(linear f - precision f^2 / 2), one per observation."""
 
     precision: Floats
-    """(n,)"""
+    """(m,)"""
     linear: Floats
-    """(n,)"""
-
-
-def start(n: int) -> Sites:
-    """Sites that say nothing."""
-    return Sites(precision=np.full(n, _LEAST), linear=np.zeros(n))
+    """(m,)"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Moments:
-    """One label against its cavity."""
+class TiltedMoments:
+    """The likelihood of each observation integrated over its cavity distribution, with derivatives."""
 
     log_mass: Floats
     first: Floats
-    """Derivative of log_mass by the cavity's mean."""
+    """Derivative of `log_mass` by the cavity mean."""
     second: Floats
-    """Minus the second derivative."""
-    by_flips: Floats
-    """Derivative of log_mass by the flip rate."""
-
-
-def tilted(y: Floats, mean: Floats, variance: Floats, flips: float) -> Moments:
-    """Moments of likelihood times cavity; every argument (n,) but the rate."""
-    scale = np.sqrt(1.0 + variance)
-    z = y * mean / scale
-    log_density = -0.5 * z * z - _HALF_LOG_2PI
-    if flips > 0:
-        mass = flips + (1 - 2 * flips) * ndtr(z)
-        log_mass = np.log(mass)
-        ratio = (1 - 2 * flips) * np.exp(log_density) / mass
-        by_flips = (1 - 2 * ndtr(z)) / mass
-    else:
-        log_mass = log_ndtr(z)
-        ratio = np.exp(log_density - log_mass)
-        by_flips = np.zeros_like(z)
-    return Moments(
-        log_mass=log_mass,
-        first=y * ratio / scale,
-        second=ratio * (z + ratio) / (1.0 + variance),
-        by_flips=by_flips,
-    )
+    """Second derivative of `log_mass` by the cavity mean."""
+    by_parameter: Floats
+    """Derivative of `log_mass` by the likelihood's own hyperparameter."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Posterior:
-    """f = features @ w, w Gaussian: what the labels say of one latent function."""
+class Likelihood(ABC):
+    """p(observation | f), and how its sites are best updated."""
 
-    mean: Floats
-    """(r,) of w."""
+    at: Indices
+    """(m,) position of each observation."""
+    weight: Floats
+    """(m,) how many equal observations each one stands for."""
+
+    damping: ClassVar[float] = 0.8
+    """Share of an update that is applied at first."""
+    least_damping: ClassVar[float] = 0.25
+    least_precision: ClassVar[float] = 1e-10
+    """Smallest precision of a site; negative ones are not allowed."""
+    frozen_below: ClassVar[float] = 0.0
+    """Sites that moved by less than this share of the tolerance, and hold less than this share of the precision of
+    their latent value, are frozen until the others have converged; 0: no site is frozen."""
+    stalled_tolerance: ClassVar[float] = 0.0
+    """Tolerance that is accepted once updates make no progress. Observations that contradict their neighbours under a
+    likelihood that is not log-concave can make the sites oscillate between two solutions."""
+
+    @abstractmethod
+    def moments(self, mean: Floats, variance: Floats, rows: slice | Indices = _ALL) -> TiltedMoments:
+        """Moments of the observations `rows` under cavity distributions of this mean and variance."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GaussianPosterior:
+    """The posterior of f = features @ w, w Gaussian."""
+
+    weights: Floats
+    """(r,) posterior mean of w."""
     factor: Floats
-    """(r, r) lower Cholesky factor of w's precision."""
+    """(r, r) lower Cholesky factor of the posterior precision of w."""
+    half: Floats
+    """(r, n) half_covariance of the training features."""
+    mean: Floats
+    """(n,) posterior mean of f."""
+    variance: Floats
+    """(n,) posterior variance of f."""
     sites: Sites
     log_evidence: float
-    by_flips: float
-    """Derivative of the log evidence by the flip rate."""
-    f_mean: Floats
-    """(n,) the latent mean at the sites."""
-    f_variance: Floats
-    rounds: int
+    by_parameter: float
+    """Derivative of `log_evidence` by the likelihood's own hyperparameter."""
 
-    def spread(self, features: Floats) -> Floats:
-        """(r, q) such that the posterior covariance of f between two points is the inner product of their columns."""
+    def half_covariance(self, features: Floats) -> Floats:
+        """(r, q) columns whose inner products are the posterior covariances of f, for (q, r) features."""
         return np.asarray(solve_triangular(self.factor, features.T, lower=True, check_finite=False))
 
 
 def propagate(
-    features: Floats,
-    y: Floats,
-    weight: Floats,
-    *,
-    flips: float,
-    first: Sites | None = None,
-    tolerance: float = 1e-3,
-    rounds: int = 60,
-) -> Posterior:
-    """The posterior of f = features @ w, w ~ N(0, I), for (n, r) features, labels y = +-1, weights (replicates).
+    features: Floats, likelihood: Likelihood, *, first: Sites | None = None, tolerance: float = 1e-3, rounds: int = 60
+) -> GaussianPosterior:
+    """The posterior of f = features @ w, w ~ N(0, I), given (n, r) features and the observations of a likelihood.
 
-    `tolerance` is on the latent mean in units of its standard deviation. `first` are sites to start from.
+    Args:
+        features: (n, r), one row per position.
+        likelihood: The observations; `likelihood.at` refers to rows of `features`.
+        first: Sites to start from. They change the result within the tolerance only.
+        tolerance: On the change of the latent mean by one site, in posterior standard deviations.
+        rounds: Most updates.
     """
-    n, rank = features.shape
-    sites = first or start(n)
-    precision, linear = sites.precision.copy(), sites.linear.copy()
-    damping, last = _DAMPING, np.inf
-    done, least, least_at = 0, np.inf, 0
-    live: slice | NDArray[np.intp] = _ALL
-    rest_gram, rest_pull = np.eye(rank), np.zeros(rank)
+    rank = features.shape[1]
+    at, weight, least_precision = likelihood.at, likelihood.weight, likelihood.least_precision
+    precision = first.precision.copy() if first else np.full(len(at), least_precision)
+    linear = first.linear.copy() if first else np.zeros(len(at))
+    damping, last, done, least, least_done = likelihood.damping, np.inf, 0, np.inf, 0
+    live: slice | Indices = _ALL
+    f, own = features, at
+    frozen_gram, frozen_pull = np.eye(rank), np.zeros(rank)
     while True:
-        # A round of all sites, or of those that still move: of the rest, sums are kept.
-        f, w, sign = features[live], weight[live], y[live]
-        old_precision, old_linear = precision[live], linear[live]
-        factor = cholesky(
-            rest_gram + f.T @ (f * (w * old_precision)[:, None]), lower=True, overwrite_a=True, check_finite=False
-        )
+        # One update of all sites, or of those that are not frozen: of the frozen ones, sums are kept.
+        w, old_precision, old_linear = weight[live], precision[live], linear[live]
+        row_precision = np.bincount(own, w * old_precision, minlength=len(f))
+        gram = frozen_gram + f.T @ (f * row_precision[:, None])
+        factor = cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
         half = solve_triangular(factor, f.T, lower=True, check_finite=False)
-        variance = np.einsum("rn,rn->n", half, half)
-        projected = solve_triangular(factor, rest_pull + f.T @ (w * old_linear), lower=True, check_finite=False)
+        variance = np.maximum(np.einsum("rn,rn->n", half, half), 1e-14)
+        projected = half @ np.bincount(own, w * old_linear, minlength=len(f))
+        if live is not _ALL:
+            projected += solve_triangular(factor, frozen_pull, lower=True, check_finite=False)
         mean = half.T @ projected
-        rest = np.maximum(1.0 / variance - old_precision, 1e-10)
-        c_variance = 1.0 / rest
-        c_mean = c_variance * (mean / variance - old_linear)
-        m = tilted(sign, c_mean, c_variance, flips)
-        below = 1.0 - m.second * c_variance
-        new_precision = np.maximum(m.second / np.maximum(below, 1e-10), _LEAST)
+        f_mean, f_variance = mean[own], variance[own]
+        c_variance = 1.0 / np.maximum(1.0 / f_variance - old_precision, 1e-4 / f_variance)
+        c_mean = c_variance * (f_mean / f_variance - old_linear)
+        m = likelihood.moments(c_mean, c_variance, live)
+        new_precision = np.maximum(-m.second / np.maximum(1.0 + m.second * c_variance, 1e-8), least_precision)
         new_linear = m.first + new_precision * (c_mean + c_variance * m.first)
         done += 1
-        # The mean that each label alone would move: a change of sites in units that matter for the belief.
-        moves = np.abs((new_linear - old_linear) - (new_precision - old_precision) * mean) * np.sqrt(variance)
+        moves = np.abs((new_linear - old_linear) - (new_precision - old_precision) * f_mean) * np.sqrt(f_variance)
         moved = float(np.max(moves, initial=0.0))
         if moved < least:
-            least, least_at = moved, done
-        ended = moved < tolerance or done >= rounds or (done - least_at >= _STALLED and moved < _CLOSE)
+            least, least_done = moved, done
+        stalled = done - least_done >= _STALLED and moved < likelihood.stalled_tolerance
+        ended = moved < tolerance or done >= rounds or stalled
         if ended and live is _ALL:
             break
-        if moved > 0.95 * last and damping > 0.3:
+        if moved > 0.95 * last and damping > likelihood.least_damping:
             damping *= 0.8
         last = moved
         precision[live] += damping * (new_precision - old_precision)
         linear[live] += damping * (new_linear - old_linear)
         if ended:
-            live, rest_gram, rest_pull = _ALL, np.eye(rank), np.zeros(rank)
-        elif live is _ALL:
-            moving = (moves > _STILL * tolerance) | (old_precision * variance > _STILL)
-            if np.count_nonzero(moving) < n / 2:
+            live, f, own = _ALL, features, at
+            frozen_gram, frozen_pull = np.eye(rank), np.zeros(rank)
+        elif live is _ALL and likelihood.frozen_below:
+            moving = moves > likelihood.frozen_below * tolerance
+            moving |= precision * f_variance > likelihood.frozen_below
+            if np.count_nonzero(moving) < len(at) / 2:
                 live, still = np.flatnonzero(moving), np.flatnonzero(~moving)
-                f, w = features[still], weight[still]
-                rest_gram = np.eye(rank) + f.T @ (f * (w * precision[still])[:, None])
-                rest_pull = f.T @ (w * linear[still])
-    marginal = 0.5 * mean**2 / variance + 0.5 * np.log(variance)
-    cavity = 0.5 * c_mean**2 / c_variance + 0.5 * np.log(c_variance)
-    evidence = (
-        0.5 * float(projected @ projected)
-        - float(np.log(np.diag(factor)).sum())
-        + float(weight @ (m.log_mass + cavity - marginal))
+                rows, at_still = np.unique(at[still], return_inverse=True)
+                f, w = features[rows], weight[still]
+                frozen_gram += f.T @ (f * np.bincount(at_still, w * precision[still])[:, None])
+                frozen_pull = f.T @ np.bincount(at_still, w * linear[still])
+                rows, own = np.unique(at[live], return_inverse=True)
+                f = features[rows]
+    c_precision = 1.0 / c_variance
+    product = c_precision + precision
+    log_site = (
+        m.log_mass
+        - 0.5 * (c_precision * c_mean + linear) ** 2 / product
+        + 0.5 * c_precision * c_mean**2
+        + 0.5 * np.log(product * c_variance)
     )
-    return Posterior(
-        mean=np.asarray(solve_triangular(factor, projected, lower=True, trans=1, check_finite=False)),
+    log_determinant = float(np.log(np.diag(factor)).sum())
+    evidence = float((weight * log_site).sum()) + 0.5 * float(projected @ projected) - log_determinant
+    return GaussianPosterior(
+        weights=np.asarray(solve_triangular(factor, projected, lower=True, trans=1, check_finite=False)),
         factor=factor,
+        half=half,
+        mean=mean,
+        variance=variance,
         sites=Sites(precision=precision, linear=linear),
         log_evidence=evidence,
-        by_flips=float(weight @ m.by_flips),
-        f_mean=mean,
-        f_variance=variance,
-        rounds=done,
+        by_parameter=float((weight * m.by_parameter).sum()),
     )

@@ -1,8 +1,8 @@
-"""The covariance of the latent functions, and a low-rank basis of it that keeps 5,000 trials affordable.
+"""The covariance of the latent functions, and low-rank features of it that keep 5,000 trials affordable.
 
-Matern-5/2 with one length scale an axis (Rasmussen and Williams 2006, eq. 4.17). The basis is a pivoted, incomplete
-Cholesky factor: exact while its rank is the number of points, and for more points as good as the residual variance
-that it leaves, which is kept and added to what is predicted.
+Matern-5/2 with one lengthscale per axis (Rasmussen and Williams 2006, eq. 4.17). The features come from a pivoted,
+incomplete Cholesky factorisation. They are exact while their number equals the number of points; for more points, the
+residual variance that they leave out is added to the predictive variance.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Floats = NDArray[np.float64]
 _SQRT5 = float(np.sqrt(5.0))
 
 
-def matern52(x: Floats, y: Floats, scales: Floats) -> Floats:
-    """(n, m) correlations of (n, d) and (m, d) points; `scales` (d,) are length scales in units of the box."""
-    r = cdist(x / scales, y / scales)
+def matern52(x: Floats, y: Floats, lengthscale: Floats) -> Floats:
+    """(n, m) correlations of (n, d) and (m, d) points; `lengthscale` (d,) is in units of the box."""
+    r = cdist(x / lengthscale, y / lengthscale)
     r *= _SQRT5
     out: Floats = np.exp(-r)
     r *= 1.0 + r / 3.0
@@ -30,43 +30,43 @@ def matern52(x: Floats, y: Floats, scales: Floats) -> Floats:
     return out
 
 
-def matern52_slopes(x: Floats, scales: Floats) -> tuple[Floats, Floats]:
-    """Correlations (n, n) of (n, d) points and their derivatives (d, n, n) by the logarithm of each length scale."""
-    z = x / scales
+def matern52_gradients(x: Floats, lengthscale: Floats) -> tuple[Floats, Floats]:
+    """Correlations (n, n) of (n, d) points, and their derivatives (d, n, n) by the logarithm of each lengthscale."""
+    z = x / lengthscale
     r = cdist(z, z) * _SQRT5
     decay = np.exp(-r)
     shared = (5.0 / 3.0) * (1.0 + r) * decay
-    slopes = np.empty((x.shape[1], len(x), len(x)))
+    gradients = np.empty((x.shape[1], len(x), len(x)))
     for axis in range(x.shape[1]):
         step = z[:, axis, None] - z[None, :, axis]
-        np.multiply(shared, step * step, out=slopes[axis])
-    return (1.0 + r + r * r / 3.0) * decay, slopes
+        np.multiply(shared, step * step, out=gradients[axis])
+    return (1.0 + r + r * r / 3.0) * decay, gradients
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Basis:
-    """r features whose inner products are the correlations of the points it was made from, nearly or exactly."""
+class InducingFeatures:
+    """r features whose inner products are the correlations of the training points, approximately or exactly."""
 
-    pivots: Floats
-    """(r, d) points of the sample that span the basis."""
+    inducing: Floats
+    """(r, d) inducing points, a subset of the training points."""
     factor: Floats
-    """(r, r) lower Cholesky factor of the pivots' correlations."""
-    scales: Floats
-    """(d,) length scales."""
-    features: Floats
-    """(n, r) features of the points it was made from."""
+    """(r, r) lower Cholesky factor of the correlations of the inducing points."""
+    lengthscale: Floats
+    """(d,)"""
+    train: Floats
+    """(n, r) features of the training points."""
 
     def at(self, x: Floats) -> Floats:
         """(q, r) features of (q, d) points."""
-        cross = matern52(self.pivots, x, self.scales)
+        cross = matern52(self.inducing, x, self.lengthscale)
         return np.asarray(solve_triangular(self.factor, cross, lower=True, overwrite_b=True, check_finite=False).T)
 
 
-def basis(x: Floats, scales: Floats, *, rank: int, residual: float = 1e-7) -> Basis:
-    """Pivoted Cholesky of the correlations of (n, d) distinct points, at most `rank` pivots.
+def inducing_features(x: Floats, lengthscale: Floats, *, rank: int, residual: float = 1e-7) -> InducingFeatures:
+    """Pivoted Cholesky factorisation of the correlations of (n, d) distinct points, with at most `rank` pivots.
 
-    Each pivot is the point with the largest variance given those before; it ends where that is below `residual`.
-    Ties go to the first point, so that the result is a function of the points in the order given.
+    Each pivot is the point with the largest variance given the earlier ones; the factorisation stops where that
+    variance is below `residual`. Ties go to the first point, so the result depends on the points and their order alone.
     """
     n = len(x)
     rank = min(rank, n)
@@ -77,7 +77,7 @@ def basis(x: Floats, scales: Floats, *, rank: int, residual: float = 1e-7) -> Ba
         pivot = int(left.argmax())
         if left[pivot] < residual:
             break
-        row = matern52(x[pivot][None], x, scales)[0]
+        row = matern52(x[pivot][None], x, lengthscale)[0]
         if step:
             row -= rows[:step, pivot] @ rows[:step]
         row /= np.sqrt(left[pivot])
@@ -88,4 +88,5 @@ def basis(x: Floats, scales: Floats, *, rank: int, residual: float = 1e-7) -> Ba
         pivots.append(pivot)
     kept = rows[: len(pivots)]
     factor = np.tril(kept[:, pivots].T)
-    return Basis(pivots=x[pivots], factor=factor, scales=scales, features=np.ascontiguousarray(kept.T))
+    train = np.ascontiguousarray(kept.T)
+    return InducingFeatures(inducing=x[pivots], factor=factor, lengthscale=lengthscale, train=train)

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import qmc
 
 from orchestrator.surface.base import Evidence
-from orchestrator.surface.classifier import GpClasses
+from orchestrator.surface.classifier import GpClassifier
 from orchestrator.surface.phase import PhaseSurrogate
 from tests.benchmarks.boundary.problems import Floats, Labels, Problem
 
@@ -38,7 +38,7 @@ class Search(ABC):
         return np.asarray(self.sobol.random(START))
 
     @abstractmethod
-    def ask(self, count: int, belief: GpClasses | None) -> Floats:
+    def ask(self, count: int, belief: GpClassifier | None) -> Floats:
         """(count, d) positions to try next."""
 
     def tell(self, x: Floats, label: Labels, order: Floats) -> None:
@@ -47,7 +47,7 @@ class Search(ABC):
 
 
 class Sobol(Search):
-    def ask(self, count: int, belief: GpClasses | None) -> Floats:
+    def ask(self, count: int, belief: GpClassifier | None) -> Floats:
         return np.asarray(self.sobol.random(count))
 
 
@@ -56,7 +56,7 @@ class Phasefront(Search):
 
     needs_belief = True
 
-    def ask(self, count: int, belief: GpClasses | None) -> Floats:
+    def ask(self, count: int, belief: GpClassifier | None) -> Floats:
         assert belief is not None
         nothing = np.full(len(self.x), np.nan)
         evidence = Evidence(x=self.x, label=self.label, value=nothing, censored=np.zeros(len(self.x), dtype=bool))
@@ -72,12 +72,12 @@ class Margin(Search):
     needs_belief = True
     pool = 2**11
 
-    def ask(self, count: int, belief: GpClasses | None) -> Floats:
+    def ask(self, count: int, belief: GpClassifier | None) -> Floats:
         assert belief is not None
         pool = qmc.Sobol(self.d, rng=self.rng).random(self.pool)
         phi = belief.features(pool)
         mean, variance = belief.latent_moments(pool, phi)
-        halves = [posterior.spread(phi) for posterior in belief.posteriors]
+        halves = [posterior.half_covariance(phi) for posterior in belief.posteriors]
         past: list[list[tuple[float, Floats]]] = [[] for _ in halves]
         chosen: list[int] = []
         for _ in range(count):
@@ -108,7 +108,7 @@ class SwapAndDistance(Search):
 
     needs_belief = True
 
-    def ask(self, count: int, belief: GpClasses | None) -> Floats:
+    def ask(self, count: int, belief: GpClassifier | None) -> Floats:
         assert belief is not None
         pool = qmc.Sobol(self.d, rng=self.rng).random(2**12)
         away, near = cKDTree(self.x).query(pool, k=6)
@@ -136,7 +136,7 @@ class Simplices(Search):
 
         self.learner = LearnerND(lambda x: 0.0, [(0.0, 1.0)] * self.d, loss_per_simplex=loss)
 
-    def ask(self, count: int, belief: GpClasses | None) -> Floats:
+    def ask(self, count: int, belief: GpClassifier | None) -> Floats:
         return np.array(self.learner.ask(count)[0], dtype=float).reshape(-1, self.d)
 
     def tell(self, x: Floats, label: Labels, order: Floats) -> None:
@@ -162,7 +162,7 @@ class Tpe(Search):
         self.space = {f"x{i}": optuna.distributions.FloatDistribution(0, 1) for i in range(self.d)}
         self.open: list[Any] = []
 
-    def ask(self, count: int, belief: GpClasses | None) -> Floats:
+    def ask(self, count: int, belief: GpClassifier | None) -> Floats:
         self.open = [self.study.ask(self.space) for _ in range(count)]
         return np.array([[trial.params[name] for name in self.space] for trial in self.open])
 
@@ -191,7 +191,7 @@ class Oracle(Search):
         points = qmc.Sobol(self.d, rng=self.rng).random_base2(16)
         self.band = points[boundary.query(points)[0] < (0.01 if self.d == 2 else 0.03)]
 
-    def ask(self, count: int, belief: GpClasses | None) -> Floats:
+    def ask(self, count: int, belief: GpClassifier | None) -> Floats:
         distance, chosen = cKDTree(self.x).query(self.band)[0], []
         for _ in range(count):
             chosen.append(int(distance.argmax()))

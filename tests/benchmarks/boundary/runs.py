@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.surface.classifier import GpClasses, fit_classifier
+from orchestrator.surface.classifier import GpClassifier, fit_classifier
 from tests.benchmarks.boundary.peers import SEARCHES, START, lattice
 from tests.benchmarks.boundary.problems import Problem
 
@@ -41,7 +41,7 @@ class Run:
         return asdict(self)
 
 
-def draw(run: Run, problem: Problem, belief: GpClasses, trials: int) -> None:
+def draw(run: Run, problem: Problem, belief: GpClassifier, trials: int) -> None:
     labels = problem.drawn(belief.label)
     run.error[trials] = problem.error(labels)
     if trials in (256, 512):
@@ -53,7 +53,7 @@ def search(name: str, letter: str, seed: int, budget: int) -> Run:
     problem = Problem(letter, seed)
     method = SEARCHES[name](problem, seed)
     run = Run(search=name, problem=letter, seed=seed)
-    belief: GpClasses | None = None
+    belief: GpClassifier | None = None
     x = method.begin()
     while True:
         method.tell(x, *problem.observe(x))

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from orchestrator.surface.base import Evidence, Points
-from orchestrator.surface.classifier import GpClasses
+from orchestrator.surface.classifier import GpClassifier
 from orchestrator.surface.phase import PhaseSurrogate
 from tests.benchmarks.boundary.peers import START
 from tests.benchmarks.boundary.problems import Labels, Problem
@@ -26,8 +26,8 @@ from tests.benchmarks.boundary.runs import BATCH
 
 
 def batch(
-    target: PhaseSurrogate, x: Points, label: Labels, before: GpClasses | None
-) -> tuple[GpClasses, Points, float]:
+    target: PhaseSurrogate, x: Points, label: Labels, before: GpClassifier | None
+) -> tuple[GpClassifier, Points, float]:
     """The belief after these trials, the next batch, and what both took, in seconds."""
     told = Evidence(x=x, label=label, value=np.full(len(x), np.nan), censored=np.zeros(len(x), dtype=np.bool_))
     began = time.process_time()
