@@ -85,7 +85,7 @@ def compare(recorded: Curves, again: Curves, *, tolerance: float = TOLERANCE) ->
         apart = _apart(a, b)
         worst = int(np.argmax(apart))
         deviation[name] = (float(apart[worst]), int(at[worst]))
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             far = apart > tolerance * (1 + np.where(np.isfinite(a), np.abs(a), 0.0))
         if far.any():
             beyond[name] = int(at[far][0])
@@ -100,7 +100,7 @@ def _rows(curves: Curves, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[n
 
 def _apart(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Absolute differences; equal infinities and two NaNs are 0 apart, a NaN and a number infinitely far."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         apart = np.abs(a - b)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     return np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))

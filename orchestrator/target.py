@@ -44,6 +44,11 @@ class Target(FileModel, ABC):
     def description(self) -> str:
         """What it looks for, in words."""
 
+    @property
+    def title(self) -> str:
+        """What its map shows, in words."""
+        return self.description.replace("_", " ")
+
     @abstractmethod
     def classes(self, phases: Sequence[str]) -> tuple[str, ...]:
         """(K,) the names of the classes, as a study keeps them; `phases` are the job's. Empty: it has none."""
@@ -95,6 +100,10 @@ class PhaseTarget(Target):
     @property
     def description(self) -> str:
         return "where one phase ends and another begins"
+
+    @property
+    def title(self) -> str:
+        return "phases"
 
     def classes(self, phases: Sequence[str]) -> tuple[str, ...]:
         return tuple(phases)

@@ -18,7 +18,7 @@ from orchestrator.phases.map.progress_curve import ProgressCurve, refitted, writ
 from orchestrator.phases.map.savings import MAP, read_savings, savings, write_savings
 from orchestrator.phases.map.surface_map import FittedMap
 from orchestrator.phases.table import SweepView, TrialTable
-from orchestrator.phases.text import percent, plural, words
+from orchestrator.phases.text import percent, plural
 from orchestrator.phases.theory.ask import has_theory
 from orchestrator.phases.theory.plane import MOST_SECONDS, SliceParams, asker, theory_plane
 from orchestrator.records import Status
@@ -185,4 +185,4 @@ def _summary(target: Target, fitted: FittedMap) -> str:
     counted = plural(sum(len(each.evidence) for each in fitted.fitted), "trial") + " with a result"
     by = "drawn by the classifier" if fitted.labels else "expected by the surface fitted to them"
     area = f"uncertain area {percent(fitted.uncertain_area())}"
-    return "  ·  ".join([counted, f"{words(target.description)}, {by}", area])
+    return "  ·  ".join([counted, f"{target.title}, {by}", area])
