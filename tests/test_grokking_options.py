@@ -16,8 +16,8 @@ from packing import assert_packed_is_solo, assert_same_curves, curves_of
 from plain_grokking import fresh_block, plain_curves
 
 from jobs.grokking import digits
+from jobs.grokking.block import log_stable, row_loss
 from jobs.grokking.job import Grokking, GrokkingParams
-from jobs.grokking.loss import log_stable, row_loss
 from jobs.grokking.modular import OPERATIONS
 from jobs.grokking.quadratic import QuadraticBlock
 from jobs.job import Curves, Member, ParamError, identity, params_from, specs

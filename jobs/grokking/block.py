@@ -6,47 +6,19 @@ Shape suffixes: M models, P examples of the table, B examples of a batch, E exam
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from jobs.grokking import progress as grokking_progress
 from jobs.grokking.local_complexity import Neighbourhoods
-from jobs.grokking.loss import row_loss
+from jobs.grokking.pairs import Pairs
 from jobs.packed.batches import Batches
 from jobs.packed.loop import Block, predicted
 from jobs.packed.optim import FlatParameters, Optimiser
 
 _CHUNK_STEPS = 32
 _EVALUATION_BYTES = 1 << 22
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """The pairs of M models: the table is shared, the split and the noisy labels are each model's own."""
-
-    x_P: Tensor
-    y_P: Tensor
-    result_P: Tensor
-    order_MP: Tensor
-    """Each model's random order of the pairs that it may train on: its first `count` ones it does."""
-    labels_MP: Tensor
-    """Training labels by pair, with noise."""
-    elements: int
-    """Elements that x and y are among."""
-    outputs: int
-    """Results that there may be."""
-    official: int = 0
-    """Length of a test set of its own, the last rows of the table; 0: all that is not trained on is tested."""
-    images_PD: Tensor | None = None
-    """What x stands for, where it is an image."""
-
-    def keep(self, index: Tensor) -> Pairs:
-        """The pairs of these models only."""
-        index = index.to(self.x_P.device)
-        return replace(self, order_MP=self.order_MP[index], labels_MP=self.labels_MP[index])
 
 
 class ModularBlock(Block):
@@ -61,8 +33,7 @@ class ModularBlock(Block):
         optimiser: Optimiser,
         loss: str,
         warmup_steps: int,
-        progress: str = "none",
-        operation: str = "",
+        progress: Callable[[ModularBlock], Mapping[str, Tensor]] | None = None,
         loss_precision: int = 32,
         around: Neighbourhoods | None = None,
     ) -> None:
@@ -70,7 +41,7 @@ class ModularBlock(Block):
         self.parameters, self.optimiser = parameters, optimiser
         self._loss = loss
         self._warmup = warmup_steps
-        self._progress, self._operation = progress, operation
+        self._progress = progress
         self._loss_precision, self._around = loss_precision, around
         self._set_up()
 
@@ -187,7 +158,7 @@ class ModularBlock(Block):
             sums[1] += (right & trained).sum(1)
             sums[2] += torch.where(tested, loss, 0.0).sum(1, dtype=torch.float64)
             sums[3] += (right & tested).sum(1)
-            if self._progress != "none":
+            if self._progress is not None:
                 margin = _margin(outputs, label)
                 sums[4] += torch.where(trained, margin, 0.0).sum(1, dtype=torch.float64)
         counts, tests = self.batches.counts, self._tested.sum(1)
@@ -198,12 +169,10 @@ class ModularBlock(Block):
             "test_accuracy": sums[3] / tests,
             "weight_norm": self.parameters.norm(),
         }
-        if self._progress == "none":
+        if self._progress is None:
             return measured
         measured["logit_margin"] = sums[4] / counts
-        measured["gradient_norm"] = grokking_progress.gradient_norm(self)
-        if self._progress == "fourier":
-            measured |= grokking_progress.fourier(self, self._operation)
+        measured |= self._progress(self)
         if self._around is not None:
             measured |= self.complexity(self._around)
         return measured
@@ -237,3 +206,24 @@ def normal_entries(
     values = random.normal(keys, (rows[:, None] * (1 << 24) + columns).unsqueeze(0))
     real = (rows[:, None] < widths[0][:, None, None]) & (columns < widths[1][:, None, None])
     return torch.where(real, values, 0.0)
+
+
+def log_stable(outputs: Tensor) -> Tensor:
+    """log s(x) elementwise; its derivative is 1 / (1 + |x|), at 0 too."""
+    # Either branch is finite where it is not taken, or the gradient would be NaN.
+    return torch.where(outputs >= 0, torch.log1p(outputs.clamp(min=0)), -torch.log1p((-outputs).clamp(min=0)))
+
+
+def row_loss(outputs_MOB: Tensor, label_MB: Tensor, loss: str) -> Tensor:
+    """(M, B) loss of each row: half the squared distance to the one-hot label, or -log of its probability.
+
+    `loss` is "squared", "cross_entropy" (softmax) or "stablemax".
+    """
+    if loss == "stablemax":
+        outputs_MOB = log_stable(outputs_MOB)
+    if loss != "squared":
+        outputs_MOB = torch.log_softmax(outputs_MOB, 1)
+    at_label = outputs_MOB.gather(1, label_MB[:, None, :]).squeeze(1)
+    if loss != "squared":
+        return -at_label
+    return (outputs_MOB.square().sum(1) - 2 * at_label + 1) / 2

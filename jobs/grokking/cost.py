@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from jobs.grokking.digits import SOURCES
+from jobs.grokking.params import GrokkingParams
 from jobs.job import Cost
 from jobs.packed.cost import models_per_block, padded_width
-
-if TYPE_CHECKING:
-    from jobs.grokking.job import GrokkingParams
 
 
 def padded_outputs(elements: int) -> int:

@@ -16,15 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from jobs.grokking.pairs import Pairs
 from jobs.packed import random
-
-if TYPE_CHECKING:
-    from jobs.grokking.block import Pairs
 
 _CHUNK_BYTES = 1 << 22
 

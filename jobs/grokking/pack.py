@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from jobs.data.labels import noisy_labels
-from jobs.grokking import digits, local_complexity
+from jobs.grokking import digits, local_complexity, progress
 from jobs.grokking.autograd_block import EmbeddingMLPBlock, ImageMLPBlock, TransformerBlock
-from jobs.grokking.block import ModularBlock, Pairs, normal_entries
+from jobs.grokking.block import ModularBlock, normal_entries
 from jobs.grokking.cost import block_models, padded_outputs
 from jobs.grokking.modular import operation_pairs
 from jobs.grokking.optim import Changes, make
+from jobs.grokking.pairs import Pairs
+from jobs.grokking.params import GrokkingParams
 from jobs.grokking.quadratic import QuadraticBlock
 from jobs.job import Member, Report, log_spaced_steps
 from jobs.packed import random
@@ -22,9 +24,6 @@ from jobs.packed.batches import Batches
 from jobs.packed.cost import padded_width
 from jobs.packed.loop import run_blocks
 from jobs.packed.optim import FlatParameters, OptimiserSettings
-
-if TYPE_CHECKING:
-    from jobs.grokking.job import GrokkingParams
 
 
 def train(pack: Sequence[Member[GrokkingParams]], device: str) -> Iterator[Report]:
@@ -69,6 +68,7 @@ def _block(members: Sequence[Member[GrokkingParams]], device: str) -> ModularBlo
         _changes(params),
     )
     pairs = _pairs(params, seeds, device)
+    measures = partial(progress.measures, progress=first.progress, operation=first.operation)
     common = {
         "pairs": pairs,
         "batches": batches,
@@ -76,8 +76,7 @@ def _block(members: Sequence[Member[GrokkingParams]], device: str) -> ModularBlo
         "optimiser": optimiser,
         "loss": first.loss,
         "warmup_steps": first.warmup_steps,
-        "progress": first.progress,
-        "operation": first.operation,
+        "progress": measures if first.progress != "none" else None,
         "loss_precision": first.loss_precision,
         "around": _around(params, seeds, pairs, device),
     }

@@ -6,16 +6,20 @@ Shapes: M models, E elements (p), D columns of a table over them, F = floor(p / 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from jobs.grokking.block import ModularBlock
+from jobs.grokking.block import ModularBlock
 
 KEY_FREQUENCIES = 5
 """How many frequencies are kept or taken out (Nanda et al. 2023 found five in their network)."""
+
+
+def measures(block: ModularBlock, progress: str, operation: str) -> Mapping[str, Tensor]:
+    """The measures of this kind of progress (see `jobs.grokking.params.PROGRESS`), without margin and complexity."""
+    further = fourier(block, operation) if progress == "fourier" else {}
+    return {"gradient_norm": gradient_norm(block), **further}
 
 
 def gradient_norm(block: ModularBlock) -> Tensor:

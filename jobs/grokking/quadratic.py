@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.grokking.block import ModularBlock, look_up
-from jobs.grokking.loss import log_stable
+from jobs.grokking.block import ModularBlock, log_stable, look_up
 
 
 class QuadraticBlock(ModularBlock):
