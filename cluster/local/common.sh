@@ -2,29 +2,29 @@
 
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 if [ -x "$repository/.venv/bin/ray" ]; then
-    # A job's `python` is looked up in the PATH that the head was started with.
+    # Jobs find `python` in the PATH with which the head was started.
     PATH="$repository/.venv/bin:$PATH"
 fi
 command -v ray > /dev/null || {
-    echo "ray is not installed: run 'make install' in $repository, or activate the environment that holds phasefront" >&2
+    echo "ray is not installed: run 'make install' in $repository, or activate the environment in which phasefront is installed" >&2
     exit 2
 }
 
-# A client never turns authentication on by itself, and a head does only where it finds a token: say it everywhere.
+# A client never enables authentication by default, and a head does so only if it finds a token: set it everywhere.
 export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
-# Where the engine's sockets and logs lie. Short, because a socket's path may hold 107 bytes at most.
+# Folder of Ray's sockets and logs. Its path is short because the path of a Unix socket is limited to 107 bytes.
 directory="${PHASEFRONT_RAY_DIR:-/tmp/phasefront-ray-$(id -u)}"
 umask 077
 mkdir -p "$directory"
 
-# start_ray ROLE ARGUMENT...: `ray start` in the background, as the leader of a session of its own; waits until it runs.
+# start_ray ROLE ARGUMENT...: run `ray start` in the background, in a new session, and wait until it is up.
 start_ray() {
     local role="$1" pid_file="$directory/$1.pid" log="$directory/$1.log"
     shift
     if [ -e "$pid_file" ] && kill -0 "$(cat "$pid_file")" 2> /dev/null; then
-        echo "a $role already runs from $directory (pid $(cat "$pid_file")); stop it with cluster/local/stop.sh," \
-            "or start another with PHASEFRONT_RAY_DIR set to a folder of its own" >&2
+        echo "a $role is already running from $directory (pid $(cat "$pid_file")); stop it with cluster/local/stop.sh," \
+            "or set PHASEFRONT_RAY_DIR to another folder to start a second one" >&2
         exit 2
     fi
     setsid nohup ray start --block --temp-dir="$directory" --log-style=record "$@" < /dev/null > "$log" 2>&1 &
@@ -35,7 +35,7 @@ start_ray() {
         kill -0 "$pid" 2> /dev/null || break
         sleep 0.5
     done
-    echo "the $role did not start; the end of $log:" >&2
+    echo "the $role did not start; last lines of $log:" >&2
     tail -n 30 "$log" >&2
     kill "$pid" 2> /dev/null || true
     rm -f "$pid_file"

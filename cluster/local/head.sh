@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Start a Ray head on this machine, with token authentication, and say what to do next.
+# Start a Ray head on this machine with token authentication, and print the next commands.
 #
 #   cluster/local/head.sh [OPTIONS OF `ray start`]
 #
-# PORT (6379)              where workers join
+# PORT (6379)              port that workers connect to
 # DASHBOARD_PORT (8265)    dashboard and jobs API
-# DASHBOARD_HOST           127.0.0.1; 0.0.0.0 lets other machines submit jobs
-# PHASEFRONT_RAY_DIR       sockets, logs and pid files; /tmp/phasefront-ray-UID
+# DASHBOARD_HOST           default 127.0.0.1; 0.0.0.0 lets other machines submit jobs
+# PHASEFRONT_RAY_DIR       folder of sockets, logs and pid files; default /tmp/phasefront-ray-UID
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -15,7 +15,7 @@ dashboard_port="${DASHBOARD_PORT:-8265}"
 dashboard_host="${DASHBOARD_HOST:-127.0.0.1}"
 
 if [ "$RAY_AUTH_MODE" = token ]; then
-    # Makes the token where there is none; one that exists (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token) stays.
+    # Generates a token if there is none; an existing one (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token) is kept.
     ray get-auth-token --generate > /dev/null
 fi
 
@@ -26,7 +26,7 @@ reach="$dashboard_host"
 api="http://$reach:$dashboard_port"
 answer=""
 for _ in $(seq 20); do
-    # The jobs API answers a little after the head does; asking it proves the token too.
+    # The jobs API is up slightly later than the head; this request checks the token as well.
     if answer="$(ray job list --address="$api" --log-style=record 2>&1)"; then
         answer=ok
         break
@@ -34,7 +34,7 @@ for _ in $(seq 20); do
     sleep 0.5
 done
 if [ "$answer" != ok ]; then
-    echo "the head runs, but its jobs API at $api does not answer:" >&2
+    echo "the head is running, but its jobs API at $api does not respond:" >&2
     tail -n 5 <<< "$answer" >&2
     "$(dirname "${BASH_SOURCE[0]}")/stop.sh" >&2
     exit 1
@@ -42,15 +42,15 @@ fi
 
 address="$(sed -n "s/.*--address='\{0,1\}\([^' ]*:$port\)'\{0,1\}.*/\1/p" "$directory/head.log" | head -n 1)"
 cat << TEXT
-Ray head runs: ${address:-port $port} (log: $directory/head.log)
+Ray head is running: ${address:-port $port} (log: $directory/head.log)
 
 On each further machine, with the same token in ~/.ray/auth_token (\`ray get-auth-token\` prints it):
     cluster/local/worker.sh ${address:-THIS_MACHINE:$port}
 
-To submit a sweep, from the project's folder (a job runs in a copy of it, so its record needs an absolute address):
+To submit a sweep from the project's folder (the job runs in a copy of it, so the record needs an absolute path):
     export RAY_AUTH_MODE=$RAY_AUTH_MODE RAY_API_SERVER_ADDRESS=$api
     ray job submit --working-dir . -- python -m orchestrator run configs/demo_grokking.yaml --set tracking.uri=sqlite:///\$PWD/mlflow.db
 
-To stop what was started here:
+To stop this head and its worker on this machine:
     cluster/local/stop.sh
 TEXT

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Stop the head and the worker that head.sh and worker.sh started from the same PHASEFRONT_RAY_DIR, and nothing else.
-# (`ray stop` would end every Ray process of the machine, another person's too.)
+# (`ray stop` would end every Ray process on the machine, including those of other users.)
 set -euo pipefail
 
 directory="${PHASEFRONT_RAY_DIR:-/tmp/phasefront-ray-$(id -u)}"
 
-# What a process started, and what that started: a worker has a session of its own, so a group's signal would miss it.
+# All descendants of a process. Workers run in their own sessions, so a signal to the process group would not reach them.
 descendants() {
     local child
     for child in $(ps -o pid= --ppid "$1"); do
@@ -17,7 +17,7 @@ descendants() {
 alive() {
     local pid
     for pid in "$@"; do
-        # A zombie has ended; it only waits to be reaped.
+        # A zombie has already ended and is waiting to be reaped.
         case "$(ps -o stat= -p "$pid")" in
             "" | Z*) ;;
             *) echo "$pid" ;;
@@ -29,9 +29,9 @@ for role in worker head; do
     pid_file="$directory/$role.pid"
     [ -e "$pid_file" ] || continue
     pid="$(cat "$pid_file")"
-    # A pid may have been given to another program since.
+    # The pid may have been reused by another program.
     if ! ps -o args= -p "$pid" | grep -q "ray start --block --temp-dir=$directory "; then
-        echo "no $role runs any more"
+        echo "the $role is no longer running"
         rm -f "$pid_file"
         continue
     fi

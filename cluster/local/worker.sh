@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Join this machine to a Ray head as a worker.
+# Connect this machine to a Ray head as a worker.
 #
 #   cluster/local/worker.sh HEAD:PORT [OPTIONS OF `ray start`]
 #
-# Needs the head's token: in ~/.ray/auth_token, RAY_AUTH_TOKEN or the file that RAY_AUTH_TOKEN_PATH names.
-# PHASEFRONT_RAY_DIR       sockets, logs and pid files; /tmp/phasefront-ray-UID
+# Requires the head's token in ~/.ray/auth_token, in RAY_AUTH_TOKEN or in the file named by RAY_AUTH_TOKEN_PATH.
+# PHASEFRONT_RAY_DIR       folder of sockets, logs and pid files; default /tmp/phasefront-ray-UID
 set -euo pipefail
 
 case "${1:-}" in
@@ -23,4 +23,4 @@ if [ "$RAY_AUTH_MODE" = token ] && ! ray get-auth-token > /dev/null 2>&1; then
     exit 2
 fi
 start_ray worker --address="$address" "$@"
-echo "this machine works for $address (log: $directory/worker.log); cluster/local/stop.sh ends it"
+echo "this machine is a worker of $address (log: $directory/worker.log); cluster/local/stop.sh stops it"
