@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.grokking import digits
-from jobs.grokking import pack as grokking_pack
 from jobs.grokking.block import ModularBlock
-from jobs.grokking.job import Grokking, GrokkingParams
+from jobs.grokking.job import Grokking
 from jobs.grokking.modular import operation_pairs
+from jobs.grokking.pack import make_block
+from jobs.grokking.params import GrokkingParams
 from jobs.job import Member
 
 
@@ -205,7 +206,7 @@ def examples(params: GrokkingParams) -> tuple[Tensor, Tensor, Tensor]:
 
 def fresh_block(members: Sequence[Member[GrokkingParams]]) -> ModularBlock:
     """The block that a pack of these members starts from."""
-    return grokking_pack._block(members, "cpu")
+    return make_block(members, "cpu")
 
 
 def plain_curves(member: Member[GrokkingParams], steps: Sequence[int]) -> Mapping[str, np.ndarray]:

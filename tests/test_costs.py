@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from jobs.double_descent.job import DoubleDescent
 from jobs.double_descent.params import DoubleDescentParams
 from jobs.grokking import cost as modular_cost
-from jobs.grokking.job import MODELS, Grokking, GrokkingParams
+from jobs.grokking.job import Grokking
 from jobs.grokking.modular import OPERATIONS
-from jobs.grokking.pack import _block as grokking_block
+from jobs.grokking.pack import make_block as grokking_block
+from jobs.grokking.params import MODELS, GrokkingParams
 from jobs.job import Cost, Job, Member
 
 GROKKING, DESCENT = Grokking(), DoubleDescent()

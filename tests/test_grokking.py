@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from packing import curves_of
 
 from jobs.catalogue import load_job
-from jobs.grokking.job import MODELS, Grokking, GrokkingParams, GrokkingThresholds
+from jobs.grokking.job import Grokking
 from jobs.grokking.modular import OPERATIONS, pair_count
+from jobs.grokking.params import MODELS, GrokkingParams, GrokkingThresholds
 from jobs.job import Censored, Curves, Member, Observations, ParamError, log_spaced_steps, params_from, specs
 
 JOB = Grokking()

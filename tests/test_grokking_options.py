@@ -17,8 +17,9 @@ from plain_grokking import fresh_block, plain_curves
 
 from jobs.grokking import digits
 from jobs.grokking.block import log_stable, row_loss
-from jobs.grokking.job import Grokking, GrokkingParams
+from jobs.grokking.job import Grokking
 from jobs.grokking.modular import OPERATIONS
+from jobs.grokking.params import GrokkingParams
 from jobs.grokking.quadratic import QuadraticBlock
 from jobs.job import Curves, Member, ParamError, identity, params_from, specs
 from orchestrator.trial import Trial
@@ -311,7 +312,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 @pytest.fixture
 def small_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """MNIST's four files with 50 training images, all of brightness 51, and 30 test images of 255."""
-    monkeypatch.setitem(digits.SOURCES, "mnist", digits.Source(inputs=784, train=50, test=30))  # type: ignore[arg-type]
+    monkeypatch.setitem(digits.SOURCES, "mnist", digits.ImageSet(inputs=784, train=50, test=30))
     for part, count, value in (("train", 50, 51), ("t10k", 30, 255)):
         write_idx(tmp_path / f"{part}-images-idx3-ubyte", np.full((count, 28, 28), value))
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
@@ -325,7 +326,7 @@ def test_mnist_is_tested_on_its_own_test_set_and_trained_on_nothing_of_it(small_
     block = fresh_block([member(1, **{**values, "data_fraction": 0.2}), member(2, **{**values, "data_fraction": 0.6})])
     assert block._fixed is not None
     assert int(block._fixed[0].max()) < 50
-    x, _, label, trained, tested = block.examples(0, 1000)
+    x, _, label, trained, tested = next(block.examples())
     assert trained.sum(1).tolist() == [10, 30]
     assert tested.sum(1).tolist() == [30, 30]
     assert bool((x[tested] >= 50).all()) and bool((x[trained] < 50).all())

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from packing import assert_packed_is_solo, assert_same_curves, course_of, curves_of
 from plain_grokking import fresh_block, plain_curves
 
-from jobs.grokking.job import MODELS, Grokking, GrokkingParams
+from jobs.grokking.job import Grokking
 from jobs.grokking.modular import operation_pairs
+from jobs.grokking.params import MODELS, GrokkingParams
 from jobs.job import Curves, Member
 
 JOB = Grokking()

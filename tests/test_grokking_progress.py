@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from packing import assert_packed_is_solo, curves_of
 from plain_grokking import examples, fresh_block, plain_loss, plain_network
 
-from jobs.grokking.job import Grokking, GrokkingParams
-from jobs.grokking.params import BASE_METRICS, BASIC_METRICS, FOURIER_METRICS
+from jobs.grokking.job import Grokking
+from jobs.grokking.params import BASE_METRICS, BASIC_METRICS, FOURIER_METRICS, GrokkingParams
 from jobs.grokking.progress import KEY_FREQUENCIES, gini, spectrum
 from jobs.job import Curves, Member
 

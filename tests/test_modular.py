@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.data.labels import noisy_labels
-from jobs.grokking.modular import OPERATIONS, S5_SIZE, operation_pairs, pair_count, result_count, set_size, train_count
+from jobs.grokking.modular import OPERATIONS, S5_SIZE, operation_pairs, pair_count, result_count, set_size
+from jobs.grokking.params import GrokkingParams
 from jobs.grokking.permutations import inverse
 from jobs.packed.fields import NOISE_CONVENTIONS
 
@@ -127,7 +128,7 @@ def test_the_sum_is_not_modular_and_has_each_unordered_pair_once(p: int) -> None
 def test_the_sum_of_ten_digits_has_the_fifty_five_pairs_of_liu() -> None:
     assert pair_count("sum", 10) == 55
     assert result_count("sum", 10) == 19
-    assert train_count("sum", 10, 45 / 55) == 45
+    assert GrokkingParams(operation="sum", modulus=10, data_fraction=45 / 55).train_pairs == 45
 
 
 @given(p=st.integers(2, 60))
@@ -235,7 +236,8 @@ def test_s5_does_not_depend_on_the_modulus(operation: str) -> None:
 def test_the_train_set_is_the_rounded_fraction_and_leaves_both_sides_a_pair(
     operation: str, p: int, fraction: float
 ) -> None:
-    pairs, train = pair_count(operation, p), train_count(operation, p, fraction)
+    pairs = pair_count(operation, p)
+    train = GrokkingParams(operation=operation, modulus=p, data_fraction=fraction).train_pairs
     assert 1 <= train <= pairs - 1
     if 1 <= fraction * pairs <= pairs - 1:
         assert abs(train - fraction * pairs) <= 0.5

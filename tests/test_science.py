@@ -12,7 +12,7 @@ from scipy import stats
 
 from jobs.grokking import modular
 from jobs.grokking import pack as grokking_pack
-from jobs.grokking.job import GrokkingParams
+from jobs.grokking.params import GrokkingParams
 from jobs.ridge import random_features
 from jobs.theory import descent, minimum_norm, parallelogram, quadratic_weights, ridge_grokking, weight_decay
 from tests.science import __main__ as program

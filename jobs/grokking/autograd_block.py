@@ -1,8 +1,8 @@
-"""Grokking networks whose gradient torch derives: perceptrons and transformer, many as one.
+"""Grokking networks trained by autograd: perceptrons and a transformer, many as one.
 
-Those on pairs look up tables over the elements: whatever depends on one element alone (embeddings, and the
-first layer applied to them) is computed once per element, not once per pair. Only the last
-position's output is read, so the last block computes that position alone.
+Networks on pairs look up tables over the elements: whatever depends on one element alone (embeddings, and the first
+layer applied to them) is computed once per element, not once per pair. Only the last position of a transformer is read
+out, so its last block computes that position alone.
 
 Shape suffixes: M models, B pairs, T positions, V tokens, D residual width, H heads, C width of a head.
 """
@@ -10,7 +10,7 @@ Shape suffixes: M models, B pairs, T positions, V tokens, D residual width, H he
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -44,35 +44,31 @@ class AutogradBlock(ModularBlock):
             return self.forward(self.parameters.views(), x_MB, y_MB)
 
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
-
-
 class PerceptronBlock(AutogradBlock):
-    """Hidden layers of one activation and a linear readout, behind a first layer that a subclass computes.
+    """Hidden layers with one activation and a linear readout, after a first layer that a subclass computes.
 
-    Parameters after those of the first layer: for each further layer (W, W) and a bias (1, W), then the
-    readout (O, W) and its bias (O, 1). Without biases they stay the zeros that they start as.
+    Parameters after those of the first layer: for each further layer (W, W) and a bias (1, W), then the readout (O, W)
+    and its bias (O, 1). Biases that are not trained stay zero.
     """
 
-    def __init__(self, *, activation: str, biases: bool = True, **rest: object) -> None:
-        self._activate = ACTIVATIONS[activation]
-        self._biases = biases
-        super().__init__(**rest)  # type: ignore[arg-type]
+    def _set_up(self) -> None:
+        self._activate = torch.relu if self.shared.activation == "relu" else torch.tanh
+        super()._set_up()
 
     @abstractmethod
     def _first(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
-        """(M, B, W) the first layer's values before the activation."""
+        """(M, B, W) pre-activations of the first layer."""
 
     @property
     @abstractmethod
     def _first_weights(self) -> slice:
-        """Which parameters are the first layer's weights; its bias is the next."""
+        """The positions of the first layer's weights among the parameters; its bias follows them."""
 
     def _offset(self, bias: Tensor) -> Tensor:
-        return bias if self._biases else bias.detach()
+        return bias if self.shared.biases else bias.detach()
 
     def _hidden(self, further: Sequence[Tensor], first_MBW: Tensor) -> Iterator[Tensor]:
-        """(M, B, W) values of each hidden layer before the activation, the first one's first."""
+        """(M, B, W) pre-activations of each hidden layer, in order."""
         yield first_MBW
         for weight, bias in zip(further[0::2], further[1::2], strict=True):
             first_MBW = torch.baddbmm(self._offset(bias), self._activate(first_MBW), weight)
@@ -85,7 +81,7 @@ class PerceptronBlock(AutogradBlock):
         return torch.baddbmm(self._offset(offsets), readout, last)[:, : self.pairs.outputs]
 
     def complexity(self, around: local_complexity.Neighbourhoods) -> Mapping[str, Tensor]:
-        if self._activate is not torch.relu:
+        if self.shared.activation != "relu":
             return super().complexity(around)
         layers, pairs = self.parameters.views(), self.pairs
         *further, _, _ = layers[self._first_weights.stop + 1 :]
@@ -103,22 +99,19 @@ class PerceptronBlock(AutogradBlock):
 class EmbeddingMLPBlock(PerceptronBlock):
     """Embeddings of both elements, concatenated or added, then hidden layers and a linear readout.
 
-    Parameters: embedding (E, D), unless the inputs are one-hot; first layer for x and for y (D, W) each
-    (one for both where embeddings are added; D = E where inputs are one-hot) and its bias; then the rest.
+    Parameters: embedding (E, D), unless the inputs are one-hot; first layer for x and for y (D, W) each (one for both
+    where embeddings are added; D = E where inputs are one-hot) and its bias; then the rest.
     """
-
-    def __init__(self, *, embedded: bool, added: bool, **rest: object) -> None:
-        self._embedded, self._added = embedded, added
-        super().__init__(**rest)  # type: ignore[arg-type]
 
     def _first(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
         weights, bias = layers[self._first_weights], layers[self._first_weights.stop]
-        tables = [torch.bmm(layers[0], w) for w in weights] if self._embedded else weights
+        tables = [torch.bmm(layers[0], w) for w in weights] if self.shared.embedding else weights
         return look_up(tables[0], x_MB) + look_up(tables[-1], y_MB) + self._offset(bias)
 
     @property
     def _first_weights(self) -> slice:
-        return slice(int(self._embedded), self._embedded + (1 if self._added else 2))
+        start = int(self.shared.embedding > 0)
+        return slice(start, start + self.shared.tables)
 
     def spectrum_table(self) -> Tensor:
         return self.parameters.views()[0]
@@ -128,19 +121,17 @@ class ImageMLPBlock(PerceptronBlock):
     """A perceptron on images. Parameters: first layer (pixels, W) and its bias, then the rest."""
 
     def _set_up(self) -> None:
-        self._held: tuple[Tensor, Tensor] | None = None
+        self._full_batch: tuple[Tensor, Tensor] | None = None
         super()._set_up()
         if self._fixed is not None:
-            # The full batch is the same at every step.
-            self._held = self._fixed[0], self._pixels(self._fixed[0])
+            # The full batch is the same at every step: its pixels are gathered once.
+            self._full_batch = self._fixed[0], self._pixels(self._fixed[0])
 
     def _pixels(self, x_MB: Tensor) -> Tensor:
-        if self._held is not None and x_MB is self._held[0]:
-            return self._held[1]
-        images = self.pairs.images_PD
-        if images is None:
-            raise ValueError("there are no images")
-        return images[x_MB]
+        if self._full_batch is not None and x_MB is self._full_batch[0]:
+            return self._full_batch[1]
+        assert self.pairs.images_PD is not None
+        return self.pairs.images_PD[x_MB]
 
     def _first(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
         return torch.baddbmm(self._offset(layers[1]), self._pixels(x_MB), layers[0])
@@ -153,19 +144,15 @@ class ImageMLPBlock(PerceptronBlock):
 class TransformerBlock(AutogradBlock):
     """A decoder on the tokens x, y and "=": learned positions, attention without bias, ReLU perceptron of 4D.
 
-    Parameters: tokens (E + 1, D), positions (3, D); per block the attention's query, key, value and
-    output (D, D) each, the perceptron's (D, 4D), bias, (4D, D), bias, and with layer norm two gains
-    and two offsets (1, D); then the readout (O, D).
+    Parameters: tokens (E + 1, D), positions (3, D); per block the attention's query, key, value and output (D, D) each,
+    the perceptron's (D, 4D), bias, (4D, D), bias, and with layer norm a gain and an offset (1, D) twice; then the
+    readout (O, D).
     """
-
-    def __init__(self, *, heads: int, blocks: int, layer_norm: bool, **rest: object) -> None:
-        self._heads, self._blocks, self._layer_norm = heads, blocks, layer_norm
-        super().__init__(**rest)  # type: ignore[arg-type]
 
     def forward(self, layers: Sequence[Tensor], x_MB: Tensor, y_MB: Tensor) -> Tensor:
         tokens, positions, *rest = layers
         models, batch, width = x_MB.shape[0], x_MB.shape[1], tokens.shape[2]
-        per_block = 12 if self._layer_norm else 8
+        per_block = 12 if self.shared.layer_norm else 8
         # Every input of the first block is one of these rows: x at 0, y at 1, "=" at 2.
         elements = tokens.shape[1] - 1
         first = tokens[:, :elements] + positions[:, 0:1]
@@ -174,26 +161,21 @@ class TransformerBlock(AutogradBlock):
         table = torch.cat([first, second, equals], 1)
         place = torch.stack([x_MB, y_MB + elements, torch.full_like(x_MB, 2 * elements)], 2).flatten(1)
         stream: Tensor | None = None
-        for block in range(self._blocks):
+        for block in range(self.shared.layers):
             q, k, v, o, *mlp = rest[block * per_block : (block + 1) * per_block]
-            last = block == self._blocks - 1
+            last = block == self.shared.layers - 1
             if stream is None:
                 keys, values = (look_up(torch.bmm(table, w), place).view(models, batch, 3, -1) for w in (k, v))
-                here = (
-                    equals.expand(-1, batch, -1).unsqueeze(2)
-                    if last
-                    else look_up(table, place).view(models, batch, 3, width)
-                )
-                queries = (
-                    torch.bmm(equals, q).expand(-1, batch, -1).unsqueeze(2)
-                    if last
-                    else look_up(torch.bmm(table, q), place).view(models, batch, 3, -1)
-                )
+                if last:
+                    here, queries = (z.expand(-1, batch, -1)[:, :, None] for z in (equals, torch.bmm(equals, q)))
+                else:
+                    here = look_up(table, place).view(models, batch, 3, width)
+                    queries = look_up(torch.bmm(table, q), place).view(models, batch, 3, -1)
             else:
                 keys, values = (_apply(stream, w) for w in (k, v))
                 here = stream[:, :, 2:] if last else stream
                 queries = _apply(here, q)
-            mixed = _apply(_attend(queries, keys, values, self._heads), o)
+            mixed = _apply(_attend(queries, keys, values, self.shared.heads), o)
             stream = self._feed_forward(here + mixed, mlp)
         assert stream is not None  # there is at least one block
         return torch.bmm(rest[-1], stream[:, :, -1].transpose(1, 2))[:, : self.pairs.outputs]
@@ -203,12 +185,12 @@ class TransformerBlock(AutogradBlock):
 
     def _feed_forward(self, stream: Tensor, mlp: Sequence[Tensor]) -> Tensor:
         w_in, b_in, w_out, b_out = mlp[:4]
-        if self._layer_norm:
+        if self.shared.layer_norm:
             stream = _norm(stream, mlp[4], mlp[5])
         rows = stream.flatten(1, 2)
         rows = torch.baddbmm(b_out, torch.baddbmm(b_in, rows, w_in).relu(), w_out)
         stream = stream + rows.view_as(stream)
-        return _norm(stream, mlp[6], mlp[7]) if self._layer_norm else stream
+        return _norm(stream, mlp[6], mlp[7]) if self.shared.layer_norm else stream
 
     def row_bytes(self) -> int:
         return 4 * 12 * self.parameters.shapes[0][1]
@@ -221,7 +203,7 @@ def _apply(stream_MBTD: Tensor, weight_MDE: Tensor) -> Tensor:
 def _attend(q_MBSD: Tensor, k_MBTD: Tensor, v_MBTD: Tensor, heads: int) -> Tensor:
     """Causal attention of S queries (all three positions, or the last) to three positions."""
     q, k, v = (x.view(*x.shape[:3], heads, -1) for x in (q_MBSD, k_MBTD, v_MBTD))
-    # Three positions: a product of so small matrices costs more than the sums written out.
+    # Three positions: for matrices this small a product costs more than explicit sums.
     scores = (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1) * q.shape[-1] ** -0.5
     if q.shape[2] > 1:
         later = torch.ones(3, 3, dtype=torch.bool, device=q.device).triu(1)

@@ -1,11 +1,11 @@
-"""Local complexity of packed ReLU perceptrons: how many units bend the network's map close to a data point.
+"""Local complexity of packed ReLU perceptrons: the number of units that bend the network's map near a data point.
 
-Around a point x in the input space of the first linear layer stand the 2 Q vertices x + r q and x - r q of a cross-
-polytope, with Q random orthonormal directions q, the same for all points and steps of a trial. They go through the
-network; a unit is counted where it is active (pre-activation above 0) at some of them and not at others, so that its
-hyperplane passes between. A layer's units are seen where the vertices have come to: in the first layer the count is
-exactly that of the hyperplanes that cut the polytope; behind it, of those that cut the hull of the vertices' images.
-The sum over all hidden layers, averaged over points, is the local complexity.
+Around a point x in the input space of the first linear layer, the 2 Q vertices x + r q and x - r q of a cross-polytope
+are sent through the network, with Q random orthonormal directions q, the same for all points and steps of a trial. A
+unit is counted where it is active (pre-activation above 0) at some vertices and not at others: its hyperplane passes
+between them. In the first layer that is exactly the number of hyperplanes that cut the polytope; in later layers, of
+those that cut the convex hull of the vertices' images. The sum over all hidden layers, averaged over points, is the
+local complexity.
 
 Source: Humayun, Balestriero and Baraniuk 2024, "Deep networks always grok and here is why", arXiv 2402.15555.
 
@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 
 from jobs.grokking.pairs import Pairs
+from jobs.grokking.params import GrokkingParams
 from jobs.packed import random
 
 _CHUNK_BYTES = 1 << 22
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Neighbourhoods:
-    """Where M models are looked at: drawn once, each model's own by its seed."""
+    """Where local complexity is measured: drawn once, for each model by its own seed."""
 
     directions_MQD: Tensor
     """Orthonormal rows, float32 (rounded from float64)."""
@@ -36,41 +37,30 @@ class Neighbourhoods:
     rows_MS: Tensor
     """Rows of the table of examples: each model's points of the train set, then as many of the test set."""
     counted_MS: Tensor
-    """Whether a point is one: a set of fewer examples fills its half in part."""
+    """False for padding: a set of fewer examples does not fill its half."""
 
     def keep(self, index: Tensor) -> Neighbourhoods:
-        """Those of these models only."""
+        """The neighbourhoods of these models only."""
         index = index.to(self.radius_M.device)
-        return Neighbourhoods(
-            directions_MQD=self.directions_MQD[index],
-            radius_M=self.radius_M[index],
-            rows_MS=self.rows_MS[index],
-            counted_MS=self.counted_MS[index],
-        )
+        kept = (values[index] for values in (self.directions_MQD, self.radius_M, self.rows_MS, self.counted_MS))
+        return Neighbourhoods(*kept)
 
 
-def draw(
-    pairs: Pairs,
-    *,
-    seeds: Sequence[int],
-    counts: Sequence[int],
-    inputs: int,
-    directions: int,
-    points: int,
-    radii: Sequence[float],
-    device: str,
-) -> Neighbourhoods:
-    """The neighbourhoods of models with these seeds and numbers of training examples.
+def draw(pairs: Pairs, params: Sequence[GrokkingParams], seeds: Sequence[int]) -> Neighbourhoods:
+    """The neighbourhoods of models with these parameters and seeds.
 
-    The points are at most `points` of each set: of the train set the first of its random order, of the rest the
-    first (they are in random order too), or of an official test set as many at random.
+    The points are at most `complexity_points` of each set: of the train set and of the pairs outside it the first in
+    the model's random order, of an official test set as many at random.
     """
+    first, device = params[0], pairs.x_P.device
+    inputs, directions, points = first.first_inputs, first.complexity_directions, first.complexity_points
     keys = random.stream_keys(seeds, "complexity/directions", device)
     entry = torch.arange(inputs, device=device)[:, None] * (1 << 24) + torch.arange(directions, device=device)
     gaussian = random.normal(keys, entry.unsqueeze(0)).double()
-    # One by one: a batched factorisation may round differently from that of one matrix.
+    # One by one: a batched factorisation may round differently from a single one.
     frames = [torch.linalg.qr(matrix).Q.T for matrix in gaussian]
-    order, total, count = pairs.order_MP, len(pairs.x_P), torch.tensor(counts, device=device)[:, None]
+    order, total = pairs.order_MP, len(pairs.x_P)
+    count = torch.tensor([p.train_pairs for p in params], device=device)[:, None]
     column = torch.arange(points, device=device)
     train = order.gather(1, torch.minimum(column.expand(len(seeds), -1), count - 1))
     if pairs.official:
@@ -80,12 +70,10 @@ def draw(
     else:
         held = order.shape[1] - count
         test = order.gather(1, torch.minimum(count + column, torch.full_like(count, order.shape[1] - 1)))
-    return Neighbourhoods(
-        directions_MQD=torch.stack(frames).to(torch.get_default_dtype()),
-        radius_M=torch.tensor(radii, device=device),
-        rows_MS=torch.cat([train, test], 1),
-        counted_MS=torch.cat([column < count, column < held], 1),
-    )
+    frames_MQD = torch.stack(frames).to(torch.get_default_dtype())
+    radius = torch.tensor([p.complexity_radius for p in params], device=device)
+    counted = torch.cat([column < count, column < held], 1)
+    return Neighbourhoods(frames_MQD, radius, torch.cat([train, test], 1), counted)
 
 
 def measure(
@@ -94,13 +82,13 @@ def measure(
     first_MDW: Tensor,
     hidden: Callable[[Tensor], Iterable[Tensor]],
 ) -> Mapping[str, Tensor]:
-    """(M,) mean number of units cut, over the points of the train set and over those of the test set.
+    """(M,) mean number of units that are cut, over the points of the train set and over those of the test set.
 
     Args:
         around: points and directions.
-        at: rows of the table of examples (M, S) -> (M, S, W) the first layer's pre-activations there.
+        at: rows of the table of examples (M, S) -> (M, S, W) pre-activations of the first layer.
         first_MDW: weights of the first layer.
-        hidden: the first layer's pre-activations (M, B, W) -> those of every hidden layer, the first included.
+        hidden: pre-activations of the first layer (M, B, W) -> those of every hidden layer, the first included.
     """
     models, width = first_MDW.shape[0], first_MDW.shape[2]
     moved_MQW = torch.bmm(around.directions_MQD * around.radius_M[:, None, None], first_MDW)
@@ -114,7 +102,7 @@ def measure(
         corners = at(around.rows_MS[:, part])[:, :, None] + moved_MVW[:, None]
         for layer in hidden(corners.flatten(1, 2)):
             active = (layer > 0).view(models, -1, vertices, layer.shape[2])
-            # A padded unit is 0 everywhere, and so never counted.
+            # A padded unit is 0 everywhere, so it is never counted.
             cut_MS[:, part] += (active.any(2) & ~active.all(2)).sum(2)
     cut, counted = cut_MS.double().chunk(2, 1), around.counted_MS.double().chunk(2, 1)
     train, test = ((c * n).sum(1) / n.sum(1) for c, n in zip(cut, counted, strict=True))

@@ -1,4 +1,4 @@
-"""Binary operations on a finite set, as tables; their pairs; how many of them are trained on.
+"""Binary operations on a finite set, as tables.
 
 The operations of Power et al. 2022 (appendix A.1.1), modulo p on 0..p-1, or on the 120 permutations of S5:
 
@@ -22,14 +22,9 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jobs.grokking import permutations
-from jobs.grokking.permutations import S5_SIZE
-
-__all__ = ["OPERATIONS", "S5_SIZE", "operation_pairs", "pair_count", "result_count", "set_size", "train_count"]
-
-Integers = NDArray[np.int64]
+from jobs.grokking.permutations import S5_SIZE, Integers
 
 _TOTAL: Mapping[str, Callable[[Integers, Integers], Integers]] = {
     "add": lambda x, y: x + y,
@@ -41,32 +36,17 @@ _TOTAL: Mapping[str, Callable[[Integers, Integers], Integers]] = {
     "cube": lambda x, y: x**3 + x * y,
     "cube_y": lambda x, y: x**3 + x * y * y + y,
 }
-"""Operations modulo p that every pair has, before the modulus is taken."""
-OPERATIONS = (
-    "add",
-    "subtract",
-    "multiply",
-    "divide",
-    "polynomial",
-    "s5",
-    "divide_or_subtract",
-    "squares",
-    "polynomial_x",
-    "cube",
-    "cube_y",
-    "s5_conjugate",
-    "s5_xyx",
-    "sum",
-)
+"""Operations modulo p that are defined on every pair, before the modulus is taken."""
+OPERATIONS = (*_TOTAL, "divide", "divide_or_subtract", *permutations.TABLES, "sum")
 
 
 def set_size(operation: str, modulus: int) -> int:
-    """How many elements the operation works on."""
+    """Number of elements that the operation works on."""
     return S5_SIZE if operation in permutations.TABLES else modulus
 
 
 def result_count(operation: str, modulus: int) -> int:
-    """How many results the operation may have."""
+    """Number of possible results."""
     return 2 * modulus - 1 if operation == "sum" else set_size(operation, modulus)
 
 
@@ -91,30 +71,20 @@ def operation_pairs(operation: str, modulus: int) -> tuple[Integers, Integers, I
         x, y, subtracted = x[kept], y[kept], subtracted[kept]
         return x, y, np.where(subtracted, x - y, x * inverse[y]) % modulus
     if operation not in _TOTAL:
-        raise ValueError(f"no operation {operation!r}; there are: {', '.join(OPERATIONS)}")
+        raise ValueError(f"no operation {operation!r}; valid: {', '.join(OPERATIONS)}")
     return x, y, _TOTAL[operation](x, y) % modulus
 
 
 def _inverses(modulus: int) -> Integers:
-    """(p,) the z with y z = 1 (mod p) of each y, -1 where there is none."""
+    """(p,) the inverse of each y modulo p; -1 where there is none."""
     return np.array([pow(n, -1, modulus) if math.gcd(n, modulus) == 1 else -1 for n in range(modulus)], dtype=np.int64)
 
 
 def pair_count(operation: str, modulus: int) -> int:
-    """How many pairs the operation is defined on."""
+    """Number of pairs on which the operation is defined."""
     if operation == "sum":
         return modulus * (modulus + 1) // 2
     if operation in ("divide", "divide_or_subtract"):
         even = operation == "divide_or_subtract"
         return modulus * sum((even and n % 2 == 0) or math.gcd(n, modulus) == 1 for n in range(modulus))
     return set_size(operation, modulus) ** 2
-
-
-def train_count(operation: str, modulus: int, data_fraction: float) -> int:
-    """Training pairs: the fraction rounded, at least 1, and at least one pair left to test."""
-    return share_of(pair_count(operation, modulus), data_fraction)
-
-
-def share_of(count: int, data_fraction: float) -> int:
-    """A fraction of `count` examples, rounded: at least 1, and at least one left to test."""
-    return min(max(1, round(data_fraction * count)), count - 1)

@@ -1,62 +1,48 @@
-"""Adam with what grokking papers change in it: gradients filtered, embeddings trained at a rate of their own.
+"""Adam with the changes of grokking papers: filtered gradients, and embeddings with a learning rate of their own.
 
 Shapes: M models.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from jobs.packed.optim import Adam, FlatParameters, Optimiser, OptimiserSettings, make_optimiser
+from jobs.grokking.params import GrokkingParams
+from jobs.packed import optim
+from jobs.packed.optim import Adam, FlatParameters, Optimiser, OptimiserSettings
 
 
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """What differs from Adam; the default is nothing. Tensors are (M,), one value per model."""
-
-    perp_grad: str = "none"
-    """"layers" or "whole": g - (w.g / w.w) w for each layer, or for all parameters as one vector."""
-    grokfast_lambda: Tensor | None = None
-    """g + lambda * EMA(g), in the place of g (Lee et al. 2024, arXiv 2405.20233); None: g."""
-    grokfast_alpha: Tensor | None = None
-    """Decay of that moving average, which begins as the first gradient."""
-    embedding_rate: Tensor | None = None
-    """Learning rate of the first layer; 0 where it is that of all else. None: of no model has it its own."""
-    decay_embedding: bool = True
-    """Whether weight decay acts on the first layer."""
-
-    @property
-    def none(self) -> bool:
-        """Whether nothing differs."""
-        return self.perp_grad == "none" and self.grokfast_lambda is None and not self.split
-
-    @property
-    def split(self) -> bool:
-        """Whether the first layer is trained differently."""
-        return self.embedding_rate is not None or not self.decay_embedding
-
-
-def make(settings: OptimiserSettings, parameters: FlatParameters, changes: Changes) -> Optimiser:
-    """The plain optimiser where nothing differs."""
-    return make_optimiser(settings, parameters) if changes.none else ChangedAdam(settings, parameters, changes)
+def make_optimiser(params: Sequence[GrokkingParams], parameters: FlatParameters) -> Optimiser:
+    """The optimiser of a pack's trials; the plain one where they change nothing of Adam."""
+    first = params[0]
+    own_rate = any(p.embedding_learning_rate for p in params)
+    changed = own_rate or not first.decay_embedding or first.perp_grad != "none" or first.grokfast_lambda > 0
+    if changed:
+        return ChangedAdam(params, parameters)
+    return optim.make_optimiser(OptimiserSettings.of(params, first.epsilon), parameters)
 
 
 class ChangedAdam(Adam):
-    """Adam or AdamW with `Changes`."""
+    """Adam or AdamW with Grokfast, projected gradients, or an embedding that is trained differently.
 
-    def __init__(self, settings: OptimiserSettings, parameters: FlatParameters, changes: Changes) -> None:
-        self._perp, self._split = changes.perp_grad, changes.split
-        device = parameters.flat.device
-        models = parameters.models
-        self._lambda = _of_models(changes.grokfast_lambda, models, device)
-        self._alpha = _of_models(changes.grokfast_alpha, models, device)
-        self._embedding_rate = _of_models(changes.embedding_rate, models, device)
-        self._decay_embedding = changes.decay_embedding
-        self._average = FlatParameters.like(parameters) if changes.grokfast_lambda is not None else None
-        super().__init__(settings, parameters)
+    Grokfast (Lee et al. 2024, arXiv 2405.20233) replaces the gradient g by g + lambda * EMA(g); the moving average
+    starts as the first gradient. perp_grad (Prieto et al. 2025) replaces it by g - (w.g / w.w) w, for each layer or for
+    all parameters as one vector.
+    """
+
+    def __init__(self, params: Sequence[GrokkingParams], parameters: FlatParameters) -> None:
+        first, device = params[0], parameters.flat.device
+        self._perp, self._decay_embedding = first.perp_grad, first.decay_embedding
+        self._lambda = torch.tensor([p.grokfast_lambda for p in params], device=device)
+        self._alpha = torch.tensor([p.grokfast_alpha for p in params], device=device)
+        self._embedding_rate = torch.tensor([p.embedding_learning_rate for p in params], device=device)
+        """(M,) learning rate of the first layer; 0 where it is that of the others."""
+        self._split = not first.decay_embedding or bool((self._embedding_rate > 0).any())
+        self._average = FlatParameters.like(parameters) if first.grokfast_lambda > 0 else None
+        super().__init__(OptimiserSettings.of(params, first.epsilon), parameters)
 
     def _states(self) -> list[FlatParameters]:
         return super()._states() + ([self._average] if self._average else [])
@@ -106,9 +92,5 @@ class ChangedAdam(Adam):
             along = [torch.stack(along).sum(0)] * len(along)
             length = [torch.stack(length).sum(0)] * len(length)
         for g, w, a, n in zip(gradients, weights, along, length, strict=True):
-            # A layer of zeros has no direction to take out.
+            # A layer of zeros has no direction to remove.
             g.addcmul_(w, (a / n.clamp(min=1e-30))[:, None], value=-1)
-
-
-def _of_models(values: Tensor | None, models: int, device: torch.device) -> Tensor:
-    return torch.zeros(models, device=device) if values is None else values.to(device)

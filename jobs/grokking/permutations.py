@@ -1,4 +1,4 @@
-"""The symmetric group of five things, S5: its operations as tables (Power et al. 2022, appendix A.1.1).
+"""The symmetric group S5: its operations as tables (Power et al. 2022, appendix A.1.1).
 
 The 120 permutations are numbered in lexicographic order of (s(0), ..., s(4)); 0 is the identity. The
 product x y applies y first: (x y)(k) = x(y(k)).
@@ -30,7 +30,7 @@ def product() -> Integers:
 
 
 def inverse() -> Integers:
-    """(120,) the permutation that undoes each."""
+    """(120,) the inverse of each permutation."""
     table: Integers = (product() == 0).argmax(1)
     return table
 
@@ -48,4 +48,4 @@ def sandwich() -> Integers:
 
 
 TABLES: Mapping[str, Callable[[], Integers]] = {"s5": product, "s5_conjugate": conjugate, "s5_xyx": sandwich}
-"""Operation -> what makes its table."""
+"""Operation -> the function that makes its table."""

@@ -1,4 +1,4 @@
-"""Progress measures of a grokking pack: what can be told of a network before its test accuracy tells it.
+"""Progress measures of a grokking pack: measures that change before the test accuracy does.
 
 Shapes: M models, E elements (p), D columns of a table over them, F = floor(p / 2) frequencies, B rows, O outputs.
 """
@@ -13,24 +13,23 @@ from torch import Tensor
 from jobs.grokking.block import ModularBlock
 
 KEY_FREQUENCIES = 5
-"""How many frequencies are kept or taken out (Nanda et al. 2023 found five in their network)."""
+"""Number of frequencies that are kept or removed (the network of Nanda et al. 2023 has five)."""
 
 
-def measures(block: ModularBlock, progress: str, operation: str) -> Mapping[str, Tensor]:
-    """The measures of this kind of progress (see `jobs.grokking.params.PROGRESS`), without margin and complexity."""
-    further = fourier(block, operation) if progress == "fourier" else {}
+def measures(block: ModularBlock) -> Mapping[str, Tensor]:
+    """The gradient norm and, for `progress: fourier`, the Fourier measures."""
+    further = fourier(block) if block.shared.progress == "fourier" else {}
     return {"gradient_norm": gradient_norm(block), **further}
 
 
 def gradient_norm(block: ModularBlock) -> Tensor:
     """(M,) norm of the gradient of the mean training loss over the whole train set, without weight decay."""
-    flat, rows = block.parameters.flat, block.chunk_rows()
+    flat = block.parameters.flat
     total = torch.zeros_like(flat)
     count = block.batches.counts[:, None]
     with torch.enable_grad():
         flat.requires_grad_(True)
-        for start in range(0, block.examples(0, 1 << 40)[0].shape[1], rows):
-            x, y, label, trained, _ = block.examples(start, start + rows)
+        for x, y, label, trained, _ in block.examples():
             losses = block.losses(block.forward(block.parameters.views(), x, y), label)
             (part,) = torch.autograd.grad(torch.where(trained, losses, 0.0).div(count).sum(), flat)
             total += part
@@ -45,7 +44,7 @@ def spectrum(table_MED: Tensor) -> Tensor:
 
 
 def gini(power_MF: Tensor) -> Tensor:
-    """(M,) Gini coefficient: 0 where all frequencies are alike, 1 - 1 / F where there is one (Nanda et al. 2023)."""
+    """(M,) Gini coefficient: 0 if all frequencies are equal, 1 - 1 / F if there is one (Nanda et al. 2023)."""
     count = power_MF.shape[1]
     ordered = power_MF.sort(1).values
     rank = torch.arange(1, count + 1, device=power_MF.device)
@@ -53,29 +52,28 @@ def gini(power_MF: Tensor) -> Tensor:
     return (ordered * (2 * rank - count - 1)).sum(1) / (count * total)
 
 
-def fourier(block: ModularBlock, operation: str) -> Mapping[str, Tensor]:
+def fourier(block: ModularBlock) -> Mapping[str, Tensor]:
     """The embedding's sparsity in frequencies, and Nanda's restricted and excluded loss; (M,) each.
 
-    The logits of all p^2 pairs are averaged over pairs of the same answer s: a wave cos(w s) or sin(w s) has no
-    part in what is left. Of the averages, the key frequencies (the strongest of the embedding) and the constant
-    make the restricted logits, whose loss is over all pairs with clean labels; the excluded loss is the training
-    loss of the logits without the waves of the key frequencies.
+    The logits of all p^2 pairs are averaged over pairs with the same answer s; the averages hold the projection of the
+    logits on all waves cos(w s) and sin(w s). The key frequencies (the strongest of the embedding) and the constant of
+    these averages make up the restricted logits, whose loss is over all pairs with clean labels. The excluded loss is
+    the training loss of the logits without the waves of the key frequencies.
 
     Source: Nanda et al. 2023, "Progress measures for grokking via mechanistic interpretability", section 5.
-    Domain: answers s = x + y or x - y modulo p. The key frequencies are those at the moment, not of the end.
+    Domain: answers s = x + y or x - y modulo p. The key frequencies are those of the current step.
     """
     table = block.spectrum_table()
     pairs = block.pairs
     models, p = len(block.batches.counts), pairs.elements
-    if table is None:
-        raise ValueError("this network has no table over the elements")
+    assert table is not None  # images have no Fourier measures
     power = spectrum(table)
     total = power.sum(2)
     count = min(KEY_FREQUENCIES, total.shape[1])
     keys = total.topk(count, 1).indices
     strongest = power.max(1).values.sum(1) / power.sum((1, 2)).clamp(min=1e-30)
     x, y = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(p, device=total.device)] * 2, indexing="ij"))
-    answer = (x + y if operation == "add" else x - y) % p
+    answer = _answer(block, x, y)
     mean_MOS = torch.zeros(models, pairs.outputs, p, device=total.device)
     rows = block.chunk_rows()
     for start in range(0, p * p, rows):
@@ -91,18 +89,19 @@ def fourier(block: ModularBlock, operation: str) -> Mapping[str, Tensor]:
         "fourier_gini": gini(total),
         "fourier_top_share": strongest,
         "restricted_loss": block.losses(restricted, classes).mean(1),
-        "excluded_loss": _excluded(block, operation, key_waves),
+        "excluded_loss": _excluded(block, key_waves),
     }
 
 
-def _excluded(block: ModularBlock, operation: str, key_waves_MOS: Tensor) -> Tensor:
-    """(M,) training loss of the outputs less the key frequencies' waves at each pair's answer."""
-    p, rows, size = block.pairs.elements, block.chunk_rows(), block.examples(0, 1 << 40)[0].shape[1]
+def _answer(block: ModularBlock, x: Tensor, y: Tensor) -> Tensor:
+    return (x + y if block.shared.operation == "add" else x - y) % block.pairs.elements
+
+
+def _excluded(block: ModularBlock, key_waves_MOS: Tensor) -> Tensor:
+    """(M,) training loss of the outputs minus the waves of the key frequencies at each pair's answer."""
     total = torch.zeros(len(block.batches.counts), dtype=torch.float64, device=key_waves_MOS.device)
-    for start in range(0, size, rows):
-        x, y, label, trained, _ = block.examples(start, start + rows)
-        answer = (x + y if operation == "add" else x - y) % p
-        waves = key_waves_MOS.gather(2, answer[:, None].expand(-1, key_waves_MOS.shape[1], -1))
+    for x, y, label, trained, _ in block.examples():
+        waves = key_waves_MOS.gather(2, _answer(block, x, y)[:, None].expand(-1, key_waves_MOS.shape[1], -1))
         losses = block.losses(block.outputs(x, y) - waves, label)
         total += torch.where(trained, losses, 0.0).sum(1, dtype=torch.float64)
     return total / block.batches.counts

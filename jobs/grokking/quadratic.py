@@ -75,16 +75,16 @@ class QuadraticBlock(ModularBlock):
 
     def _loss_gradient(self, out: Tensor, label_MB: Tensor) -> None:
         """Outputs become d(mean loss)/d(output), in place, times the optimiser's gradient scale."""
-        if self._loss_precision == 64 and out.dtype != torch.float64:
+        if self.shared.loss_precision == 64 and out.dtype != torch.float64:
             wide = out.double()
             self._loss_gradient(wide, label_MB)
             out.copy_(wide)
             return
-        if self._loss == "cross_entropy":
+        if self.shared.loss == "cross_entropy":
             real = out[:, : self.pairs.outputs]
             real.copy_(torch.softmax(real, 1))
         slope = None
-        if self._loss == "stablemax":
+        if self.shared.loss == "stablemax":
             real = out[:, : self.pairs.outputs]
             slope = 1 / (1 + real.abs())
             real.copy_(torch.softmax(log_stable(real), 1))

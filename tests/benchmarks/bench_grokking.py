@@ -31,7 +31,8 @@ def packed(case: dict[str, Any], seed: int) -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from jobs.grokking.job import Grokking, GrokkingParams
+    from jobs.grokking.job import Grokking
+    from jobs.grokking.params import GrokkingParams
     from jobs.job import Member
 
     torch.set_num_threads(1)

@@ -10,7 +10,8 @@ import torch
 
 from jobs.double_descent.job import DoubleDescent
 from jobs.double_descent.params import DoubleDescentParams
-from jobs.grokking.job import Grokking, GrokkingParams
+from jobs.grokking.job import Grokking
+from jobs.grokking.params import GrokkingParams
 from jobs.job import Job, Member, Params
 
 pytestmark = [

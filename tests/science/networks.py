@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from jobs.grokking.job import Grokking, GrokkingParams, GrokkingThresholds
+from jobs.grokking.job import Grokking
+from jobs.grokking.params import GrokkingParams, GrokkingThresholds
 from jobs.job import Curves, Member
 from jobs.theory import weight_decay
 from tests.packing import curves_of
