@@ -31,7 +31,7 @@ def _seeds(found: dict[tuple[str, str, int], Any], search: str, problem: str) ->
 
 
 def ratio(found: dict[tuple[str, str, int], Any], search: str, problem: str, trials: int) -> float:
-    """The geometric mean over seeds of a search's map error over the margin's, same instance; NaN without both."""
+    """Geometric mean over seeds of a search's map error relative to the margin's, same instance; NaN without both."""
     both = [s for s in _seeds(found, search, problem) if (BASE, problem, s) in found]
     logs = [
         np.log(found[search, problem, s]["error"][trials] / found[BASE, problem, s]["error"][trials])
@@ -55,7 +55,7 @@ def report(runs: Runs) -> str:
     found = index(runs)
     searches = [s for s in ("grid", *SEARCHES) if any(key[0] == s for key in found)]
     problems = [p for p in NAMES if any(key[1] == p for key in found)]
-    lines = ["Map error in % of the area: median [least - most] over seeds.", ""]
+    lines = ["Map error in % of the area: median [minimum - maximum] over seeds.", ""]
     for trials in (256, 512):
         lines += [f"| at {trials} trials | " + " | ".join(problems) + " |", "|---" * (len(problems) + 1) + "|"]
         for search in [s for s in searches if s != "grid"]:
@@ -67,7 +67,7 @@ def report(runs: Runs) -> str:
             lines.append(f"| {search} | " + " | ".join(cells) + " |")
         lines.append("")
     lines += [
-        "Error over the margin's, same instance (geometric mean over seeds), at 256 / 512 trials.",
+        "Error relative to the margin's on the same instance (geometric mean over seeds), at 256 / 512 trials.",
         "",
         "| | " + " | ".join(problems) + " | all |",
         "|---" * (len(problems) + 2) + "|",
@@ -90,7 +90,7 @@ def report(runs: Runs) -> str:
             for p in problems
         ]
         lines.append(f"| {search} | " + " | ".join(cells) + " |")
-    lines += ["", "Processor milliseconds a suggestion, classifier / choice, mean over a run to its last trial.", ""]
+    lines += ["", "Milliseconds of CPU time per suggestion, classifier / choice, mean over a whole run.", ""]
     for search in [s for s in searches if s != "grid"]:
         mine = [run for key, run in found.items() if key[0] == search]
         asked = [max(run["error"]) - min(run["error"]) for run in mine]
@@ -110,12 +110,14 @@ def goals(found: dict[tuple[str, str, int], Any], problems: Sequence[str]) -> li
 
     for trials in (256, 512):
         ratios = [ratio(found, OURS, p, trials) for p in problems]
-        line(f"error over the margin's at {trials}, geometric mean", float(np.exp(np.mean(np.log(ratios)))), 0.75)
-        line(f"error over the margin's at {trials}, worst problem", max(ratios), 1.15)
+        line(
+            f"error relative to the margin's at {trials}, geometric mean", float(np.exp(np.mean(np.log(ratios)))), 0.75
+        )
+        line(f"error relative to the margin's at {trials}, worst problem", max(ratios), 1.15)
     if "C" in problems:
         worst = [found[OURS, "C", s]["error"].get(512, np.nan) for s in _seeds(found, OURS, "C")]
         line("island, worst seed at 512, %", 100 * float(max(worst, default=np.nan)), 1.0)
     for problem in problems:
         share = median_trials(found, OURS, problem, 0.01) / median_trials(found, "grid", problem, 0.01)
-        line(f"trials to 1% over the grid's, {problem}", share, 0.1 if problem == "E" else 0.2)
+        line(f"trials to 1% relative to the grid's, {problem}", share, 0.1 if problem == "E" else 0.2)
     return out
