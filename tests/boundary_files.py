@@ -1,4 +1,4 @@
-"""Reads the files of a boundary back."""
+"""Helpers that read the files of a boundary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every dispatcher owes the runner; each implementation inherits the suite."""
+"""The contract of every dispatcher; each implementation inherits the suite."""
 
 from __future__ import annotations
 

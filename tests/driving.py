@@ -1,4 +1,4 @@
-"""Running `phasefront` as a user does, in a process of its own, and reading what it left in MLflow's database."""
+"""Runs `phasefront` as a user does, in a separate process, and reads the results from MLflow's database."""
 
 import atexit
 import contextlib

@@ -1,4 +1,4 @@
-"""Small image data sets in the published files' own formats, for tests: generated pictures that a network can learn."""
+"""Small generated image data sets in the formats of the published files, for tests; a network can learn them."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""System programs that some tests need: skipped by name where missing, failed in CI, which installs them."""
+"""System programs that some tests need. If one is missing, the test is skipped, or fails in CI."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Helpers for the law that a packed trial is the trial: the curves of a pack, and of its members alone."""
+"""Helpers that compare the curves of a packed trial with the curves of the same trial alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What the runner's tests share: trials of the small jobs, a list as sampler, and one call that runs them."""
+"""Helpers of the runner tests: trials of the small jobs, a list as sampler, and a call that runs them."""
 
 from __future__ import annotations
 

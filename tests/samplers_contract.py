@@ -1,4 +1,4 @@
-"""What every Sampler must keep to. An implementation's tests inherit `SamplerContract`."""
+"""The contract of every Sampler. An implementation's tests inherit `SamplerContract`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the search share: a problem with a known boundary, a cheap surrogate, and samplers."""
+"""Helpers of the search tests: a problem with a known boundary, a fast surrogate, and samplers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real servers for tests, started on free ports and stopped with the test: PostgreSQL and MLflow's own."""
+"""Real PostgreSQL and MLflow servers for tests, started on free ports and stopped at the end of the test."""
 
 from __future__ import annotations
 

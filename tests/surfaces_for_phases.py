@@ -1,4 +1,4 @@
-"""Beliefs that are a formula, so that where their boundaries lie is known, and trials drawn from them."""
+"""Surrogates given by a formula, whose boundaries are known, and trials drawn from them."""
 
 from __future__ import annotations
 

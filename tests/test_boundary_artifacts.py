@@ -1,4 +1,4 @@
-"""What a boundary search leaves behind: lines where the belief says, files that read back, estimates that hold."""
+"""Files of a boundary search: lines at the surrogate's boundary, files that can be read back, valid estimates."""
 
 from __future__ import annotations
 

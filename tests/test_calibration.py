@@ -1,4 +1,4 @@
-"""Laws of what is learnt of packs, and of short real trainings before a plan."""
+"""Calibration of pack costs, and short rehearsals before a plan."""
 
 import json
 import math

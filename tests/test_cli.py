@@ -1,4 +1,4 @@
-"""Laws of the command line: what each command says and which exit code it gives."""
+"""The command line: output and exit code of each command."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What cluster/ says of versions, commands and authentication is one thing, and true of this project."""
+"""The files in cluster/ agree with each other and with this project on versions, commands and authentication."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Two maps and their difference: as large as it is, in the box that both cover, and said in words."""
+"""Comparison of two maps: size of the difference, common region, and description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sweep files that come with the project: each is valid, and what is small is."""
+"""The sweep files of the project are valid, and the small ones are small."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Laws of finding a Ray cluster, as far as they need no Ray."""
+"""Connecting to a Ray cluster: the part that needs no Ray."""
 
 import socket
 import subprocess

@@ -1,4 +1,4 @@
-"""The simulated cluster: packs take virtual time, the driver's own work real time, and nothing is lost."""
+"""The simulated cluster: packs take virtual time, the driver's own work takes real time, and no trial is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of what a worker does with one pack."""
+"""How a worker runs one pack."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Laws of the double-descent job: a packed trial is the trial; noise, subsets, data; curves to numbers."""
+"""The double-descent job: packed trials equal single ones; label noise, subsets and data; reduction of curves."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Laws of reading double descent: curves to observations, observations to phases, trials to a summary."""
+"""Double descent: from curves to observations, from observations to phases, from trials to a summary."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""A sweep submitted to a started head: its log, its record, and its curves as MLflow's page draws them."""
+"""A sweep submitted to a running head: its log, its record, and its curves on MLflow's page."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The command line answers at once: what only a run needs is not loaded to print help."""
+"""The command line starts quickly: libraries that only a run needs are not imported to print help."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A job of one's own, a class or a plain function, runs from the folder that it lies in."""
+"""A user's own job, a class or a plain function, runs from the folder that contains it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Kill the driver at any moment: the same command converges to the record of an undisturbed run."""
+"""After the driver is killed at any moment, the same command converges to the record of an undisturbed run."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""`search: boundary` as a user runs it: to its end, killed in the middle, beside a grid, without its study."""
+"""`search: boundary` as a user runs it: complete, killed in the middle, compared with a grid, without its study."""
 
 import contextlib
 import json

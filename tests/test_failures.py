@@ -1,4 +1,4 @@
-"""Laws of what becomes of a broken pack."""
+"""Policies for failed packs."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Laws of a plain function as a job: it knows nothing of packs, and nothing it does stops its neighbours."""
+"""A plain function as a job: it does not deal with packs, and its errors do not stop other trials."""
 
 import itertools
 import math

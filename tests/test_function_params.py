@@ -1,4 +1,4 @@
-"""Laws of a plain function's parameters: open ones are plain data of any names, declared ones are checked."""
+"""Parameters of a plain function: undeclared ones are plain data of any name, declared ones are checked."""
 
 import math
 import pickle

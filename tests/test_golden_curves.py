@@ -1,4 +1,4 @@
-"""Short curves on the CPU are those that were kept: a refactoring changes no science."""
+"""Short curves on the CPU equal the stored ones: a refactoring does not change results."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Image data sets from the published files' formats: read whole, checked, and never executed."""
+"""Image data sets in the published formats: read completely, validated, and never executed."""
 
 import pickle
 import tarfile

@@ -1,4 +1,4 @@
-"""A submitted job's files outlive the copy of the folder that it runs in."""
+"""The files of a submitted job outlive the copy of the folder in which it runs."""
 
 from __future__ import annotations
 

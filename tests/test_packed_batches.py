@@ -1,4 +1,4 @@
-"""Laws of batches: each model sees what it would see alone, and every epoch every example once."""
+"""Batches: each model gets the batches that it would get alone, and every epoch contains each example once."""
 
 import math
 

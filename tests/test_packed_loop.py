@@ -1,4 +1,4 @@
-"""Laws of the loop that trains a pack's blocks: who is measured when, who leaves, and who is who afterwards."""
+"""The training loop of a pack's blocks: when models are measured, which ones leave, and how the rest are tracked."""
 
 import math
 from collections.abc import Mapping, Sequence

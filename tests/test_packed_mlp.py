@@ -1,4 +1,4 @@
-"""The packed perceptron against plain PyTorch: initial weights, hand-written gradients, measurements."""
+"""The packed perceptron compared with plain PyTorch: initial weights, hand-written gradients, measurements."""
 
 from collections.abc import Iterator
 from pathlib import Path

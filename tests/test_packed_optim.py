@@ -1,4 +1,4 @@
-"""Each packed optimiser is PyTorch's own, with a learning rate and a weight decay for every model."""
+"""Each packed optimiser equals PyTorch's, with one learning rate and one weight decay per model."""
 
 from collections.abc import Callable
 

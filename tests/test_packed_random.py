@@ -1,4 +1,4 @@
-"""Laws of the counter-based generator: a number depends on (seed, stream, counter) and on nothing else."""
+"""The counter-based generator: a number depends on (seed, stream, counter) only."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""The still pictures show what the diagram says: colours are read back from the pixels."""
+"""The PNG pictures show the content of the diagram: colours are read back from the pixels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What `publish` leaves behind: files whole and in place, numbers finite, other files alone."""
+"""Files written by `publish`: complete and in place, with finite numbers; other files are untouched."""
 
 import json
 import os

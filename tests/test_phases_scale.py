@@ -1,4 +1,4 @@
-"""Laws of how an axis is laid out."""
+"""Layout of an axis."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Theory beside the measurement: the table's numbers, what is not counted, the drawn lines, and what costs nothing."""
+"""Theory beside the measurement: the table of deviations, excluded cells, drawn lines, and cost."""
 
 import json
 import statistics

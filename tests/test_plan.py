@@ -1,4 +1,4 @@
-"""Laws of packs and of the estimate."""
+"""Packs and the estimate of a plan."""
 
 import math
 import subprocess

@@ -1,4 +1,4 @@
-"""Laws of what a run says while it runs."""
+"""Progress output of a run."""
 
 import io
 

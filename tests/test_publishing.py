@@ -1,4 +1,4 @@
-"""What the end of a run and `map` leave with the sweep's parent run."""
+"""Files and metrics that `run` and `map` store in the sweep's parent run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recorded trial can be trained again: the same curve bit for bit, or an honest word on what differs."""
+"""A recorded trial can be trained again: its curve is identical bit for bit, or the differences are reported."""
 
 import json
 import sqlite3

@@ -1,4 +1,4 @@
-"""Laws of the linear job: a packed trial is the trial; solution, descent and crossings are plain algebra's."""
+"""The linear job: packed trials equal single ones; solution, descent and crossings equal plain linear algebra."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Laws of the linear job's reductions and of what its theory says beside a measurement."""
+"""Reductions of the linear job, and its theory beside the measurement."""
 
 import math
 import subprocess

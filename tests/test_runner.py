@@ -1,4 +1,4 @@
-"""Laws of a run: what is recorded, what is run again, what a failure does to the rest."""
+"""The runner: what is recorded, what is run again, and how a failure affects other trials."""
 
 import threading
 import tracemalloc

@@ -1,4 +1,4 @@
-"""What a search of a metric saved: the simulated grids show what the belief expects, and as many as it takes."""
+"""Savings of a level or ridge search: simulated grids follow the surrogate, and their size matches the error."""
 
 from __future__ import annotations
 

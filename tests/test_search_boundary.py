@@ -1,4 +1,4 @@
-"""Laws of the boundary search: what it asks, what it keeps, how it goes on."""
+"""The boundary search: which trials it asks for, what it stores, and how it resumes."""
 
 import random
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Laws of the sampler that anyone can use: with `study.optimize`, `ask` and `tell`, threads and shared storages."""
+"""The sampler alone in Optuna: `study.optimize`, `ask` and `tell`, threads and shared storages."""
 
 import threading
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Laws of the curve that a search leaves with its sweep: the uncertain area after so many trials."""
+"""The progress curve of a search: uncertain area against number of trials."""
 
 from __future__ import annotations
 

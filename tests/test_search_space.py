@@ -1,4 +1,4 @@
-"""Laws of the search's space: positions and values, there and back."""
+"""The search space: conversion between positions and values, both ways."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""`search:` in a sweep file: what it may say, what it means, and what is said of its mistakes."""
+"""`search:` in a sweep file: valid values, their meaning, and messages for mistakes."""
 
 import json
 from pathlib import Path

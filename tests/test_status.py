@@ -1,4 +1,4 @@
-"""What `status` counts: trials by how they stand, and phases under the sweep's own thresholds."""
+"""Counts of `status`: trials by state, and phases under the sweep's own thresholds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the classifier of phases believes: laws, and figures checked against independent ones."""
+"""The phase classifier: its properties, and values checked against independent computations."""
 
 from __future__ import annotations
 

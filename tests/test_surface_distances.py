@@ -1,4 +1,4 @@
-"""What another trial of a setting of a grid counts for."""
+"""The weight of a further trial of the same grid setting."""
 
 from __future__ import annotations
 

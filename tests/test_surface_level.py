@@ -1,4 +1,4 @@
-"""Laws of the search for a level: what trials, bounds and labels say of where a metric passes it."""
+"""The surrogate of a level search: how trials, bounds and labels determine where a metric passes the level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the next trials go."""
+"""Placement of the next trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of the regression under levels and ridges: against closed forms and numerical integrals."""
+"""The regression under levels and ridges, checked against closed forms and numerical integrals."""
 
 from __future__ import annotations
 

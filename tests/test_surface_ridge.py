@@ -1,4 +1,4 @@
-"""Laws of the search for a ridge: where a metric peaks along one axis, on curves with a known peak."""
+"""The surrogate of a ridge search, on curves with a known peak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of a sweep: the trials that a file stands for, and its identity."""
+"""A sweep: the trials that a file defines, and its identity."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Every mistake in a sweep file is named with its place, rule, value, valid choices and next step."""
+"""Every mistake in a sweep file is reported with its place, rule, value, valid choices and next step."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The JSON Schema agrees with the program: what it accepts and refuses, and the committed copy."""
+"""The JSON Schema agrees with the program on what is valid, and with the committed copy."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Laws of a target: one rule for what a trial says, and one place to add a kind of target."""
+"""Targets: one rule for the class of a trial, and one place to add a kind of target."""
 
 import json
 import math

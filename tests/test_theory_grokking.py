@@ -1,4 +1,4 @@
-"""Laws of what says when networks generalise without training one: rank, analytic weights, weight decay."""
+"""Theory that predicts generalisation without training: rank, analytic weights, weight decay."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Laws of the closed forms of linear models: limits, plain loops, and what is outside their domain."""
+"""Closed forms of linear models: limits, plain loops, and values outside their domain."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Theory on a map that a classifier draws: where its line is, what it is asked, and what it leaves out."""
+"""Theory on a map drawn by a classifier: position of its line, evaluated settings, and omissions."""
 
 from __future__ import annotations
 

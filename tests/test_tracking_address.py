@@ -1,4 +1,4 @@
-"""Tracking addresses, as they are read and as they are printed."""
+"""Parsing and printing of tracking addresses."""
 
 from __future__ import annotations
 

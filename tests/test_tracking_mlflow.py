@@ -1,4 +1,4 @@
-"""MLflow's own client reads what the tracker wrote, and both write the same rows."""
+"""MLflow's client reads what the tracker wrote, and both write the same rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bulk store under MLflow's own client and server writes and reads what MLflow's own store does."""
+"""The bulk store under MLflow's client and server writes and reads the same data as MLflow's own store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The buffer of a database tracker: no row is lost, and no step is written in part."""
+"""The write buffer of a database tracker: no row is lost, and no step is written partially."""
 
 from __future__ import annotations
 

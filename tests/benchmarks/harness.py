@@ -1,4 +1,4 @@
-"""What every benchmark states beside its figures: hardware, versions, number of runs, spread."""
+"""Information that every benchmark prints with its results: hardware, versions, number of runs, spread."""
 
 from __future__ import annotations
 

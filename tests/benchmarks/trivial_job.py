@@ -1,4 +1,4 @@
-"""The smallest trial there is: what remains is the orchestrator's own cost."""
+"""The smallest possible trial, to measure the orchestrator's own cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A check of the machine against mathematics: what was measured, what was expected, how far apart they may be."""
+"""The result of a check against mathematics: measured and expected values, and the permitted deviation."""
 
 from __future__ import annotations
 
