@@ -64,7 +64,7 @@ class DispatchContract(ABC):
             ]
             assert steps == list(range(1, STEPS + 1))
 
-    def test_a_broken_pack_says_why_and_the_next_ones_run(self, pool: Dispatcher) -> None:
+    def test_a_failed_pack_reports_its_cause_and_later_packs_run(self, pool: Dispatcher) -> None:
         pool.submit(
             [
                 task([ramp(trouble="raise"), ramp()], "raises"),

@@ -69,7 +69,7 @@ def test_a_band_that_never_ends_within_the_box_is_no_number(tmp_path: Path) -> N
         assert np.isnan(back[0].offsets).all() and np.isnan(back[0].at_5).all()
 
 
-def test_of_several_phases_each_pair_has_its_own_line_once() -> None:
+def test_each_pair_of_phases_has_one_line() -> None:
     belief = plane(FOUR, 0, 1, {})
     raster = rasterise(belief, *NONE)
     found = crossings(belief, raster)
@@ -178,7 +178,7 @@ def test_the_size_of_a_boundary_is_its_length_or_area(dimensions: int, size: flo
     assert boundary_size(ball, points=60_000) == pytest.approx(size, rel=0.06)
 
 
-def test_the_expected_error_is_what_the_belief_leaves() -> None:
+def test_the_expected_error_follows_from_the_surrogate() -> None:
     half = Formula(heights=above(lambda x: x[:, 0] - 0.5), softness=0.05)
     # The mean of 1 - ndtr(|z|) over z is 1/sqrt(2 pi) for either side.
     assert expected_error(half) == pytest.approx(2 * 0.05 / math.sqrt(2 * math.pi), rel=0.02)
@@ -306,7 +306,7 @@ def test_the_same_record_in_any_order_draws_the_same_boundary(tmp_path: Path) ->
     assert texts[0] == texts[1]
 
 
-def test_a_failed_trial_says_nothing_of_the_map(tmp_path: Path) -> None:
+def test_a_failed_trial_does_not_affect_the_map(tmp_path: Path) -> None:
     trials, rows = searched(60)
     sweep = GivenSweep(axes=FOUND)
     drawing = Drawing()
@@ -316,7 +316,7 @@ def test_a_failed_trial_says_nothing_of_the_map(tmp_path: Path) -> None:
     assert some.files["boundary.geojson"].read_text() == without.files["boundary.geojson"].read_text()
 
 
-def test_each_value_of_a_category_has_a_map_of_its_own(tmp_path: Path) -> None:
+def test_each_value_of_a_category_has_a_separate_map(tmp_path: Path) -> None:
     found = published(tmp_path, PhaseTarget(), kind=("iron", "tin"))
     lines = read_parquet(found.files["boundary.parquet"])
     assert {line.fixed["kind"] for line in lines} == {"iron", "tin"}
@@ -333,7 +333,7 @@ def test_a_value_off_the_scale_is_no_part_of_the_box_and_is_said_to_be_left_out(
     assert min(line.points[:, 0].min() for line in read_parquet(found.files["boundary.parquet"])) >= 0.1
 
 
-def test_a_level_is_drawn_with_what_is_censored_on_its_side(tmp_path: Path) -> None:
+def test_a_level_map_shows_censored_trials_on_their_side(tmp_path: Path) -> None:
     found = published(tmp_path, LevelTarget(metric="melting_step", level=30.0))
     assert set(found.files) == FILES | {"search_savings.json"}
     assert found.metrics["grid_of_same_map_error"] > 0 and found.metrics["expected_map_error"] < 0.1
@@ -362,7 +362,7 @@ def test_a_ridge_is_drawn_as_a_curve_with_its_band(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("axes", [(), FOUND[:1], FOUND])
-def test_where_the_classifier_can_draw_nothing_the_plain_diagram_is_drawn(tmp_path: Path, axes) -> None:
+def test_the_plain_diagram_is_drawn_if_the_classifier_cannot_draw(tmp_path: Path, axes) -> None:
     one = trial(0, heat=1.0, load=0.5)
     found = publish(GivenSweep(axes=axes), [one], {}, tmp_path, drawing=Drawing(search=True))
     assert "phase_diagram.png" in found.files and "boundary.parquet" not in found.files

@@ -59,7 +59,7 @@ def of_function(job: str, count: int) -> list[Trial]:
 
 
 @given(kind=points, shape=st.floats(-9, 9))
-def test_a_ratio_lies_among_those_that_were_seen(kind: KindHistory, shape: float) -> None:
+def test_a_ratio_is_within_the_range_of_measured_ratios(kind: KindHistory, shape: float) -> None:
     ratios = [ratio for _, ratio in kind.points]
     for found in (kind.ratio(shape), kind.blurred(shape)):
         assert min(ratios) * (1 - 1e-9) <= found <= max(ratios) * (1 + 1e-9)

@@ -168,7 +168,7 @@ def train(params, seed, device, report):
 
 
 @pytest.mark.slow
-def test_a_mended_function_s_curve_is_wholly_its_own(folder: Path) -> None:
+def test_the_curve_of_a_corrected_function_comes_from_one_training(folder: Path) -> None:
     assert phasefront("run", "sweep.yaml", "--inline", "--no-map", "--quiet", cwd=folder).returncode == 1
     (folder / "mine.py").write_text(MENDED)
     done = phasefront("run", "sweep.yaml", "--inline", "--no-map", "--quiet", cwd=folder)
@@ -234,7 +234,7 @@ def test_the_default_is_a_local_ray_and_lines_in_a_log(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_end_of_an_inline_run_says_what_was_so_and_says_it_once(folder: Path) -> None:
+def test_the_summary_of_an_inline_run_is_correct_and_printed_once(folder: Path) -> None:
     done = phasefront("run", "sweep.yaml", "--inline", "--no-map", "--set", "fixed.limit=9", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "starting workers" not in done.stdout
@@ -252,7 +252,7 @@ train.version = 2
 
 
 @pytest.mark.slow
-def test_a_function_that_reports_nothing_is_warned_of(folder: Path) -> None:
+def test_a_function_without_reports_gives_a_warning(folder: Path) -> None:
     (folder / "mine.py").write_text("def train(params, seed, device, report):\n    pass\n")
     done = phasefront("run", "sweep.yaml", "--inline", "--no-map", cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -152,7 +152,7 @@ def test_scripts_can_be_run_as_they_are(name: str) -> None:
     assert script.read_text().startswith("#!/usr/bin/env bash\n")
 
 
-def test_no_script_stops_what_it_did_not_start() -> None:
+def test_scripts_stop_only_processes_that_they_started() -> None:
     for script in SCRIPTS:
         code = [line for line in script.read_text().splitlines() if not line.lstrip().startswith("#")]
         assert not re.search(r"ray stop|pkill|killall", "\n".join(code)), script.name
@@ -163,12 +163,12 @@ def run_script(name: str, directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([CLUSTER / "local" / name], capture_output=True, text=True, env=environ)
 
 
-def test_a_worker_without_an_address_is_told_what_is_missing(tmp_path: Path) -> None:
+def test_a_worker_without_an_address_reports_what_is_missing(tmp_path: Path) -> None:
     done = run_script("worker.sh", tmp_path)
     assert done.returncode == 2
     assert "HEAD:PORT" in done.stderr
 
 
-def test_stopping_where_nothing_runs_is_no_error(tmp_path: Path) -> None:
+def test_stopping_when_nothing_runs_is_not_an_error(tmp_path: Path) -> None:
     done = run_script("stop.sh", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

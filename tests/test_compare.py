@@ -108,7 +108,7 @@ def test_slices_are_matched_by_their_values_and_those_of_one_map_alone_are_named
         compare(a_side(0.1, three), a_side(0.1))
 
 
-def test_a_table_remembers_what_a_map_needs_of_its_sweep(tmp_path: Path) -> None:
+def test_a_table_stores_the_sweep_data_that_a_map_needs(tmp_path: Path) -> None:
     over = (*axes(), axis("kind", "tin", "iron", when={"stirred": (False,)}))
     sweep = GivenSweep(axes=over)
     trials, rows = ran(0.0, over)
@@ -123,7 +123,7 @@ def test_a_table_remembers_what_a_map_needs_of_its_sweep(tmp_path: Path) -> None
     assert read_note(tmp_path / "bare.parquet") is None
 
 
-def test_what_two_sweeps_differ_in_besides_their_axes_is_named() -> None:
+def test_differences_of_two_sweeps_besides_their_axes_are_named() -> None:
     small = (HEAT[::3], LOAD[::3])
     sides = []
     for kind, level in (("iron", 0.9), ("tin", 0.5)):
@@ -200,7 +200,7 @@ def test_the_command_compares_folders_and_tables_and_draws(tmp_path: Path, capsy
         (lambda at: at / "else.parquet", "cannot be compared"),
     ],
 )
-def test_what_cannot_be_compared_is_a_mistake_with_its_place(
+def test_sweeps_that_cannot_be_compared_are_a_mistake_with_its_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], make, says: str
 ) -> None:
     import pyarrow as pa

@@ -34,7 +34,7 @@ def test_the_table_of_papers_lists_every_sweep_file(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["binary", "python"])
-def test_a_cifar_sweep_runs_with_nothing_but_its_archive(
+def test_a_cifar_sweep_needs_only_its_archive(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tests.image_files import write_cifar

@@ -22,7 +22,7 @@ def silent() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_where_nothing_listens_the_mistake_is_told_before_ray_tries(
+def test_an_address_where_nothing_listens_is_reported_before_ray_connects(
     silent: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", scheme + silent)

@@ -88,7 +88,7 @@ def test_a_busy_driver_keeps_a_worker_waiting_only_when_nothing_is_queued() -> N
     assert clock() == pytest.approx(25.0)
 
 
-def test_without_packs_time_passes_and_nothing_happens() -> None:
+def test_without_packs_time_passes_without_events() -> None:
     clock = VirtualClock(real=Stepping())
     pool = SimulatedDispatcher(workers=4, seconds=lambda task: 1.0, results=results, clock=clock)
     assert pool.poll(2.0) == []

@@ -112,7 +112,7 @@ def test_a_trial_that_cannot_be_observed_fails_alone() -> None:
     assert "cannot be observed" in (results(progress)[broken.id].error or "")
 
 
-def test_a_member_that_train_forgets_fails_and_says_why() -> None:
+def test_a_member_that_train_omits_fails_with_a_reason() -> None:
     fine, silent = ramp(), ramp(trouble="silent")
     progress, _ = ran(task([fine, silent]))
     assert results(progress)[fine.id].status is Status.FINISHED
@@ -136,7 +136,7 @@ def test_a_job_that_cannot_be_loaded_is_a_user_error() -> None:
         ({"ratio": 1.0}, "typo", "not in the job's phases: low, high"),
     ],
 )
-def test_what_the_record_cannot_hold_is_the_trials_own_failure(
+def test_a_value_that_the_record_cannot_store_fails_its_trial(
     observations: dict[str, Any], label: str, rule: str
 ) -> None:
     class Careless(Job[Params]):

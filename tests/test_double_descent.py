@@ -176,7 +176,7 @@ def test_a_diverging_neighbour_leaves_the_others_untouched(optimiser: str, wild:
     assert JOB.phase(lost_one.params, seen, LIMITS) == "diverged"
 
 
-def test_what_may_differ_in_a_pack_does_not_split_it() -> None:
+def test_parameters_that_may_differ_in_a_pack_do_not_split_it() -> None:
     keys = {
         JOB.pack_key(member(**changes).params)
         for changes in (
@@ -271,7 +271,7 @@ def test_the_gaussian_teacher_is_a_unit_vector_and_its_noise_as_asked() -> None:
     assert float(x.std()) == pytest.approx(1, abs=0.02)
 
 
-def test_a_data_set_depends_on_its_own_seed_alone() -> None:
+def test_a_data_set_depends_on_its_seed_only() -> None:
     sizes = {"train": 30, "test": 20, "inputs": 6, "device": "cpu"}
     for together, alone in (
         (gaussian_teacher([7, 8], **sizes), gaussian_teacher([8], **sizes)),  # type: ignore[arg-type]

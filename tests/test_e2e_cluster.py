@@ -124,7 +124,7 @@ def submitted(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Submitted
     return Submitted(log=log, folder=folder)
 
 
-def test_a_head_lets_in_only_who_has_the_token(head: Head, tmp_path: Path) -> None:
+def test_a_head_refuses_clients_without_the_token(head: Head, tmp_path: Path) -> None:
     stranger = {name: value for name, value in head.environ.items() if name not in ("RAY_AUTH_MODE", MARK)}
     stranger["HOME"] = str(tmp_path)
     done = subprocess.run([RAY, "job", "list"], env=stranger, capture_output=True, text=True, timeout=120)
@@ -132,7 +132,7 @@ def test_a_head_lets_in_only_who_has_the_token(head: Head, tmp_path: Path) -> No
     assert "uthentication" in done.stdout + done.stderr
 
 
-def test_a_head_tells_the_commands_that_follow(head: Head) -> None:
+def test_a_head_prints_the_next_commands(head: Head) -> None:
     submit = "ray job submit --working-dir . -- python -m orchestrator run configs/"
     for command in ("cluster/local/worker.sh ", submit, "cluster/local/stop.sh"):
         assert command in head.said

@@ -68,7 +68,7 @@ class DecayJob(Job[Decay]):
     [(FUNCTION, "mine:train", "decay", "{steps: 5}"), (CLASS, "mine:DecayJob", "rate", "{steps: 5}")],
     ids=["function", "class"],
 )
-def test_a_job_of_ones_own_runs_from_its_folder(tmp_path: Path, source: str, job: str, axis: str, fixed: str) -> None:
+def test_a_user_defined_job_runs_from_its_folder(tmp_path: Path, source: str, job: str, axis: str, fixed: str) -> None:
     (tmp_path / "mine.py").write_text(source)
     (tmp_path / "sweep.yaml").write_text(
         f"name: mine\njob: {job}\naxes:\n  {axis}: {{values: [0.5, 0.9]}}\nfixed: {fixed}\nreplicates: 2\n"

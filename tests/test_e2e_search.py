@@ -82,7 +82,7 @@ def area_curve(folder: Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("kills", [2])
-def test_a_killed_search_goes_on_and_study_and_record_agree(kills: int, folder: Path) -> None:
+def test_a_killed_search_resumes_and_study_and_record_agree(kills: int, folder: Path) -> None:
     landed = 0
     for turn in range(kills):
         before = rows_recorded(folder / "mlflow.db")
@@ -134,7 +134,7 @@ def test_a_search_from_check_to_map(folder: Path) -> None:
     assert code == 0 and f"{finished} of" in text and "labelled anew" in text, text
 
 
-def test_a_search_uses_what_a_grid_has_trained(folder: Path) -> None:
+def test_a_search_reuses_trials_of_a_grid(folder: Path) -> None:
     grid = SWEEP.replace("10}", "10, points: 8}").replace("0.9}", "0.9, points: 8}").replace("wait: 0.03", "wait: 0.0")
     (folder / "grid.yaml").write_text(
         "\n".join(line for line in grid.splitlines() if not line.startswith("search")).replace("disc", "grid")

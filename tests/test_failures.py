@@ -32,7 +32,7 @@ def test_a_lost_worker_is_a_free_retry_until_the_pack_is_suspected(size: int, lo
     assert suspected.remedy is (Remedy.FAIL if size == 1 else Remedy.SPLIT)
 
 
-def test_a_failed_trial_keeps_its_own_words() -> None:
+def test_a_failed_trial_keeps_its_error_message() -> None:
     for cause in Cause:
         assert "the words" in decide(cause, size=1, losses=9, error=error("the words")).error
 

@@ -81,7 +81,7 @@ def test_reports_arrive_as_they_were_made() -> None:
     assert curves.values["kept"].tolist() == [0.5] * 4
 
 
-def test_what_is_returned_is_recorded_with_the_last_report() -> None:
+def test_returned_values_are_recorded_with_the_last_report() -> None:
     curves = only(noisy_decay, rate=0.25, steps=3)
     assert curves.step.tolist() == [1, 2, 3]
     np.testing.assert_array_equal(curves.values["accuracy"], [math.nan, math.nan, 0.75])
@@ -104,7 +104,7 @@ def test_a_returned_value_replaces_the_last_report_of_its_name() -> None:
     assert only(train).values["loss"].tolist() == [2.0, 0.5]
 
 
-def test_a_function_that_reports_nothing_still_ends() -> None:
+def test_a_function_without_reports_still_finishes() -> None:
     course = course_of(FunctionJob(lambda params, seed, device, report: None), [member(), member()])
     assert course.finished == [0, 1]
     assert course.failed == {}
@@ -149,7 +149,7 @@ def test_seed_and_device_are_handed_on() -> None:
 # Errors.
 
 
-def test_a_trial_that_raises_is_reported_and_the_rest_goes_on() -> None:
+def test_a_trial_that_raises_is_reported_and_the_others_continue() -> None:
     course = course_of(FunctionJob(moody), [member(bad=0), member(bad=7), member(bad=0)])
     assert course.finished == [0, 1, 2]
     assert list(course.failed) == [1]
@@ -167,7 +167,7 @@ def test_a_traceback_shows_the_users_frames_only() -> None:
     assert "threading.py" not in text
 
 
-def test_a_chain_of_errors_is_told_whole() -> None:
+def test_a_chain_of_errors_is_reported_completely() -> None:
     def train(params, seed, device, report):  # type: ignore[no-untyped-def]
         try:
             report(1, loss="low")
@@ -181,7 +181,7 @@ def test_a_chain_of_errors_is_told_whole() -> None:
 
 
 @pytest.mark.parametrize("leave", [SystemExit(2), KeyboardInterrupt(), GeneratorExit()])
-def test_whatever_a_function_raises_is_its_own_failure(leave: BaseException) -> None:
+def test_any_exception_of_a_function_fails_its_trial_only(leave: BaseException) -> None:
     def train(params, seed, device, report):  # type: ignore[no-untyped-def]
         if params["leave"]:
             raise leave

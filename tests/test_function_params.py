@@ -49,7 +49,7 @@ def test_open_parameters_are_plain_data_of_their_own_types() -> None:
     assert type(as_dict(params)["rate"]) is int, "an int and a float of one name live side by side"
 
 
-def test_a_function_gets_a_dict_of_its_own() -> None:
+def test_each_call_of_a_function_gets_a_new_dict() -> None:
     def greedy(params, seed, device, report):  # type: ignore[no-untyped-def]
         params["x"] += 1
         report(1, x=params["x"])

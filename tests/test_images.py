@@ -104,7 +104,7 @@ def test_a_label_outside_the_classes_is_found(tmp_path: Path) -> None:
         load_images("cifar10", str(tmp_path))
 
 
-def test_a_missing_archive_says_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_for_a_missing_archive_names_its_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PHASEFRONT_DATA", str(tmp_path))
     with pytest.raises(ParamError, match="names no file"):
         load_images("cifar10", str(tmp_path / "nowhere.tar.gz"))

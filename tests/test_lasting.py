@@ -33,7 +33,7 @@ def test_a_record_that_lasts_is_left_alone(uri: str, file: Path) -> None:
     assert lasting(Sweep.load(file, [f"tracking.uri={uri}"], environ={}), COPY).tracking.uri == uri
 
 
-def test_elsewhere_nothing_changes(file: Path, tmp_path: Path) -> None:
+def test_outside_a_submitted_job_nothing_changes(file: Path, tmp_path: Path) -> None:
     sweep = Sweep.load(file, environ={})
     assert lasting(sweep, tmp_path) is sweep
 

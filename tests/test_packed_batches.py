@@ -32,7 +32,9 @@ def settings_of_a_pack(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]
 
 @given(pack=settings_of_a_pack(), step=st.integers(0, 200), count=st.integers(1, 20))
 @settings(max_examples=60)
-def test_a_models_batches_are_its_own(pack: tuple[list[int], list[int], list[int], str], step: int, count: int) -> None:
+def test_a_models_batches_do_not_depend_on_other_models(
+    pack: tuple[list[int], list[int], list[int], str], step: int, count: int
+) -> None:
     seeds, counts, sizes, order = pack
     together = make(seeds, counts, sizes, order)
     rows = together.draw(step, count)

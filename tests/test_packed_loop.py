@@ -163,7 +163,7 @@ def test_only_the_watched_metric_tells_divergence() -> None:
     assert [math.isnan(row["other"]) for row in seen.values[0]] == [True] * 3
 
 
-def test_reports_are_made_as_training_goes_on() -> None:
+def test_reports_are_made_during_training() -> None:
     """The loop holds no finished curve back: it trains no further than what it has reported."""
     block = Counting([0, 1], [NEVER, NEVER])
     reports = run_blocks([(block, [0, 1])], [np.array([2, 50]), np.array([50])], watch="loss")

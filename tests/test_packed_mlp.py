@@ -53,7 +53,7 @@ def hardly_trained(p: DoubleDescentParams) -> DoubleDescentParams:
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
-def test_what_is_measured_is_the_plain_networks(depth: int, loss: str) -> None:
+def test_measurements_equal_those_of_the_plain_network(depth: int, loss: str) -> None:
     """Initial weights, forward pass, losses on noisy training labels and clean test labels."""
     for p in (
         DoubleDescentParams(**{**SMALL, "depth": depth, "loss": loss, "sample_count": 41}),
@@ -66,7 +66,7 @@ def test_what_is_measured_is_the_plain_networks(depth: int, loss: str) -> None:
             assert found.values[name][0] == pytest.approx(value, rel=1e-5), name
 
 
-def test_what_is_measured_does_not_depend_on_how_it_is_cut() -> None:
+def test_measurements_do_not_depend_on_the_chunk_size() -> None:
     """More test examples than one evaluation holds, several models with counts of their own."""
     members = [
         Member(params=hardly_trained(member(pool=3000, test_count=5000, width=60, sample_count=n).params), seed=n)

@@ -55,7 +55,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])
 
 
-def test_the_numbers_are_what_they_always_were() -> None:
+def test_the_numbers_have_not_changed() -> None:
     """Every recorded trial stands on these: if they must change, the jobs' versions must rise."""
     some, counter = keys(0, 1, (1 << 64) - 1), torch.tensor([0, 1, 2, 1 << 40])
     assert some.tolist() == GOLDEN["keys"]
@@ -100,7 +100,7 @@ def test_neighbours_and_chunks_change_no_number(seeds: list[int], start: int, st
             assert torch.equal(together[row, 10:20], draw(keys(seed, stream=stream), counter[10:20])[0])
 
 
-def test_each_model_may_have_counters_of_its_own() -> None:
+def test_each_model_may_have_separate_counters() -> None:
     some = keys(3, 4, 5)
     own = torch.tensor([[0, 5], [7, 1 << 33], [2, 2]])
     together = random.bits(some, own)

@@ -40,7 +40,7 @@ def cell_at(diagram: PhaseDiagram, **at: object) -> int:
         st.sampled_from(["solid", "liquid", "gas", "plasma", "failed", "missing"]), min_size=24, max_size=24
     )
 )
-def test_every_trial_is_counted_once_in_its_own_cell(labels: list[str]) -> None:
+def test_every_trial_is_counted_once_in_its_cell(labels: list[str]) -> None:
     trials = product([HEAT, LOAD], replicates=4)
     rows = by_id(
         *(

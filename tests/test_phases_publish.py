@@ -45,7 +45,7 @@ def test_the_metrics_count_every_trial_and_include_the_jobs_summary(tmp_path: Pa
     assert published.warnings == ()
 
 
-def test_publishing_again_replaces_only_its_own_files(tmp_path: Path) -> None:
+def test_publishing_again_replaces_only_files_of_the_map(tmp_path: Path) -> None:
     own = tmp_path / "notes.txt"
     own.write_text("mine")
     trials = product(AXES)

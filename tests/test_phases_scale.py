@@ -18,7 +18,7 @@ def scale(*given: object, spacing: str = "values") -> AxisScale:
 
 
 @given(values=values, zero=st.booleans(), absent=st.booleans(), spacing=st.sampled_from(["linear", "log", "values"]))
-def test_every_value_has_a_cell_of_its_own(values: list[float], zero: bool, absent: bool, spacing: str) -> None:
+def test_every_value_has_a_separate_cell(values: list[float], zero: bool, absent: bool, spacing: str) -> None:
     laid = scale(*values, *[0.0] * zero, *[None] * absent, spacing=spacing)
     assert set(laid.values) == {*values, *[0.0] * zero, *[None] * absent}
     assert (laid.low < laid.position).all()

@@ -200,7 +200,7 @@ def half_known(params: MeltParams) -> Mapping[str, Prediction]:
     return {"final_error": said(params.load)}
 
 
-def test_outside_its_domain_a_theory_leaves_holes_and_says_so(tmp_path: Path) -> None:
+def test_outside_its_domain_a_theory_leaves_gaps_with_a_note(tmp_path: Path) -> None:
     trials = product((LOADS,), replicates=3)
     rows = by_id(*(row(t, final_error=0.1 * (1 + t.replicate), melting_step=2.0) for t in trials))
     found = publish(GivenSweep(axes=(LOADS,), job=Told(half_known)), trials, rows, tmp_path)

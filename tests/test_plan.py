@@ -100,7 +100,7 @@ def test_halves_hold_the_whole() -> None:
     assert [t.id for pack in halves for t in pack.trials] == [t.id for t in trials]
 
 
-def test_what_a_run_took_corrects_the_next_estimate() -> None:
+def test_the_duration_of_a_run_corrects_the_next_estimate() -> None:
     trials = [ramp(COSTLY, width=50, replicate=r) for r in range(40)]
     first = planner()
     estimate = sum(pack.seconds for pack in first.plan(trials, workers=1))
@@ -120,7 +120,7 @@ def test_a_job_without_a_cost_is_estimated_by_its_last_run() -> None:
     assert seeing.estimate_s(seeing.plan(trials, workers=2), workers=2) == pytest.approx(10.0, rel=0.05)
 
 
-def test_a_plan_counts_rows_packs_and_what_is_finished() -> None:
+def test_a_plan_counts_rows_packs_and_finished_trials() -> None:
     trials = [ramp(COSTLY, replicate=r) for r in range(6)]
     one = planner()
     packs = one.plan(trials, workers=2)

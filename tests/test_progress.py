@@ -16,7 +16,7 @@ class Clock:
         return self.now
 
 
-def test_a_line_says_done_running_failed_rate_and_time_left() -> None:
+def test_a_line_shows_done_running_failed_rate_and_time_left() -> None:
     snapshot = Snapshot(total=512, skipped=20, done=100, running=16, failed=2, workers=2)
     assert line(snapshot, rate=8.4) == "120/512 done, 16 running, 2 failed, 8.4 trials/s, about 46 s left"
 
@@ -96,7 +96,7 @@ def test_a_terminal_gets_a_live_display_and_a_log_gets_lines() -> None:
 
 
 @given(rate=st.floats(1e-3, 1e4), ended=st.integers(0, 99), planned=st.none() | st.floats(0.0, 1e6))
-def test_the_time_left_is_never_below_what_the_rate_says(rate: float, ended: int, planned: float | None) -> None:
+def test_the_time_left_is_never_below_the_value_from_the_rate(rate: float, ended: int, planned: float | None) -> None:
     left = time_left(Snapshot(total=100, done=ended, left_s=planned), rate)
     assert left is not None
     assert left >= (100 - ended) / rate

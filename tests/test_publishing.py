@@ -109,7 +109,7 @@ def loaded(tmp_path: Path, text: str, name: str = "sweep") -> Sweep:
         (0.9, 90, 64, "the uncertain area of 90% was reached after 64 trials: `until` ends the search"),
     ],
 )
-def test_a_search_says_whether_it_has_reached_its_aim(
+def test_a_search_reports_whether_it_reached_its_stopping_rule(
     until: float, budget: int, asked: int, says: str, tmp_path: Path
 ) -> None:
     keys = f"budget: {budget}, until: {{uncertain_area: {until}}}"
@@ -142,7 +142,7 @@ def test_a_search_that_saw_one_label_has_found_no_boundary_and_saved_nothing(tmp
     assert not any("grid_of_same" in name for name in published.metrics)
 
 
-def test_a_map_in_place_of_another_sweeps_says_so_once(tmp_path: Path) -> None:
+def test_replacing_the_map_of_another_sweep_gives_one_warning(tmp_path: Path) -> None:
     one = loaded(tmp_path, GRID, "one")
     other = loaded(tmp_path, GRID.replace("points: 4", "points: 5"), "other")
     trackers = {sweep.id: recorded(sweep, sweep.trials()) for sweep in (one, other)}

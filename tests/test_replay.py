@@ -121,9 +121,7 @@ def test_a_row_that_is_missing_is_found(record: Query, capsys: pytest.CaptureFix
     assert "DIFFERENT" in capsys.readouterr().out
 
 
-def test_a_pack_that_is_not_whole_any_more_is_replayed_alone_and_says_so(
-    record: Query, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_incomplete_pack_is_replayed_alone_with_a_note(record: Query, capsys: pytest.CaptureFixture[str]) -> None:
     run = next(run for run in trial_runs(record) if _size(record, run) > 1)
     pack = json.loads(_tag(record, run))["pack"]
     other = next(r for r in trial_runs(record) if r != run and json.loads(_tag(record, r))["pack"] == pack)
@@ -153,7 +151,7 @@ def _size(record: Query, run: str) -> int:
         ("UPDATE tags SET value = 'no_such_module:Job' WHERE key = 'phasefront.job'", "cannot be imported"),
     ],
 )
-def test_what_cannot_be_replayed_is_said_without_a_traceback(
+def test_a_run_that_cannot_be_replayed_is_reported_without_a_traceback(
     record: Query, capsys: pytest.CaptureFixture[str], spoil: str | None, what: str
 ) -> None:
     run = trial_runs(record)[0]
@@ -241,7 +239,7 @@ def test_a_change_of_the_code_changes_the_setting(tmp_path: Path) -> None:
     assert before != _digest({"a.py": tmp_path / "a.py"})
 
 
-def test_settings_tell_what_differs() -> None:
+def test_settings_show_the_differences() -> None:
     one = Environment(code="1", python="3.11", torch="2.8", numpy="2.0", device="x86_64 AVX2", threads=1)
     assert one.differences(one) == []
     assert one.differences(replace(one, threads=4)) == ["threads: 1, 4"]

@@ -158,7 +158,7 @@ CASES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_theory_says_is_what_is_measured(case: dict[str, Any]) -> None:
+def test_theory_agrees_with_the_measurement(case: dict[str, Any]) -> None:
     """The mean over 100 seeds within 4 of the standard errors that `Prediction` tells."""
     params, seeds = RidgeParams(**case), 100
     measured = curves_of(JOB, [Member(params=params, seed=seed) for seed in range(seeds)])
@@ -193,12 +193,12 @@ def test_the_predicted_phases_are_the_measured_ones() -> None:
 
 
 @pytest.mark.parametrize("design", ["relu", "fourier"])
-def test_without_a_closed_form_theory_says_nothing(design: str) -> None:
+def test_without_a_closed_form_there_is_no_prediction(design: str) -> None:
     assert JOB.theory(RidgeParams(design=design)) == {}
     assert "excess_risk" not in JOB.theory(RidgeParams(covariance="power_law", weight_decay=0.1))
 
 
-def test_a_prediction_says_whence_it_is() -> None:
+def test_a_prediction_states_its_source() -> None:
     found = JOB.theory(RidgeParams(**LEVELS, weight_decay=0.1))
     assert found and all(isinstance(p, Prediction) and p.source for p in found.values())
 

@@ -115,7 +115,7 @@ def test_near_trials_are_found_to_save_and_a_grid_is_found_to_be_one(kind: str, 
     assert of_grid.grid is not None and sides**2 / 3 < of_grid.grid < 3 * sides**2
 
 
-def test_a_belief_that_cannot_say_what_trials_show_has_no_estimate_and_says_so() -> None:
+def test_a_surrogate_that_cannot_simulate_trials_reports_that_it_has_no_estimate() -> None:
     half = Formula(heights=above(lambda x: x[:, 0] - 0.5), softness=0.05)
     assert not isinstance(half, Shows)
     x = even(40)

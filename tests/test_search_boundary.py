@@ -108,7 +108,7 @@ def test_a_search_ends_by_its_uncertain_area() -> None:
 
 
 @pytest.mark.parametrize("broken_off", [5, 16, 27, 40])
-def test_a_search_that_was_cut_off_goes_on_without_repeating_itself(broken_off: int, tmp_path: Path) -> None:
+def test_an_interrupted_search_resumes_without_repeating_trials(broken_off: int, tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/optuna.db"
     whole = [trial.id for trial in drive(boundary(budget=40))]
     first = boundary(storage=storage, budget=40)
@@ -133,7 +133,7 @@ def test_a_search_that_was_cut_off_goes_on_without_repeating_itself(broken_off: 
     assert all(row.user_attrs["phase"] in LABELS for row in rows)
 
 
-def test_a_larger_budget_goes_on_where_the_smaller_one_ended() -> None:
+def test_a_larger_budget_continues_a_finished_search() -> None:
     storage = optuna.storages.InMemoryStorage()
     first = drive(boundary(storage=storage, budget=30, start=15))
     more = drive(boundary(storage=storage, budget=40, start=15))
@@ -171,7 +171,7 @@ def test_a_failed_trial_is_failed_in_the_study_and_counts_as_tried() -> None:
     assert failed and len(asked) == 40
 
 
-def test_what_failed_is_run_again_by_the_next_run() -> None:
+def test_failed_trials_are_retried_by_the_next_run() -> None:
     storage = optuna.storages.InMemoryStorage()
     first = drive(boundary(storage=storage), tell=fails_on_the_right)
     again = drive(boundary(storage=storage))
@@ -219,7 +219,7 @@ def test_a_metric_that_no_trial_has_is_a_users_mistake() -> None:
     assert "depth" in caught.value.text
 
 
-def test_a_level_is_told_with_its_side_and_its_bounds() -> None:
+def test_a_level_search_receives_sides_and_censored_bounds() -> None:
     storage = optuna.storages.InMemoryStorage()
     sampler = boundary(storage=storage, target=LevelTarget(metric="m", level=1.0))
     observed = [0.5, 2.0, Censored(3.0), Censored(0.1), float("nan")]

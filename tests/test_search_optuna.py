@@ -57,7 +57,7 @@ def test_threads_share_a_sampler() -> None:
     assert len(set(settings(study))) == 60
 
 
-def test_many_may_be_asked_before_any_is_told() -> None:
+def test_many_trials_may_be_asked_before_the_first_result() -> None:
     study = optuna.create_study(sampler=sampler())
     trials = [study.ask(SPACE) for _ in range(40)]
     assert len(set(settings(study))) == 40

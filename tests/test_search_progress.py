@@ -90,7 +90,7 @@ def test_a_point_that_only_the_study_holds_is_made_good() -> None:
     assert len(said) >= 2 and [step for step, _ in said] == sorted({step for step, _ in said})
 
 
-def test_a_search_that_ends_by_its_area_says_that_area() -> None:
+def test_a_search_that_stops_by_uncertain_area_reports_that_area() -> None:
     said: list[tuple[int, float]] = []
     sampler = boundary(budget=400, uncertain_area=0.7, progress=said.extend)
     told = tell(sampler, disc, most=10_000, seed=0)

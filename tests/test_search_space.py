@@ -142,7 +142,7 @@ def test_listed_values_and_conditions_make_slices() -> None:
 
 
 @given(st.data())
-def test_a_setting_is_found_again_in_its_own_slice(data: st.DataObject) -> None:
+def test_a_setting_is_found_in_its_slice(data: st.DataObject) -> None:
     axes = (WIDTH, DECAY, MODEL, HEADS)
     slices = slices_of(axes, {"steps": 5}, {})
     number = data.draw(st.integers(0, len(slices) - 1))

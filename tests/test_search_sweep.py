@@ -81,7 +81,7 @@ def test_a_grid_keeps_its_identity(tmp_path: Path) -> None:
         ("axes.learning_rate.to=2", False),
     ],
 )
-def test_what_is_looked_for_is_the_searchs_identity_and_not_when_it_ends(
+def test_the_target_is_part_of_the_identity_of_a_search_and_the_stopping_rule_is_not(
     tmp_path: Path, override: str, same: bool
 ) -> None:
     text = POINTS + "search: {kind: boundary, budget: 50}\n"
@@ -282,20 +282,20 @@ def test_a_metric_that_an_option_adds_may_be_looked_for_with_it(tmp_path: Path) 
     assert Sweep.load(path, ["axes.progress=[none, basic]"]).is_search
 
 
-def test_a_job_of_the_users_may_observe_what_nobody_knows_before(tmp_path: Path) -> None:
+def test_a_user_defined_job_may_have_observations_that_are_not_known_in_advance(tmp_path: Path) -> None:
     sweep = load(tmp_path, AXES + "search: {kind: boundary, budget: 9, target: {metric: peak, level: 0.5}}\n")
     assert sweep.metric_place.endswith(":6:54")
 
 
 @pytest.mark.parametrize("text", [AXES + SEARCH, POINTS, POINTS + "search: {kind: grid}\n", POINTS + SEARCH])
-def test_the_schema_takes_what_the_program_takes(tmp_path: Path, text: str) -> None:
+def test_the_schema_accepts_values_that_the_program_accepts(tmp_path: Path, text: str) -> None:
     load(tmp_path, text)
     data: Any = read(tmp_path / "sweep.yaml", (), {}).data
     jsonschema.Draft202012Validator(json.loads(json.dumps(sweep_schema()))).validate(data)
 
 
 @pytest.mark.parametrize("text", [AXES, POINTS + "search: {kind: boundry}\n", POINTS + "search: {target: 3}\n"])
-def test_the_schema_refuses_what_the_program_refuses(tmp_path: Path, text: str) -> None:
+def test_the_schema_refuses_searches_that_the_program_refuses(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError):
         load(tmp_path, text)
     data: Any = read(tmp_path / "sweep.yaml", (), {}).data

@@ -63,7 +63,7 @@ def test_the_names_of_two_classes_can_be_swapped() -> None:
     np.testing.assert_allclose(one.belief(QUERY), other.belief(QUERY)[:, ::-1], atol=2e-3)
 
 
-def test_one_class_alone_is_not_certain_where_nothing_was_tried() -> None:
+def test_a_single_class_is_not_certain_far_from_all_trials() -> None:
     x = 0.2 * sobol(32)
     surface = fit_classifier(x, np.full(len(x), 1), classes=3)
     near, far = surface.belief(np.array([[0.1, 0.1], [0.95, 0.95]]))
@@ -115,7 +115,7 @@ def test_one_odd_label_among_many_makes_no_island() -> None:
     assert fit_classifier(x, label, classes=2).label(x[odd : odd + 1])[0] == 1 - label[odd]
 
 
-def test_each_axis_has_its_own_length() -> None:
+def test_each_axis_has_a_separate_length_scale() -> None:
     x = sobol(128)
     label = (np.sin(14 * x[:, 0]) > 0).astype(np.int64)
     across, along = fit_classifier(x, label, classes=2).hyper.lengthscale

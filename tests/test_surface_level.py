@@ -166,7 +166,7 @@ def test_not_reached_within_a_horizon_below_the_level_is_no_evidence_for_below()
     assert (as_bounds.belief(there)[:, 1] > 0.4).all()
 
 
-def test_a_trial_with_no_value_and_no_label_says_nothing() -> None:
+def test_a_trial_without_value_and_label_is_ignored() -> None:
     rng = np.random.default_rng(0)
     x = even(64)
     value = accuracy(x, rng)
@@ -176,14 +176,14 @@ def test_a_trial_with_no_value_and_no_label_says_nothing() -> None:
     np.testing.assert_array_equal(one.belief(MAP), other.belief(MAP))
 
 
-def test_a_label_stands_in_for_a_value() -> None:
+def test_a_label_replaces_a_missing_value() -> None:
     x = even(64)
     side = (height(x) >= 0).astype(np.int64)
     surface = LevelSurrogate(level=0.5).fit(evidence(x, np.full(64, np.nan), label=side))
     assert wrong_area(surface) < 0.04
 
 
-def test_diverged_is_a_class_of_its_own() -> None:
+def test_diverged_is_a_separate_class() -> None:
     rng = np.random.default_rng(0)
     x = even(128)
     value = accuracy(x, rng)

@@ -114,7 +114,7 @@ def test_the_order_of_the_trials_is_irrelevant_to_the_last_digit() -> None:
     np.testing.assert_array_equal(one.sample_weights(3, 0), other.sample_weights(3, 0))
 
 
-def test_an_outlier_moves_nothing() -> None:
+def test_an_outlier_does_not_move_the_surface() -> None:
     x, _, _ = mixed(80)
     clean = wave(x) + 0.05 * np.random.default_rng(2).standard_normal(80)
     dirty = clean.copy()

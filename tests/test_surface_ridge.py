@@ -154,7 +154,7 @@ def test_a_higher_plateau_at_an_end_is_no_peak() -> None:
     np.testing.assert_allclose(surface.peak(np.array([[0.2], [0.7]]))[0], 0.35, atol=0.02)
 
 
-def test_a_monotone_metric_has_no_peak_and_the_surface_says_so() -> None:
+def test_the_surface_of_a_monotone_metric_reports_no_peak() -> None:
     x = grid(21, 5)
     value = 0.7 - 0.3 * x[:, 0] + 0.01 * np.random.default_rng(0).standard_normal(len(x))
     surface = RidgeSurrogate(along=0).fit(evidence(x, value))
@@ -231,7 +231,7 @@ def test_the_unit_of_the_metric_is_irrelevant() -> None:
     np.testing.assert_allclose(1000 * one.mean(x) - 7000, other.mean(x), rtol=1e-5)
 
 
-def test_a_trial_without_a_value_says_nothing() -> None:
+def test_a_trial_without_a_value_is_ignored() -> None:
     x = even(64, 2)
     value = measured(x, np.random.default_rng(0))
     more = np.vstack([x, even(1000, 2)[-20:]])
@@ -262,7 +262,7 @@ def test_values_over_decades_are_seen_on_a_logarithmic_scale() -> None:
     assert (surface.mean(x) > 0).all()
 
 
-def test_before_any_value_nothing_is_known_and_the_box_is_filled() -> None:
+def test_without_values_the_search_fills_the_box() -> None:
     x = even(8, 2)
     known = evidence(x, np.full(8, np.nan))
     target = RidgeSurrogate(along=0)

@@ -184,7 +184,7 @@ def test_the_same_file_gives_the_same_sweep(load: Any) -> None:
 
 
 @pytest.mark.parametrize("key", [*OTHER, "axes", "job"])
-def test_what_changes_the_trials_or_the_name_changes_the_identity(load: Any, key: str) -> None:
+def test_a_change_of_trials_or_name_changes_the_identity(load: Any, key: str) -> None:
     new = {
         "name": "other",
         "seed": 4,
@@ -203,7 +203,7 @@ def test_what_changes_the_trials_or_the_name_changes_the_identity(load: Any, key
     "override",
     ["resources.workers=2", "tracking.uri=x", "output=x", "phases.far_loss=9", "fixed.steps=7.0", "axes={}"],
 )
-def test_what_changes_no_trial_keeps_the_identity(load: Any, override: str) -> None:
+def test_a_change_that_affects_no_trial_keeps_the_identity(load: Any, override: str) -> None:
     assert load(OTHER, [override]).id == load(OTHER).id
 
 

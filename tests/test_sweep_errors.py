@@ -384,7 +384,9 @@ OVERRIDES = {
 
 
 @pytest.mark.parametrize(("override", "rule", "contains"), OVERRIDES.values(), ids=OVERRIDES)
-def test_a_mistaken_override_is_its_own_place(tmp_path: Path, override: str, rule: str, contains: str) -> None:
+def test_an_invalid_override_is_reported_with_its_place(
+    tmp_path: Path, override: str, rule: str, contains: str
+) -> None:
     text = JOB + "axes:\n  weight_decay: {scale: log, from: 1, to: 9, points: 3}\n"
     found = mistakes(tmp_path, text, [override])
     assert len(found) == 1, found

@@ -60,7 +60,7 @@ def test_every_sweep_file_validates(validator: Any, path: Path) -> None:
     assert [error.message for error in validator.iter_errors(read(path).data)] == []
 
 
-def test_what_the_documentation_shows_validates(validator: Any) -> None:
+def test_examples_in_the_documentation_validate(validator: Any) -> None:
     assert [error.message for error in validator.iter_errors(GOOD)] == []
 
 
@@ -97,11 +97,11 @@ def test_what_the_documentation_shows_validates(validator: Any) -> None:
         (("tracking",), {"url": "x"}),
     ],
 )
-def test_what_the_program_refuses_the_schema_refuses(validator: Any, keys: tuple[str, ...], value: Any) -> None:
+def test_the_schema_refuses_values_that_the_program_refuses(validator: Any, keys: tuple[str, ...], value: Any) -> None:
     assert list(validator.iter_errors(changed(*keys, to=value)))
 
 
-def test_a_job_of_ones_own_may_have_any_parameters(validator: Any) -> None:
+def test_a_user_defined_job_may_have_any_parameters(validator: Any) -> None:
     data = {"job": "my_package.my_module:MyJob", "axes": {"anything": [1]}, "fixed": {"more": "x"}, "phases": {"p": 1}}
     assert list(validator.iter_errors(data)) == []
 

@@ -69,7 +69,7 @@ def test_scalars_have_the_types_of_yaml_1_2(parse: Any, written: str, meant: obj
 
 
 @given(documents)
-def test_what_is_dumped_reads_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]) -> None:
+def test_dumped_values_read_back_unchanged(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"
     path.write_text(dump({"begin": 1, **data}))
     document = read(path, (), {"A": "from the environment"})
@@ -140,7 +140,7 @@ def test_a_later_override_wins(parse: Any) -> None:
     assert parse("a: 1\n", "a=2", "b.c=3", "b=4", "a=5") == {"a": 5, "b": 4}
 
 
-def test_an_override_heals_what_it_replaces(parse: Any) -> None:
+def test_an_override_replaces_an_invalid_value(parse: Any) -> None:
     assert parse("a: ${NOT_SET}\nb: {c: ${NOT_SET}}\n", "a=1", "b=2") == {"a": 1, "b": 2}
 
 

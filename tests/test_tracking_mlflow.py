@@ -324,7 +324,7 @@ def test_an_experiment_deleted_in_mlflow_is_a_user_s_error_with_the_way_out(trac
     again.close()
 
 
-def test_a_relative_file_lies_in_the_current_folder(tmp_path, monkeypatch):
+def test_a_relative_file_is_in_the_current_folder(tmp_path, monkeypatch):
     empty_sqlite(tmp_path / "here" / "mlflow.db")
     monkeypatch.chdir(tmp_path / "here")
     tracker = open_tracker("sqlite:///mlflow.db", experiment="tests")

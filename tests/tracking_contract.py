@@ -232,7 +232,7 @@ class TrackerContract(ABC):
         assert dict(tracker.curves([one.id]))[one.id].step.tolist() == [0, 1, 2]
         tracker.close()
 
-    def test_an_interrupted_trial_without_rows_goes_on_in_its_run(self, tracker):
+    def test_an_interrupted_trial_without_rows_continues_in_its_run(self, tracker):
         one = trial()
         tracker.begin([one])
         (before,) = tracker.rows([one.id])
