@@ -17,7 +17,8 @@ from itertools import islice
 from jobs.job import Params, as_dict
 from orchestrator.dispatch.base import Dispatcher, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.failures import IDENTICAL_FAILURES_BEFORE_STOP, FailureWatch, Remedy, decide, last_line
-from orchestrator.plan.planner import Pack, Planner
+from orchestrator.plan.pack import Pack
+from orchestrator.plan.planner import Planner
 from orchestrator.progress import ProgressDisplay, Snapshot
 from orchestrator.records import Status, TrialResult
 from orchestrator.relabel import relabel_stale
@@ -65,8 +66,6 @@ class Summary:
     """Training seconds of the packs that ended, summed over workers."""
     estimated_s: float = 0.0
     """The estimate for these packs."""
-    trained: int = 0
-    """The number of trials in these packs."""
     record_s: float = 0.0
     """Seconds spent in the tracker for trials of this run."""
     measured: bool = False
@@ -177,7 +176,9 @@ class Runner:
             if asked:
                 return True
             if not self._sampler.exhausted:
-                raise RuntimeError("the sampler asks for nothing, waits for nothing, and is not exhausted")
+                raise RuntimeError(
+                    "the sampler proposes no trial although none is running; this is a bug in phasefront"
+                )
             return False
         dispatcher = self._ready_dispatcher()
         if self._stop.is_set():
@@ -325,10 +326,9 @@ class Runner:
         for trial in out.left.values():
             error = "the pack ended without reporting this trial"
             ended.append((trial, TrialResult(trial.id, Status.FAILED, error=error)))
-        self._planner.took(out.pack, event.train_s if event.busy_s is None else event.busy_s)
+        self._planner.tally.add(out.pack, event.train_s if event.busy_s is None else event.busy_s)
         self._summary.train_s += event.train_s
         self._summary.estimated_s += out.pack.seconds
-        self._summary.trained += len(out.pack.trials)
 
     def _pack_failed(self, event: PackFailed, out: _Dispatched, ended: list[tuple[Trial, TrialResult]]) -> None:
         del self._out[event.pack_id]

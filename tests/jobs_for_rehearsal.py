@@ -1,4 +1,4 @@
-"""Plain functions that are timed before a plan."""
+"""Plain functions for tests of the rehearsal."""
 
 import os
 import time
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def sleepy(params: dict[str, Any], seed: int, device: str, report: Callable[..., None]) -> None:
-    """Waits, and computes nothing."""
+    """Waits without computing."""
     time.sleep(params["seconds"])
     report(1, value=1.0)
 
 
 def exits(params: dict[str, Any], seed: int, device: str, report: Callable[..., None]) -> None:
-    """Ends its process at once."""
+    """Ends its process immediately."""
     os._exit(3)

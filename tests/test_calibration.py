@@ -1,4 +1,4 @@
-"""Calibration of pack costs, and short rehearsals before a plan."""
+"""Laws of the corrections learnt from past runs, and of the short trainings before a plan."""
 
 import json
 import math
@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from jobs.catalogue import load_job
 from jobs.double_descent.job import DoubleDescent
 from jobs.job import Cost
-from orchestrator.commands.inspect import time_words
+from orchestrator.commands.inspect import time_estimate
 from orchestrator.plan import calibration
-from orchestrator.plan.calibration import Calibration, JobHistory, Machine
-from orchestrator.plan.kinds import KindHistory, SweepHistory, Tally, kind_of
-from orchestrator.plan.planner import Pack, Planner, summarise
+from orchestrator.plan.calibration import Calibration, Machine
+from orchestrator.plan.history import JobHistory, KindHistory, SweepHistory, Tally
+from orchestrator.plan.pack import Pack, pack_kind
+from orchestrator.plan.planner import Planner
 from orchestrator.plan.rehearsal import rehearse, slowdown
 from orchestrator.trial import Trial
 
@@ -24,7 +25,7 @@ SLEEPY = "tests.jobs_for_rehearsal:sleepy"
 EXITS = "tests.jobs_for_rehearsal:exits"
 
 points = st.dictionaries(st.floats(-3, 6), st.floats(0.1, 9), min_size=1, max_size=6).map(
-    lambda found: KindHistory(points=tuple(sorted(found.items())))
+    lambda ratios: KindHistory(points=tuple(sorted(ratios.items())))
 )
 
 
@@ -53,24 +54,25 @@ def planner(job: str = DESCENT, known: Calibration | None = None, *, at_once: in
     )
 
 
-def of_function(job: str, count: int) -> list[Trial]:
+def function_trials(job: str, count: int) -> list[Trial]:
     params = load_job(job).params_for({"seconds": 0.05})
     return [Trial(job=job, job_version=1, params=params, replicate=r) for r in range(count)]
 
 
 @given(kind=points, shape=st.floats(-9, 9))
-def test_a_ratio_is_within_the_range_of_measured_ratios(kind: KindHistory, shape: float) -> None:
+def test_a_ratio_lies_between_the_measured_ones(kind: KindHistory, shape: float) -> None:
     ratios = [ratio for _, ratio in kind.points]
-    for found in (kind.ratio(shape), kind.blurred(shape)):
-        assert min(ratios) * (1 - 1e-9) <= found <= max(ratios) * (1 + 1e-9)
+    for value in (kind.ratio(shape), kind.smoothed_ratio(shape)):
+        assert min(ratios) * (1 - 1e-9) <= value <= max(ratios) * (1 + 1e-9)
     for x, ratio in kind.points:
         assert kind.ratio(x) == pytest.approx(ratio)
 
 
 @given(kind=points, factor=st.floats(0.2, 5))
-def test_the_first_run_outweighs_the_rehearsal_and_moves_what_it_did_not_show(kind: KindHistory, factor: float) -> None:
-    seen = {0.0: (10.0, 10.0 * kind.ratio(0.0) * factor)}
-    learnt = kind.learn(seen)
+def test_the_first_run_replaces_the_rehearsal_and_scales_the_shapes_that_it_did_not_measure(
+    kind: KindHistory, factor: float
+) -> None:
+    learnt = kind.with_run({0.0: (10.0, 10.0 * kind.ratio(0.0) * factor)})
     assert learnt.runs == 1
     assert learnt.ratio(0.0) == pytest.approx(kind.ratio(0.0) * factor)
     for x, ratio in kind.points:
@@ -78,46 +80,44 @@ def test_the_first_run_outweighs_the_rehearsal_and_moves_what_it_did_not_show(ki
             assert learnt.ratio(x) == pytest.approx(min(50.0, max(0.02, ratio * factor)))
 
 
-def test_a_later_run_counts_half() -> None:
-    once = KindHistory(points=((0.0, 1.0),)).learn({0.0: (1.0, 2.0)})
-    assert once.learn({0.0: (1.0, 8.0)}).ratio(0.0) == pytest.approx(4.0)
+def test_a_later_run_has_half_of_the_weight() -> None:
+    once = KindHistory(points=((0.0, 1.0),)).with_run({0.0: (1.0, 2.0)})
+    assert once.with_run({0.0: (1.0, 8.0)}).ratio(0.0) == pytest.approx(4.0)
 
 
-def test_kinds_differ_by_key_by_pace_and_by_how_many_workers_share_the_cores() -> None:
+def test_kinds_differ_by_pack_key_by_pace_and_by_the_number_of_workers_that_share_the_cores() -> None:
     def cost(steps: int) -> Cost:
         return Cost(launches=1, matmul_flop=1, element_visits=1, memory_bytes=1, steps=steps, reports=10)
 
     names = [
-        kind_of("j", 1, "a", cost(1000), 2),
-        kind_of("j", 1, "b", cost(1000), 2),
-        kind_of("j", 1, "a", cost(100_000), 2),
-        kind_of("j", 1, "a", cost(1000), 1),
+        pack_kind("j", 1, "a", cost(1000), 2),
+        pack_kind("j", 1, "b", cost(1000), 2),
+        pack_kind("j", 1, "a", cost(100_000), 2),
+        pack_kind("j", 1, "a", cost(1000), 1),
     ]
     assert len(set(names)) == 4
-    assert kind_of("j", 1, "a", cost(1050), 2) == names[0]
+    assert pack_kind("j", 1, "a", cost(1050), 2) == names[0]
     assert {name.partition("/")[0] for name in names} == {"j@1"}
 
 
-def test_a_kind_never_seen_is_estimated_like_its_job_s_other_kinds() -> None:
+def test_an_unknown_kind_is_estimated_from_its_job_s_other_kinds() -> None:
     known = Calibration(kinds={"j@1/a": KindHistory(points=((0.0, 3.0),))}, jobs={"j": JobHistory(ratio=7.0)})
     assert known.ratio("j", "j@1/b", 0.0) == pytest.approx(3.0)
     assert known.ratio("j", "j@2/b", 0.0) == pytest.approx(7.0)
 
 
-def test_what_trials_that_ended_early_took_is_no_property_of_their_kind() -> None:
+def test_trials_that_ended_early_do_not_correct_their_kind() -> None:
     tally = Tally()
-    tally.took(kind="j@1/a", shape=0.0, counted_s=10.0, estimated_s=20.0, actual_s=5.0, at_most=True)
-    learnt = Calibration().learnt(
-        job="j", sweep_id="s", tally=tally, trials=4, train_s=5.0, record_s=0.1, startup_s=2.0
-    )
+    tally.add(Pack(trials=(descent(8),) * 4, kind="j@1/a", counted_s=10.0, seconds=20.0, at_most=True), 5.0)
+    learnt = Calibration().with_run("j", "s", tally, 5.0, 0.1, 2.0)
     assert not learnt.kinds
-    assert learnt.history("j").ratio == 1.0
+    assert learnt.job("j").ratio == 1.0
     assert learnt.early("j", "s") == (pytest.approx(0.25), True)
     assert learnt.early("j", "another") == (pytest.approx(0.25), False)
     assert learnt.startup_s == 2.0
 
 
-def test_all_that_was_learnt_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_histories_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kept = Calibration(
         machine=Machine(measured=True),
@@ -132,28 +132,25 @@ def test_all_that_was_learnt_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert calibration.load("cpu", probe=False) == Calibration()
 
 
-def test_a_run_s_packs_correct_the_next_plan_of_the_same_trials() -> None:
+def test_the_packs_of_a_run_correct_the_next_plan_of_the_same_trials() -> None:
     trials = [descent(width, r) for width in (8, 64, 200) for r in range(3)]
     first = planner()
     packs = first.plan(trials, workers=2)
     for pack in packs:
-        first.took(pack, 3 * pack.seconds)
-    learnt = first.calibration.learnt(
-        job=DESCENT, sweep_id="sweep", tally=first.tally, trials=9, train_s=1.0, record_s=0.001, startup_s=None
-    )
+        first.tally.add(pack, 3 * pack.seconds)
+    learnt = first.calibration.with_run(DESCENT, "sweep", first.tally, 1.0, 0.001, None)
     for pack in packs:
         assert planner(known=learnt).pack(pack.trials).seconds == pytest.approx(3 * pack.seconds, rel=0.02)
 
 
-def test_a_sweep_that_may_end_early_is_bounded_and_not_guessed() -> None:
+def test_trials_that_may_end_early_get_an_upper_bound() -> None:
     job = load_job("grokking")
     params = job.params_for({"steps": 500, "stop_accuracy": 0.9, "modulus": 7})
     trials = [Trial(job="grokking", job_version=1, params=params, replicate=r) for r in range(4)]
 
     def words(known: Calibration, slow: float = 1.0) -> str:
-        one = planner("grokking", known)
-        packs = one.plan(trials, workers=2)
-        return time_words(summarise(one, trials, packs, finished=0, workers=2, slowdown=slow))
+        plan = planner("grokking", known)
+        return time_estimate(plan, plan.plan(trials, workers=2), workers=2, slowdown=slow)
 
     first = words(Calibration())
     assert first.startswith("at most ")
@@ -165,47 +162,45 @@ def test_a_sweep_that_may_end_early_is_bounded_and_not_guessed() -> None:
     assert "by a factor of 3.0" in other
 
 
-def test_others_use_of_the_machine_stretches_the_estimate() -> None:
-    one = planner()
-    packs = one.plan([descent(200, r, steps=20_000) for r in range(8)], workers=2)
-    alone, together = one.estimate_s(packs, workers=2), one.estimate_s(packs, workers=2, slowdown=2.0)
+def test_a_slowdown_by_other_programs_lengthens_the_estimate() -> None:
+    plan = planner()
+    packs = plan.plan([descent(200, r, steps=20_000) for r in range(8)], workers=2)
+    alone, together = plan.estimate_s(packs, workers=2), plan.estimate_s(packs, workers=2, slowdown=2.0)
     assert alone is not None
     assert together == pytest.approx(2 * alone)
 
 
-def test_a_machine_is_never_faster_than_alone() -> None:
+def test_a_slowdown_is_at_least_one() -> None:
     assert slowdown(1) >= 1.0
 
 
 @pytest.mark.slow
-def test_a_rehearsal_times_the_kinds_that_nobody_saw_and_only_once() -> None:
-    one = planner(at_once=1)
+def test_a_rehearsal_times_unknown_kinds_only_once() -> None:
     trials = [descent(width, r, steps=3000) for width in (8, 64, 200) for r in range(2)]
-    found = rehearse(one, trials, workers=1, threads=1)
-    assert len(found.kinds) == 1
-    (kind,) = found.kinds.values()
+    known = rehearse(planner(at_once=1), trials, workers=1, threads=1)
+    (kind,) = known.kinds.values()
     assert kind.runs == 0
     assert len(kind.points) >= 2
     assert all(0.02 < ratio < 50 for _, ratio in kind.points)
-    assert rehearse(planner(known=found, at_once=1), trials, workers=1, threads=1) is found
+    assert rehearse(planner(known=known, at_once=1), trials, workers=1, threads=1) is known
 
 
 @pytest.mark.slow
-def test_a_function_is_timed_by_whole_trials_which_may_wait_rather_than_compute() -> None:
-    found = rehearse(planner(SLEEPY, at_once=1), of_function(SLEEPY, 30), workers=1, threads=1)
-    seen = found.sweeps["sweep"]
-    assert seen.trial_s is not None
-    assert seen.trial_s >= 0.05
-    assert not seen.computes
-    timed = planner(SLEEPY, found, at_once=1)
-    packs: list[Pack] = timed.plan(of_function(SLEEPY, 30), workers=1)
+def test_a_function_is_timed_by_whole_trials_which_may_wait_instead_of_compute() -> None:
+    known = rehearse(planner(SLEEPY, at_once=1), function_trials(SLEEPY, 30), workers=1, threads=1)
+    history = known.sweeps["sweep"]
+    assert history.trial_s is not None
+    assert history.trial_s >= 0.05
+    assert not history.computes
+    timed = planner(SLEEPY, known, at_once=1)
+    packs: list[Pack] = timed.plan(function_trials(SLEEPY, 30), workers=1)
     estimate = timed.estimate_s(packs, workers=1)
     assert estimate is not None
-    assert estimate >= 30 * seen.trial_s * (1 - 1e-9)
+    assert estimate >= 30 * history.trial_s * (1 - 1e-9)
     assert math.isfinite(estimate)
 
 
 @pytest.mark.slow
-def test_a_job_that_ends_its_process_leaves_the_plan_as_it_was() -> None:
-    one = planner(EXITS, at_once=1)
-    assert rehearse(one, of_function(EXITS, 4), workers=1, threads=1) is one.calibration
+def test_a_job_that_ends_its_process_leaves_the_calibration_unchanged() -> None:
+    plan = planner(EXITS, at_once=1)
+    assert rehearse(plan, function_trials(EXITS, 4), workers=1, threads=1) is plan.calibration

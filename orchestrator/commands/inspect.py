@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import heapq
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,8 @@ from orchestrator.commands.wiring import (
     resources_at_hand,
 )
 from orchestrator.failures import last_line
-from orchestrator.plan.planner import PlanSummary, summarise
+from orchestrator.plan.pack import Pack
+from orchestrator.plan.planner import Planner
 from orchestrator.progress import amount_of_bytes, duration, phase_counts
 from orchestrator.records import Status
 from orchestrator.sweep.sweep import Sweep
@@ -84,46 +87,51 @@ def plan(arguments: argparse.Namespace) -> int:
     planner = make_planner(sweep, measured(sweep, todo, device), workers=workers)
     planner = rehearsed(planner, sweep, todo, workers=workers)
     packs = planner.plan(todo, workers=workers)
-    summary = summarise(planner, todo, packs, finished=finished, workers=workers, slowdown=load_now(planner))
-    print("\n".join(plan_lines(summary, sizes=[len(pack.trials) for pack in packs], inline=arguments.inline)))
+    print(f"trials    {len(todo) + finished}: {finished} finished, {len(todo)} to run")
+    print(
+        "\n".join(plan_lines(planner, packs, workers=workers, inline=arguments.inline) if todo else ["nothing to run"])
+    )
     return 0
 
 
-def plan_lines(found: PlanSummary, *, sizes: Sequence[int], inline: bool = False) -> list[str]:
-    """A plan in words; `sizes` are the trials in each pack."""
-    left = found.trials - found.finished
-    lines = [f"trials    {found.trials}: {found.finished} finished, {left} to run"]
-    if not left:
-        return [*lines, "nothing to run"]
+def plan_lines(planner: Planner, packs: Sequence[Pack], *, workers: int, inline: bool) -> list[str]:
+    """A plan in words."""
+    estimate = time_estimate(planner, packs, workers=workers, slowdown=load_now(planner))
+    sizes = [len(pack.trials) for pack in packs]
     size = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
-    lines.append(f"packs     {found.packs}, of {size} trials")
-    lines.append(f"workers   {found.workers} on {found.device}")
-    lines.append(f"time      {time_words(found)}")
-    if not inline and found.estimate_s is not None:
-        startup = "not measured here yet" if found.startup_s is None else f"about {duration(found.startup_s)}"
+    lines = [
+        f"packs     {len(packs)}, of {size} trials",
+        f"workers   {workers} on {planner.calibration.machine.device}",
+        f"time      {estimate}",
+    ]
+    if not inline and not estimate.startswith("unknown"):
+        startup_s = planner.calibration.startup_s
+        startup = "not measured here yet" if startup_s is None else f"about {duration(startup_s)}"
         lines.append(f"start-up  {startup}, before that")
-    if found.memory_bytes:
-        memory = amount_of_bytes(found.memory_bytes)
-        lines.append(f"memory    about {memory} for all workers, beyond data and libraries")
+    memory_bytes = math.fsum(heapq.nlargest(workers, (pack.memory_bytes for pack in packs)))
+    if memory_bytes:
+        lines.append(f"memory    about {amount_of_bytes(memory_bytes)} for all workers, beyond data and libraries")
+    rows = planner.record_rows([trial for pack in packs for trial in pack.trials])
     unknown = "unknown: the job does not state how often it reports"
-    lines.append(f"rows      {unknown if found.record_rows is None else format(found.record_rows, ',')}, for MLflow")
-    return lines
+    return [*lines, f"rows      {unknown if rows is None else format(rows, ',')}, for MLflow"]
 
 
-def time_words(found: PlanSummary) -> str:
-    """The estimate in words: a bound where trials may end early, and the time that such trials took before."""
-    if found.estimate_s is None:
+def time_estimate(planner: Planner, packs: Sequence[Pack], *, workers: int, slowdown: float) -> str:
+    """The estimate in words: an upper bound if trials may end early, and the time if they end as early as before."""
+    estimate_s = planner.estimate_s(packs, workers=workers, slowdown=slowdown)
+    if estimate_s is None:
         return "unknown: the job states no cost, has not run here yet, and no trial ended within seconds"
-    origin = "" if found.measured else ", from default speeds: this machine was not measured"
-    if found.slowdown >= BUSY:
-        origin += f" (other processes slow this machine now, by a factor of {found.slowdown:.1f})"
-    if not found.at_most:
-        return f"about {duration(found.estimate_s)}{origin}"
-    most = f"at most {duration(found.estimate_s)}{origin}: trials may end early"
-    if found.early_s is None:
+    origin = "" if planner.measured else ", from default speeds: this machine was not measured"
+    if slowdown >= BUSY:
+        origin += f" (other processes slow this machine now, by a factor of {slowdown:.1f})"
+    if not any(pack.at_most for pack in packs):
+        return f"about {duration(estimate_s)}{origin}"
+    most = f"at most {duration(estimate_s)}{origin}: trials may end early"
+    early_s, of_sweep = planner.early_s(packs, workers=workers, slowdown=slowdown)
+    if early_s is None:
         return most
-    whose = "trials of this sweep" if found.early_seen else "trials of this job"
-    return f"{most}; about {duration(found.early_s)} if as early as the last {whose}"
+    whose = "trials of this sweep" if of_sweep else "trials of this job"
+    return f"{most}; about {duration(early_s)} if as early as the last {whose}"
 
 
 def status(arguments: argparse.Namespace) -> int:

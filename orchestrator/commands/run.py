@@ -185,18 +185,9 @@ def _learn(planner: Planner, summary: Summary, *, inline: bool) -> None:
     """Keep what this run took, for the estimates of later ones."""
     from orchestrator.plan.calibration import save
 
-    if summary.trained:
-        save(
-            planner.calibration.learnt(
-                job=planner.job_name,
-                sweep_id=planner.sweep_id,
-                tally=planner.tally,
-                trials=summary.trained,
-                train_s=summary.train_s,
-                record_s=summary.record_s,
-                startup_s=None if inline else summary.startup_s,
-            )
-        )
+    if planner.tally.trials:
+        times = (summary.train_s, summary.record_s, None if inline else summary.startup_s)
+        save(planner.calibration.with_run(planner.job_name, planner.sweep_id, planner.tally, *times))
 
 
 def _say_stopped(arguments: argparse.Namespace, summary: Summary, stopper: Stopper) -> None:

@@ -1,9 +1,9 @@
-"""Speed of this machine, and corrections of the cost model learnt from past runs.
+"""The speed of this machine, and corrections of the cost model learnt from past runs.
 
-A short probe (`jobs.packed.probe`, a process of its own, so that the driver never loads torch)
-measures the machine once. Short real trainings (`orchestrator.plan.rehearsal`), and then the times of
-actual runs, correct the counts, for each kind of pack apart (`orchestrator.plan.kinds`). All is kept in one small
-file per machine under the user's cache folder. Losing it costs nothing but a few seconds.
+A short probe (`jobs.packed.probe`, in a child process, so that the driver never loads torch) measures the machine once.
+Short trainings (`orchestrator.plan.rehearsal`) and the times of past runs then correct the counts of the cost model,
+separately for each kind of pack (`orchestrator.plan.history`). One small file per machine in the user's cache folder
+stores it all; losing that file costs a few seconds.
 """
 
 from __future__ import annotations
@@ -19,43 +19,41 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs.job import Cost
-from orchestrator.plan.kinds import KindHistory, SweepHistory, Tally
+from orchestrator.plan.history import JobHistory, KindHistory, SweepHistory, Tally, average, updated
+
+T = TypeVar("T")
 
 PROBE_TIMEOUT_S = 30.0
-"""A probe takes about three seconds, loading torch included; a machine this slow gets the defaults."""
-MEMORY = 0.5
-"""Weight of the newest run in the exponential average of past runs."""
-RATIO_BOUNDS = (0.02, 50.0)
-"""An actual/estimated ratio beyond these is an accident, not a property of the job."""
+"""Timeout of the probe, which takes about three seconds with the import of torch. After it, the defaults apply."""
 RECORD_S_PER_TRIAL = 0.0004
-"""Seconds of the driver to begin and end the run of one trial, where no run has measured it."""
+"""Default: seconds of the driver to begin and end the run of one trial."""
 RECORD_S_PER_ROW = 6e-6
-"""Seconds of the driver to record one value of a curve, where no run has measured it."""
-KEPT = 400
-"""Kinds of packs, and sweeps, that are remembered: the newest."""
+"""Default: seconds of the driver to record one value of a curve."""
+HISTORIES_KEPT = 400
+"""Number of kinds of packs, and of sweeps, that are stored: the newest ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What one worker of this machine takes for the counts of a `Cost`."""
+    """The speed of one worker of this machine, in the units that a `Cost` counts."""
 
     launch_s: float = 6e-6
-    """Seconds per tensor operation launched."""
+    """Seconds to launch one tensor operation."""
     matmul_flop_per_s: float = 5e10
-    """Float32 matrix-product rate."""
+    """Speed of float32 matrix products."""
     element_s: float = 4e-10
     """Seconds per element visited by other operations."""
     device: str = "cpu"
     measured: bool = False
-    """False: the values are stated defaults."""
+    """False if the values are the defaults."""
     memory_bytes: float | None = None
-    """Of the device, where it is a GPU and was measured."""
+    """Memory of a measured GPU."""
 
     def seconds(self, cost: Cost) -> float:
-        """Time of a pack, by the counts alone."""
+        """Time of a pack according to the counts alone."""
         return (
             cost.launches * self.launch_s
             + cost.matmul_flop / self.matmul_flop_per_s
@@ -64,10 +62,10 @@ class Machine:
         )
 
     def shape(self, cost: Cost) -> float:
-        """How large a pack's operations are: log of what they compute over what launching them takes."""
-        launching = cost.launches * self.launch_s
-        rest = self.seconds(cost) - launching
-        return math.log(rest / launching) if launching > 0 and rest > 0 else 0.0
+        """The size of a pack's tensor operations: log of the time to compute them over the time to launch them."""
+        launch_s = cost.launches * self.launch_s
+        compute_s = self.seconds(cost) - launch_s
+        return math.log(compute_s / launch_s) if launch_s > 0 and compute_s > 0 else 0.0
 
 
 DEFAULT_CPU = Machine()
@@ -75,145 +73,92 @@ DEFAULT_CUDA = Machine(launch_s=8e-6, matmul_flop_per_s=1.5e13, element_s=4e-12,
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobHistory:
-    """What past runs of a job say. Empty for a job never run here."""
-
-    ratio: float = 1.0
-    """Actual over counted training seconds: the correction of kinds of packs that were never timed."""
-    early: float | None = None
-    """Share of the estimated seconds that trials took which could end early."""
-    trial_s: float | None = None
-    """Training seconds of one trial: the estimate for a job that states no cost."""
-    record_s: float | None = None
-    """Seconds of the driver to record one trial."""
-    runs: int = 0
-
-    def learn(self, *, estimated_s: float, actual_s: float, trials: int, record_s: float | None = None) -> JobHistory:
-        """The history with one more run.
-
-        Args:
-            estimated_s: what the packs that ended were estimated at, this history's ratio included; 0: unknown.
-            actual_s: what they took.
-            trials: how many trials they held.
-            record_s: seconds of the driver to record them all.
-        """
-        if trials < 1 or actual_s <= 0:
-            return self
-        ratio = self.ratio
-        if estimated_s > 0:
-            seen = self.ratio * actual_s / estimated_s
-            weight = MEMORY if self.runs else 1.0
-            mixed = math.exp((1 - weight) * math.log(self.ratio) + weight * math.log(max(seen, 1e-9)))
-            ratio = min(max(mixed, RATIO_BOUNDS[0]), RATIO_BOUNDS[1])
-        return replace(
-            self,
-            ratio=ratio,
-            trial_s=_mix(self.trial_s, actual_s / trials),
-            record_s=_mix(self.record_s, None if record_s is None else record_s / trials),
-            runs=self.runs + 1,
-        )
-
-
-def _mix(old: float | None, new: float | None) -> float | None:
-    if old is None or new is None:
-        return old if new is None else new
-    return (1 - MEMORY) * old + MEMORY * new
-
-
-@dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Everything the planner knows of a machine."""
+    """Everything the planner knows about a machine."""
 
     machine: Machine = DEFAULT_CPU
     jobs: Mapping[str, JobHistory] = field(default_factory=dict)
     kinds: Mapping[str, KindHistory] = field(default_factory=dict)
-    """Of each kind of pack that was timed or run, the oldest first (see `orchestrator.plan.kinds.kind_of`)."""
+    """By kind of pack (see `orchestrator.plan.pack.pack_kind`), the oldest first."""
     sweeps: Mapping[str, SweepHistory] = field(default_factory=dict)
-    """Of sweeps, by their id, the oldest first."""
+    """By sweep id, the oldest first."""
     startup_s: float | None = None
-    """Seconds from the start of a pool of workers to its readiness, as last seen."""
+    """Start-up time of the last pool of workers, in seconds."""
 
     def ratio(self, job: str, kind: str, shape: float) -> float:
-        """Actual over counted seconds of a pack: as its kind was seen, or its job's other kinds, or the job."""
+        """Measured over counted seconds of a pack: of its kind, else of its job's other kinds, else of the job."""
         own = self.kinds.get(kind)
         if own is not None and own.points:
             return own.ratio(shape)
-        family = kind.partition("/")[0]
-        others = [
-            point for name, other in self.kinds.items() if name.partition("/")[0] == family for point in other.points
-        ]
-        return KindHistory(points=tuple(others)).blurred(shape) if others else self.history(job).ratio
+        prefix = kind.partition("/")[0] + "/"
+        others = [point for name, history in self.kinds.items() if name.startswith(prefix) for point in history.points]
+        return KindHistory(points=tuple(others)).smoothed_ratio(shape) if others else self.job(job).ratio
 
-    def history(self, job: str) -> JobHistory:
-        """What past runs of a job say."""
-        return self.jobs.get(job, JobHistory())
+    def job(self, name: str) -> JobHistory:
+        """The history of a job."""
+        return self.jobs.get(name, JobHistory())
 
     def trial_s(self, job: str, sweep_id: str) -> float:
-        """Seconds of one trial of a job that states no cost; 0: never seen."""
+        """Seconds of one trial of a job that states no cost; 0 if unknown."""
         sweep = self.sweeps.get(sweep_id)
-        return (sweep and sweep.trial_s) or self.history(job).trial_s or 0.0
+        return (sweep and sweep.trial_s) or self.job(job).trial_s or 0.0
 
     def early(self, job: str, sweep_id: str) -> tuple[float | None, bool]:
-        """(share of the estimate after which trials ended that may, whether in a run of this very sweep)."""
+        """(share of the estimate taken by trials that could end early, whether it was measured for this sweep)."""
         sweep = self.sweeps.get(sweep_id)
         if sweep is not None and sweep.early is not None:
             return sweep.early, True
-        return self.history(job).early, False
+        return self.job(job).early, False
 
-    def learnt(
-        self,
-        *,
-        job: str,
-        sweep_id: str,
-        tally: Tally,
-        trials: int,
-        train_s: float,
-        record_s: float,
-        startup_s: float | None,
+    def with_run(
+        self, job: str, sweep_id: str, tally: Tally, train_s: float, record_s: float, startup_s: float | None
     ) -> Calibration:
-        """With what a run took.
+        """With the measurements of one more run.
 
         Args:
-            trials: how many trials its packs held.
-            train_s: seconds of training in all, over workers.
-            record_s: seconds of the driver to record them.
-            startup_s: until the pool stood; None: there was none to start.
+            job: name of the job.
+            sweep_id: the sweep.
+            tally: the packs that ended.
+            train_s: training seconds, summed over workers.
+            record_s: seconds of the driver to record the trials.
+            startup_s: until the workers were ready; None if none were started.
         """
-        if trials < 1 or train_s <= 0:
+        if tally.trials < 1 or train_s <= 0:
             return self
-        old = self.history(job)
-        expected_s = tally.counted_s * old.ratio * train_s / tally.actual_s if tally.actual_s else 0.0
-        history = old.learn(estimated_s=expected_s, actual_s=train_s, trials=trials, record_s=record_s)
-        history = replace(history, early=_mix(old.early, tally.early))
-        kinds = {name: kind for name, kind in self.kinds.items() if name not in tally.seen}
-        for name, seen in tally.seen.items():
-            kinds[name] = self.kinds.get(name, KindHistory()).learn(seen)
-        sweeps = {name: sweep for name, sweep in self.sweeps.items() if name != sweep_id}
-        sweeps[sweep_id] = SweepHistory(early=tally.early, trial_s=train_s / trials)
+        old = self.job(job)
+        history = JobHistory(
+            ratio=old.ratio if tally.ratio is None else updated(old.ratio, tally.ratio, runs=old.runs),
+            early=average(old.early, tally.early),
+            trial_s=average(old.trial_s, train_s / tally.trials),
+            record_s=average(old.record_s, record_s / tally.trials),
+            runs=old.runs + 1,
+        )
+        kinds = {name: self.kinds.get(name, KindHistory()).with_run(times) for name, times in tally.times.items()}
         return replace(
             self,
             jobs={**self.jobs, job: history},
-            kinds=kinds,
-            sweeps=sweeps,
+            kinds=newest_last(self.kinds, kinds),
+            sweeps=newest_last(
+                self.sweeps, {sweep_id: SweepHistory(early=tally.early, trial_s=train_s / tally.trials)}
+            ),
             startup_s=self.startup_s if startup_s is None else startup_s,
         )
 
 
-def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
-    """`$XDG_CACHE_HOME/phasefront`, or `~/.cache/phasefront`."""
-    environ = os.environ if environ is None else environ
-    base = environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "phasefront"
+def newest_last(old: Mapping[str, T], new: Mapping[str, T]) -> dict[str, T]:
+    """Both, with the new entries at the end, so that the oldest can be dropped."""
+    return {**{name: value for name, value in old.items() if name not in new}, **new}
 
 
 def cache_file(device: str) -> Path:
-    """This machine's file for one device type and one number of cores."""
+    """The file of this machine, for a device type and its number of cores, in `$XDG_CACHE_HOME` or `~/.cache`."""
     key = f"{platform.node()} {platform.machine()} {platform.processor()} {os.cpu_count()} {device}"
-    return cache_folder() / f"machine-{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}.json"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phasefront"
+    return folder / f"machine-{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}.json"
 
 
 def load(device: str, *, probe: bool = True) -> Calibration:
-    """The calibration of this machine, measured now where it never was (unless `probe` is False)."""
+    """The calibration of this machine. It is measured now if it never was, unless `probe` is False."""
     calibration = _read(cache_file(device), device)
     if probe and not calibration.machine.measured:
         calibration = replace(calibration, machine=measure(device))
@@ -223,24 +168,20 @@ def load(device: str, *, probe: bool = True) -> Calibration:
 
 
 def save(calibration: Calibration) -> None:
-    """Keep a calibration, where the cache folder can be written."""
+    """Store a calibration, if the cache folder is writable."""
     path = cache_file(calibration.machine.device)
-    data = {
-        "machine": asdict(calibration.machine),
-        "jobs": {name: asdict(history) for name, history in calibration.jobs.items()},
-        "kinds": {name: asdict(kind) for name, kind in list(calibration.kinds.items())[-KEPT:]},
-        "sweeps": {name: asdict(sweep) for name, sweep in list(calibration.sweeps.items())[-KEPT:]},
-        "startup_s": calibration.startup_s,
-    }
+    data = asdict(calibration)
+    for histories in (data["kinds"], data["sweeps"]):
+        for name in list(histories)[:-HISTORIES_KEPT]:
+            del histories[name]
     scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    with contextlib.suppress(OSError):  # a cache that cannot be kept costs only time
+    with contextlib.suppress(OSError):  # without the cache, later plans only take longer
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_text(json.dumps(data, indent=1))
         scratch.replace(path)
 
 
 def _read(path: Path, device: str) -> Calibration:
-    empty = Calibration(machine=DEFAULT_CUDA if device == "cuda" else DEFAULT_CPU)
     try:
         data: dict[str, Any] = json.loads(path.read_text())
         return Calibration(
@@ -251,7 +192,7 @@ def _read(path: Path, device: str) -> Calibration:
             startup_s=data["startup_s"],
         )
     except (OSError, ValueError, TypeError, KeyError):
-        return empty
+        return Calibration(machine=DEFAULT_CUDA if device == "cuda" else DEFAULT_CPU)
 
 
 def child_environment() -> dict[str, str]:
@@ -261,10 +202,9 @@ def child_environment() -> dict[str, str]:
 
 
 def measure(device: str) -> Machine:
-    """Probe this machine in a process of its own; the stated defaults where that is not possible."""
+    """Measure this machine in a child process; the defaults if that fails."""
     fallback = DEFAULT_CUDA if device == "cuda" else DEFAULT_CPU
-    command = [sys.executable, "-m", "jobs.packed.probe", "--device", device]
-    environ = child_environment()
+    command, environ = [sys.executable, "-m", "jobs.packed.probe", "--device", device], child_environment()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=True, env=environ)
         data = json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,9 +1,9 @@
-"""Times short trainings before a first plan, to learn how long the packs of this sweep take on this machine.
+"""Times short trainings before the first plan of a sweep, to learn how long its packs take on this machine.
 
-Counts alone (`jobs.job.Cost`) are off by a factor of two, in a way that differs from kind of pack to
-kind of pack. So a few packs of the plan are trained for a fraction of a second each, by as many
-processes at a time as there will be workers (they share memory, cores and the load of others), and
-the ratio of clock to counts is kept. A job that states no cost is timed by whole trials.
+The counts of the cost model (`jobs.job.Cost`) are off by a factor of about two, which differs between kinds of packs.
+Therefore a few packs of the plan are trained for a fraction of a second each, in as many processes at the same time as
+there will be workers (they share memory, cores and the load of other programs), and the ratio of measured to counted
+time is stored. A job that states no cost is timed by whole trials.
 """
 
 from __future__ import annotations
@@ -17,36 +17,37 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.plan.calibration import Calibration, child_environment
-from orchestrator.plan.kinds import KindHistory, SweepHistory
-from orchestrator.plan.planner import Pack, Planner
+from orchestrator.plan.calibration import Calibration, child_environment, newest_last
+from orchestrator.plan.history import KindHistory, SweepHistory
+from orchestrator.plan.pack import Pack
+from orchestrator.plan.planner import Planner
 from orchestrator.trial import Trial
 
 PACKS = 5
-"""Packs that are timed, at most."""
+"""The most packs that are timed."""
 PACK_BUDGET_S = 0.9
-"""Seconds of one pack."""
+"""Seconds for one pack."""
 STEP_S = 0.05
-"""Packs whose step takes longer are timed with fewer models."""
+"""Packs with longer steps are timed with fewer models."""
 FEWEST_MODELS = 4
-UNSEEN_SHARE = 0.05
-"""No rehearsal if a smaller share of the plan is unknown."""
+UNKNOWN_SHARE = 0.05
+"""There is no rehearsal if a smaller share of the plan is of unknown kinds."""
 TRIALS_BUDGET_S = 2.0
-"""Seconds of whole trials, of a job that states no cost."""
+"""Seconds for whole trials of a job that states no cost."""
 MOST_TRIALS = 4000
 COMPUTING = 0.6
-"""Share of its time that a trial must be at work, to count as one that does nothing but compute."""
+"""Trials that use the CPU for at least this share of their time are assumed to do nothing but compute."""
 READY_S = 40.0
-"""The longest wait for the processes to load what they need."""
+"""Timeout for the processes to load what they need."""
 GRACE_S = 8.0
-"""After the budget: a trial or a pack that takes longer remains unknown."""
+"""Timeout beyond the budget, after which a trial or a pack remains unknown."""
 SPIN_S = 0.5
-"""How long the processes spin."""
+"""Seconds of the busy loop that measures the slowdown."""
 _SPIN = f"""
 import os, sys, time
 for _ in range(int(sys.argv[1]) - 1):
@@ -60,96 +61,93 @@ os.write(1, b"%f\\n" % ((time.perf_counter() - wall) / max(time.process_time() -
 
 
 def rehearse(planner: Planner, trials: Sequence[Trial], *, workers: int, threads: int) -> Calibration:
-    """The planner's calibration, with what was timed now for the kinds of packs it did not know.
+    """The planner's calibration, with measurements of the kinds of packs that it did not know.
 
-    Nothing is recorded of these trainings. Where a process cannot be started, or the job cannot be
-    timed, the calibration stays as it is.
+    These trainings are not recorded. The calibration is returned unchanged if a process cannot be started or the job
+    cannot be timed.
     """
     packs = planner.plan(trials, workers=workers)
     if not packs:
         return planner.calibration
     if all(pack.counted_s <= 0 for pack in packs):
-        return _whole_trials(planner, trials, threads)
-    unseen = _unseen(planner, packs)
-    if not unseen:
+        return _time_trials(planner, trials, threads)
+    unknown = _unknown_packs(planner, packs)
+    sample = [_with_short_steps(planner, pack) for pack in _sample(unknown)]
+    request = {"packs": [_content(pack.trials) for pack in sample], "whole": None, "budget_s": PACK_BUDGET_S}
+    times: dict[int, list[Mapping[str, float]]] = defaultdict(list)
+    if sample:
+        for answer in _ask(planner, [request] * planner.at_once, threads, 6 * PACK_BUDGET_S * len(sample)):
+            times[int(answer["pack"])].append(answer)
+    if not times:
         return planner.calibration
-    chosen = [_trimmed(planner, pack) for pack in _spread(unseen)]
-    content = [_content(pack.trials) for pack in chosen]
-    budget_s = PACK_BUDGET_S
-    request = {"packs": content, "whole": None, "budget_s": budget_s}
-    answers = _ask(planner, [request] * planner.at_once, threads, 6 * budget_s * len(content))
-    timed: dict[int, list[Mapping[str, float]]] = defaultdict(list)
-    for answer in answers:
-        timed[int(answer["pack"])].append(answer)
-    if not timed:
-        return planner.calibration
-    return _with(planner, unseen, [(chosen[number], found) for number, found in timed.items()])
+    return _with_times(planner, unknown, [(sample[number], answers) for number, answers in times.items()])
 
 
-def _unseen(planner: Planner, packs: Sequence[Pack]) -> list[Pack]:
-    """The packs of kinds and shapes that nobody has seen; none where they are a small part of the plan."""
+def _unknown_packs(planner: Planner, packs: Sequence[Pack]) -> list[Pack]:
+    """The packs of unknown kinds and shapes; none if they are a small part of the plan."""
     kinds = planner.calibration.kinds
-    unseen = [p for p in packs if not kinds.get(p.kind, KindHistory()).knows(p.shape)]
-    known_s = sum(pack.seconds for pack in packs) * (1 - UNSEEN_SHARE)
-    return unseen if sum(pack.seconds for pack in packs) - sum(p.seconds for p in unseen) < known_s else []
+    unknown = [p for p in packs if not kinds.get(p.kind, KindHistory()).knows(p.shape)]
+    known_s = sum(pack.seconds for pack in packs) * (1 - UNKNOWN_SHARE)
+    return unknown if sum(pack.seconds for pack in packs) - sum(p.seconds for p in unknown) < known_s else []
 
 
-def _spread(packs: Sequence[Pack]) -> list[Pack]:
-    """A few packs, spread over kinds and shapes by the seconds they stand for."""
-    unseen, unseen_s = sorted(packs, key=lambda pack: (pack.kind, pack.shape)), sum(pack.seconds for pack in packs)
-    chosen: dict[int, Pack] = {}
-    passed_s, wanted = 0.0, [(k + 0.5) / PACKS * unseen_s for k in range(PACKS)]
-    for number, pack in enumerate(unseen):
+def _sample(packs: Sequence[Pack]) -> list[Pack]:
+    """At most `PACKS` packs, spread evenly over the seconds of all, by kind and shape."""
+    packs, total_s = sorted(packs, key=lambda pack: (pack.kind, pack.shape)), sum(pack.seconds for pack in packs)
+    sample: dict[int, Pack] = {}
+    passed_s, marks = 0.0, [(k + 0.5) / PACKS * total_s for k in range(PACKS)]
+    for number, pack in enumerate(packs):
         passed_s += pack.seconds
-        while wanted and passed_s >= wanted[0]:
-            chosen[number] = pack
-            wanted.pop(0)
-    return list(chosen.values())
+        while marks and passed_s >= marks[0]:
+            sample[number] = pack
+            marks.pop(0)
+    return list(sample.values())
 
 
-def _trimmed(planner: Planner, pack: Pack) -> Pack:
-    """The pack with so few models that its step is short."""
-    trials = pack.trials
-    cost = planner.job.cost(trials[-1].params, extent=planner.job.extent(trials[-1].params), models=len(trials))
-    models = len(trials)
-    if cost.steps and pack.counted_s > STEP_S * cost.steps:
-        models = min(models, max(FEWEST_MODELS, int(models * STEP_S * cost.steps / pack.counted_s)))
-    if models == len(trials):
-        return pack
-    return planner.pack(tuple(trials[len(trials) - 1 - k * len(trials) // models] for k in range(models)))
+def _with_short_steps(planner: Planner, pack: Pack) -> Pack:
+    """The pack with so few models that a step takes at most `STEP_S`."""
+    trials, count = pack.trials, len(pack.trials)
+    steps = planner.job.cost(trials[-1].params, extent=planner.job.extent(trials[-1].params), models=count).steps
+    models = count
+    if steps and pack.counted_s > STEP_S * steps:
+        models = min(count, max(FEWEST_MODELS, int(count * STEP_S * steps / pack.counted_s)))
+    return (
+        pack if models == count else planner.pack(tuple(trials[count - 1 - k * count // models] for k in range(models)))
+    )
 
 
-def _with(
-    planner: Planner, unseen: Sequence[Pack], timed: Sequence[tuple[Pack, Sequence[Mapping[str, float]]]]
+def _with_times(
+    planner: Planner, unknown: Sequence[Pack], timed: Sequence[tuple[Pack, Sequence[Mapping[str, float]]]]
 ) -> Calibration:
-    """The calibration with these packs' timings, each by several processes; they stand for all that were unseen."""
-    points: dict[str, dict[float, float]] = defaultdict(dict)
+    """The calibration with the times of a sample of the unknown packs, each measured by several processes."""
+    ratios: dict[str, dict[float, float]] = defaultdict(dict)
     first_s: dict[str, float] = defaultdict(float)
     shapes: dict[str, list[float]] = defaultdict(list)
-    for pack in unseen:
+    for pack in unknown:
         shapes[pack.kind].append(pack.shape)
-    for pack, found in timed:
-        models = len(pack.trials)
-        extent = tuple(max(s) for s in zip(*(planner.job.extent(t.params) for t in pack.trials), strict=True))
-        costs = [planner.job.cost(trial.params, extent=extent, models=models) for trial in pack.trials]
-        mean = {key: statistics.fmean(answer[key] for answer in found) for key in found[0] if key != "pack"}
+    for pack, answers in timed:
+        extent = tuple(max(sizes) for sizes in zip(*(planner.job.extent(t.params) for t in pack.trials), strict=True))
+        costs = [planner.job.cost(t.params, extent=extent, models=len(pack.trials)) for t in pack.trials]
+        mean = {key: statistics.fmean(answer[key] for answer in answers) for key in answers[0] if key != "pack"}
         seconds = (
             mean["setup_s"]
             + mean["step_s"] * statistics.fmean(cost.steps for cost in costs)
             + mean["report_s"] * statistics.fmean(cost.reports for cost in costs)
         )
-        points[pack.kind][round(pack.shape, 2)] = seconds / pack.counted_s
+        ratios[pack.kind][round(pack.shape, 2)] = seconds / pack.counted_s
         first_s[pack.kind] = max(first_s[pack.kind], mean["first_s"])
     old = planner.calibration
-    kinds = {name: kind for name, kind in old.kinds.items() if name not in shapes}
-    for name, seen in shapes.items():
-        history = old.kinds.get(name, KindHistory())
-        kinds[name] = history.timed(points.get(name, {}), first_s=first_s.get(name, 0.0), shapes=seen)
-    return replace(old, kinds=kinds)
+    kinds = {
+        kind: old.kinds.get(kind, KindHistory()).with_rehearsal(
+            ratios[kind], first_s=first_s[kind], shapes=shapes[kind]
+        )
+        for kind in shapes
+    }
+    return replace(old, kinds=newest_last(old.kinds, kinds))
 
 
-def _whole_trials(planner: Planner, trials: Sequence[Trial], threads: int) -> Calibration:
-    """With the mean seconds of a few whole trials of this sweep, where none was seen yet."""
+def _time_trials(planner: Planner, trials: Sequence[Trial], threads: int) -> Calibration:
+    """The calibration with the mean seconds of a few whole trials, if this sweep was never timed."""
     old = planner.calibration
     if planner.sweep_id in old.sweeps:
         return old
@@ -160,105 +158,99 @@ def _whole_trials(planner: Planner, trials: Sequence[Trial], threads: int) -> Ca
         for k in range(min(planner.at_once, len(sample)))
     ]
     answers = _ask(planner, requests, threads, TRIALS_BUDGET_S)
-    # A process's first trial pays for imports; it counts where there is nothing else.
+    # The first trial of a process includes imports; it counts only if there is no other.
     later = [answer for answer in answers if not answer["first"]] or answers
     if not later:
         return old
-    count = sum(answer["trials"] for answer in later)
-    clock_s, work_s = (sum(answer[name] for answer in later) for name in ("seconds", "work_s"))
+    count, clock_s, work_s = (sum(answer[name] for answer in later) for name in ("trials", "seconds", "work_s"))
     computes = old.machine.device == "cpu" and threads == 1 and work_s * slowdown(planner.at_once) > COMPUTING * clock_s
-    seen = SweepHistory(trial_s=(work_s if computes else clock_s) / count, computes=computes)
-    return replace(old, sweeps={**old.sweeps, planner.sweep_id: seen})
+    history = SweepHistory(trial_s=(work_s if computes else clock_s) / count, computes=computes)
+    return replace(old, sweeps=newest_last(old.sweeps, {planner.sweep_id: history}))
 
 
 def _content(trials: Sequence[Trial]) -> dict[str, Any]:
     return {"params": [dict(trial.settings()) for trial in trials], "seeds": [trial.seed for trial in trials]}
 
 
-@dataclass(eq=False)
-class _Process:
-    """One rehearsing process and its answers so far."""
+class _Child:
+    """A child process that times trainings (`orchestrator.plan.rehearsal_worker`), and its answers so far."""
 
-    process: subprocess.Popen[str]
-    answers: list[dict[str, Any]]
-    ready: threading.Event
-    reader: threading.Thread
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.plan.rehearsal_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=child_environment(),
+        )
+        self.answers: list[dict[str, Any]] = []
+        self.ready = threading.Event()
+        """Set with the first answer, and when the process ends."""
+        self.reader = threading.Thread(target=self._read, name="rehearsal", daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(ValueError):  # killed in the middle of a line
+            for line in self.process.stdout or ():
+                self.answers.append(json.loads(line))
+                self.ready.set()
+        self.ready.set()
+
+    def send(self, content: Mapping[str, Any]) -> None:
+        """Send one line."""
+        if self.process.stdin is not None:
+            self.process.stdin.write(json.dumps(content) + "\n")
+            self.process.stdin.flush()
+
+
+@contextlib.contextmanager
+def _child() -> Iterator[_Child]:
+    child = _Child()
+    try:
+        yield child
+    finally:
+        child.process.kill()
+        child.reader.join()
+        with contextlib.suppress(OSError), child.process:  # closes its pipes and waits for it
+            pass
 
 
 def _ask(planner: Planner, requests: Sequence[Mapping[str, Any]], threads: int, seconds: float) -> list[dict[str, Any]]:
-    """Serve each request in a process of its own, all at the same time; their answers together."""
+    """The answers to all requests, each served by a process of its own at the same time; none if one cannot start."""
     about = {
         "job": planner.job_name,
         "device": planner.calibration.machine.device,
         "threads": threads,
         "paths": [str(Path.cwd()), *(str(Path(p).resolve()) for p in sys.path if p and Path(p).is_dir())],
     }
-    processes: list[_Process] = []
     try:
-        for _ in requests:
-            processes.append(_start(about))
-        deadline = time.monotonic() + READY_S
-        for one in processes:
-            one.ready.wait(max(0.0, deadline - time.monotonic()))
-        if not all(one.ready.is_set() and one.answers for one in processes):
-            return []
-        for one, request in zip(processes, requests, strict=True):
-            _send(one.process, request)
-        deadline = time.monotonic() + seconds + GRACE_S
-        for one in processes:
-            one.reader.join(max(0.0, deadline - time.monotonic()))
-        return [answer for one in processes for answer in list(one.answers) if "ready" not in answer]
+        with contextlib.ExitStack() as stack:
+            children = [stack.enter_context(_child()) for _ in requests]
+            for child in children:
+                child.send(about)
+            deadline = time.monotonic() + READY_S
+            for child in children:
+                child.ready.wait(max(0.0, deadline - time.monotonic()))
+            if not all(child.answers for child in children):
+                return []
+            for child, request in zip(children, requests, strict=True):
+                child.send(request)
+            deadline = time.monotonic() + seconds + GRACE_S
+            for child in children:
+                child.reader.join(max(0.0, deadline - time.monotonic()))
+            return [answer for child in children for answer in list(child.answers) if "ready" not in answer]
     except OSError:
         return []
-    finally:
-        for one in processes:
-            one.process.kill()
-            one.process.wait()
-            one.reader.join()
-            for stream in (one.process.stdin, one.process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
-
-
-def _start(about: Mapping[str, Any]) -> _Process:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.plan.rehearsal_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=child_environment(),
-    )
-    answers: list[dict[str, Any]] = []
-    ready = threading.Event()
-
-    def read() -> None:
-        with contextlib.suppress(ValueError):  # killed in the middle of a line
-            for line in process.stdout or ():
-                answers.append(json.loads(line))
-                ready.set()
-        ready.set()
-
-    reader = threading.Thread(target=read, name="rehearsal", daemon=True)
-    reader.start()
-    _send(process, about)
-    return _Process(process, answers, ready, reader)
-
-
-def _send(process: subprocess.Popen[str], content: Mapping[str, Any]) -> None:
-    if process.stdin is not None:
-        process.stdin.write(json.dumps(content) + "\n")
-        process.stdin.flush()
 
 
 def slowdown(at_once: int) -> float:
-    """By what factor `at_once` busy processes are slower than with a core each; 1 where nobody else computes.
+    """The factor by which `at_once` busy processes are slower than with one core each, because of other programs.
 
-    Measured by as many processes in half a second: other programs, their priorities and a container's
-    limits all count. 1 too where it cannot be measured.
+    It is measured with as many processes in half a second, so that other programs, priorities and the limits of a
+    container are included. 1 if it cannot be measured.
     """
-    # In one session of their own, as Ray's workers are: Linux shares the cores among sessions first.
+    # In a session of their own, as Ray's workers are: Linux divides the cores among sessions first.
     command = [sys.executable, "-S", "-E", "-c", _SPIN, str(at_once)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, start_new_session=True)

@@ -24,7 +24,8 @@ def simulate(workers: int, models: int, pack_s: float, packs: int) -> dict[str, 
     from orchestrator.dispatch.base import PackProgress, PackTask
     from orchestrator.dispatch.simulated import SimulatedDispatcher, VirtualClock
     from orchestrator.plan.calibration import Calibration
-    from orchestrator.plan.planner import Pack, Planner
+    from orchestrator.plan.pack import Pack
+    from orchestrator.plan.planner import Planner
     from orchestrator.progress import for_stream
     from orchestrator.records import CurveRows, Status, TrialResult
     from orchestrator.runner import Runner
