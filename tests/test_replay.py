@@ -78,7 +78,7 @@ def test_a_trial_replayed_with_its_pack_is_the_recorded_one_bit_for_bit(
         assert replay(run) == 0
         said = capsys.readouterr().out
         assert "bit for bit" in said
-        assert "as it was" in said
+        assert "the same environment as recorded" in said
 
 
 def test_a_trial_replayed_alone_is_the_recorded_one_within_the_tolerance(
@@ -96,10 +96,10 @@ def test_a_curve_that_was_changed_in_the_last_bit_is_found(record: Query, capsys
     changed = float(np.nextafter(value, np.inf))
     record(f"UPDATE metrics SET value = {changed!r} WHERE run_uuid = '{run}' AND key = 'train_loss' AND step = {step}")
     assert replay(run) == 1
-    assert "DIFFERENT, in the setting and pack" in capsys.readouterr().out
+    assert "DIFFERENT, although environment and pack are the same" in capsys.readouterr().out
 
 
-def test_in_another_setting_the_tolerance_decides(record: Query, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_another_environment_the_tolerance_applies(record: Query, capsys: pytest.CaptureFixture[str]) -> None:
     run = trial_runs(record)[0]
     text = record(f"SELECT value FROM tags WHERE run_uuid = '{run}' AND key = 'phasefront.trained'")[0][0]
     elsewhere = json.dumps(json.loads(text) | {"torch": "1.0"}, separators=(",", ":"))
@@ -199,7 +199,7 @@ def test_a_trial_that_cannot_be_trained_again_is_no_fault_of_the_program(
 
     monkeypatch.setattr(DoubleDescent, "train", broken)
     assert replay(trial_runs(record)[0]) == 1
-    assert "its training failed: no more memory" in capsys.readouterr().out
+    assert "the training failed: no more memory" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "much"])

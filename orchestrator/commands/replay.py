@@ -12,9 +12,9 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 
 
 def replay(arguments: argparse.Namespace) -> int:
-    """Exit code 0 where the curve is the recorded one, 1 where it is not.
+    """Exit code 0 if the curve equals the recorded one, 1 otherwise.
 
-    It must be equal bit for bit in the same environment and pack, and within the tolerance otherwise.
+    The curves must be equal bit for bit in the same environment and pack, and within the tolerance otherwise.
     """
     from jobs.catalogue import load_job
     from jobs.job import JobNotFound, Member, ParamError
@@ -49,39 +49,39 @@ def replay(arguments: argparse.Namespace) -> int:
         ]
     except ParamError as error:
         raise UserError(str(error), place=f"run {trial.run_id}", next_step=_FOLDER) from error
-    was = trial.trained.environment
-    device = "cuda" if local_gpus() and not _is_processor(was.device) else "cpu"
-    prepare(threads=max(1, was.threads), job=trial.job)
-    here = environment_of(trial.job, device)
-    differences = was.differences(here)
+    recorded = trial.trained.environment
+    device = "cuda" if local_gpus() and not _is_processor(recorded.device) else "cpu"
+    prepare(threads=max(1, recorded.threads), job=trial.job)
+    differences = recorded.differences(environment_of(trial.job, device))
     print(f"run       {trial.run_id}: {trial.job}, {len(trial.curves.step)} steps of {', '.join(trial.curves.values)}")
     if whole:
-        print(f"pack      {len(members)} trials, as it was")
+        print(f"pack      {len(members)} trials, as recorded")
     else:
         why = f"not all of the {trial.trained.of - 1} others in its pack are recorded"
         why = "as requested" if arguments.alone else why
-        print(f"pack      alone: {why}" if trial.trained.of > 1 else "pack      alone, as it was")
-    print("setting   " + ("as it was" if not differences else "differs (then, now): " + "; ".join(differences)))
-    same_setting = not differences and (whole or trial.trained.of == 1)
+        print(f"pack      alone: {why}" if trial.trained.of > 1 else "pack      alone, as recorded")
+    changes = f"another environment (recorded, now): {'; '.join(differences)}"
+    print(f"machine   {changes if differences else 'the same environment as recorded'}")
+    same_environment = not differences and (whole or trial.trained.of == 1)
     try:
         again = train_again(job, members, trial.trained.at if whole else 0, device=device)
     except Exception as error:  # raised by the job's own code
-        print(f"result    its training failed: {last_line(str(error)) or type(error).__name__}")
+        print(f"result    the training failed: {last_line(str(error)) or type(error).__name__}")
         return 1
-    found = compare(trial.curves, again, tolerance=arguments.tolerance)
-    for name, (apart, step) in found.deviation.items():
+    comparison = compare(trial.curves, again, tolerance=arguments.tolerance)
+    for name, (apart, step) in comparison.deviation.items():
         print(f"          {name}: largest difference {apart:.3g}, at step {step}")
-    if not found.same_steps:
+    if not comparison.same_steps:
         print(f"result    DIFFERENT: {len(again.step)} steps were measured, {len(trial.curves.step)} are recorded")
         return 1
-    if found.exact:
+    if comparison.exact:
         print("result    the same curve, bit for bit")
         return 0
-    if same_setting:
-        print("result    DIFFERENT, in the setting and pack it was trained in")
+    if same_environment:
+        print("result    DIFFERENT, although environment and pack are the same")
         return 1
-    if not found.within:
-        first = ", ".join(f"{name} from step {step}" for name, step in found.beyond.items())
+    if not comparison.within:
+        first = ", ".join(f"{name} from step {step}" for name, step in comparison.beyond.items())
         print(f"result    DIFFERENT beyond the tolerance of {arguments.tolerance:g}: {first}")
         return 1
     print(f"result    the same within {arguments.tolerance:g} of the value, plus {arguments.tolerance:g}")
