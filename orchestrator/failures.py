@@ -1,4 +1,6 @@
-"""Decides what happens after a failure. Each cause has one policy; nothing here runs or records.
+"""Decides what happens after a failure. Each cause has one policy; `Runner._pack_failed` carries it out.
+
+Only trials that have not ended are split or retried.
 
 | cause | policy |
 |---|---|
@@ -43,7 +45,7 @@ def decide(cause: Cause, *, size: int, losses: int, error: str) -> Decision:
     Args:
         cause: of the failure.
         size: number of its unfinished trials.
-        losses: number of workers it has lost, including this one; restarts from 0 after a split.
+        losses: number of workers it has lost, including this one; 0 after a split, 1 if a trial of the pack has ended.
         error: traceback, or the engine's message.
     """
     if cause is Cause.WORKER_LOST and losses < LOSSES_BEFORE_BLAME:

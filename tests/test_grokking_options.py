@@ -16,8 +16,8 @@ from packing import assert_packed_is_solo, assert_same_curves, curves_of
 from plain_grokking import fresh_block, plain_curves
 
 from jobs.grokking import digits
-from jobs.grokking.block import log_stable, row_loss
 from jobs.grokking.job import Grokking
+from jobs.grokking.losses import log_stable, replace_by_gradient, row_loss
 from jobs.grokking.modular import OPERATIONS
 from jobs.grokking.params import GrokkingParams
 from jobs.grokking.quadratic import QuadraticBlock
@@ -227,8 +227,8 @@ def test_stablemax_keeps_a_gradient_where_cross_entropy_has_none_left(margin: fl
     outputs[0, 3, 0] = margin
     label = torch.tensor([[3]])
     passed = margin > math.log(2**24 * (p - 1))
-    assert (row_loss(outputs, label, "cross_entropy").item() == 0.0) == passed
-    assert row_loss(outputs, label, "stablemax").item() > 0.1
+    assert (row_loss("cross_entropy", outputs, label).item() == 0.0) == passed
+    assert row_loss("stablemax", outputs, label).item() > 0.1
 
 
 @pytest.mark.parametrize("precision", [32, 64])
@@ -392,3 +392,21 @@ def test_the_counted_parameters_are_those_of_the_block(**values: Any) -> None:
     padding = modular_cost.padded_outputs(params.outputs) / params.outputs
     counted = modular_cost.parameters(params, 16)
     assert counted <= held * 1.05 <= counted * padding * 1.1
+
+
+@pytest.mark.parametrize("loss", specs(GrokkingParams)["loss"].choices)
+def test_the_gradient_of_a_loss_is_the_derivative_of_its_value(loss: str) -> None:
+    outputs = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    label = torch.tensor([[0, 4, 2], [3, 3, 1]])
+    (expected,) = torch.autograd.grad(row_loss(loss, outputs, label).sum(), outputs)
+    gradient = outputs.detach().clone()
+    replace_by_gradient(loss, gradient, label, torch.full((2, 1, 3), -1.0, dtype=torch.float64))
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_unknown_loss_is_refused() -> None:
+    outputs, label = torch.zeros(1, 2, 1), torch.zeros(1, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="unknown loss 'hinge'"):
+        row_loss("hinge", outputs, label)
+    with pytest.raises(ValueError, match="unknown loss 'hinge'"):
+        replace_by_gradient("hinge", outputs, label, -torch.ones(1, 1, 1))

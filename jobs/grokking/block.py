@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jobs.grokking.local_complexity import Neighbourhoods, draw
+from jobs.grokking.losses import row_loss
 from jobs.grokking.optim import make_optimiser
 from jobs.grokking.pairs import Pairs
 from jobs.grokking.params import GrokkingParams
@@ -116,7 +117,7 @@ class ModularBlock(Block):
         """(M, B) training loss of each row, in the precision `loss_precision`."""
         if self.shared.loss_precision == 64:
             outputs_MOB = outputs_MOB.double()
-        return row_loss(outputs_MOB, label_MB, self.shared.loss)
+        return row_loss(self.shared.loss, outputs_MOB, label_MB)
 
     def spectrum_table(self) -> Tensor | None:
         """(M, E, D) the network's first table over the elements, in their order; None: it has none."""
@@ -188,28 +189,3 @@ def look_up(table_MVD: Tensor, index_MB: Tensor) -> Tensor:
     models, tokens, width = table_MVD.shape
     offset = torch.arange(models, device=index_MB.device)[:, None] * tokens
     return table_MVD.reshape(-1, width).index_select(0, (index_MB + offset).reshape(-1)).view(models, -1, width)
-
-
-def log_stable(outputs: Tensor) -> Tensor:
-    """log s(x) of StableMax, elementwise: sign(x) log(1 + |x|); its derivative is 1 / (1 + |x|), at 0 too.
-
-    s(x) = x + 1 for x >= 0 and 1 / (1 - x) for x < 0 replaces exp(x) in the softmax (Prieto et al. 2025, "Grokking at
-    the edge of numerical stability", arXiv 2501.04697).
-    """
-    # Each branch must be finite everywhere: otherwise the gradient of torch.where would be NaN.
-    return torch.where(outputs >= 0, torch.log1p(outputs.clamp(min=0)), -torch.log1p((-outputs).clamp(min=0)))
-
-
-def row_loss(outputs_MOB: Tensor, label_MB: Tensor, loss: str) -> Tensor:
-    """(M, B) loss of each row: half the squared distance to the one-hot label, or -log of its probability.
-
-    `loss` is "squared", "cross_entropy" (softmax) or "stablemax".
-    """
-    if loss == "stablemax":
-        outputs_MOB = log_stable(outputs_MOB)
-    if loss != "squared":
-        outputs_MOB = torch.log_softmax(outputs_MOB, 1)
-    at_label = outputs_MOB.gather(1, label_MB[:, None, :]).squeeze(1)
-    if loss != "squared":
-        return -at_label
-    return (outputs_MOB.square().sum(1) - 2 * at_label + 1) / 2

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.grokking.block import ModularBlock, log_stable, look_up
+from jobs.grokking.block import ModularBlock, look_up
+from jobs.grokking.losses import replace_by_gradient
 
 
 class QuadraticBlock(ModularBlock):
@@ -80,17 +81,8 @@ class QuadraticBlock(ModularBlock):
             self._loss_gradient(wide, label_MB)
             out.copy_(wide)
             return
-        if self.shared.loss == "cross_entropy":
-            real = out[:, : self.pairs.outputs]
-            real.copy_(torch.softmax(real, 1))
-        slope = None
-        if self.shared.loss == "stablemax":
-            real = out[:, : self.pairs.outputs]
-            slope = 1 / (1 + real.abs())
-            real.copy_(torch.softmax(log_stable(real), 1))
-        out.scatter_add_(1, label_MB[:, None, :], self._minus_one.to(out.dtype))
-        if slope is not None:
-            out[:, : self.pairs.outputs] *= slope
+        outputs = out[:, : self.pairs.outputs]  # padded outputs and their gradients are 0
+        replace_by_gradient(self.shared.loss, outputs, label_MB, self._minus_one.to(out.dtype))
         scale = self.batches.weights
         if self.optimiser.gradient_scale is not None:
             scale = scale * self.optimiser.gradient_scale[:, None]
