@@ -219,7 +219,7 @@ def test_new_thresholds_label_anew_without_training(folder: Path) -> None:
     thresholds = ("--set", "fixed.limit=9", "--set", "phases={metric: loss, level: 0.5}")
     mapped = phasefront("map", "sweep.yaml", *thresholds, cwd=folder)
     assert mapped.returncode == 0, mapped.stderr
-    assert "6 were labelled anew" in mapped.stdout
+    assert "6 were relabelled" in mapped.stdout
     labels = {(t.params["lr"], t.tags["phasefront.phase"]) for t in trials(record(folder / "mlflow.db"))}
     assert labels == {("1.0", "below"), ("2.0", "at or above"), ("3.0", "at or above")}
 
@@ -240,7 +240,7 @@ def test_the_summary_of_an_inline_run_is_correct_and_printed_once(folder: Path) 
     assert "starting workers" not in done.stdout
     assert "0 running, 0 failed, trials run in this process" in done.stdout
     assert done.stdout.count("6/6 done") == 1
-    assert re.search(r"^6 trials finished in [\d. min]+s \(.* of it from first pack to last\)$", done.stdout, re.M)
+    assert re.search(r"^6 trials finished in [\d. min]+s \(.* of it training and recording\)$", done.stdout, re.M)
     assert "no metric was reported" not in done.stdout
 
 

@@ -95,7 +95,7 @@ def test_a_grid_is_held_against_the_other_map_by_the_labels_that_it_shows() -> N
     assert count == 169 and by_other == pytest.approx(5 / 169, abs=1.5 / 169) and by_own <= by_other
     text = "\n".join(report(found))
     assert f"the maps differ in {found.area:.2%} of the area" in text
-    assert "of the 169 cells of A's grid most replicates show another phase than B's map in" in text
+    assert "the most frequent phase of A's 169 grid cells differs from B's map in" in text
 
 
 def test_slices_are_matched_by_their_values_and_those_of_one_map_alone_are_named() -> None:

@@ -142,7 +142,7 @@ def test_a_plan_states_its_packs_and_rows_and_that_nothing_was_measured() -> Non
     assert lines[0].startswith(f"packs     {len(packs)}, of ")
     assert lines[1] == "workers   2 on cpu"
     assert "from default speeds: this machine was not measured" in lines[2]
-    assert lines[-1] == f"rows      {6 * STEPS * 2}, for MLflow"
+    assert lines[-1] == f"rows      {6 * STEPS * 2} in MLflow"
 
 
 def test_a_calibration_is_stored_and_a_broken_file_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def search_lines(sweep: Sweep) -> list[str]:
     if not sweep.is_search:
         return []
     area = sweep.uncertain_area
-    until = "" if area is None else f"until the uncertain area is {area:g} of the map, or "
+    until = "stops " if area is None else f"stops when the uncertain area is {area:g} of the map, or "
     slices = f", in {len(sweep.slices)} slices" if len(sweep.slices) > 1 else ""
     return [f"search    {sweep.search.target.description}{slices}; {until}after {sweep.most_trials} trials"]
 
@@ -106,14 +106,16 @@ def plan_lines(planner: Planner, packs: Sequence[Pack], *, workers: int, inline:
     ]
     if not inline and not estimate.startswith("unknown"):
         startup_s = planner.calibration.startup_s
-        startup = "not measured here yet" if startup_s is None else f"about {duration(startup_s)}"
-        lines.append(f"start-up  {startup}, before that")
+        startup = (
+            "not measured on this machine yet" if startup_s is None else f"about {duration(startup_s)} in addition"
+        )
+        lines.append(f"start-up  {startup}")
     memory_bytes = math.fsum(heapq.nlargest(workers, (pack.memory_bytes for pack in packs)))
     if memory_bytes:
         lines.append(f"memory    about {amount_of_bytes(memory_bytes)} for all workers, beyond data and libraries")
     rows = planner.record_rows([trial for pack in packs for trial in pack.trials])
     unknown = "unknown: the job does not state how often it reports"
-    return [*lines, f"rows      {unknown if rows is None else format(rows, ',')}, for MLflow"]
+    return [*lines, f"rows      {unknown if rows is None else f'{rows:,} in MLflow'}"]
 
 
 def time_estimate(planner: Planner, packs: Sequence[Pack], *, workers: int, slowdown: float) -> str:
@@ -162,7 +164,7 @@ def status(arguments: argparse.Namespace) -> int:
     lines = [f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}"]
     lines += [f"parent    {parent or 'no run yet'}", *pages, *search_lines(sweep)]
     if sweep.is_search:
-        lines.append(f"study     {study_name(sweep)!r} in {sweep.storage_shown}: it has asked for {len(by_id)} trials")
+        lines.append(f"study     {study_name(sweep)!r} in {sweep.storage_shown}: {len(by_id)} trials asked for")
     numbers = [
         f"{counts[s]} {s.value.lower()}" for s in (Status.FINISHED, Status.RUNNING, Status.FAILED, Status.KILLED)
     ]

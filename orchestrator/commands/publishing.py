@@ -149,7 +149,7 @@ def print_files(published: Published) -> None:
 
 
 def map_(arguments: argparse.Namespace) -> int:
-    """Rebuild the diagram from the record alone; trials labelled under other thresholds are labelled anew."""
+    """Rebuild the diagram from the record alone; trials labelled under other thresholds are relabelled."""
     sweep = load_sweep(arguments)
     with contextlib.closing(open_tracker(sweep)) as tracker:
         trials = known_trials(sweep, tracker)
@@ -165,6 +165,6 @@ def map_(arguments: argparse.Namespace) -> int:
         tracker.annotate(published.metrics)
     print(f"{len(finished)} of {len(trials)} trials are finished")
     if relabelled:
-        print(f"{relabelled} were labelled anew under the thresholds of {arguments.file}")
+        print(f"{relabelled} were relabelled under the thresholds of {arguments.file}")
     print_files(published)
     return 0

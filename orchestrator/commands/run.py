@@ -199,12 +199,12 @@ def _say_stopped(arguments: argparse.Namespace, summary: Summary, stopper: Stopp
 
 def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, pages: list[str], *, seconds: float) -> None:
     """Print the result of a run that took `seconds` in all."""
-    took = f" in {duration(seconds)} ({duration(summary.seconds)} of it from first pack to last)"
+    took = f" in {duration(seconds)} ({duration(summary.seconds)} of it training and recording)"
     print(
         f"{summary.done} trials finished"
         + (took if summary.done else "")
         + (f", {summary.skipped} were finished before" if summary.skipped else "")
-        + (f" ({summary.relabelled} of them labelled anew)" if summary.relabelled else "")
+        + (f" ({summary.relabelled} of them relabelled)" if summary.relabelled else "")
         + (f", {summary.failed} failed" if summary.failed else "")
     )
     if summary.phases:
@@ -215,8 +215,9 @@ def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, pages
     again = command_line(arguments, "run")
     lines = [failure_line(trial, result.error, sweep) for trial, result in summary.failures[:FAILURES_SHOWN]]
     if summary.failed:
-        tracebacks = f"their tracebacks: {command_line(arguments, 'status')}, or the tag of each run"
-        lines.append(f"{summary.failed} trials failed; {tracebacks}. To run them again: {again}")
+        lines.append(
+            f"{summary.failed} trials failed; tracebacks: tag `phasefront.error` of each run. To retry: {again}"
+        )
     if summary.gave_up:
         lines.append(f"stopped early: {summary.gave_up}\ncorrect the job or the sweep, then: {again}")
     if lines:

@@ -308,14 +308,14 @@ def report(comparison: Comparison) -> list[str]:
 def findings(comparison: Comparison) -> list[str]:
     """How much the two maps differ."""
     lines = [
-        f"the maps differ in {comparison.area:.2%} of the area, and in {comparison.sure_area:.2%} where both are sure",
-        f"in their 90% bands lie {comparison.unsure[0]:.2%} (A) and {comparison.unsure[1]:.2%} (B) of it",
+        f"the maps differ in {comparison.area:.2%} of the area, and in {comparison.sure_area:.2%} outside both bands",
+        f"the 90% bands cover {comparison.unsure[0]:.2%} (A) and {comparison.unsure[1]:.2%} (B) of the area",
     ]
     for which, other, cells in (("A", "B", comparison.cells[0]), ("B", "A", comparison.cells[1])):
         if cells is not None:
             count, by_other, by_own = cells
             lines.append(
-                f"of the {count:,} cells of {which}'s grid most replicates show another phase than {other}'s map in "
-                f"{by_other:.2%}, and than {which}'s own map in {by_own:.2%}"
+                f"the most frequent phase of {which}'s {count:,} grid cells differs from {other}'s map in "
+                f"{by_other:.2%} of the cells, and from {which}'s own map in {by_own:.2%}"
             )
     return lines

@@ -75,7 +75,9 @@ class SearchKeys(FileModel):
     """Which trials are run, and when there are enough."""
 
     kind: Literal["grid", "boundary"] = key(
-        "grid", "grid runs every trial; boundary those that tell most about the boundary.", "one of grid, boundary"
+        "grid",
+        "grid runs every trial; boundary the trials that are most informative about the boundary.",
+        "one of grid, boundary",
     )
     target: TargetWritten = key(
         PhaseTarget(),
@@ -83,7 +85,7 @@ class SearchKeys(FileModel):
         ", ".join(target.example for target in TARGETS[:-1]) + f" or {TARGETS[-1].example}",
     )
     budget: int | None = key(
-        None, "The most trials, replicates counted.", "a whole number from 1 to 2000000", ge=1, le=MOST_BUDGET
+        None, "The most trials, replicates included.", "a whole number from 1 to 2000000", ge=1, le=MOST_BUDGET
     )
     until: UntilKeys | None = key(None, "End as soon as the boundary is known so well.", "{uncertain_area: NUMBER}")
     batch: Annotated[int, Field(ge=1)] | Auto = key(
