@@ -19,7 +19,7 @@ Rounding depends on the shape of the pack, the processor and the library, and tr
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class CurveComparison:
     """A curve compared with the recorded one."""
 
     same_steps: bool
@@ -66,7 +66,7 @@ def train_again(job: Job[Any], members: Sequence[Member[Any]], at: int, *, devic
     )
 
 
-def compare(recorded: Curves, again: Curves, *, tolerance: float = TOLERANCE) -> Comparison:
+def compare(recorded: Curves, again: Curves, *, tolerance: float = TOLERANCE) -> CurveComparison:
     """Compare two curves at the steps that both have."""
     same = np.array_equal(recorded.step, again.step) and set(recorded.values) == set(again.values)
     steps, one, other = np.intersect1d(recorded.step, again.step, return_indices=True)
@@ -89,7 +89,7 @@ def compare(recorded: Curves, again: Curves, *, tolerance: float = TOLERANCE) ->
             far = apart > tolerance * (1 + np.where(np.isfinite(a), np.abs(a), 0.0))
         if far.any():
             beyond[name] = int(at[far][0])
-    return Comparison(same_steps=same, exact=exact, deviation=deviation, beyond=beyond)
+    return CurveComparison(same_steps=same, exact=exact, deviation=deviation, beyond=beyond)
 
 
 def _rows(curves: Curves, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

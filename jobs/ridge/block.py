@@ -37,7 +37,7 @@ class PaddedProblems(Tensors):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hyperparameters(Tensors):
+class RidgeHyperparameters(Tensors):
     """What differs between models on the same data; each (M,), float64."""
 
     learning_rate: Tensor
@@ -65,7 +65,7 @@ class RidgeBlock(Block):
     """M models, each on one of S data sets, trained by full-batch gradient descent from their starts."""
 
     def __init__(
-        self, problems: PaddedProblems, source_M: Sequence[int], hyper: Hyperparameters, *, wide: bool, tracked: bool
+        self, problems: PaddedProblems, source_M: Sequence[int], hyper: RidgeHyperparameters, *, wide: bool, tracked: bool
     ) -> None:
         """Args:
         problems: the data sets.

@@ -14,7 +14,7 @@ from torch import Tensor
 from jobs.job import Member, Report, log_spaced_steps
 from jobs.packed.cost import CACHE_BYTES
 from jobs.packed.loop import run_blocks
-from jobs.ridge.block import Hyperparameters, PaddedProblems, RidgeBlock, effective_parameters
+from jobs.ridge.block import RidgeHyperparameters, PaddedProblems, RidgeBlock, effective_parameters
 from jobs.ridge.cost import problem_bytes
 from jobs.ridge.designs import Problems, data_key, make_problems
 from jobs.ridge.params import RidgeParams
@@ -130,11 +130,11 @@ def _block(pack: Sequence[Member[RidgeParams]], groups: Groups, device: str) -> 
     source = [s for s, group in enumerate(ordered) for _ in group]
     values = {
         f.name: torch.tensor([getattr(p, f.name) for p in params], dtype=torch.float64, device=device)
-        for f in fields(Hyperparameters)
+        for f in fields(RidgeHyperparameters)
     }
     wide, tracked = params[0].fitted > params[0].sample_count, any(p.train_level or p.test_level for p in params)
     problems = _padded([problems for problems, _ in drawn])
-    return RidgeBlock(problems, source, Hyperparameters(**values), wide=wide, tracked=tracked), positions
+    return RidgeBlock(problems, source, RidgeHyperparameters(**values), wide=wide, tracked=tracked), positions
 
 
 def _padded(parts: Sequence[Problems]) -> PaddedProblems:
