@@ -36,7 +36,7 @@ class Target(FileModel, ABC):
 
     @property
     def axis(self) -> str | None:
-        """The axis that it singles out: the search then needs another one besides."""
+        """The axis that it singles out: the search then needs at least one other axis."""
         return getattr(self, self.axis_key) if self.axis_key else None
 
     @property
@@ -61,7 +61,7 @@ class Target(FileModel, ABC):
     def evidence(self, result: TrialResult, classes: Sequence[str]) -> TrialEvidence | None:
         """What a trial that has ended says, with its class as an index into `classes`; None: nothing, as if not run.
 
-        A failed or killed trial says nothing. A diverged trial has finished, and is evidence like any other.
+        A failed or killed trial is no evidence. A diverged trial has finished, and is evidence like any other.
         """
 
     @abstractmethod
@@ -109,7 +109,7 @@ class PhaseTarget(Target):
         return tuple(phases)
 
     def evidence(self, result: TrialResult, classes: Sequence[str]) -> TrialEvidence | None:
-        """A trial's class is its phase, "diverged" like any other. A trial without a phase says nothing."""
+        """A trial's class is its phase, "diverged" like any other. A trial without a phase is no evidence."""
         if result.status is not Status.FINISHED or result.phase is None:
             return None
         return TrialEvidence(label=classes.index(result.phase))

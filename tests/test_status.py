@@ -58,7 +58,7 @@ def test_phases_are_counted_under_the_sweeps_own_thresholds(
     assert "phases    near 3, arrived 1" in own and "other thresholds" not in own
     anew = said()
     assert "phases    far 2, arrived 1, near 1" in anew
-    assert "4 of them labelled for this count alone" in anew and "phasefront map" in anew
+    assert "4 of them relabelled here only" in anew and "phasefront map" in anew
     assert "phases    near 3, arrived 1" in said("--set", "phases.far_loss=5.0")  # the record is as it was
     monkeypatch.setattr(inspect, "LABELLED_ANEW", 3)
     many = said()

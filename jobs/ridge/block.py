@@ -65,7 +65,13 @@ class RidgeBlock(Block):
     """M models, each on one of S data sets, trained by full-batch gradient descent from their starts."""
 
     def __init__(
-        self, problems: PaddedProblems, source_M: Sequence[int], hyper: RidgeHyperparameters, *, wide: bool, tracked: bool
+        self,
+        problems: PaddedProblems,
+        source_M: Sequence[int],
+        hyper: RidgeHyperparameters,
+        *,
+        wide: bool,
+        tracked: bool,
     ) -> None:
         """Args:
         problems: the data sets.

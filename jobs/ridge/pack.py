@@ -14,7 +14,7 @@ from torch import Tensor
 from jobs.job import Member, Report, log_spaced_steps
 from jobs.packed.cost import CACHE_BYTES
 from jobs.packed.loop import run_blocks
-from jobs.ridge.block import RidgeHyperparameters, PaddedProblems, RidgeBlock, effective_parameters
+from jobs.ridge.block import PaddedProblems, RidgeBlock, RidgeHyperparameters, effective_parameters
 from jobs.ridge.cost import problem_bytes
 from jobs.ridge.designs import Problems, data_key, make_problems
 from jobs.ridge.params import RidgeParams

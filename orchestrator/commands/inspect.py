@@ -159,8 +159,8 @@ def status(arguments: argparse.Namespace) -> int:
                     phases[label] += 1
             elif row.recorded.status is Status.FAILED and len(failed) < FAILURES_SHOWN:
                 failed.append((by_id[row.trial_id], row))
-        anew = _labelled_anew(sweep, tracker, {trial_id: by_id[trial_id] for trial_id in stale})
-    phases.update(anew.values())
+        relabelled = _relabelled(sweep, tracker, {trial_id: by_id[trial_id] for trial_id in stale})
+    phases.update(relabelled.values())
     lines = [f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}"]
     lines += [f"parent    {parent or 'no run yet'}", *pages, *search_lines(sweep)]
     if sweep.is_search:
@@ -171,10 +171,10 @@ def status(arguments: argparse.Namespace) -> int:
     lines.append(f"trials    {len(by_id)}: {', '.join(numbers)}, {len(by_id) - counts.total()} missing")
     if phases:
         lines.append(f"phases    {phase_counts(phases)}")
-    others = Counter(label for trial_id, label in stale.items() if trial_id not in anew)
-    if anew:
+    others = Counter(label for trial_id, label in stale.items() if trial_id not in relabelled)
+    if relabelled:
         lines.append(
-            f"          {len(anew)} of them labelled for this count alone: the record has labels of other thresholds"
+            f"          {len(relabelled)} of them relabelled here only: the record has labels under other thresholds"
         )
     if others:
         lines.append(f"others    {phase_counts(others)}: the labels of {others.total()} trials under other thresholds")
@@ -194,7 +194,7 @@ def command_line(arguments: argparse.Namespace, command: str) -> str:
     return shlex.join(["phasefront", command, str(arguments.file), *options])
 
 
-def _labelled_anew(sweep: Sweep, tracker: Tracker, stale: Mapping[str, Trial]) -> dict[str, str]:
+def _relabelled(sweep: Sweep, tracker: Tracker, stale: Mapping[str, Trial]) -> dict[str, str]:
     """Trial id -> label under the sweep's own thresholds; the record is not changed.
 
     Empty where there are more than `LABELLED_ANEW`; without the trials whose curves the job cannot reduce.

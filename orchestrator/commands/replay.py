@@ -37,7 +37,7 @@ def replay(arguments: argparse.Namespace) -> int:
             "the job must have the version that the trial was trained with",
             place=f"run {trial.run_id}",
             value=f"{trial.job} has version {job.version} here, and had version {trial.trained.version}",
-            next_step="check out the code of that version to replay the trial; `phasefront run` trains it anew",
+            next_step="check out the code of that version to replay the trial; `phasefront run` trains it again",
         )
     pack = [] if arguments.alone else source.pack(trial)
     whole = len(pack) == trial.trained.of

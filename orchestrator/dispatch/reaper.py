@@ -2,7 +2,7 @@
 
 Ray's own processes follow a killed driver, but its agents take a minute to notice. This process
 waits on a pipe that closes when the driver ends, however it ends, and then kills every process
-that carries the driver's mark in its environment. Standard library only: it must start in no time.
+that carries the driver's mark in its environment. Standard library only: it must start quickly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 MARK = "PHASEFRONT_LOCAL_RAY"
 """Environment variable that all processes of a local Ray inherit from the driver that started it."""
 CLEAN = b"clean"
-"""What a driver says that has shut down its Ray itself."""
+"""Sent by a driver that has shut down its own Ray."""
 QUIET_S = 0.5
 """Without a marked process for this long, all are gone (one may have been starting another)."""
 

@@ -30,7 +30,7 @@ _PICTURES = ("phase_diagram.png", "phase_diagram_lines.png", "phase_diagram.html
 _DATA = ("trials.parquet", "sweep_metrics.json", "boundary.parquet", "boundary.geojson", "search_progress.csv", SAVINGS)
 _THEORY = ("theory_curves.png", "theory_deviation.parquet", "theory_deviation.txt")
 MAP_FILES = frozenset((*_PICTURES, *_DATA, *_THEORY))
-"""The names of all files that a map may have; one that is not written anew belongs to an earlier map."""
+"""The names of all files that a map may have; one that is not rewritten belongs to an earlier map."""
 
 
 @dataclass(frozen=True, kw_only=True)

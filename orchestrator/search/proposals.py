@@ -286,7 +286,7 @@ class Proposer:
         for x in box.spread():
             if taken >= count or fruitless > MOST_REFUSED:
                 break
-            new = self._take(box, x, batch, anew=True)
+            new = self._take(box, x, batch, new_setting=True)
             taken, fruitless = taken + new, 0 if new else fruitless + 1
         return taken
 
@@ -339,17 +339,17 @@ class Proposer:
                     break
                 self._take(box, x, batch)
 
-    def _take(self, box: _Box, x: Floats, batch: _Batch, *, anew: bool = False) -> bool:
+    def _take(self, box: _Box, x: Floats, batch: _Batch, *, new_setting: bool = False) -> bool:
         """Add a proposal at a position; False where no replicate is left or the setting is refused.
 
-        With `anew`, a setting that was tried is refused too.
+        With `new_setting`, a setting that was tried is refused too.
         """
         setting = box.slice.setting(x)
         exact = box.slice.position(setting)
         key = tuple(exact.tolist())
         used = box.tried.get(key, set()) | batch.replicates.get((box.number, key), set())
         free = [r for r in range(min(self._replicates, len(used) + MOST_COMPARED)) if r not in used]
-        if (used and anew) or (not free and box.slice.is_grid):
+        if (used and new_setting) or (not free and box.slice.is_grid):
             return False
         # Of the numbers that the setting has not had, the one used least often so far.
         replicate = min(free, key=lambda r: (batch.used[r], r)) if free else max(used) + 1

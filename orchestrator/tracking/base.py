@@ -1,6 +1,6 @@
 """The interface to the record of a sweep: what the runner, `map` and `status` read and write.
 
-A curve belongs to one training. When an unfinished trial begins, its curve starts anew, whatever an earlier attempt
+A curve belongs to one training. When an unfinished trial begins, its curve starts again, whatever an earlier attempt
 has left. After that, every method that writes is idempotent. A curve row is (trial, metric, step) and is written once;
 its timestamp is the start of the run plus its step in milliseconds, so a repeated write gives the same row.
 

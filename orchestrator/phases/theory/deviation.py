@@ -162,7 +162,7 @@ class Deviations:
         return int(rows[np.abs(self.deviation[rows]).argmax()]) if len(rows) else None
 
     def chance(self) -> float:
-        """The probability of so large a worst deviation by chance: Student's t, were all rows independent."""
+        """The probability of a worst deviation this large by chance (Student's t, rows taken as independent)."""
         from scipy.special import stdtr
 
         rows = np.flatnonzero(self.compared)
@@ -235,7 +235,7 @@ def _rows_of(name: str, answers: Answers, table: TrialTable) -> dict[str, Any]:
 def _verdicts(
     measured: Spread, value: Floats, not_by: Floats, error: Floats, *, by_median: bool
 ) -> NDArray[np.object_]:
-    """(D,) the last that holds of these."""
+    """(D,) the verdict of each row; later ones take precedence."""
     verdict = _filled(COMPARED, value)
     verdict[measured.replicates < 2] = ONE
     if not by_median:
@@ -313,8 +313,8 @@ def write_text(rows: Deviations, path: Path, *, more: Sequence[str] = ()) -> Non
     lines = [rows.summary(), *more]
     if rows.worst() is not None:
         lines.append(
-            f"So large a worst one comes by chance in {100 * rows.chance():.2g}% of such tables (Student's t, were the "
-            "rows independent; settings that share their seeds are not)."
+            f"A worst deviation this large occurs by chance in {100 * rows.chance():.2g}% of such tables "
+            "(Student's t, were the rows independent; settings that share their seeds are not)."
         )
     if holes := rows.answers.holes():
         lines.append(f"Theory is {holes}.")
