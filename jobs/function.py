@@ -374,7 +374,7 @@ def _numbers(metrics: Mapping[str, object], where: str) -> dict[str, float]:
         if not _is_metric_name(name):
             raise ReportError(
                 f"{where}: a metric's name must be at most {_LONGEST_NAME} letters, digits, _ - . / : or spaces, "
-                f"and not start with / : or a space; got {name!r}"
+                f"must not start with / : or a space, and must contain neither // nor a part ..; got {name!r}"
             )
         values[name] = value if type(value) is float else _number(name, value, where)
     return values

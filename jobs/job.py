@@ -363,14 +363,15 @@ _METRIC_NAME = re.compile(r"[\w.-][/\w. :-]*")
 
 
 def is_metric_name(name: object, *, longest: int = LONGEST_METRIC_NAME) -> bool:
-    """Whether MLflow accepts this name for a metric or an observation.
+    """Whether a metric or an observation may have this name.
 
-    It may contain letters, digits, "_", "-", ".", " ", ":" and "/". It must not start with "/", ":", ".." or a
-    space, and must have no part between slashes that is empty, "." or "..".
+    It may contain letters, digits, "_", "-", ".", " ", ":" and "/". It must not start with "/", ":" or a space, and
+    must contain neither "//" nor a part "..". An MLflow server refuses a few more names, such as "loss/"; records in
+    databases may have them.
     """
     if not isinstance(name, str) or len(name) > longest or not _METRIC_NAME.fullmatch(name):
         return False
-    return not name.startswith("..") and not {"", ".", ".."} & set(name.split("/"))
+    return "//" not in name and ".." not in name.split("/")
 
 
 def log_spaced_steps(horizon: int, points: int) -> NDArray[np.int64]:

@@ -26,7 +26,9 @@ def reduce_curves(job: Job[Any], params: Params, curves: Curves, thresholds: Par
 
 def _observation(name: object, value: object) -> float | Censored:
     if not is_metric_name(name):
-        raise ValueError(f"observe named an observation {name!r}; letters, digits, _ - . / : and spaces are allowed")
+        raise ValueError(
+            f"observe named an observation {name!r}; letters, digits, _ - . : and spaces, joined by single /"
+        )
     if isinstance(value, Censored):
         return Censored(float(value.at))
     if not isinstance(value, (bool, numbers.Real, np.bool_)):

@@ -205,6 +205,11 @@ WRONG: dict[str, tuple[str, ...]] = {
         "  learning_rate: {scale: log, from: 0.1, to: 1, points: 2}\nzip: [[weight_decay, learning_rate]]\n" + SEARCH,
         "either all of the zipped axes have points, or none of them",
     ),
+    "half zipped, of another length": (
+        "axes:\n  weight_decay: {scale: linear, from: 0, to: 1}\n"
+        "  learning_rate: {scale: log, from: 0.1, to: 1, points: 3}\nzip: [[weight_decay, learning_rate]]\n" + SEARCH,
+        "either all of the zipped axes have points, or none of them",
+    ),
     "one database": (
         POINTS
         + "search: {kind: boundary, budget: 9, storage: 'sqlite:///mlflow.db'}\ntracking: {uri: 'sqlite:///mlflow.db'}",

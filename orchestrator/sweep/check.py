@@ -9,7 +9,17 @@ from typing import Any
 
 from jobs.catalogue import BUILT_IN, load_job
 from jobs.job import Job, JobNotFound, ParamError, Params, ParamSpec, Scalar, specs
-from orchestrator.axes import Axis, AxisModel, Cycle, RangeAxis, TooManyTrials, ValuesAxis, expand, points_of
+from orchestrator.axes import (
+    Axis,
+    AxisModel,
+    Cycle,
+    RangeAxis,
+    TooManyTrials,
+    ValuesAxis,
+    dimensions,
+    expand,
+    points_of,
+)
 from orchestrator.errors import NOTHING, did_you_mean, show
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.sweep.file import parse_axis, unknown, valid_values
@@ -289,6 +299,8 @@ def combinations(
         also: Further settings to check.
     """
     try:
+        if any(len({len(axis.values) for axis in zipped}) > 1 for zipped in dimensions(axes)):
+            return []  # of a search, with and without points: `check_search` has noted it
         settings, never = expand(axes, fixed, known.defaults, replicates=replicates)
     except Cycle as error:
         names = [str(name) for name in error.args]

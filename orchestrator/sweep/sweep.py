@@ -207,7 +207,7 @@ class Sweep:
         return [trial for trial in trials if trial is not None]
 
     def resolved_yaml(self) -> str:
-        """The sweep as YAML with every key, for the record: it loads as a sweep with the same `id`.
+        """The sweep as YAML, for the record, without keys that are not set: it loads as a sweep with the same `id`.
 
         Passwords are left out.
         """

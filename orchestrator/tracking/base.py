@@ -229,7 +229,7 @@ def check_metric_names(names: Iterable[str]) -> None:
         if not is_metric_name(name):
             raise UserError(
                 f"a metric's name must be 1 to {LONGEST_METRIC_NAME} letters, digits, '_', '-', '.', ' ', ':' or '/', "
-                "must not start with '/', ':', '..' or a space, and no part between '/' may be empty, '.' or '..'",
+                "must not start with '/', ':' or a space, and must contain neither '//' nor a part '..'",
                 value=name,
                 next_step="rename the metric in the job that reports it",
             )
