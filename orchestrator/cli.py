@@ -1,7 +1,8 @@
 """The command line: arguments, exit codes and errors. What a command does is in `commands`.
 
-Exit codes: 0 success; 1 some trials failed; 2 a user's mistake; 70 a bug in this program;
-128 + the signal's number if a signal stopped it (130 for Ctrl-C, 143 for SIGTERM).
+Exit codes: 0 success; 1 some trials failed; 2 a user's mistake; 70 a bug in this program; 75 the infrastructure
+failed, and the same command can be run again; 128 + the signal's number if a signal stopped it (130 for Ctrl-C, 143
+for SIGTERM).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NoReturn
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
 EXIT_FAULT = 70
+EXIT_OUTAGE = 75
 
 _OURS = ("", "orchestrator", "jobs")
 """Packages whose absence is a bug in this program, not a missing library."""
@@ -134,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     if os.getcwd() not in sys.path:  # noqa: PTH109 - the same text as sys.path holds
         sys.path.insert(0, os.getcwd())  # noqa: PTH109 - `job: my_module:train` is in the folder of the command
-    from orchestrator.errors import UserError
+    from orchestrator.errors import Outage, UserError
 
     try:
         from orchestrator.commands import run_command
@@ -143,6 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"phasefront {given.command}: {error.text}", file=sys.stderr)
         return EXIT_MISTAKE
+    except Outage as outage:
+        print(f"phasefront {given.command}: {outage.text}", file=sys.stderr)
+        return EXIT_OUTAGE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # as in `phasefront status x.yaml | head`

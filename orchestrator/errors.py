@@ -1,6 +1,7 @@
-"""A user's mistake: its place, the rule it breaks, the value, the valid choices, the next step.
+"""What the command line prints without a traceback: a user's mistake, and an outage.
 
-The command line prints `UserError.text` and exits with code 2, without a traceback.
+A mistake has its place, the rule it breaks, the value, the valid choices and the next step (exit code 2). An outage is
+the infrastructure's: the same command can be run again (exit code 75).
 """
 
 from __future__ import annotations
@@ -90,3 +91,21 @@ class UserError(Exception):
     def text(self) -> str:
         """What to print: one block of lines per mistake."""
         return "\n".join(mistake.text for mistake in self.mistakes)
+
+
+class Outage(Exception):
+    """The infrastructure (a database, a cluster, a disk) stayed away: the same command can be run again.
+
+    Args:
+        what: what happened, in one line, without a password.
+        next_step: what the user can do.
+    """
+
+    def __init__(self, what: str, *, next_step: str = "") -> None:
+        super().__init__(what)
+        self.what, self.next_step = what, next_step
+
+    @property
+    def text(self) -> str:
+        """What to print: one line, and the next step where there is one."""
+        return f"{self.what}\n  next:  {self.next_step}" if self.next_step else self.what

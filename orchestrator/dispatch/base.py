@@ -21,6 +21,12 @@ class PackTask:
     params: tuple[dict[str, Scalar], ...]
     seeds: tuple[int, ...]
     thresholds: dict[str, Scalar]
+    avoid_nodes: frozenset[str] = frozenset()
+    """Nodes on which an earlier attempt failed: it runs elsewhere if any other node has a worker."""
+    fresh_worker: bool = False
+    """Whether it runs as the first pack of a new worker process."""
+    timeout_s: float | None = None
+    """Seconds after which a trial that has not ended counts as hanging; None: never."""
 
 
 class Cause(StrEnum):
@@ -29,6 +35,10 @@ class Cause(StrEnum):
     USER_ERROR = "user error"
     OUT_OF_MEMORY = "out of memory"
     WORKER_LOST = "worker lost"
+    """Its process died by itself."""
+    NODE_LOST = "node lost"
+    """Its machine died, was preempted or was cut off: never counted against a trial."""
+    TIMED_OUT = "timed out"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +69,8 @@ class PackFailed:
     cause: Cause
     error: str
     """Traceback, or the engine's message."""
+    node: str = ""
+    """The node it ran on; empty if unknown."""
 
 
 Event = PackProgress | PackEnded | PackFailed
