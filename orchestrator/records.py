@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Observations
+from orchestrator.printable import printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +48,13 @@ class TrialResult:
     phase: str | None = None
     observations: Observations = field(default_factory=dict)
     error: str | None = None
-    """Traceback of a failed trial, or the reason why it was killed."""
+    """Traceback of a failed trial, or the reason why it was killed; kept in a printable form."""
     trained: str = ""
     """Its `TrainingRecord`, as text; "" if no worker ended it."""
+
+    def __post_init__(self) -> None:
+        if self.error is not None:
+            object.__setattr__(self, "error", printable(self.error))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from jobs.job import Scalar
+from orchestrator.printable import printable
 from orchestrator.records import CurveRows, TrialResult
 
 
@@ -68,9 +69,12 @@ class PackFailed:
     pack_id: str
     cause: Cause
     error: str
-    """Traceback, or the engine's message."""
+    """Traceback, or the engine's message; kept in a printable form."""
     node: str = ""
     """The node it ran on; empty if unknown."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "error", printable(self.error))
 
 
 Event = PackProgress | PackEnded | PackFailed

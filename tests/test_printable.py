@@ -1,0 +1,54 @@
+"""Any text can be printed, recorded and read back."""
+
+import sqlite3
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.dispatch.base import Cause, PackFailed
+from orchestrator.failures import last_line
+from orchestrator.printable import LONGEST_LINE, printable
+from orchestrator.records import Status, TrialResult
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no file 'caf\udce9'", r"no file 'caf\udce9'"),
+        ("a\0b", r"a\x00b"),
+        ("\x1b[31mred\x9b", r"\x1b[31mred\x9b"),
+        ("10%\r20%\r\ndone\u2028", "10%\n20%\ndone\\u2028"),
+        ("Traceback:\n\té λ 🙂", "Traceback:\n\té λ 🙂"),
+    ],
+)
+def test_unsafe_characters_are_written_as_escapes(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@given(st.text(st.characters(), max_size=300), st.integers(100, 200))
+def test_the_result_is_bounded_encodable_and_stays_as_it_is(text: str, longest: int) -> None:
+    shown = printable(text, longest=longest)
+    assert len(shown) <= longest
+    assert shown.encode().decode() == shown
+    assert printable(shown, longest=longest) == shown
+    with sqlite3.connect(":memory:") as base:
+        assert base.execute("SELECT ?", (shown,)).fetchone() == (shown,)
+
+
+def test_a_long_message_keeps_the_place_and_the_name_of_the_error() -> None:
+    text = "Traceback:\n  File 'train.py', line 7\n" + "".join(f"  frame {k}\n" for k in range(9000))
+    shown = printable(text + "ValueError: " + "x" * 10_000_000)
+    assert shown.startswith("Traceback:\n  File 'train.py', line 7\n")
+    last = last_line(shown)
+    assert last.startswith("ValueError: xxx")
+    assert "characters ...] xxx" in last
+    assert len(last) <= LONGEST_LINE
+
+
+def test_results_and_failures_hold_printable_text() -> None:
+    """The record and the terminal get it as it is."""
+    raw = "FileNotFoundError: 'caf\udce9\0'"
+    assert TrialResult("id", Status.FAILED, error=raw).error == r"FileNotFoundError: 'caf\udce9\x00'"
+    failed = PackFailed(pack_id="p", cause=Cause.USER_ERROR, error=raw)
+    assert failed.error == r"FileNotFoundError: 'caf\udce9\x00'"
