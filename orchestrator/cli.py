@@ -1,14 +1,15 @@
 """The command line: arguments, exit codes and errors. What a command does is in `commands`.
 
-Exit codes: 0 success; 1 some trials failed; 2 a user's mistake; 70 a bug in this program; 75 the infrastructure
-failed, and the same command can be run again; 128 + the signal's number if a signal stopped it (130 for Ctrl-C, 143
-for SIGTERM).
+Exit codes: 0 success; 1 some trials failed by their own fault; 2 a user's mistake; 70 a bug in this program; 75 the
+infrastructure failed, and the same command can be run again; 128 + the signal's number if a signal stopped it (129 for
+SIGHUP, 130 for Ctrl-C, 141 for a closed pipe, 143 for SIGTERM). docs/failures.md has the causes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -19,7 +20,11 @@ EXIT_FAILED = 1
 EXIT_MISTAKE = 2
 EXIT_FAULT = 70
 EXIT_OUTAGE = 75
+EXIT_CLOSED_PIPE = 141
+"""128 + SIGPIPE, as of any other program whose reader has ended."""
 
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of the operating system that no change of the sweep or of this program would remove."""
 _OURS = ("", "orchestrator", "jobs")
 """Packages whose absence is a bug in this program, not a missing library."""
 
@@ -71,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--workers", type=_positive, metavar="N", help="worker processes, instead of the file's")
     run.add_argument("--quiet", action="store_true", help="print the result only, without progress")
+    run.add_argument(
+        "--allow-failures", action="store_true", help="exit with 0 although trials failed, if all the others finished"
+    )
     run.add_argument("--no-map", action="store_true", help="do not draw the phase diagram")
     command("status", "count the finished, running, failed and missing trials of a sweep")
     map_ = command("map", "draw the phase diagram from the record, without running trials")
@@ -136,6 +144,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     if os.getcwd() not in sys.path:  # noqa: PTH109 - the same text as sys.path holds
         sys.path.insert(0, os.getcwd())  # noqa: PTH109 - `job: my_module:train` is in the folder of the command
+    from orchestrator.output import guarded_output
+
+    try:
+        with guarded_output(outlive=given.command == "run"):
+            code = _run(given)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:  # as in `phasefront status x.yaml | head`
+        return EXIT_CLOSED_PIPE
+
+
+def _run(given: argparse.Namespace) -> int:
     from orchestrator.errors import Outage, UserError
 
     try:
@@ -150,14 +170,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OUTAGE
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # as in `phasefront status x.yaml | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - so that the interpreter's last flush is quiet
-        return 0
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in _OURS:
             step = "install phasefront with its libraries (make install)"
             print(f"phasefront {given.command}: {error.name} is not installed: {step}", file=sys.stderr)
             return EXIT_MISTAKE
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _MACHINE):
+            why = str(error) or "out of memory"
+            step = "free what is short, then run the same command again: recorded results are safe"
+            print(f"phasefront {given.command}: this machine failed: {why}\n  next:  {step}", file=sys.stderr)
+            return EXIT_OUTAGE
         import traceback
 
         traceback.print_exc()

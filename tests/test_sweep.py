@@ -159,10 +159,10 @@ def test_defaults_are_those_of_the_documentation(load: Any) -> None:
 
 
 def test_resources_and_tracking_are_read(load: Any) -> None:
-    resources = {"workers": 3, "device": "cpu", "cpus_per_worker": 0.5, "gpus_per_worker": 0, "memory_gb": 2}
+    resources = {"workers": 3, "device": "cpu", "cpus_per_worker": 0.5, "gpus_per_worker": 0.25, "memory_gb": 2}
     sweep = load({"resources": resources, "tracking": {"uri": "u", "experiment": "e", "artifacts": "a"}, "output": "o"})
     assert sweep.resources == Resources(
-        workers=3, device="cpu", cpus_per_worker=0.5, gpus_per_worker=0.0, memory_gb=2.0
+        workers=3, device="cpu", cpus_per_worker=0.5, gpus_per_worker=0.25, memory_gb=2.0
     )
     assert (sweep.tracking.uri, sweep.tracking.experiment, sweep.tracking.artifacts) == ("u", "e", "a")
     assert sweep.output == Path("o")

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from orchestrator.plan.planner import Planner
     from orchestrator.sweep.sweep import Sweep
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVE_AFTER_S = 2.0
 """Ray kills a stopped job after three seconds; shutting down a Ray that was started here may take longer."""
 SAMPLE = 64
@@ -57,10 +56,14 @@ class Stopper:
         self.at_once = True
         """Whether a signal raises `Interrupted`: before and after the trials, as starting Ray can take long."""
         self._before: dict[int, Any] = {}
+        self._signals = [signal.SIGINT, signal.SIGTERM]
+        # A closed terminal stops the run as SIGTERM does, except under nohup, which ignores SIGHUP.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            self._signals.append(signal.SIGHUP)
 
     def install(self) -> None:
         """Handle the signals; called again after Ray has installed its own handlers."""
-        for number in SIGNALS:
+        for number in self._signals:
             before = signal.signal(number, self._handle)
             self._before.setdefault(number, before)
 
@@ -101,7 +104,10 @@ def watched_signals() -> Iterator[Stopper]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run what is missing; 0 where all trials finished, 1 where some failed, 128 + n where signal n stopped it."""
+    """Run what is missing; 0 where all trials finished, 1 where some failed, 128 + n where signal n stopped it.
+
+    With `--allow-failures` 0 also where some failed, unless the run gave up before it had tried them all.
+    """
     began = time.monotonic()
     sweep = load_sweep(arguments)
     with watched_signals() as stopper:
@@ -164,7 +170,8 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
         progress.close()
         tracker.close()
     _report(arguments, sweep, summary, pages, seconds=time.monotonic() - began)
-    return 1 if failed else 0
+    accepted = arguments.allow_failures and not summary.gave_up
+    return 1 if failed and not accepted else 0
 
 
 def _pool(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> Callable[[], Dispatcher]:

@@ -36,8 +36,8 @@ class Resources(FileModel):
         "auto", "Where models train; auto is cuda where there is one.", "one of auto, cpu, cuda"
     )
     cpus_per_worker: float = key(1.0, "CPU cores that a worker takes.", "a number > 0", gt=0)
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Auto = key(
-        None, "GPUs that a worker takes, on cuda.", "a number >= 0, or auto"
+    gpus_per_worker: Annotated[float, Field(gt=0)] | Auto = key(
+        None, "GPUs that a worker takes, on cuda.", "a number > 0, or auto"
     )
     memory_gb: Annotated[float, Field(gt=0)] | Auto = key(
         None, "Memory that a worker's pack may take, in GB.", "a number > 0, or auto"
@@ -348,6 +348,8 @@ def _advice(keys: Keys, written: object, valid: str) -> str:
             return step
         if name == "target":
             return f"for a metric write 'target: {{metric: {written}, level: 0.5}}'"
+    if name == "gpus_per_worker" and written == 0:
+        return "to train without a GPU write 'device: cpu'"
     if len(keys) > 1 or name not in _EXAMPLES:
         return ""
     if isinstance(written, list) and not valid.startswith(("a list", "a mapping")):

@@ -1,0 +1,129 @@
+"""Exit codes tell the truth, and neither a closed terminal nor a closed pipe leaves a record half written."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.driving import environment, parents, record, trials, wait_for
+
+JOB = """\
+import pathlib, time
+def train(params, seed, device, report):
+    for step in range(1, 4):
+        report(step, loss=params["lr"] / step)
+    if params["lr"] > 2.5:
+        raise ValueError("lr is too large")
+    if params["wait"]:
+        pathlib.Path("began").touch()
+        while not pathlib.Path("go").exists():
+            time.sleep(0.05)
+"""
+SWEEP = "name: small\njob: mine:train\naxes: {lr: [1.0, 2.0]}\nfixed: {wait: false}\n"
+RUN = ("run", "sweep.yaml", "--inline", "--no-map")
+WAITS = ("--set", "fixed.wait=true")
+FAILS = ("--set", "axes.lr=[2.0, 3.0]")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(JOB)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    return tmp_path
+
+
+def start(*arguments: str, cwd: Path, **options) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "orchestrator", *arguments]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(command, cwd=cwd, env=environment(), text=True, **streams)
+
+
+def finish(*arguments: str, cwd: Path) -> tuple[int, str, str]:
+    with start(*arguments, cwd=cwd) as process:
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out, err
+
+
+def statuses(folder: Path) -> list[str]:
+    return sorted(run.status for run in trials(record(folder / "mlflow.db")))
+
+
+def test_failed_trials_are_exit_code_1_unless_they_are_allowed(folder: Path) -> None:
+    code, out, err = finish(*RUN, *FAILS, cwd=folder)
+    assert (code, statuses(folder)) == (1, ["FAILED", "FINISHED"]), out + err
+    code, out, err = finish(*RUN, *FAILS, "--allow-failures", cwd=folder)
+    assert (code, statuses(folder)) == (0, ["FAILED", "FINISHED"]), out + err
+    assert "1 failed" in out
+
+
+def test_failures_are_not_allowed_where_the_run_gave_up(folder: Path) -> None:
+    code, out, err = finish(*RUN, "--set", "axes.lr=[3, 4, 5, 6, 7, 8, 9, 10]", "--allow-failures", cwd=folder)
+    assert code == 1, out + err
+    assert "stopped early" in err
+
+
+def test_a_full_disk_is_the_machines_fault(folder: Path) -> None:
+    results = folder / "phasefront-out" / "small"
+    results.mkdir(parents=True)
+    (results / "run.tmp").symlink_to("/dev/full")
+    code, out, err = finish("run", "sweep.yaml", "--inline", cwd=folder)
+    assert code == 75, out + err
+    assert "No space left on device" in err
+    assert "Traceback" not in err
+    assert "run the same command again" in err
+
+
+def test_no_gpu_for_a_worker_is_refused(folder: Path) -> None:
+    code, _, err = finish("check", "sweep.yaml", "--set", "resources.gpus_per_worker=0", cwd=folder)
+    assert code == 2
+    assert "'gpus_per_worker' must be a number > 0, or auto" in err
+    assert "device: cpu" in err
+
+
+def test_a_run_outlives_the_reader_of_its_output_and_other_commands_do_not(folder: Path) -> None:
+    with start(*RUN, cwd=folder, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(timeout=240) == 0
+    assert statuses(folder) == ["FINISHED", "FINISHED"]
+    with start("schema", cwd=folder) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(timeout=240) == 141
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs POSIX signals")
+def test_a_closed_terminal_stops_a_run_cleanly(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+
+    def take_terminal() -> None:
+        os.setsid()
+        os.close(os.open(os.ttyname(0), os.O_RDWR))  # its controlling terminal
+
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with start(*RUN, *WAITS, cwd=folder, **streams, preexec_fn=take_terminal) as process:
+        os.close(theirs)
+        wait_for("a trial that trains", lambda: (folder / "began").exists())
+        os.close(ours)
+        (folder / "go").touch()
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    runs = record(folder / "mlflow.db")
+    assert "RUNNING" not in {run.status for run in runs}
+    assert [run.status for run in parents(runs)] == ["KILLED"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs POSIX signals")
+def test_a_run_under_nohup_goes_on(folder: Path) -> None:
+    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    with start(*RUN, *WAITS, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **ignore) as process:
+        wait_for("a trial that trains", lambda: (folder / "began").exists())
+        process.send_signal(signal.SIGHUP)
+        (folder / "go").touch()
+        assert process.wait(timeout=240) == 0
+    assert statuses(folder) == ["FINISHED", "FINISHED"]
