@@ -59,8 +59,8 @@ def guarded_output(*, outlive: bool) -> Iterator[None]:
     A stream whose reader has gone is replaced by the null device, so that the interpreter's last flush is quiet.
     """
     before = sys.stdout, sys.stderr
-    guarded = [GuardedStream(stream, outlive=outlive) for stream in before]
-    sys.stdout, sys.stderr = guarded  # type: ignore[assignment]
+    guarded: Any = [GuardedStream(stream, outlive=outlive) for stream in before]
+    sys.stdout, sys.stderr = guarded
     try:
         yield
     finally:
@@ -71,5 +71,5 @@ def _usable(stream: Any) -> Any:
     try:
         stream.flush()
     except OSError:
-        return open(os.devnull, "w")  # noqa: SIM115, PTH123 - it stays open until the process ends
+        return open(os.devnull, "w")  # noqa: PTH123 - it stays open until the process ends
     return stream
