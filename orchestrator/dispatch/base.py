@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -25,9 +25,13 @@ class PackTask:
     avoid_nodes: frozenset[str] = frozenset()
     """Nodes on which an earlier attempt failed: it runs elsewhere if any other node has a worker."""
     fresh_worker: bool = False
-    """Whether it runs as the first pack of a new worker process."""
+    """Whether it runs as the first pack of a new worker process, unless it runs on another node than `avoid_nodes`."""
+    alone: bool = False
+    """Whether it runs while no other pack runs on its node, as far as that can be arranged."""
     timeout_s: float | None = None
     """Seconds after which a trial that has not ended counts as hanging; None: never."""
+    expected_s: float = 0.0
+    """Estimated duration of the pack; 0 if unknown."""
 
 
 class Cause(StrEnum):
@@ -49,6 +53,8 @@ class PackProgress:
     pack_id: str
     rows: CurveRows | None
     results: tuple[TrialResult, ...]
+    node: str = ""
+    """The node it runs on, stated with a failed result; empty if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +101,19 @@ class Dispatcher(ABC):
     @abstractmethod
     def poll(self, timeout_s: float) -> list[Event]:
         """Return the events since the last call; wait up to `timeout_s` for the first."""
+
+    def notices(self) -> list[str]:
+        """What the user should know since the last call: nodes that were excluded, reasons for waiting."""
+        return []
+
+    def running(self) -> Collection[str] | None:
+        """The packs that are being trained now; None if that is not known."""
+        return None
+
+    @property
+    def note(self) -> str:
+        """The state of the workers for the progress line, where not all of them are ready; otherwise empty."""
+        return ""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,0 +1,104 @@
+"""The contract between the pool, which decides, and an engine, which starts and stops workers: Ray, or a simulation.
+
+An engine decides nothing and keeps no time of its own: the pool (`orchestrator.dispatch.pool`) says which worker starts
+on which node and which pack runs on which worker. Workers are known by numbers that the pool gives, nodes by ids that
+the engine gives.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.dispatch.base import Cause, Event, PackTask
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """A machine of the cluster that is alive."""
+
+    name: str
+    """As it is shown to the user."""
+    room: int
+    """Workers that fit on it if nothing else runs there."""
+    free: int | None = None
+    """Further workers that could start on it now; None if unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerReady:
+    """A worker has started."""
+
+    worker: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerDied:
+    """A worker has ended, or could not start. Its packs are lost; no further event of it follows."""
+
+    worker: int
+    cause: Cause
+    """WORKER_LOST, NODE_LOST or OUT_OF_MEMORY."""
+    error: str
+    """What the engine says of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackNews:
+    """An event of a pack, from the worker that it was given to."""
+
+    worker: int
+    event: Event
+
+
+EngineEvent = WorkerReady | WorkerDied | PackNews
+
+
+class Engine(ABC):
+    """Starts and stops workers and packs, and reports what happens to them. Used by one thread."""
+
+    @property
+    @abstractmethod
+    def worker_needs(self) -> str:
+        """What one worker takes, for messages: "4 CPUs", "1 CPU and 0.5 GPUs"."""
+
+    @abstractmethod
+    def nodes(self) -> Mapping[str, Node]:
+        """The nodes that are alive, by id; those that hold no worker may be left out. Cheap, never blocks.
+
+        Raises:
+            Outage: the cluster does not answer.
+        """
+
+    @abstractmethod
+    def start_worker(self, worker: int, node: str) -> None:
+        """Start a worker on a node. `WorkerReady` or `WorkerDied` follows."""
+
+    @abstractmethod
+    def kill_worker(self, worker: int) -> None:
+        """End a worker and its packs at once. No event of it follows."""
+
+    @abstractmethod
+    def start_pack(self, worker: int, task: PackTask) -> None:
+        """Give a pack to a ready worker. It starts when the packs that the worker already has have ended."""
+
+    @abstractmethod
+    def withdraw(self, worker: int, pack_id: str) -> None:
+        """Withdraw the last pack of a worker, which waits behind another; no event of it follows."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> list[EngineEvent]:
+        """Return what has happened; wait up to `timeout_s` for the first event. Events of a worker are in order.
+
+        Raises:
+            Outage: the engine is gone for good.
+        """
+
+    @abstractmethod
+    def request(self, workers: int) -> None:
+        """Announce that so many workers are wanted in all, so that an autoscaler may add nodes; 0 withdraws it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Kill all workers and release what the engine started. Idempotent."""
