@@ -18,7 +18,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import keyword
+import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ from typing import Any, ClassVar, get_type_hints
 import numpy as np
 
 from jobs.job import (
+    LARGEST_STEP,
     LONGEST_METRIC_NAME,
     Cost,
     Curves,
@@ -52,6 +55,11 @@ _POLL_S = 0.05
 """Longest wait of a report before the consumer reads it, where the queue does not fill."""
 _END_S = 1.0
 """Longest wait at closing for the function to make its next report."""
+_PULSE_S = 1.0
+"""How often it is reported which member trains."""
+_THREAD = "phasefront function"
+_LONGEST_SHOWN = 200
+"""Characters of a value that a message shows."""
 _LONGEST_NAME = LONGEST_METRIC_NAME - len("final_")
 _SIGNATURE = "train(params, seed, device, report)"
 
@@ -132,12 +140,16 @@ class FunctionJob(Job[Any]):
         recorded at the same step.
         """
         channel = _Channel(self.function, pack, device, self.open_params)
-        thread = threading.Thread(target=channel.run, name="phasefront function", daemon=True)
+        thread = threading.Thread(target=channel.run, name=_THREAD, daemon=True)
         thread.start()
+        pulse_at = time.monotonic() + _PULSE_S
         try:
             while not channel.over:
                 channel.wait()
                 yield from channel.drain()
+                if time.monotonic() >= pulse_at:
+                    yield channel.pulse()
+                    pulse_at = time.monotonic() + _PULSE_S
         finally:
             channel.stop()
             thread.join(_END_S)
@@ -162,13 +174,7 @@ class FunctionJob(Job[Any]):
 
 def _last_reported(curves: Curves, name: str) -> float | None:
     values = curves.values[name]
-    if curves.present is not None:
-        reported = curves.present[name]
-    else:
-        # A value that was not reported is NaN, but a row exists because some value was.
-        all_nan = np.logical_and.reduce([np.isnan(column) for column in curves.values.values()])
-        reported = ~np.isnan(values) | all_nan
-    rows = np.flatnonzero(reported)
+    rows = np.arange(len(values)) if curves.present is None else np.flatnonzero(curves.present[name])
     return float(values[rows[-1]]) if len(rows) else None
 
 
@@ -229,6 +235,9 @@ class _Channel:
         """(position, last step, traceback or None) of members that have ended, appended after their rows."""
         self._news, self._room = threading.Event(), threading.Event()
         self._stopping = self._ended = False
+        self._running = 0
+        self._broken: BaseException | None = None
+        """What ended the thread, apart from the errors of the members."""
         self.over = False
         """Whether the thread has ended and everything is drained."""
 
@@ -240,9 +249,12 @@ class _Channel:
             for position, member in enumerate(self._pack):
                 if self._stopping:
                     return
+                self._running = position
                 self._train(position, member)
         except _Cancelled:
             pass
+        except BaseException as error:  # such as no memory for a traceback; `drain` raises it for the whole pack
+            self._broken = error
         finally:
             self._ended = True
             self._news.set()
@@ -252,7 +264,7 @@ class _Channel:
         error: str | None = None
         params: ParamsBase | dict[str, Scalar] = as_dict(member.params) if self._plain else member.params
         try:
-            report.returned(self._function(params, member.seed, self._device, report))
+            report.returned(self._function(params, member.seed, self._device, report), _place_of(self._function))
         except _Cancelled:
             raise
         except BaseException as raised:  # SystemExit too: the other members continue
@@ -309,7 +321,14 @@ class _Channel:
                 finished=np.array([position for position, _, _ in ends], dtype=np.int64),
                 failed={position: error for position, _, error in ends if error is not None},
             )
+        if over and self._broken is not None:
+            raise self._broken
         self.over = over
+
+    def pulse(self) -> Report:
+        """A report without measurements, which names the member that trains."""
+        none = np.empty(0, dtype=np.int64)
+        return Report(step=0, members=none, values={}, finished=none, running=self._running)
 
     def stop(self) -> None:
         """End the function at its next report."""
@@ -333,26 +352,34 @@ class _Reporter:
         """Record metrics at a step.
 
         Raises:
-            ReportError: the step is not a whole number or does not increase, or a metric is not a number.
+            ReportError: the step is not a whole number up to `LARGEST_STEP` or does not increase, or a metric is not a
+                number.
         """
         if type(step) is not int:
             step = _whole(step)
-        if step <= self.step:
-            rule = "must increase from report to report" if self.step >= 0 else "must be at least 0"
-            raise ReportError(f"report: the step {rule}; got {step}" + f" after {self.step}" * (self.step >= 0))
+        if not self.step < step <= LARGEST_STEP:
+            if step > LARGEST_STEP:
+                rule = f"the step must be at most 2**62; got {shown(step)}"
+            elif self.step < 0:
+                rule = f"the step must be at least 0; got {shown(step)}"
+            else:
+                rule = f"the step must increase from report to report; got {shown(step)} after {self.step}"
+            raise ReportError(f"{_place()}report: {rule}")
         if not metrics:
-            raise ReportError(f"report: needs at least one metric, as in report({step}, loss=0.5); got none")
+            rule = f"needs at least one metric, as in report({step}, loss=0.5); got none"
+            raise ReportError(f"{_place()}report: {rule}")
         values = _numbers(metrics, "report")
         self.release()
         self.step, self._held = step, values
 
-    def returned(self, result: object) -> None:
-        """Add what the function returned to its last report (or to step 0)."""
+    def returned(self, result: object, place: str) -> None:
+        """Add what the function, which is defined at `place`, returned to its last report (or to step 0)."""
         if result is None:
             return
         if not isinstance(result, Mapping):
-            raise ReportError(f"a function must return a dict of final metrics, or nothing; got {result!r}")
-        self._held = {**self._held, **_numbers(result, "return")}
+            rule = f"a function must return a dict of final metrics, or nothing; got {shown(result)}"
+            raise ReportError(f"{place}{rule}")
+        self._held = {**self._held, **_numbers(result, "return", place)}
         self.step = max(self.step, 0)
 
     def release(self) -> None:
@@ -362,21 +389,46 @@ class _Reporter:
             self._channel.put((self._position, self.step, tuple(held), tuple(held.values())))
 
 
+def _place() -> str:
+    """`file:line: ` of the call that entered this module; empty if there is none."""
+    frame = sys._getframe()
+    while frame.f_code.co_filename == __file__:
+        if frame.f_back is None:
+            return ""
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}: "
+
+
+def _place_of(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}: "
+
+
+def shown(value: object) -> str:
+    """A value as text, cut if it is long; of any object, as it comes from a user's code."""
+    try:
+        text = repr(value)
+    except Exception:  # a `__repr__` of the user's, or an integer that is too long for Python to print
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
+
+
 def _whole(step: object) -> int:
     if isinstance(step, bool) or not hasattr(step, "__index__"):
-        raise ReportError(f"report: the step must be a whole number; got {step!r}")
+        raise ReportError(f"{_place()}report: the step must be a whole number; got {shown(step)}")
     return int(step.__index__())
 
 
-def _numbers(metrics: Mapping[str, object], where: str) -> dict[str, float]:
+def _numbers(metrics: Mapping[str, object], where: str, place: str = "") -> dict[str, float]:
     values = {}
     for name, value in metrics.items():
         if not _is_metric_name(name):
             raise ReportError(
-                f"{where}: a metric's name must be at most {_LONGEST_NAME} letters, digits, _ - . / : or spaces, "
-                f"must not start with / : or a space, and must contain neither // nor a part ..; got {name!r}"
+                f"{place or _place()}{where}: a metric's name must be at most {_LONGEST_NAME} letters, digits, "
+                "_ - . / : or spaces, must not start with / : or a space, and must contain neither // nor a part ..; "
+                f"got {shown(name)}"
             )
-        values[name] = value if type(value) is float else _number(name, value, where)
+        values[name] = value if type(value) is float else _number(name, value, where, place)
     return values
 
 
@@ -385,7 +437,7 @@ def _is_metric_name(name: object) -> bool:
     return is_metric_name(name, longest=_LONGEST_NAME)
 
 
-def _number(name: str, value: Any, where: str) -> float:
+def _number(name: str, value: Any, where: str, place: str) -> float:
     """A Python, numpy or torch number (of one element) as a float."""
     try:
         if hasattr(value, "item"):
@@ -393,8 +445,10 @@ def _number(name: str, value: Any, where: str) -> float:
         if isinstance(value, (int, float)):
             return float(value)
     except (ValueError, RuntimeError, OverflowError) as error:
-        raise ReportError(f"{where}: metric {name!r} must be one number; {error}") from error
-    raise ReportError(f"{where}: metric {name!r} must be one number; got {value!r} of type {type(value).__name__}")
+        rule = f"metric {name!r} must be one number; {error}"
+        raise ReportError(f"{place or _place()}{where}: {rule}") from error
+    rule = f"metric {name!r} must be one number; got {shown(value)} of type {type(value).__name__}"
+    raise ReportError(f"{place or _place()}{where}: {rule}")
 
 
 def _users_traceback(error: BaseException) -> str:
@@ -410,3 +464,17 @@ def _users_traceback(error: BaseException) -> str:
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
         waiting += [part.__cause__, part.__context__, *(part.exceptions or ())]
     return "".join(described.format())
+
+
+def running_stack() -> str:
+    """Where the functions that train in this process are now: a stack of the user's frames for each; empty if none."""
+    frames = sys._current_frames()
+    stacks = [
+        [entry for entry in traceback.extract_stack(frames[thread.ident]) if entry.filename not in _OWN_FILES]
+        for thread in threading.enumerate()
+        if thread.name == _THREAD and thread.ident in frames
+    ]
+    return "".join("".join(traceback.format_list(stack)) for stack in stacks)
+
+
+_OWN_FILES = (__file__, threading.__file__)

@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 Scalar = int | float | bool | str
 """A parameter's value: plain data that YAML, JSON and MLflow can all hold."""
 
+LARGEST_STEP = 2**62
+"""Databases hold steps, and timestamps made of them, as 64-bit integers."""
+
 
 class JobNotFound(LookupError):
     """A name in a sweep file does not name a job; the message tells why, and what is valid."""
@@ -203,7 +206,7 @@ class Report:
     """What a pack has measured at one step. Positions count from 0 in the pack as it was passed to `Job.train`."""
 
     step: int
-    """Optimiser steps done so far; 0 is the initial model."""
+    """Optimiser steps done so far; 0 is the initial model. At most `LARGEST_STEP`."""
     members: NDArray[np.int64]
     """(m,) positions of the models measured."""
     values: Mapping[str, NDArray[np.float64]]
@@ -212,6 +215,8 @@ class Report:
     """Positions of the models that finish with this report (diverged ones too)."""
     failed: Mapping[int, str] = field(default_factory=dict)
     """Position -> traceback, of models whose code raised an error; they are in `finished` too."""
+    running: int | None = None
+    """Position of the model that trains now, if the job trains one after another; None: all unfinished ones train."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

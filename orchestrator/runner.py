@@ -16,7 +16,7 @@ from itertools import islice
 
 from jobs.job import Params, as_dict
 from orchestrator.dispatch.base import Dispatcher, Event, PackEnded, PackFailed, PackProgress, PackTask
-from orchestrator.failures import IDENTICAL_FAILURES_BEFORE_STOP, FailureWatch, Remedy, decide, last_line
+from orchestrator.failures import IDENTICAL_FAILURES_BEFORE_STOP, Decision, FailureWatch, Remedy, decide, last_line
 from orchestrator.plan.pack import Pack
 from orchestrator.plan.planner import Planner
 from orchestrator.progress import ProgressDisplay, Snapshot
@@ -332,12 +332,18 @@ class Runner:
 
     def _pack_failed(self, event: PackFailed, out: _Dispatched, ended: list[tuple[Trial, TrialResult]]) -> None:
         del self._out[event.pack_id]
+        blamed = out.left.pop(event.trial_id, None)
+        if blamed is not None:
+            ended.append((blamed, TrialResult(blamed.id, Status.FAILED, error=event.error)))
         left = list(out.left.values())
         if not left:
             return
         # A pack in which trials have ended is not suspected of killing its workers.
         losses = 1 if len(left) < len(out.pack.trials) else out.pack.losses + 1
-        decision = decide(event.cause, size=len(left), losses=losses, error=event.error)
+        if blamed is not None:
+            decision, losses = Decision(remedy=Remedy.RETRY), out.pack.losses
+        else:
+            decision = decide(event.cause, size=len(left), losses=losses, error=event.error)
         if decision.remedy is Remedy.FAIL:
             ended += [(trial, TrialResult(trial.id, Status.FAILED, error=decision.error)) for trial in left]
             return

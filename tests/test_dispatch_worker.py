@@ -1,17 +1,19 @@
 """How a worker runs one pack."""
 
 import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jobs.job import Censored, Cost, Curves, Job, Params
+from jobs.job import Censored, Cost, Curves, Job, Member, Params, Report
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.worker import execute
 from orchestrator.records import Status, TrialResult
 from orchestrator.reduce import reduce_curves
-from tests.jobs_for_runner import STEPS
+from tests.jobs_for_runner import STEPS, Ramp, RampParams
 from tests.runner_kit import RAMP, ramp, task
 
 
@@ -161,3 +163,67 @@ def test_a_value_that_the_record_cannot_store_fails_its_trial(
     curves = Curves(step=np.array([1]), values={"loss": np.array([1.0])})
     with pytest.raises((TypeError, ValueError), match=re.escape(rule)):
         reduce_curves(Careless(), Params(), curves, Params())
+
+
+class Odd(Ramp):
+    """Reports one step that it is given by a class attribute, or a value."""
+
+    step: Any = 1
+    value: Any = 1.0
+
+    def train(self, pack: Sequence[Member[RampParams]], *, device: str) -> Iterator[Report]:
+        live = np.arange(len(pack))
+        yield Report(step=0, members=live, values={"value": np.ones(len(pack))}, finished=live[:0])
+        yield Report(step=self.step, members=live, values={"value": self.value}, finished=live)
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "rule"),
+    [
+        (2**63 - 1, 1.0, "train reported step 9223372036854775807 of type int: must be a whole number from 0 to 2**62"),
+        pytest.param(10**5000, 1.0, "must be a whole number from 0 to 2**62", id="immense"),
+        (-1, 1.0, "train reported step -1 of type int: must be"),
+        (True, 1.0, "train reported step True of type bool: must be"),
+        (np.nan, 1.0, "train reported step nan of type float: must be"),
+        ("1", 1.0, "train reported step '1' of type str: must be"),
+        (0, 1.0, "train measured member 0 at step 0 after step 0; steps must increase"),
+        (1, "low", "train reported 'value' for 1 members: could not convert string to float"),
+        (1, np.array([10**400]), "train reported 'value' for 1 members: int too large"),
+        (1, np.ones(2), "train reported 'value' for 1 members: could not broadcast"),
+    ],
+)
+def test_a_report_that_the_record_cannot_hold_fails_its_trial_and_sends_no_row(
+    step: Any, value: Any, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Odd, "step", step)
+    monkeypatch.setattr(Odd, "value", value)
+    trial = ramp(f"{__name__}:Odd")
+    progress, last = ran(task([trial]))
+    assert isinstance(last, PackEnded)
+    assert rule in (results(progress)[trial.id].error or "")
+    assert {step for _, step, _ in rows(progress)} == {0}
+
+
+def stuck(params: dict[str, Any], seed: int, device: str, report: Callable[..., None]) -> None:
+    """Waits for ever where the sweep says so."""
+    report(1, x=1.0)
+    if params["stuck"]:
+        threading.Event().wait()
+
+
+def test_a_function_that_hangs_is_named_with_the_place_where_it_is() -> None:
+    pack = PackTask(
+        pack_id="p",
+        job=f"{__name__}:stuck",
+        trial_ids=("first", "second", "third"),
+        params=({"stuck": False}, {"stuck": True}, {"stuck": False}),
+        seeds=(0, 1, 2),
+        thresholds={},
+        timeout_s=0.1,
+    )
+    progress, last = ran(pack)
+    assert set(results(progress)) == {"first"}
+    assert isinstance(last, PackFailed)
+    assert (last.cause, last.trial_id) == (Cause.TIMED_OUT, "second")
+    assert "threading.Event().wait()" in last.error
+    assert last.error.endswith("TimeoutError: the trial had not ended after 0.1 s (resources.trial_timeout)")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.function import QUEUE_ROWS, FunctionJob, open_params
+from jobs.function import QUEUE_ROWS, FunctionJob, open_params, running_stack
 from jobs.job import Curves, Member, Params, param, params_from
 from orchestrator.dispatch.base import PackEnded, PackProgress, PackTask
 from orchestrator.dispatch.worker import execute
@@ -192,6 +193,11 @@ def test_any_exception_of_a_function_fails_its_trial_only(leave: BaseException) 
     assert course.curves[1].values["x"].tolist() == [1.0]
 
 
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
 def reporting(*reports: tuple[Any, dict[str, Any]]) -> Callable[..., None]:
     def train(params, seed, device, report):  # type: ignore[no-untyped-def]
         for step, metrics in reports:
@@ -213,17 +219,25 @@ def reporting(*reports: tuple[Any, dict[str, Any]]) -> Callable[..., None]:
         (reporting((-1, {"loss": 1.0})), ["at least 0", "got -1"]),
         (reporting((1.5, {"loss": 1.0})), ["whole number", "1.5"]),
         (reporting((True, {"loss": 1.0})), ["whole number", "True"]),
+        (reporting(("3", {"loss": 1.0})), ["whole number", "'3'"]),
+        (reporting((math.nan, {"loss": 1.0})), ["whole number", "nan"]),
+        (reporting((2**63 - 1, {"loss": 1.0})), ["step must be at most 2**62", str(2**63 - 1)]),
+        (reporting((10**5000, {"loss": 1.0})), ["step must be at most 2**62", "int"]),
+        (reporting((1, {"loss": [10**5000]})), ["'loss'", "one number", "list"]),
+        (reporting((1, {"loss": ["x"] * 10**6})), ["'loss'", "one number", "..."]),
+        (reporting((1, {"loss": Unprintable()})), ["'loss'", "one number", "Unprintable"]),
         (reporting((1, {})), ["at least one metric"]),
         (reporting((1, {"a,b": 1.0})), ["name", "'a,b'"]),
         (lambda params, seed, device, report: 0.5, ["dict", "0.5"]),
         (lambda params, seed, device, report: {"a": "b"}, ["return", "'a'", "one number"]),
     ],
 )
-def test_a_report_that_breaks_a_rule_fails_its_trial_with_the_rule(
+def test_a_report_that_breaks_a_rule_fails_its_trial_with_place_and_rule(
     function: Callable[..., Any], words: list[str]
 ) -> None:
     last = error_of(function).rstrip().splitlines()[-1]
-    assert "ReportError" in last
+    assert re.search(r"ReportError: .*test_function_job\.py:\d+: ", last)
+    assert len(last) < 1000
     for word in words:
         assert word in last
 
@@ -277,6 +291,24 @@ def wait_until(true: Callable[[], bool]) -> bool:
     return true()
 
 
+def test_a_training_that_takes_a_while_names_the_member_that_runs() -> None:
+    go = threading.Event()
+
+    def train(params, seed, device, report):  # type: ignore[no-untyped-def]
+        assert params["quick"] or go.wait(60)
+
+    reports = FunctionJob(train).train([member(quick=True), member(quick=False)], device="cpu")
+    pulse = next(report for report in reports if report.running is not None)
+    assert pulse.running == 1
+    assert len(pulse.members) == len(pulse.finished) == 0
+    stack = running_stack()
+    assert 'test_function_job.py", line' in stack
+    assert "go.wait(60)" in stack
+    assert "jobs/function" not in stack
+    go.set()
+    assert [list(report.finished) for report in reports if len(report.finished)] == [[1]]
+
+
 def test_closing_early_ends_the_function_at_its_next_report() -> None:
     def train(params, seed, device, report):  # type: ignore[no-untyped-def]
         for step in itertools.count():
@@ -325,7 +357,8 @@ def phase(observations: dict[str, Any], **limits: Any) -> str:
 
 
 def test_a_final_value_is_the_last_that_was_reported() -> None:
-    found = seen({"loss": [3.0, 2.0, 1.0], "test": [0.5, math.nan, math.nan]})
+    mask = {"loss": [True, True, True], "test": [True, False, False]}
+    found = seen({"loss": [3.0, 2.0, 1.0], "test": [0.5, math.nan, math.nan]}, mask)
     assert found == {"final_loss": 1.0, "final_test": 0.5}
 
 
@@ -334,7 +367,8 @@ def test_a_measured_nan_is_a_final_value() -> None:
     found = seen({"loss": [3.0, 2.0, math.nan], "test": [0.5, math.nan, math.nan]}, mask)
     assert math.isnan(found["final_loss"])
     assert found["final_test"] == 0.5
-    assert math.isnan(seen({"loss": [3.0, math.nan]})["final_loss"]), "a row exists because something was reported"
+    found = seen({"loss": [3.0, 2.0], "test": [0.5, math.nan]})
+    assert math.isnan(found["final_test"]), "without a mask every metric was reported at every step"
 
 
 def test_without_a_metric_a_trial_is_finished_or_diverged() -> None:

@@ -44,6 +44,7 @@ class Cause(StrEnum):
     NODE_LOST = "node lost"
     """Its machine died, was preempted or was cut off: never counted against a trial."""
     TIMED_OUT = "timed out"
+    """Its worker may still be in the trial, and must be killed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +79,8 @@ class PackFailed:
     """Traceback, or the engine's message; kept in a printable form."""
     node: str = ""
     """The node it ran on; empty if unknown."""
+    trial_id: str = ""
+    """The trial that caused it, if the worker knows: it alone is to blame, and the others are retried."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "error", printable(self.error))

@@ -222,6 +222,16 @@ class RayDispatcher(Dispatcher):
             events.append(event)
             if not isinstance(event, PackProgress):
                 worker.packs.popleft()
+            if isinstance(event, PackFailed) and event.cause is Cause.TIMED_OUT:
+                self._retire(worker)
+
+    def _retire(self, worker: _Worker) -> None:
+        """Kill a worker and hire another; its packs, none of which runs, go back to the queue."""
+        self._pool.remove(worker)
+        self._kill(worker)
+        self._queue.extendleft(task for task, _ in reversed(worker.packs))
+        self._looked = 0.0
+        self._look()
 
     def _bury(self, worker: _Worker, error: str, events: list[Event], cause: Cause = Cause.WORKER_LOST) -> None:
         """Replace a dead worker: the pack that ran is lost, the one that waited goes back to the queue."""

@@ -6,6 +6,7 @@ observations need the whole curve. Rows are sent in columnar chunks, so that a l
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import time
@@ -17,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.catalogue import load_job
-from jobs.job import Curves, Job, Member, Observations, Params, Report, params_from
+from jobs.function import running_stack, shown
+from jobs.job import LARGEST_STEP, Curves, Job, Member, Observations, Params, Report, params_from
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.environment import TrainingRecord, environment_of, pack_digest
 from orchestrator.records import CurveRows, Status, TrialResult
@@ -25,6 +27,7 @@ from orchestrator.reduce import reduce_curves
 
 FLUSH_S = 2.0
 """Rows wait at most this long before they are sent."""
+_LONGEST_ALARM_S = 1e8
 FLUSH_VALUES = 50_000
 """A chunk is sent earlier once it has this many values."""
 
@@ -73,6 +76,9 @@ def execute(
     An exception of the job fails the trial if the pack has one trial, and otherwise the pack (`Cause.USER_ERROR`), so
     that the runner can find the trial that raised it. Out of memory always fails the pack. Trials that ended earlier
     are reported first. No exception of the job is passed on.
+
+    If the job states which trial runs (`Report.running`), and this one exceeds `task.timeout_s`, the pack fails with
+    `Cause.TIMED_OUT` and the trial's id. The trial may still be running then.
     """
     started = clock()
     try:
@@ -88,9 +94,14 @@ def execute(
 
     curves = _OpenCurves(task, job, members, thresholds, device)
     flushed = clock()
+    deadline = _Deadline(task.timeout_s, clock)
     try:
         for report in job.train(members, device=device):
             curves.add(report)
+            if deadline.passed(report.running):
+                yield from curves.flush_rest()
+                yield deadline.failure(task)
+                return
             if curves.waiting_values >= FLUSH_VALUES or clock() - flushed >= flush_s:
                 yield curves.flush()
                 flushed = clock()
@@ -102,12 +113,57 @@ def execute(
             yield PackFailed(pack_id=task.pack_id, cause=cause, error=text)
             return
         curves.fail_rest(text)
+    finally:
+        deadline.close()
     curves.fail_rest(
         f"{task.job}: train ended without naming this trial in `Report.finished`: "
         "every member of a pack must be named there exactly once"
     )
     yield from curves.flush_rest()
     yield PackEnded(pack_id=task.pack_id, train_s=clock() - started, busy_s=busy() - busy_from)
+
+
+class _Deadline:
+    """Notices a trial that runs for too long, in a job that trains its trials one after another."""
+
+    def __init__(self, timeout_s: float | None, clock: Callable[[], float]) -> None:
+        self._timeout_s, self._clock = timeout_s, clock
+        self._running, self._since = -1, 0.0
+        self._start(0)
+
+    def _start(self, position: int) -> None:
+        self._running, self._since = position, self._clock()
+        if self._timeout_s is not None:
+            # A trial that keeps the interpreter's lock stops this thread too. Then the dispatcher kills the worker, and
+            # this prints to the worker's output where the trial was.
+            faulthandler.dump_traceback_later(min(self._timeout_s, _LONGEST_ALARM_S), file=2)
+
+    def passed(self, running: int | None) -> bool:
+        """Whether the running trial has exceeded its time."""
+        if self._timeout_s is None or running is None:
+            return False
+        if running != self._running:
+            self._start(running)
+        return self._clock() - self._since > self._timeout_s
+
+    def failure(self, task: PackTask) -> PackFailed:
+        """The event of the trial that has exceeded its time."""
+        return PackFailed(
+            pack_id=task.pack_id,
+            cause=Cause.TIMED_OUT,
+            error=f"The trial is at (most recent call last):\n{running_stack()}{timed_out(self._timeout_s)}",
+            trial_id=task.trial_ids[self._running],
+        )
+
+    def close(self) -> None:
+        """Cancel the alarm."""
+        if self._timeout_s is not None:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def timed_out(timeout_s: float | None) -> str:
+    """The last line of the error of a trial that did not end in time."""
+    return f"TimeoutError: the trial had not ended after {timeout_s:g} s (resources.trial_timeout)"
 
 
 class _OpenCurves:
@@ -130,19 +186,20 @@ class _OpenCurves:
     def add(self, report: Report) -> None:
         """Keep the report's values, and end the trials that finished or failed with it."""
         if len(report.members):
+            step = _checked_step(report.step)
             block, reported = self._block(report.values, len(report.members))
-            self._blocks.append((report.members, report.step, block, reported))
-            self.waiting_values += block.size
             for position, row in zip(report.members.tolist(), block, strict=True):
                 curve = self._open.get(position)
                 if curve is None:
                     raise ValueError(f"train measured member {position} after it had finished (or there is none)")
-                if curve and report.step <= curve[-1][0]:
+                if curve and step <= curve[-1][0]:
                     raise ValueError(
-                        f"train measured member {position} at step {report.step} after step {curve[-1][0]}; "
+                        f"train measured member {position} at step {step} after step {curve[-1][0]}; "
                         "steps must increase, with all metrics of a step in one report"
                     )
-                curve.append((report.step, row, reported))
+                curve.append((step, row, reported))
+            self._blocks.append((report.members, step, block, reported))
+            self.waiting_values += block.size
         for position, error in report.failed.items():
             self._end(int(position), error)
         for position in report.finished.tolist():
@@ -162,7 +219,10 @@ class _OpenCurves:
         block = np.full((count, len(self._metrics)), np.nan)
         reported = np.zeros(len(self._metrics), dtype=np.bool_)
         for name, column in values.items():
-            block[:, self._column[name]] = column
+            try:
+                block[:, self._column[name]] = column
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ValueError(f"train reported {name!r} for {count} members: {error}") from error
             reported[self._column[name]] = True
         return block, reported
 
@@ -240,3 +300,15 @@ class _OpenCurves:
             pads = [((0, 0), (0, width - block.shape[1])) for block in blocks]
             blocks = [np.pad(block, pad, constant_values=fill) for block, pad in zip(blocks, pads, strict=True)]
         return np.concatenate(blocks)
+
+
+def _checked_step(step: object) -> int:
+    """A step of a report as an int.
+
+    Raises:
+        ValueError: it is not a whole number from 0 to `LARGEST_STEP`.
+    """
+    if isinstance(step, (int, np.integer)) and not isinstance(step, bool) and 0 <= step <= LARGEST_STEP:
+        return int(step)
+    rule = "must be a whole number from 0 to 2**62"
+    raise ValueError(f"train reported step {shown(step)} of type {type(step).__name__}: {rule}")
