@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.dispatch.base import Cause, Dispatcher, PackEnded, PackFailed
+from orchestrator.dispatch.capacity import Node, Request
 from orchestrator.dispatch.ray_connection import connect, disconnect
 from orchestrator.dispatch.ray_pool import RayDispatcher
 from orchestrator.records import Status
@@ -22,18 +23,18 @@ def local_ray() -> Iterator[None]:
     """One Ray for the module: pools come and go on it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        connect(num_cpus=2)
+        connect(Node(cpus=2, memory_bytes=2e9))
         yield
         disconnect()
 
 
 class TestRay(DispatchContract):
     def make(self) -> Dispatcher:
-        return RayDispatcher(workers=2, device="cpu")
+        return RayDispatcher(request=Request(workers=2, device="cpu"))
 
 
 def pool_of(workers: int) -> RayDispatcher:
-    return RayDispatcher(job="tests.jobs_for_runner:Ramp", workers=workers, device="cpu")
+    return RayDispatcher(job="tests.jobs_for_runner:Ramp", request=Request(workers=workers, device="cpu"))
 
 
 def test_a_worker_killed_amid_a_pack_is_replaced_and_only_that_pack_is_lost() -> None:
@@ -82,5 +83,5 @@ def test_a_user_module_in_the_working_directory_loads_on_the_workers(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     trial = ramp("my_own_ramp:Mine")
-    tracker, pool = Kept(), RayDispatcher(job="my_own_ramp:Mine", workers=1, device="cpu")
+    tracker, pool = Kept(), RayDispatcher(job="my_own_ramp:Mine", request=Request(workers=1, device="cpu"))
     assert run([trial], tracker, pool=lambda: pool).done == 1

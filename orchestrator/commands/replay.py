@@ -18,10 +18,10 @@ def replay(arguments: argparse.Namespace) -> int:
     """
     from jobs.catalogue import load_job
     from jobs.job import JobNotFound, Member, ParamError
-    from orchestrator.commands.wiring import local_gpus
     from orchestrator.dispatch.environment import environment_of
     from orchestrator.dispatch.worker import prepare
     from orchestrator.failures import last_line
+    from orchestrator.host import visible_gpus
     from orchestrator.replay import compare, train_again
     from orchestrator.tracking.replay_source import ReplaySource
 
@@ -50,7 +50,7 @@ def replay(arguments: argparse.Namespace) -> int:
     except ParamError as error:
         raise UserError(str(error), place=f"run {trial.run_id}", next_step=_FOLDER) from error
     recorded = trial.trained.environment
-    device = "cuda" if local_gpus() and not _is_processor(recorded.device) else "cpu"
+    device = "cuda" if visible_gpus() and not _is_processor(recorded.device) else "cpu"
     prepare(threads=max(1, recorded.threads), job=trial.job)
     differences = recorded.differences(environment_of(trial.job, device))
     print(f"run       {trial.run_id}: {trial.job}, {len(trial.curves.step)} steps of {', '.join(trial.curves.values)}")

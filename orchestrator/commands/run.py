@@ -126,10 +126,10 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
         try:
             most = f"at most {sweep.most_trials} trials" if sweep.is_search else f"{sweep.most_trials} trials"
             progress.say(f"sweep {sweep.name}: {most}, recorded in {sweep.record_shown} (run {parent})")
-            workers, device = resources_at_hand(sweep, inline=arguments.inline)
+            shape = resources_at_hand(sweep, inline=arguments.inline)
             trials = sweep.sample(SAMPLE) if sweep.is_search else sweep.trials()
-            planner = make_planner(sweep, measured(sweep, trials, device), workers=workers)
-            with opened_sampler(sweep, tracker, workers=workers) as sampler:
+            planner = make_planner(sweep, measured(sweep, trials, shape.device), shape=shape)
+            with opened_sampler(sweep, tracker, workers=shape.workers) as sampler:
                 runner = Runner(
                     job_name=sweep.job,
                     planner=planner,

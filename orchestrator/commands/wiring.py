@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.dispatch.base import Dispatcher
+from orchestrator.dispatch.capacity import Request, Shape
 from orchestrator.errors import UserError
+from orchestrator.host import usable_cpus, usable_memory_bytes, visible_gpus
 from orchestrator.plan.calibration import Calibration, Machine
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.trial import Trial
 
 CPU_MEMORY_SHARE = 0.6
-"""Share of the machine's memory that all workers together may use."""
+"""Share of a node's memory that the packs of all its workers together may use."""
 GPU_MEMORY_SHARE = 0.8
 GPU_MEMORY_BYTES = 16e9
 """Assumed for a GPU that was not measured."""
@@ -100,72 +103,64 @@ def on_cluster() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
-def resources_at_hand(sweep: Sweep, *, inline: bool) -> tuple[int, str]:
-    """(workers, device type) that a run would use now; connects to a cluster, but does not start one."""
+def request(sweep: Sweep) -> Request:
+    """The pool of workers that the sweep asks for."""
     wanted = sweep.resources
+    return Request(
+        workers=wanted.workers,
+        device=wanted.device,
+        cpus_per_worker=wanted.cpus_per_worker,
+        gpus_per_worker=wanted.gpus_per_worker,
+        pack_bytes=(wanted.memory_gb or 0.0) * 1e9,
+    )
+
+
+def resources_at_hand(sweep: Sweep, *, inline: bool) -> Shape:
+    """The pool that a run would use now, of at least one worker; connects to a cluster, but does not start one.
+
+    Raises:
+        UserError: this machine has no room for a worker.
+    """
+    wanted = request(sweep)
     if inline:
-        return 1, inline_device(sweep)
+        device = inline_device(sweep)
+        return Shape(workers=1, device=device, need=wanted.need(device), memory_bytes=usable_memory_bytes())
     if on_cluster():
-        from orchestrator.dispatch.ray_connection import cluster_shape, connected
+        from orchestrator.dispatch.ray_connection import cluster_nodes, connected
 
         with connected():
-            workers, device = cluster_shape(
-                cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=wanted.gpus_per_worker, device=wanted.device
-            )
-        return max(1, workers if wanted.workers is None else min(workers, wanted.workers)), device
-    gpus = local_gpus()
-    device = ("cuda" if gpus else "cpu") if wanted.device == "auto" else wanted.device
-    if wanted.workers is not None:
-        return wanted.workers, device
-    if device == "cuda":
-        return max(1, int(gpus / (wanted.gpus_per_worker or 1.0))), device
-    return max(1, int(cores() / wanted.cpus_per_worker)), device
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def local_gpus() -> int:
-    """NVIDIA devices of this machine that are visible to this process."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+            shape = wanted.shape(cluster_nodes())
+        return replace(shape, workers=max(1, shape.workers))
+    shape = wanted.shape([wanted.local_node()])
+    if not shape.workers:
+        raise wanted.no_room(shape)
+    return replace(shape, memory_bytes=usable_memory_bytes() / shape.workers)
 
 
 def inline_device(sweep: Sweep) -> str:
     """The device of packs that run in this process."""
-    return ("cuda" if local_gpus() else "cpu") if sweep.resources.device == "auto" else sweep.resources.device
+    return ("cuda" if visible_gpus() else "cpu") if sweep.resources.device == "auto" else sweep.resources.device
 
 
 def make_pool(sweep: Sweep, *, inline: bool) -> Callable[[], Dispatcher]:
     """A function that starts the pool of workers."""
-    resources = sweep.resources
 
     def make() -> Dispatcher:
         if inline:
             from orchestrator.dispatch.inline import InlineDispatcher
             from orchestrator.dispatch.worker import prepare
 
-            prepare(threads=max(1, int(resources.cpus_per_worker)), job=sweep.job)
+            prepare(threads=max(1, int(sweep.resources.cpus_per_worker)), job=sweep.job)
             return InlineDispatcher(device=inline_device(sweep))
         from orchestrator.dispatch.ray_pool import RayDispatcher
 
-        return RayDispatcher(
-            job=sweep.job,
-            workers=resources.workers,
-            device=resources.device,
-            cpus_per_worker=resources.cpus_per_worker,
-            gpus_per_worker=resources.gpus_per_worker,
-        )
+        return RayDispatcher(job=sweep.job, request=request(sweep))
 
     return make
 
 
-def make_planner(sweep: Sweep, calibration: Calibration, *, workers: int) -> Planner:
-    """The planner that groups the sweep's trials into packs, for a number of workers."""
+def make_planner(sweep: Sweep, calibration: Calibration, *, shape: Shape) -> Planner:
+    """The planner that groups the sweep's trials into packs, for a pool of workers."""
     from orchestrator.plan.planner import Planner
 
     local = calibration.machine.device == "cpu" and not on_cluster()
@@ -173,8 +168,8 @@ def make_planner(sweep: Sweep, calibration: Calibration, *, workers: int) -> Pla
         job_name=sweep.job,
         job=sweep.job_object(),
         calibration=calibration,
-        memory_budget_bytes=memory_budget(sweep, calibration.machine, workers=workers),
-        at_once=min(workers, cores()) if local else 1,
+        memory_budget_bytes=memory_budget(sweep, calibration.machine, share_bytes=shape.memory_bytes),
+        at_once=min(shape.workers, usable_cpus()) if local else 1,
         sweep_id=sweep.id,
     )
 
@@ -187,29 +182,30 @@ def load_now(planner: Planner) -> float:
     return 1.0 if machine.device != "cpu" or on_cluster() else slowdown(planner.at_once)
 
 
-def rehearsed(planner: Planner, sweep: Sweep, trials: Sequence[Trial], *, workers: int) -> Planner:
+def rehearsed(planner: Planner, sweep: Sweep, trials: Sequence[Trial], *, shape: Shape) -> Planner:
     """The planner after short trainings of the packs whose cost it does not know, where they can run here."""
     from orchestrator.plan.calibration import save
     from orchestrator.plan.rehearsal import rehearse
 
-    if on_cluster() and not local_gpus() and planner.calibration.machine.device != "cpu":
+    if on_cluster() and not visible_gpus() and planner.calibration.machine.device != "cpu":
         return planner
     threads = max(1, int(sweep.resources.cpus_per_worker))
-    calibration = rehearse(planner, trials, workers=workers, threads=threads)
+    calibration = rehearse(planner, trials, workers=shape.workers, threads=threads)
     if calibration != planner.calibration:
         save(calibration)
-    return make_planner(sweep, calibration, workers=workers)
+    return make_planner(sweep, calibration, shape=shape)
 
 
-def memory_budget(sweep: Sweep, machine: Machine, *, workers: int) -> float:
-    """Bytes that the packs of one worker may use."""
+def memory_budget(sweep: Sweep, machine: Machine, *, share_bytes: float) -> float:
+    """Bytes that the packs of one worker may use, which has this share of the memory of its node."""
     if sweep.resources.memory_gb is not None:
         return sweep.resources.memory_gb * 1e9
     if machine.device == "cuda":
         share = min(1.0, sweep.resources.gpus_per_worker or 1.0)
         return GPU_MEMORY_SHARE * (machine.memory_bytes or GPU_MEMORY_BYTES) * share
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8e9
-    return CPU_MEMORY_SHARE * total / (workers if not on_cluster() else max(1, cores()))
+    if math.isinf(share_bytes):  # no node yet, or one that does not state its memory
+        share_bytes = usable_memory_bytes() / usable_cpus()
+    return CPU_MEMORY_SHARE * share_bytes
 
 
 def measured(sweep: Sweep, trials: Sequence[Trial], device: str) -> Calibration:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import subprocess
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.dispatch import reaper
+from orchestrator.dispatch.capacity import Node, Request
 from orchestrator.errors import UserError
+from orchestrator.host import usable_memory_bytes
 
-OBJECT_STORE_BYTES = 300_000_000
-"""Shared memory of a local Ray. Only rows of curves pass through it, a few chunks at a time."""
+OBJECT_STORE_BYTES = (80e6, 300e6)
+"""Least and most shared memory of a local Ray. Only rows of curves pass through it, a few chunks at a time."""
 
 
 ANSWER_S = 5.0
@@ -87,8 +90,12 @@ def disconnect() -> None:
     _reapers.clear()
 
 
-def connect(*, num_cpus: int | None = None) -> bool:
+def connect(local: Node | None = None) -> bool:
     """Connect to Ray: to `RAY_ADDRESS` (set in a submitted job too), or to one started here.
+
+    Args:
+        local: what a Ray that is started here offers; None for all that this process may use. Ray's own detection
+            ignores the affinity of this process and the limits of nested control groups.
 
     Returns:
         Whether this process owns the connection and must close it.
@@ -107,12 +114,16 @@ def connect(*, num_cpus: int | None = None) -> bool:
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "phasefront"}
     if not address or address == "local":
+        local = local or Request().local_node()
+        least, most = OBJECT_STORE_BYTES
         with _reaped():
             ray.init(
                 address="local",
-                num_cpus=num_cpus,
+                num_cpus=int(local.cpus),
+                num_gpus=int(local.gpus),
                 include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=int(min(most, max(least, usable_memory_bytes() / 10))),
+                _memory=int(local.memory_bytes),
                 **quiet,
             )
         return True
@@ -150,17 +161,16 @@ def connected() -> Iterator[None]:
             disconnect()
 
 
-def cluster_shape(*, cpus_per_worker: float, gpus_per_worker: float | None, device: str) -> tuple[int, str]:
-    """How many workers the connected cluster holds, and on which device they train."""
+def cluster_nodes() -> list[Node]:
+    """What each living node of the connected cluster offers, whether or not it is in use."""
     import ray
 
-    total = ray.cluster_resources()
-    gpus = total.get("GPU", 0.0)
-    if device == "auto":
-        device = "cuda" if gpus else "cpu"
-    if device == "cuda":
-        return int(gpus / (gpus_per_worker or 1.0)), device
-    return int(total.get("CPU", 0.0) / cpus_per_worker), device
+    return [
+        Node(cpus=offered.get("CPU", 0.0), gpus=offered.get("GPU", 0.0), memory_bytes=offered.get("memory", math.inf))
+        for node in ray.nodes()
+        if node["Alive"]
+        for offered in [node["Resources"]]
+    ]
 
 
 def _first_line(text: str) -> str:

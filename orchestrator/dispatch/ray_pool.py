@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackFailed, PackProgress, PackTask
-from orchestrator.dispatch.ray_connection import cluster_shape, connect, disconnect
+from orchestrator.dispatch.capacity import Request
+from orchestrator.dispatch.ray_connection import cluster_nodes, connect, disconnect
 from orchestrator.dispatch.worker import execute, is_out_of_memory, prepare
 from orchestrator.errors import UserError
 
@@ -71,10 +72,8 @@ class RayDispatcher(Dispatcher):
 
     Args:
         job: the job that workers load when they start; None for none yet.
-        workers: how many; None for as many as the cluster holds, following nodes that come and go.
-        device: "auto", "cpu" or "cuda".
-        cpus_per_worker: CPU cores, and so threads, of one worker.
-        gpus_per_worker: None for a whole one where the device is a GPU.
+        request: how many workers, and what each takes; None for the defaults. Without a number of workers, as many as
+            the cluster holds, following nodes that come and go. A worker has as many threads as it takes CPU cores.
 
     Raises:
         UserError: no cluster, no access, or no device of the kind asked for.
@@ -84,52 +83,35 @@ class RayDispatcher(Dispatcher):
         self,
         *,
         job: str | None = None,
-        workers: int | None = None,
-        device: str = "auto",
-        cpus_per_worker: float = 1.0,
-        gpus_per_worker: float | None = None,
+        request: Request | None = None,
     ) -> None:
-        # A local Ray has a slot for every worker asked for, even on fewer cores: the user decides.
-        cores = os.cpu_count() or 1
-        slots = max(cores, int(-(-(workers or 0) * cpus_per_worker // 1)))
-        self._job, self._wanted, self._asked_device = job, workers, device
-        self._cpus, self._gpus = cpus_per_worker, gpus_per_worker
-        self._owns_ray = connect(num_cpus=slots)
+        self._job, self._request = job, request or Request()
+        self._owns_ray = connect(self._request.local_node())
         self._closed = False
         self._queue: deque[PackTask] = deque()
         self._pool: list[_Worker] = []
         self._stillborn = 0
         self._looked = time.monotonic()
         try:
-            capacity, self._device = self._shape()
-            if capacity < 1:
-                raise UserError(
-                    f"no worker fits: one needs {cpus_per_worker:g} CPUs"
-                    + (f" and {gpus_per_worker or 1:g} GPUs" if self._device == "cuda" else ""),
-                    place="resources",
-                    value=device,
-                    next_step="lower resources.cpus_per_worker, or set resources.device to cpu",
-                )
-            for _ in range(capacity):
+            shape = self._request.shape(cluster_nodes())
+            self._device, self._need = shape.device, shape.need
+            if shape.workers < 1:
+                raise self._request.no_room(shape)
+            for _ in range(shape.workers):
                 self._hire()
             self._await_workers()
         except BaseException:
             self.close()
             raise
 
-    def _shape(self) -> tuple[int, str]:
-        capacity, device = cluster_shape(
-            cpus_per_worker=self._cpus, gpus_per_worker=self._gpus, device=self._asked_device
-        )
-        return (capacity if self._wanted is None else min(capacity, self._wanted)), device
-
     def _hire(self) -> None:
         import ray
 
-        gpus = (self._gpus or 1.0) if self._device == "cuda" else 0
-        actor_class = ray.remote(num_cpus=self._cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(WorkerActor)
+        need = self._need
+        takes = {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": int(need.memory_bytes)}
+        actor_class = ray.remote(**takes, max_restarts=0, max_task_retries=0)(WorkerActor)
         paths = [str(Path.cwd()), *(str(Path(p).resolve()) for p in sys.path if p and Path(p).is_dir())]
-        actor = actor_class.remote(paths, max(1, int(self._cpus)), self._device)
+        actor = actor_class.remote(paths, max(1, int(need.cpus)), self._device)
         self._pool.append(_Worker(actor, actor.warm.remote(self._job)))
 
     def _await_workers(self) -> None:
@@ -260,8 +242,7 @@ class RayDispatcher(Dispatcher):
         if now - self._looked < LOOK_S and self._pool:
             return
         self._looked = now
-        capacity, _ = self._shape()
-        for _ in range(capacity - len(self._pool)):
+        for _ in range(self._request.shape(cluster_nodes()).workers - len(self._pool)):
             self._hire()
 
     def _kill(self, worker: _Worker) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.job import Cost
+from orchestrator.host import usable_cpus
 from orchestrator.plan.history import JobHistory, KindHistory, SweepHistory, Tally, average, updated
 
 T = TypeVar("T")
@@ -151,8 +152,8 @@ def newest_last(old: Mapping[str, T], new: Mapping[str, T]) -> dict[str, T]:
 
 
 def cache_file(device: str) -> Path:
-    """The file of this machine, for a device type and its number of cores, in `$XDG_CACHE_HOME` or `~/.cache`."""
-    key = f"{platform.node()} {platform.machine()} {platform.processor()} {os.cpu_count()} {device}"
+    """The file of this machine, for a device type and a number of usable cores, in `$XDG_CACHE_HOME` or `~/.cache`."""
+    key = f"{platform.node()} {platform.machine()} {platform.processor()} {usable_cpus()} {device}"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phasefront"
     return folder / f"machine-{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}.json"
 
