@@ -280,7 +280,9 @@ def test_a_statement_count_does_not_grow_with_the_trials(tracker, monkeypatch):
     def statements(trials):
         seen = []
         connection = tracker._database.create().bulk.connection
-        connection.set_trace_callback(lambda text: seen.append(re.split(r"VALUES|json_each|end_time =", text)[0]))
+        connection.set_trace_callback(
+            lambda text: seen.append(re.split(r"VALUES|json_each|end_time =|sequence =", text)[0])
+        )
         tracker.begin(trials)
         tracker.record(rows(trials, [0]))
         tracker.end([finished(t, a=1.0) for t in trials])
@@ -359,7 +361,7 @@ def test_a_statement_count_of_a_retry_does_not_grow_with_the_trials(tracker):
         tracker.record(rows(trials, [0]))
         tracker.index([])
         connection = tracker._database.create().bulk.connection
-        connection.set_trace_callback(lambda text: seen.append(re.split(r"VALUES|json_each", text)[0]))
+        connection.set_trace_callback(lambda text: seen.append(re.split(r"VALUES|json_each|sequence =", text)[0]))
         tracker.begin(trials)
         connection.set_trace_callback(None)
         inserts = {text for text in seen if text.startswith("INSERT")}  # SQLite traces executemany row by row

@@ -121,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: float) -> int:
     tracker = open_tracker(sweep)
     progress = for_stream(sys.stdout, quiet=arguments.quiet)
+    tracker.say = progress.say
     try:
         parent = tracker.open_sweep(sweep_record(sweep))
         try:

@@ -4,15 +4,16 @@ A curve belongs to one training. When an unfinished trial begins, its curve star
 has left. After that, every method that writes is idempotent. A curve row is (trial, metric, step) and is written once;
 its timestamp is the start of the run plus its step in milliseconds, so a repeated write gives the same row.
 
-An experiment has one driver at a time: `open_sweep` takes a lock that is released when the tracker closes or its
-process dies. Reading, and `open_sweep(..., running=False)`, need no lock.
+An experiment has one driver at a time: `open_sweep` takes a lease that ends when the tracker closes, its process dies
+or, where that cannot be known, it is not renewed (see `lease.py`). Reading, and `open_sweep(..., running=False)`, need
+no lease.
 """
 
 from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -53,12 +54,19 @@ class TrialRow:
     """The error of a failed or killed trial, shortened where it was too long to store."""
 
 
+def _say_nothing(line: str) -> None:
+    del line
+
+
 class Tracker(ABC):
     """One writer's connection to the record. Not thread-safe."""
 
     _sweep: SweepRecord | None = None
     _running = False
     _closed = False
+
+    say: Callable[[str], None] = staticmethod(_say_nothing)
+    """Called with a line to show, such as the reason of a wait; set it before `open_sweep`."""
 
     @property
     def experiment_id(self) -> str | None:
@@ -70,12 +78,12 @@ class Tracker(ABC):
 
         Args:
             sweep: The sweep.
-            running: Its trials are going to run: the experiment is locked until `close`, and the parent is RUNNING.
-                If False, nothing is locked and an existing parent keeps its status and end time (a new one is
-                FINISHED); `begin`, `record`, `end`, `reconcile` and `end_sweep` then raise `RuntimeError`.
+            running: Its trials are going to run: this tracker holds the lease of the experiment until `close`, and the
+                parent is RUNNING. If False, no lease is taken and an existing parent keeps its status and end time (a
+                new one is FINISHED); `begin`, `record`, `end`, `reconcile` and `end_sweep` then raise `RuntimeError`.
 
         Raises:
-            UserError: Another driver has locked the experiment (not detected over HTTP).
+            UserError: Another driver holds the lease of the experiment (not detected over HTTP).
         """
         self._check_open()
         parent = self._open_parent(sweep, running)

@@ -13,7 +13,7 @@ import itertools
 import json
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,8 @@ class Bulk(ABC):
         self._rendered: dict[str, str] = {}
         self._inside = False
         """A transaction of ours is open."""
+        self.at_begin: Callable[[Bulk], None] | None = None
+        """Called first in each transaction; raises if nothing may be written (see `HeldLease`)."""
 
     @abstractmethod
     def _render(self, sql: str) -> str:
@@ -99,6 +101,8 @@ class Bulk(ABC):
         self._begin()
         self._inside = True
         try:
+            if self.at_begin is not None:
+                self.at_begin(self)
             yield
         except BaseException:
             self.connection.rollback()

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.tracking.address import CHOICES, DatabaseAddress, quiet_mlflow, shown
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
-from orchestrator.tracking.lock import take_file_lock, take_session_lock, taken
+from orchestrator.tracking.earlier_lock import take_file_lock, take_session_lock
+from orchestrator.tracking.lease import Process, lease_s, take, taken
+from orchestrator.tracking.lease_table import HeldLease, LeaseTable
 from orchestrator.tracking.run_table import RunTable
 
 if TYPE_CHECKING:
@@ -43,9 +46,10 @@ class Database:
         self._table: RunTable | None = None
         self._store: BulkSqlAlchemyStore | None = None
         self._artifact_template = ""
-        self._locked = False
-        self._lock: int | None = None
-        """Descriptor of the locked file, see `take_file_lock`."""
+        self.lease: HeldLease | None = None
+        """Of the driver; None while only reading, or writing without running trials."""
+        self._earlier_lock = -1
+        """Descriptor of `take_file_lock`."""
 
     def existing(self) -> RunTable | None:
         """The experiment's runs, for reading; None if there is no database or experiment yet."""
@@ -69,53 +73,82 @@ class Database:
         bulk = connect(self._address, write=True, place=self.place)
         if bulk is None:
             raise RuntimeError(f"MLflow created no database at {self._address.file}")
-        found = find_experiment(bulk, self.experiment)
-        if found is None:
-            create_experiment(self._store, self.experiment, self._artifacts)
+        try:
             found = find_experiment(bulk, self.experiment)
-        if found is None:
-            raise RuntimeError(f"MLflow created no experiment {self.experiment!r}")
-        if found.deleted:
+            if found is None:
+                create_experiment(self._store, self.experiment, self._artifacts)
+                found = find_experiment(bulk, self.experiment)
+            if found is None:
+                raise RuntimeError(f"MLflow created no experiment {self.experiment!r}")
+            if found.deleted:
+                raise deleted_experiment(self.experiment, found.id)
+            self._table = RunTable(bulk, found.id)
+        except BaseException:
             bulk.close()
-            raise deleted_experiment(self.experiment, found.id)
+            self.close()
+            raise
         from mlflow.utils.uri import append_to_uri_path
 
         self._artifact_template = append_to_uri_path(found.artifact_location, "{run}", "artifacts")
-        self._table = RunTable(bulk, found.id)
         return self._table
 
-    def take(self) -> None:
-        """Lock the experiment until `close` or the end of the process; it is created if missing.
+    def take(self, say: Callable[[str], None]) -> None:
+        """Take the lease of the experiment until `close`; the experiment is created if missing.
+
+        From then on, every transaction of `create().bulk` checks the lease, and raises `LeaseLost` if it is lost.
+
+        Args:
+            say: Called with a line to show before a wait.
 
         Raises:
-            UserError: Another driver has locked it.
+            UserError: Another driver holds it.
         """
         table = self.create()
-        if self._locked:
+        if self.lease is not None:
             return
+        place, lasts_s = shown(self._address.uri), lease_s()
+        leases = LeaseTable(table.bulk, table.experiment_id, place)
+        before = leases.read()
+        fence = take(leases, Process.this(), experiment=self.experiment, place=place, lasts_s=lasts_s, say=say)
+        self.lease = HeldLease(
+            experiment_id=table.experiment_id,
+            experiment=self.experiment,
+            fence=fence,
+            owner=leases.owner,
+            lasts_s=lasts_s,
+            connect=lambda: connect(self._address, write=True, place=self.place),
+        )
+        # A driver that did not release its lease may still hold the lock of earlier versions, if it was stopped.
+        if not self._lock_as_before(table) and (before is None or before.holder is None):
+            self.close()
+            raise taken(place, self.experiment)
+        self.lease.bind(table.bulk)
+
+    def _lock_as_before(self, table: RunTable) -> bool:
         if self._address.file is None:
-            self._locked = take_session_lock(table.bulk, table.experiment_id)
-        else:
-            self._lock = take_file_lock(self._address.file, table.experiment_id)
-            self._locked = self._lock is not None
-        if not self._locked:
-            raise taken(shown(self._address.uri), self.experiment)
+            return take_session_lock(table.bulk, table.experiment_id)
+        descriptor = take_file_lock(self._address.file, table.experiment_id)
+        self._earlier_lock = -1 if descriptor is None else descriptor
+        return descriptor is not None
 
     def artifacts_of(self, run_id: str) -> str:
         """The artifact location of a run, as MLflow sets it; call `create` before."""
         return self._artifact_template.replace("{run}", run_id)
 
     def close(self) -> None:
-        """Close the connections and release the lock."""
+        """Release the lease and close the connections."""
+        if self.lease is not None and self._table is not None:
+            self.lease.release(self._table.bulk)
+        self.lease = None
         if self._table is not None:
             self._table.bulk.close()
             self._table = None
         if self._store is not None:
             self._store.engine.dispose()
             self._store = None
-        if self._lock is not None and self._lock >= 0:
-            os.close(self._lock)
-        self._lock, self._locked = None, False
+        if self._earlier_lock >= 0:
+            os.close(self._earlier_lock)
+        self._earlier_lock = -1
 
 
 def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None:

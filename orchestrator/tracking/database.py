@@ -73,7 +73,7 @@ class DatabaseTracker(Tracker):
         """What is missing is created by MLflow's own code."""
         table = self._database.create()
         if running:
-            self._database.take()
+            self._database.take(self.say)
         bulk, now, name = table.bulk, layout.now_ms(), sweep.name[: layout.LONGEST_NAME]
         with bulk.transaction():
             found, free = table.locate([sweep.sweep_id], key=layout.SWEEP_ID)
@@ -297,9 +297,11 @@ class DatabaseTracker(Tracker):
     def close(self) -> None:
         if self._closed:
             return
-        self._write_all()
-        self._database.close()
         self._closed = True
+        try:
+            self._write_all()
+        finally:
+            self._database.close()
 
     def _waits(self) -> bool:
         return bool(self._buffer.rows or self._waiting.runs or self._waiting.results)

@@ -14,7 +14,7 @@ import numpy as np
 from jobs.job import Curves, Observations, Scalar
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow, begun, check_metric_names
-from orchestrator.tracking.lock import taken
+from orchestrator.tracking.lease import taken
 from orchestrator.tracking.rows import later
 from orchestrator.trial import Trial
 
@@ -58,7 +58,7 @@ class MemoryRecord:
     traces: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
     """(sweep id, name) -> step -> value of a curve of the sweep itself."""
     writer: MemoryTracker | None = None
-    """The tracker that has locked it."""
+    """The tracker that drives it."""
 
 
 class MemoryTracker(Tracker):

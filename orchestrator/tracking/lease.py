@@ -1,0 +1,244 @@
+"""One driver of an experiment at a time: who holds its lease, and when another driver may take it over.
+
+A lease is a row of the record itself (`lease_table.py`; a tag over HTTP), so it does not depend on the path or the
+address by which a driver reaches the record. Its holder renews it. Each takeover raises its fencing number, and every
+transaction of a driver checks that number, so a driver that was stopped for long and wakes up writes nothing.
+
+A lease is taken over at once if its holder has released it, or has died on this machine. Otherwise it must expire. A
+database server's clock tells when. Without such a clock (a SQLite file, the HTTP API), the times in the record come
+from clocks that may differ or jump, so they are not trusted: a driver that wants the lease watches it for as long as it
+lasts, by its own monotonic clock, and takes it if it was not renewed (as the leader election of Kubernetes does).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+
+from orchestrator.errors import Outage, UserError
+
+LEASE_S = 60.0
+"""How long a lease lasts that is not renewed."""
+RENEWALS = 6
+"""How often a lease is renewed in that time."""
+VARIABLE = "PHASEFRONT_LEASE_S"
+"""Environment variable that replaces LEASE_S; tests use it."""
+LONGEST_HOST = 100
+
+
+def lease_s() -> float:
+    """How long a lease of this process lasts without renewal, in seconds.
+
+    Raises:
+        UserError: The environment variable is not a positive number.
+    """
+    text = os.environ.get(VARIABLE, "")
+    try:
+        seconds = float(text) if text else LEASE_S
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < 1e6:
+        raise UserError("must be a positive number of seconds", place=VARIABLE, value=text)
+    return seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process, as others can recognise it."""
+
+    host: str
+    machine: str
+    """Boot id and process namespace: the same text where process ids mean the same; empty if unknown."""
+    pid: int
+    started: int
+    """Clock ticks from the machine's boot to the process's start, because process ids are used again; 0 if unknown."""
+
+    @classmethod
+    def this(cls) -> Process:
+        """The present process."""
+        host, pid = socket.gethostname()[:LONGEST_HOST], os.getpid()
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            machine = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        except OSError:  # not Linux
+            return cls(host=host, machine="", pid=pid, started=0)
+        state = _state(pid)
+        return cls(host=host, machine=machine, pid=pid, started=state[1] if state else 0)
+
+    def is_dead(self, seen_by: Process) -> bool:
+        """Whether the process has certainly ended; False where `seen_by` cannot know."""
+        if not self.machine or self.machine != seen_by.machine:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # another user's
+            pass
+        state = _state(self.pid)
+        return state is not None and (state[0] in "ZX" or state[1] != self.started)
+
+
+def _state(pid: int) -> tuple[str, int] | None:
+    """State and start time of a process; None if they cannot be read."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The lease of an experiment, as it is in the record."""
+
+    fence: int
+    """Raised at each takeover."""
+    sequence: int
+    """Number of the last transaction that its holder committed."""
+    beat: int
+    """How often its holder has renewed it without a transaction."""
+    holder: Process | None
+    """None if it was released."""
+    taken_ms: int
+    """When it was taken, ms since the epoch."""
+    silent_ms: int
+    """Time since its last renewal, by the record's clock."""
+    lasts_ms: int
+    """How long it lasts without renewal."""
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """Changes when the lease is renewed or taken."""
+        return self.fence, self.sequence, self.beat
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the record's clock says that it was renewed lately."""
+        return 0 <= self.silent_ms <= self.lasts_ms
+
+
+class LeaseStore(ABC):
+    """Where the lease of one experiment is kept."""
+
+    SHARED_CLOCK: bool
+    """Whether times in the record are by one clock, that of a server."""
+
+    @abstractmethod
+    def read(self) -> Lease | None:
+        """The lease; None if nobody has taken it yet."""
+
+    @abstractmethod
+    def claim(self, before: Lease | None, me: Process, lasts_s: float) -> int | None:
+        """Take the lease if it is still as `before`; its fencing number, or None if it has changed."""
+
+
+class Answer(Enum):
+    """What a driver does that wants a lease."""
+
+    TAKE = "take"
+    REFUSED = "refused"
+    WATCH = "watch"
+
+
+def judge(lease: Lease | None, me: Process, *, shared_clock: bool) -> Answer:
+    """Whether the lease may be taken now."""
+    if lease is None or lease.holder is None or lease.holder.is_dead(me):
+        return Answer.TAKE
+    if shared_clock and not lease.is_fresh:
+        return Answer.TAKE
+    here = bool(me.machine) and lease.holder.machine == me.machine
+    return Answer.REFUSED if here and lease.is_fresh else Answer.WATCH
+
+
+def take(
+    store: LeaseStore,
+    me: Process,
+    *,
+    experiment: str,
+    place: str,
+    lasts_s: float,
+    say: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Take the lease, and wait for it to expire if its holder may have died on another machine; its fencing number.
+
+    Args:
+        store: Where it is kept.
+        me: The process that will hold it.
+        experiment: Name of the experiment, for messages.
+        place: Address of the record without its password, for messages.
+        lasts_s: How long it shall last without renewal.
+        say: Called with a line to show before a wait.
+        sleep: Waits for a number of seconds.
+        clock: Seconds by a monotonic clock.
+
+    Raises:
+        UserError: Another driver holds it.
+    """
+    watched: Lease | None = None
+    since = 0.0
+    while True:
+        lease = store.read()
+        answer = judge(lease, me, shared_clock=store.SHARED_CLOCK)
+        if answer is Answer.WATCH and lease is not None:
+            if watched is None:
+                watched, since = lease, clock()
+                say(
+                    f"{described(lease)} has not closed the record. Waiting up to {lease.lasts_ms / 1000:.0f} s to see "
+                    "whether it is still running"
+                )
+            elif lease.state != watched.state:
+                answer = Answer.REFUSED
+            elif clock() - since > lease.lasts_ms / 1000:
+                answer = Answer.TAKE
+        if answer is Answer.REFUSED:
+            raise taken(place, experiment, lease)
+        if answer is Answer.TAKE:
+            fence = store.claim(lease, me, lasts_s)
+            if fence is not None:
+                return fence
+        else:
+            sleep(min(1.0, lasts_s / RENEWALS))
+
+
+def described(lease: Lease) -> str:
+    """The driver that holds a lease, as the subject of a sentence."""
+    if lease.holder is None:
+        return "a phasefront run"
+    since = datetime.fromtimestamp(lease.taken_ms / 1000, UTC)
+    return (
+        f"the phasefront run on {lease.holder.host} (process {lease.holder.pid}, since {since:%Y-%m-%d %H:%M:%S} UTC)"
+    )
+
+
+def taken(place: str, experiment: str, lease: Lease | None = None) -> UserError:
+    """Another driver holds the lease of the experiment."""
+    holder = lease.holder if lease else None
+    stop = f", or end it (process {holder.pid} on {holder.host})" if holder else ""
+    return UserError(
+        f"another phasefront run is writing to this experiment ({experiment!r})"
+        + (f": {described(lease)}" if lease and holder else ""),
+        place=place,
+        next_step=f"wait until it has ended{stop}; or choose another experiment: --set tracking.experiment=NAME",
+    )
+
+
+class LeaseLost(Outage):
+    """Another driver has taken over the experiment: this one must not write any more."""
+
+    def __init__(self, experiment: str, lease: Lease | None) -> None:
+        by = f"was taken over by {described(lease)}" if lease and lease.holder else "is no longer held by this run"
+        super().__init__(
+            f"the experiment {experiment!r} {by}, because this run gave no sign of life for too long (it was stopped, "
+            "or could not reach the record); it writes nothing more",
+            next_step="recorded results are safe: let the other run finish, or end it and run this command again",
+        )
