@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.dispatch import reaper
 from orchestrator.dispatch.capacity import Node, Request
+from orchestrator.dispatch.session import Session, remove_left
 from orchestrator.errors import UserError
 from orchestrator.host import usable_memory_bytes
 
@@ -61,23 +62,24 @@ def use_token_authentication() -> None:
 
 
 @contextlib.contextmanager
-def _reaped() -> Iterator[None]:
-    """Processes started inside end with this process, even if it is killed (see `reaper`)."""
-    if not Path("/proc/self/environ").exists():  # not Linux: Ray cleans up by itself
-        yield
-        return
+def _reaped() -> Iterator[str]:
+    """Processes started inside end with this process, even if it is killed (see `reaper`); the mark that they carry."""
     mark = uuid.uuid4().hex
+    if not Path("/proc/self/environ").exists():  # not Linux: Ray cleans up by itself
+        yield mark
+        return
     command = [sys.executable, "-I", reaper.__file__, mark]
     watch = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     _reapers.append(watch)
     os.environ[reaper.MARK] = mark
     try:
-        yield
+        yield mark
     finally:
         del os.environ[reaper.MARK]
 
 
 _reapers: list[subprocess.Popen[bytes]] = []
+_sessions: list[Session] = []
 
 
 def disconnect() -> None:
@@ -88,6 +90,9 @@ def disconnect() -> None:
     for watch in _reapers:
         watch.communicate(reaper.CLEAN)
     _reapers.clear()
+    for session in _sessions:
+        session.remove()
+    _sessions.clear()
 
 
 def connect(local: Node | None = None) -> bool:
@@ -116,8 +121,8 @@ def connect(local: Node | None = None) -> bool:
     if not address or address == "local":
         local = local or Request().local_node()
         least, most = OBJECT_STORE_BYTES
-        with _reaped():
-            ray.init(
+        with _reaped() as mark:
+            context = ray.init(
                 address="local",
                 num_cpus=int(local.cpus),
                 num_gpus=int(local.gpus),
@@ -126,6 +131,9 @@ def connect(local: Node | None = None) -> bool:
                 _memory=int(local.memory_bytes),
                 **quiet,
             )
+        session = Session(Path(context.address_info["session_dir"]), mark)
+        _sessions.append(session)
+        remove_left(session.folder.parent, lives=reaper.marked)
         return True
     try:
         ray.init(address=address, **quiet)
