@@ -15,8 +15,8 @@ from orchestrator.dispatch.base import Cause, Event, PackTask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Node:
-    """A machine of the cluster that is alive."""
+class NodeRoom:
+    """A node that is alive, and its room for workers."""
 
     name: str
     """As it is shown to the user."""
@@ -64,7 +64,7 @@ class Engine(ABC):
         """What one worker takes, for messages: "4 CPUs", "1 CPU and 0.5 GPUs"."""
 
     @abstractmethod
-    def nodes(self) -> Mapping[str, Node]:
+    def nodes(self) -> Mapping[str, NodeRoom]:
         """The nodes that are alive, by id; those that hold no worker may be left out. Cheap, never blocks.
 
         Raises:

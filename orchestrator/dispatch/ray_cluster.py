@@ -1,0 +1,210 @@
+"""What is known of the connected Ray: its nodes, whether it still answers, and requests to its autoscaler.
+
+Calls to Ray's head (GCS) hang where it is dead, and Ray ends the process after a minute. They are therefore made by a
+thread of their own; the driver's thread reads what that thread has learnt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.dispatch.capacity import Need, Node, fits
+from orchestrator.dispatch.engine import NodeRoom
+from orchestrator.dispatch.ray_connection import disconnect
+from orchestrator.errors import Outage
+
+LOOK_S = 5.0
+"""How often the nodes are asked for."""
+NO_ANSWER_S = 30.0
+"""The head counts as dead after this long without an answer; Ray ends this process after 60 s."""
+DISCONNECT_S = 10.0
+"""The longest wait for a dead Ray to disconnect."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Known:
+    """A node that is alive."""
+
+    name: str
+    total: Node
+    available: Node | None
+
+
+class RayCluster:
+    """The Ray that this process is connected to.
+
+    Args:
+        owned: whether this process made the connection and closes it.
+    """
+
+    def __init__(self, *, owned: bool) -> None:
+        self.local = _started_here()
+        """Whether that Ray is a child of this process, and consists of this machine alone."""
+        self._owned = owned
+        self._prefix = f"phasefront/{uuid.uuid4().hex}/"
+        self._nodes: Mapping[str, _Known] = _alive_nodes()
+        self._answered_at = time.monotonic()
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._kept: list[str] = []
+        self._dead = ""
+        self._thread = threading.Thread(target=self._serve, name="phasefront ray", daemon=True)
+        self._thread.start()
+
+    # --- the thread that calls the head ---
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                call = self._calls.get(timeout=LOOK_S)
+            except queue.Empty:
+                call = self._look
+            if call is None:
+                return
+            with contextlib.suppress(Exception):  # an answer that stays away is noticed by its age
+                call()
+
+    def _look(self) -> None:
+        self._nodes = _alive_nodes()
+        self._answered_at = time.monotonic()
+
+    # --- what the driver's thread asks ---
+
+    @property
+    def answers(self) -> bool:
+        """Whether nothing is known to be wrong."""
+        return not self._dead
+
+    def check(self) -> None:
+        """See whether Ray is still there; cheap.
+
+        Raises:
+            Outage: a process of the local Ray has ended, or the head does not answer.
+        """
+        if not self._dead:
+            self._dead = self._what_is_dead()
+        if self._dead:
+            raise Outage(self._dead, next_step="run the same command again: it resumes where this run stopped")
+
+    def _what_is_dead(self) -> str:
+        if self.local:
+            gone = _dead_processes()
+            return f"the local Ray has died: its process {' and '.join(gone)} ended" if gone else ""
+        silent_s = time.monotonic() - self._answered_at
+        return f"the Ray cluster has not answered for {silent_s:.0f} s" if silent_s > NO_ANSWER_S else ""
+
+    def look_now(self) -> None:
+        """Ask for the nodes at once, in the background."""
+        self._calls.put(self._look)
+
+    def is_alive(self, node: str) -> bool:
+        """Whether the node was alive when the cluster last answered."""
+        return node in self._nodes
+
+    def rooms(self, need: Need) -> dict[str, NodeRoom]:
+        """The nodes that are alive."""
+        self.check()
+        return {
+            node: NodeRoom(
+                name=known.name,
+                room=fits(known.total, need),
+                free=None if known.available is None else fits(known.available, need),
+            )
+            for node, known in self._nodes.items()
+        }
+
+    def withdrawn_key(self, worker: int) -> str:
+        """Prefix of the keys that withdraw packs of a worker."""
+        return f"{self._prefix}{worker}/"
+
+    def keep_key(self, key: str) -> None:
+        """Set a key in Ray's internal store, in the background; removed by `close`."""
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        self._kept.append(key)
+        self._calls.put(lambda: _internal_kv_put(key.encode(), b"1"))
+
+    def request(self, workers: int, need: Need) -> None:
+        """Tell the autoscaler, in the background, that the cluster should have room for so many workers."""
+        from ray.autoscaler.sdk import request_resources
+
+        bundle = {"CPU": need.cpus, "GPU": need.gpus, "memory": int(need.memory_bytes)}
+        bundles = [{name: amount for name, amount in bundle.items() if amount}] * workers
+        self._calls.put(lambda: request_resources(bundles=bundles))
+
+    def close(self) -> None:
+        """Disconnect, if this process made the connection. Idempotent."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        if not self._dead:
+            for key in self._kept:
+                self._calls.put(lambda key=key: _internal_kv_del(key.encode()))  # type: ignore[misc]
+        self._kept.clear()
+        self._calls.put(None)
+        if not self._dead:
+            self._thread.join(DISCONNECT_S)
+        if not self._owned:
+            return
+        if not self._dead:
+            disconnect()
+            return
+        end = threading.Thread(target=disconnect, daemon=True)  # it may hang
+        end.start()
+        end.join(DISCONNECT_S)
+
+
+def _alive_nodes() -> dict[str, _Known]:
+    """The nodes that are alive, by id."""
+    import ray
+
+    available = _available()
+    return {
+        node["NodeID"]: _Known(
+            name=node.get("NodeManagerHostname") or node["NodeManagerAddress"],
+            total=_offer(node["Resources"], node["Resources"].get("memory", math.inf)),
+            available=None if available is None else _free(node, available.get(node["NodeID"], {})),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+
+
+def _offer(resources: Mapping[str, float], memory_bytes: float) -> Node:
+    return Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), memory_bytes=memory_bytes)
+
+
+def _free(node: Mapping[str, Any], available: Mapping[str, float]) -> Node:
+    """What is not in use; Ray leaves out what is used up."""
+    return _offer(available, available.get("memory", 0.0) if "memory" in node["Resources"] else math.inf)
+
+
+def _available() -> Mapping[str, Mapping[str, float]] | None:
+    """What is not in use on each node; None if this version of Ray does not say."""
+    try:
+        from ray._private.state import available_resources_per_node
+    except ImportError:
+        return None
+    return dict(available_resources_per_node())
+
+
+def _started_here() -> bool:
+    from ray._private import worker
+
+    node = worker._global_node
+    return node is not None and bool(node.all_processes)
+
+
+def _dead_processes() -> list[str]:
+    """The processes of a Ray that was started here which have ended."""
+    from ray._private import worker
+
+    node = worker._global_node
+    needed = ("raylet", "gcs_server")
+    return [] if node is None else [name for name, _ in node.dead_processes() if name in needed]
