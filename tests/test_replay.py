@@ -229,16 +229,6 @@ def test_the_order_of_a_pack_is_part_of_its_digest() -> None:
     assert pack_digest(["a", "b"]) != pack_digest(["b", "a"])
 
 
-def test_a_change_of_the_code_changes_the_setting(tmp_path: Path) -> None:
-    from orchestrator.dispatch.environment import _digest
-
-    (tmp_path / "a.py").write_text("x = 1\n")
-    before = _digest({"a.py": tmp_path / "a.py"})
-    assert before == _digest({"a.py": tmp_path / "a.py"})
-    (tmp_path / "a.py").write_text("x = 2\n")
-    assert before != _digest({"a.py": tmp_path / "a.py"})
-
-
 def test_settings_show_the_differences() -> None:
     one = Environment(code="1", python="3.11", torch="2.8", numpy="2.0", device="x86_64 AVX2", threads=1)
     assert one.differences(one) == []

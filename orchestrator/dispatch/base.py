@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from jobs.job import Scalar
+from orchestrator.dispatch.source import Source
 from orchestrator.printable import printable
 from orchestrator.records import CurveRows, TrialResult
 
@@ -32,6 +33,8 @@ class PackTask:
     """Seconds after which a trial that has not ended counts as hanging; None: never."""
     expected_s: float = 0.0
     """Estimated duration of the pack; 0 if unknown."""
+    source: str = ""
+    """The driver's source of the job (`Source.text`): a worker with another one refuses the pack. Empty: any."""
 
 
 class Cause(StrEnum):
@@ -43,6 +46,8 @@ class Cause(StrEnum):
     """Its process died by itself."""
     NODE_LOST = "node lost"
     """Its machine died, was preempted or was cut off: never counted against a trial."""
+    OTHER_SOURCE = "another version of the job"
+    """The worker has another source of the job than the driver, or none, and has not trained."""
     TIMED_OUT = "timed out"
     """Its worker may still be in the trial, and must be killed."""
 
@@ -81,6 +86,8 @@ class PackFailed:
     """The node it ran on; empty if unknown."""
     trial_id: str = ""
     """The trial that caused it, if the worker knows: it alone is to blame, and the others are retried."""
+    source: Source | None = None
+    """The worker's source of the job, if that is the cause."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "error", printable(self.error))

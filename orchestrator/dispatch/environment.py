@@ -10,15 +10,12 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import jobs
-from jobs.catalogue import load_job
+from orchestrator.dispatch.source import installed, source_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +23,7 @@ class Environment:
     """What a curve depends on within rounding, apart from the trial and its pack."""
 
     code: str
-    """Release of this package, and a digest of the sources of the built-in jobs and of the trial's job."""
+    """Release of this package, and a digest of the sources of the trial's job (`orchestrator.dispatch.source`)."""
     python: str
     torch: str
     """"" if the job does not use it."""
@@ -88,10 +85,10 @@ def environment_of(job: str, device: str) -> Environment:
     """The environment of this process for a job trained on `device` ("cpu", "cuda", "cuda:1")."""
     torch = sys.modules.get("torch")
     return Environment(
-        code=f"{_installed('phasefront') or '0'}+{_source_digest(job)}",
+        code=source_of(job).text,
         python=platform.python_version(),
         torch="" if torch is None else str(torch.__version__),
-        numpy=_installed("numpy"),
+        numpy=installed("numpy"),
         device=_device(torch, device),
         threads=0 if torch is None else int(torch.get_num_threads()),
     )
@@ -102,30 +99,3 @@ def _device(torch: Any, device: str) -> str:
         return str(torch.cuda.get_device_name(device))
     vectors = "" if torch is None else f" {torch.backends.cpu.get_cpu_capability()}"
     return f"{platform.machine()}{vectors}"
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-@cache
-def _source_digest(job: str) -> str:
-    """12 hexadecimal digits of the sources of the jobs package and of the job's module."""
-    folder = Path(next(iter(jobs.__path__)))
-    files = {f"jobs/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*.py")}
-    loaded = load_job(job)
-    module = sys.modules.get(getattr(loaded, "function", type(loaded)).__module__)
-    path = getattr(module, "__file__", None)
-    if path is not None and not Path(path).is_relative_to(folder):
-        files["job"] = Path(path)
-    return _digest(files)
-
-
-def _digest(files: Mapping[str, Path]) -> str:
-    digest = hashlib.blake2b(digest_size=6)
-    for name in sorted(files):
-        digest.update(name.encode() + b"\0" + files[name].read_bytes() + b"\0")
-    return digest.hexdigest()

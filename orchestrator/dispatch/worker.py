@@ -22,6 +22,7 @@ from jobs.function import running_stack, shown
 from jobs.job import LARGEST_STEP, Curves, Job, Member, Observations, Params, Report, params_from
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.environment import TrainingRecord, environment_of, pack_digest
+from orchestrator.dispatch.source import source_of
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.reduce import reduce_curves
 
@@ -43,6 +44,8 @@ def prepare(*, threads: int, job: str | None = None) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
     wants_torch = job is not None and getattr(load_job(job), "needs_torch", True)
+    if job is not None:
+        source_of(job)  # now: the file may be edited while this process lives
     if wants_torch or "torch" in sys.modules:
         from jobs.packed.loop import set_threads
 
@@ -79,7 +82,12 @@ def execute(
 
     If the job states which trial runs (`Report.running`), and this one exceeds `task.timeout_s`, the pack fails with
     `Cause.TIMED_OUT` and the trial's id. The trial may still be running then.
+
+    A pack that was made from another source of the job is refused (`Cause.OTHER_SOURCE`).
     """
+    if (refusal := _refusal(task)) is not None:
+        yield refusal
+        return
     started = clock()
     try:
         job = load_job(task.job)
@@ -121,6 +129,20 @@ def execute(
     )
     yield from curves.flush_rest()
     yield PackEnded(pack_id=task.pack_id, train_s=clock() - started, busy_s=busy() - busy_from)
+
+
+def _refusal(task: PackTask) -> PackFailed | None:
+    """The refusal of a pack whose job is not here, or is another version; the driver has loaded it."""
+    if not task.source:
+        return None
+    try:
+        own = source_of(task.job)
+    except Exception:  # importing the module runs the user's code
+        return PackFailed(pack_id=task.pack_id, cause=Cause.OTHER_SOURCE, error=traceback.format_exc())
+    if own.text == task.source:
+        return None
+    error = f"this worker has {own.text}, the driver {task.source}"
+    return PackFailed(pack_id=task.pack_id, cause=Cause.OTHER_SOURCE, error=error, source=own)
 
 
 class _Deadline:
