@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--no-map", action="store_true", help="do not draw the phase diagram")
     command("status", "count the finished, running, failed and missing trials of a sweep")
+    command("audit", "check that the record of a sweep is consistent, without writing anything")
     map_ = command("map", "draw the phase diagram from the record, without running trials")
     map_.add_argument(
         "--classifier",

@@ -8,6 +8,7 @@ _FUNCTIONS = {
     "plan": "inspect:plan",
     "run": "run:run",
     "status": "inspect:status",
+    "audit": "audit:audit_",
     "map": "publishing:map_",
     "compare": "compare:compare",
     "replay": "replay:replay",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.tracking.address import PREFIX, unknown_address
 from orchestrator.tracking.base import Tracker
+from orchestrator.tracking.facts import RecordReader
 
 MEMORY = "memory:"
 
@@ -34,4 +35,22 @@ def open_tracker(uri: str, *, experiment: str, artifacts: str | None = None, pla
         from orchestrator.tracking.database import DatabaseTracker
 
         return DatabaseTracker(uri, experiment=experiment, artifacts=artifacts, place=place)
+    raise unknown_address(uri, place)
+
+
+def open_reader(uri: str, *, experiment: str, place: str = "tracking.uri") -> RecordReader:
+    """The reader of all runs at an address, see `open_tracker`; there is none for `memory:`.
+
+    Raises:
+        UserError: The address is of no database or server. Later, from `runs`: it cannot be reached.
+    """
+    scheme = uri.partition(":")[0].removeprefix(PREFIX)
+    if scheme in ("http", "https") and not uri.startswith(PREFIX):
+        from orchestrator.tracking.facts_http import HttpReader
+
+        return HttpReader(uri, experiment=experiment, place=place)
+    if scheme.partition("+")[0] in ("sqlite", "postgresql"):
+        from orchestrator.tracking.facts_sql import DatabaseReader
+
+        return DatabaseReader(uri, experiment=experiment, place=place)
     raise unknown_address(uri, place)

@@ -1,0 +1,78 @@
+"""audit: check that a recorded sweep is consistent."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from orchestrator.audit import Expected, Invariant, Report, audit
+from orchestrator.commands.searching import known_trials
+from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker
+
+if TYPE_CHECKING:
+    from orchestrator.sweep.sweep import Sweep
+    from orchestrator.trial import Trial
+
+SHORTEST_SECRET = 8
+"""Values of variables that are shorter than this are found in texts by chance."""
+_SECRET_NAME = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key|private_?key", re.IGNORECASE)
+
+
+def audit_(arguments: argparse.Namespace) -> int:
+    """Exit code 0 if every invariant holds, 1 otherwise. Nothing is written."""
+    from orchestrator.tracking.factory import open_reader
+
+    sweep = load_sweep(arguments)
+    place = str(arguments.file)
+    with contextlib.closing(open_tracker(sweep)) as tracker:
+        parent = tracker.find_sweep(sweep.id)
+        if parent is None:
+            raise nothing_recorded(sweep, place, f"phasefront run {place}")
+        trials = {trial.id: trial for trial in known_trials(sweep, tracker)}
+        reader = open_reader(sweep.tracking.uri, experiment=sweep.tracking.experiment)
+        with contextlib.closing(reader):
+            report = audit(expected(sweep, trials), reader.runs(), tracker.curves, secrets_of(os.environ))
+    print("\n".join([f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}", *lines(report)]))
+    return 1 if report.violations else 0
+
+
+def expected(sweep: Sweep, trials: Mapping[str, Trial]) -> Expected:
+    """The sweep as the audit compares the record with it; `trials`, by id, are those known of it."""
+    return Expected(
+        sweep_id=sweep.id,
+        job=sweep.job_object(),
+        trials=trials,
+        is_grid=not sweep.is_search,
+        thresholds=sweep.thresholds(),
+        fingerprint=sweep.thresholds_fingerprint(),
+    )
+
+
+def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables of the environment whose names look like secrets."""
+    return {
+        f"${name}": value
+        for name, value in environ.items()
+        if _SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET
+    }
+
+
+def lines(report: Report) -> list[str]:
+    """The report in words: one line for each invariant, with what breaks it below."""
+    states = ", ".join(f"{count} {status.lower()}" for status, count in sorted(report.statuses.items()))
+    said = [f"read      {report.runs} runs of trials ({states or 'none'}), {report.rows:,} curve rows"]
+    for invariant in Invariant:
+        wrong = [violation for violation in report.violations if violation.invariant is invariant]
+        if wrong:
+            said.append(f"VIOLATED  {invariant.value}: {len(wrong)} of {report.checked[invariant]:,} checked")
+            said += [f"          {violation.text}" for violation in wrong]
+        elif report.checked[invariant]:
+            said.append(f"ok        {invariant.value}: {report.checked[invariant]:,} checked")
+    if report.skipped:
+        said.append(f"note      {report.skipped} trials are labelled under other thresholds; `phasefront map` relabels")
+    wrong_count = len(report.violations)
+    return [*said, f"result    {wrong_count} violations" if wrong_count else "result    consistent"]

@@ -1,0 +1,75 @@
+"""Summaries of runs over MLflow's REST API: pages of runs, and one request for a metric of 100 runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from orchestrator.tracking.facts import CurveFacts, RecordReader, RunFacts
+from orchestrator.tracking.http_api import HISTORY_RUNS, MlflowApi, ServerRun
+from orchestrator.tracking.run_table import chunked
+
+
+class HttpReader(RecordReader):
+    """The runs of an experiment behind an MLflow server; arguments as for `open_reader`."""
+
+    def __init__(self, uri: str, *, experiment: str, place: str) -> None:
+        self._api, self._experiment = MlflowApi(uri, place=place), experiment
+
+    def runs(self) -> Iterator[RunFacts]:
+        experiment = self._api.experiment(self._experiment)
+        if experiment is None or experiment["lifecycle_stage"] != "active":
+            return
+        for page in chunked(self._api.search(experiment["experiment_id"], ""), HISTORY_RUNS):
+            yield from self._facts(page)
+
+    def _facts(self, page: Sequence[ServerRun]) -> Iterator[RunFacts]:
+        metrics = sorted({name for run in page for name in run.newest})
+        histories = self._api.each(partial(self._api.histories, [run.run_id for run in page]), metrics)
+        rows: dict[str, dict[str, list[tuple[int, int, float]]]] = {run.run_id: {} for run in page}
+        for metric, history in zip(metrics, histories, strict=True):
+            for row in history:
+                point = (int(row.get("step", 0)), int(row["timestamp"]), float(row["value"]))
+                rows[row["run_id"]].setdefault(metric, []).append(point)
+        for run in page:
+            yield _summary(run, rows[run.run_id])
+
+    def close(self) -> None:
+        self._api.close()
+
+
+def _summary(run: ServerRun, rows: dict[str, list[tuple[int, int, float]]]) -> RunFacts:
+    start = run.start_time
+    curves, observed = {}, {}
+    latest = {metric: max(points, key=lambda point: point[:2]) for metric, points in rows.items()}
+    for metric, points in rows.items():
+        steps = [step for step, timestamp, _ in points if timestamp >= start]
+        early = [point for point in points if point[1] < start]
+        if steps:
+            curves[metric] = CurveFacts(
+                rows=len(steps),
+                steps=len(set(steps)),
+                first=min(steps),
+                last=max(steps),
+                misplaced=sum(start <= timestamp != start + step for step, timestamp, _ in points),
+            )
+        if early:
+            observed[metric] = (len(early), max(early, key=lambda point: point[1])[2])
+    every = {step for points in rows.values() for step, timestamp, _ in points if timestamp >= start}
+    newest: dict[str, Any] = {metric: (point[1], point[0]) for metric, point in latest.items()}
+    return RunFacts(
+        run_id=run.run_id,
+        name=run.tags.get("mlflow.runName", ""),
+        status=run.status,
+        start_time=start,
+        end_time=None,
+        artifacts="",
+        tags=run.tags,
+        params=None,
+        curves=curves,
+        steps=len(every),
+        observed=observed,
+        latest={metric: point[2] for metric, point in latest.items()},
+        outdated=tuple(sorted(name for name in {*run.newest, *newest} if run.newest.get(name) != newest.get(name))),
+    )

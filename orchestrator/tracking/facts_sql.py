@@ -1,0 +1,99 @@
+"""Summaries of runs from MLflow's tables: six statements for a page of runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from orchestrator.tracking.address import database_address
+from orchestrator.tracking.bulk_sql import Row
+from orchestrator.tracking.connection import Database
+from orchestrator.tracking.facts import RUNS_A_PAGE, CurveFacts, RecordReader, RunFacts
+from orchestrator.tracking.run_table import RunTable
+
+_RUNS = (
+    "SELECT run_uuid, name, status, start_time, end_time, artifact_uri FROM runs WHERE experiment_id = ? "
+    "AND lifecycle_stage = 'active' AND run_uuid > ? ORDER BY run_uuid LIMIT ?"
+)
+_METRICS = (
+    "SELECT m.run_uuid, m.key, CASE WHEN m.timestamp < r.start_time THEN 1 ELSE 0 END AS early, COUNT(*), "
+    "COUNT(DISTINCT m.step), MIN(m.step), MAX(m.step), "
+    "SUM(CASE WHEN m.timestamp <> r.start_time + m.step THEN 1 ELSE 0 END), MAX(m.value), "
+    "MAX(CASE WHEN m.is_nan THEN 1 ELSE 0 END) "
+    "FROM metrics m JOIN runs r ON r.run_uuid = m.run_uuid WHERE m.run_uuid $in GROUP BY 1, 2, 3"
+)
+_STEPS = (
+    "SELECT m.run_uuid, COUNT(DISTINCT m.step) FROM metrics m JOIN runs r ON r.run_uuid = m.run_uuid "
+    "WHERE m.run_uuid $in AND m.timestamp >= r.start_time GROUP BY 1"
+)
+_LATEST = "SELECT run_uuid, key, value, is_nan FROM latest_metrics WHERE run_uuid $in"
+_BEHIND = (
+    "SELECT DISTINCT m.run_uuid, m.key FROM metrics m "
+    "LEFT JOIN latest_metrics l ON l.run_uuid = m.run_uuid AND l.key = m.key "
+    "WHERE m.run_uuid $in AND (l.key IS NULL OR (m.step, m.timestamp, m.value) > (l.step, l.timestamp, l.value))"
+)
+_INVENTED = (
+    "SELECT l.run_uuid, l.key FROM latest_metrics l WHERE l.run_uuid $in AND NOT EXISTS (SELECT 1 FROM metrics m "
+    "WHERE m.run_uuid = l.run_uuid AND m.key = l.key AND m.step = l.step AND m.timestamp = l.timestamp "
+    "AND m.value = l.value AND m.is_nan = l.is_nan)"
+)
+
+
+class DatabaseReader(RecordReader):
+    """The runs of an experiment in a SQLite or PostgreSQL database; arguments as for `open_reader`."""
+
+    def __init__(self, uri: str, *, experiment: str, place: str) -> None:
+        address = database_address(uri, place=place)
+        self._database = Database(address, experiment=experiment, artifacts=None, place=place)
+
+    def runs(self) -> Iterator[RunFacts]:
+        table, last = self._database.existing(), ""
+        if table is None:
+            return
+        while page := table.bulk.query(_RUNS, table.experiment_id, last, RUNS_A_PAGE):
+            yield from _facts(table, page)
+            last = page[-1][0]
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def _facts(table: RunTable, page: Sequence[Row]) -> Iterator[RunFacts]:
+    ids = [row[0] for row in page]
+
+    def grouped(sql: str) -> dict[str, list[Row]]:
+        rows: dict[str, list[Row]] = {run: [] for run in ids}
+        for row in table.bulk.query(sql, ids):
+            rows[row[0]].append(row)
+        return rows
+
+    tags = grouped("SELECT run_uuid, key, value FROM tags WHERE run_uuid $in")
+    params = grouped("SELECT run_uuid, key, value FROM params WHERE run_uuid $in")
+    metrics, latest = grouped(_METRICS), grouped(_LATEST)
+    behind, invented = grouped(_BEHIND), grouped(_INVENTED)
+    steps: dict[str, int] = dict(table.bulk.query(_STEPS, ids))
+    for run, name, status, start, end, artifacts in page:
+        yield RunFacts(
+            run_id=run,
+            name=name or "",
+            status=status,
+            start_time=int(start or 0),
+            end_time=end,
+            artifacts=artifacts or "",
+            tags={key: value or "" for _, key, value in tags[run]},
+            params={key: value for _, key, value in params[run]},
+            curves={row[1]: _curve(row) for row in metrics[run] if not row[2]},
+            steps=steps.get(run, 0),
+            observed={row[1]: (row[3], _value(row[8], row[9])) for row in metrics[run] if row[2]},
+            latest={key: _value(value, is_nan) for _, key, value, is_nan in latest[run]},
+            outdated=tuple(sorted({row[1] for row in (*behind[run], *invented[run])})),
+        )
+
+
+def _curve(row: Row) -> CurveFacts:
+    return CurveFacts(rows=row[3], steps=row[4], first=row[5], last=row[6], misplaced=int(row[7]))
+
+
+def _value(value: Any, is_nan: Any) -> float:
+    return math.nan if is_nan else float(value)
