@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
             step = did_you_mean(wrong[1], re.findall(r"[a-z]+", wrong[2]))
             message += f"; {step}" if step else ""
-        super().error(message)
+        super().error(_hide(message))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,6 +115,12 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
+def _hide(text: str) -> str:
+    from orchestrator.secrets import hide
+
+    return hide(text)
+
+
 def _positive(text: str) -> int:
     with contextlib.suppress(ValueError):
         if int(text) >= 1:
@@ -146,7 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # noqa: PTH109 - the same text as sys.path holds
         sys.path.insert(0, os.getcwd())  # noqa: PTH109 - `job: my_module:train` is in the folder of the command
     from orchestrator.output import guarded_output
+    from orchestrator.secrets import learn
 
+    learn(*(sys.argv[1:] if arguments is None else arguments))
     try:
         with guarded_output(outlive=given.command == "run"):
             code = _run(given)

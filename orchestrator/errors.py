@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from orchestrator.secrets import hide
+
 NOTHING: Final = object()
 """No value: None is a value that YAML can hold."""
 _LONGEST_VALUE = 200
@@ -60,7 +62,7 @@ class Mistake:
             lines.append(f"  valid: {', '.join(map(str, self.choices))}")
         if self.next_step:
             lines.append(f"  next:  {self.next_step}")
-        return "\n".join(lines)
+        return hide("\n".join(lines))
 
 
 class UserError(Exception):
@@ -97,7 +99,7 @@ class Outage(Exception):
     """The infrastructure (a database, a cluster, a disk) stayed away: the same command can be run again.
 
     Args:
-        what: what happened, in one line, without a password.
+        what: what happened, in one line.
         next_step: what the user can do.
     """
 
@@ -108,4 +110,4 @@ class Outage(Exception):
     @property
     def text(self) -> str:
         """What to print: one line, and the next step where there is one."""
-        return f"{self.what}\n  next:  {self.next_step}" if self.next_step else self.what
+        return hide(f"{self.what}\n  next:  {self.next_step}" if self.next_step else self.what)

@@ -1,4 +1,4 @@
-"""The streams of the command line: a run outlives the terminal or the pipe that its output goes to."""
+"""The streams of the command line: secrets are hidden, and a run outlives its terminal or pipe."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
+from orchestrator.secrets import Hider
+
 _GONE = (errno.EPIPE, errno.EIO)
 """The reader of a pipe has ended; the terminal was closed."""
 
@@ -18,15 +20,16 @@ class GuardedStream:
 
     Args:
         stream: where the text goes.
+        hide: takes the secrets out of a text.
         outlive: whether to drop what is written once nobody can read it, instead of raising.
     """
 
-    def __init__(self, stream: IO[str], *, outlive: bool) -> None:
-        self._stream, self._outlive, self._gone = stream, outlive, False
+    def __init__(self, stream: IO[str], *, hide: Callable[[str], str], outlive: bool) -> None:
+        self._stream, self._hide, self._outlive, self._gone = stream, hide, outlive, False
 
     def write(self, text: str) -> int:
         """Write the text."""
-        self._do(lambda: self._stream.write(text))
+        self._do(lambda: self._stream.write(self._hide(text)))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -59,7 +62,8 @@ def guarded_output(*, outlive: bool) -> Iterator[None]:
     A stream whose reader has gone is replaced by the null device, so that the interpreter's last flush is quiet.
     """
     before = sys.stdout, sys.stderr
-    guarded: Any = [GuardedStream(stream, outlive=outlive) for stream in before]
+    hide = Hider(os.environ)
+    guarded: Any = [GuardedStream(stream, hide=hide, outlive=outlive) for stream in before]
     sys.stdout, sys.stderr = guarded
     try:
         yield

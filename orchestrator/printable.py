@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from orchestrator.secrets import hide
+
 LONGEST_TEXT = 16_000
 """Characters of an error that are kept."""
 LONGEST_LINE = 1_000
@@ -15,9 +17,12 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 def printable(text: str, *, longest: int = LONGEST_TEXT) -> str:
     """The text with each unsafe character written as its escape (`\\x00`, `\\udcff`), at most `longest` characters.
 
+    Secrets are hidden (see `orchestrator.secrets`).
+
     The middle of a long line and of a long text is left out: a traceback begins with the place and ends with the error.
     Carriage returns count as line ends.
     """
+    text = hide(text)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _shortened(_LONG_LINE.sub(_short_line, text), longest)

@@ -95,7 +95,8 @@ def test_the_rayjob_runs_the_documented_command_on_a_sweep_that_exists() -> None
     assert workdir
     sweep = Path(words[4]).relative_to(workdir[1])
     assert (ROOT / sweep).is_file()
-    assert words[5:] == ["--set", "tracking.uri=$MLFLOW_TRACKING_URI"]
+    assert words[5:] == [], "the record's address, with its password, stays in the environment"
+    assert "uri:" not in (ROOT / sweep).read_text()
     assert " ".join(words[:4]) in (CLUSTER / "local" / "head.sh").read_text()
 
 

@@ -247,7 +247,8 @@ def test_the_resolved_file_holds_overrides_and_environment_but_no_password(load:
     assert sweep.tracking.uri == "postgresql://me:s3:cr@t@host:5432/db"
     resolved = yaml.safe_load(sweep.resolved_yaml())
     assert (resolved["seed"], resolved["replicates"]) == (8, 4)
-    assert resolved["tracking"]["uri"] == "postgresql://me:***@host:5432/db"
+    assert resolved["tracking"]["uri"] == "postgresql://me:${PASSWORD}@host:5432/db"
+    assert load(sweep.resolved_yaml(), PASSWORD="s3:cr@t").tracking.uri == sweep.tracking.uri
 
 
 @pytest.mark.parametrize(

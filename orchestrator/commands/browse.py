@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from orchestrator.tracking.address import PREFIX, shown
+from orchestrator.secrets import secrets_in, shown
+from orchestrator.tracking.address import PREFIX
 
 LOCAL_UI = "http://127.0.0.1:5000"
 """Where `mlflow ui` listens."""
@@ -32,9 +34,18 @@ def browse_lines(uri: str, experiment_id: str | None, parent: str | None) -> lis
         lines = []
     else:
         server = LOCAL_UI
-        lines = [f"browse    {_mlflow()} ui --backend-store-uri {shown(uri.removeprefix(PREFIX))}"]
+        lines = [f"browse    {_mlflow()} ui --backend-store-uri {_for_shell(uri)}"]
     runs, workflow = f"{server}/#/experiments/{experiment_id}/runs", "?workflowType=machine_learning"
     return [*lines, f"all runs  {runs}{workflow}", *([f"sweep     {runs}/{parent}{workflow}"] if parent else [])]
+
+
+def _for_shell(uri: str) -> str:
+    """The address as a word of a shell command; where it has a password, by the variable that holds it, if any does."""
+    if secrets_in(uri):
+        for name, value in os.environ.items():
+            if value == uri:
+                return f'"${{{name}#{PREFIX}}}"' if uri.startswith(PREFIX) else f'"${name}"'
+    return shown(uri.removeprefix(PREFIX))
 
 
 def _mlflow() -> str:

@@ -6,11 +6,11 @@ import argparse
 import contextlib
 import heapq
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from orchestrator.axes import Axis
+from orchestrator.commands.again import command_line
 from orchestrator.commands.browse import browse_lines
 from orchestrator.commands.searching import known_trials, study_name
 from orchestrator.commands.wiring import (
@@ -185,12 +185,6 @@ def status(arguments: argparse.Namespace) -> int:
         lines.append(f"          and {counts[Status.FAILED] - FAILURES_SHOWN} more failed trials")
     print("\n".join(lines))
     return 0
-
-
-def command_line(arguments: argparse.Namespace, command: str) -> str:
-    """The shell command for the same sweep, with its `--set` options."""
-    options = (word for override in arguments.overrides for word in ("--set", override))
-    return shlex.join(["phasefront", command, str(arguments.file), *options])
 
 
 def _relabelled(sweep: Sweep, tracker: Tracker, stale: Mapping[str, Trial]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.inspect import command_line
+from orchestrator.commands.again import command_line
 from orchestrator.commands.searching import history, known_trials
 from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, sweep_record
 from orchestrator.records import Status

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.commands.again import command_line
 from orchestrator.commands.browse import browse_lines
-from orchestrator.commands.inspect import FAILURES_SHOWN, command_line, failure_line
+from orchestrator.commands.inspect import FAILURES_SHOWN, failure_line
 from orchestrator.commands.publishing import is_published, keep_summary, print_files, publish_record
 from orchestrator.commands.searching import history, known_trials, opened_sampler
 from orchestrator.commands.wiring import (

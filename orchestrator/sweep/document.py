@@ -32,6 +32,8 @@ class Document:
     data: dict[str, Any] = field(default_factory=dict)
     places: dict[Keys, tuple[Place, Place]] = field(default_factory=dict)
     """Node -> (place of its key or list entry, place of its value)."""
+    secret: dict[Keys, str] = field(default_factory=dict)
+    """Node -> its text as written, where a reference to the environment stands for a secret."""
     broken: set[Keys] = field(default_factory=set)
     """Nodes whose value could not be read: other mistakes there follow from that and are not noted."""
     noted: list[tuple[Place, Keys, Mistake]] = field(default_factory=list)
@@ -82,6 +84,7 @@ class Document:
         """Drop a node that is about to be replaced, all below it, and the mistakes noted there."""
         n = len(keys)
         self.places = {node: pair for node, pair in self.places.items() if node[:n] != keys}
+        self.secret = {node: text for node, text in self.secret.items() if node[:n] != keys}
         self.broken = {node for node in self.broken if node[:n] != keys}
         self.noted = [item for item in self.noted if item[1][:n] != keys]
 

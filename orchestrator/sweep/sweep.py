@@ -14,11 +14,13 @@ from jobs.job import Job, ParamError, Params, Scalar, as_dict
 from orchestrator.axes import Axis, AxisWritten
 from orchestrator.errors import UserError
 from orchestrator.search.space import Slice
+from orchestrator.secrets import learn, secrets_in, shown
 from orchestrator.sweep.check import check_thresholds, check_values, combinations, find_job
 from orchestrator.sweep.check_search import check_metric, check_search, interior, metric_keys, spread
+from orchestrator.sweep.check_secrets import check_secrets
+from orchestrator.sweep.document import Keys
 from orchestrator.sweep.file import Resources, SearchKeys, SweepFile, Tracking, check_form
-from orchestrator.sweep.yaml import dump, read
-from orchestrator.tracking.address import shown
+from orchestrator.sweep.yaml import Reference, dump, read, without_defaults
 from orchestrator.trial import Trial, digest
 
 FORMAT = 1
@@ -58,6 +60,8 @@ class Sweep:
     search: SearchKeys = field(default_factory=SearchKeys)
     slices: tuple[Slice, ...] = field(default=(), repr=False, compare=False)
     """Where a boundary search looks; empty for a grid."""
+    secret_texts: Mapping[Keys, str] = field(default_factory=dict, repr=False, compare=False)
+    """The addresses that refer to a secret of the environment, as written."""
     metric_place: str = field(default="", repr=False, compare=False)
     """Where the file names the metric of the search target."""
 
@@ -75,6 +79,7 @@ class Sweep:
         """
         path, environ = Path(path), os.environ if environ is None else environ
         document = read(path, overrides, environ)
+        check_secrets(document, environ)
         written = check_form(document)
         known = find_job(document)
         if known is None:
@@ -96,8 +101,12 @@ class Sweep:
         name = written.name or path.stem
         metric = metric_keys(written.search)
         tracking, address = written.tracking, environ.get("MLFLOW_TRACKING_URI")
+        secret_texts = dict(document.secret)
         if address and "uri" not in tracking.model_fields_set:
             tracking = tracking.model_copy(update={"uri": address})
+            if secrets_in(address):
+                secret_texts["tracking", "uri"] = "${MLFLOW_TRACKING_URI}"
+        learn(tracking.uri, written.search.storage)
         return cls(
             name=name,
             source=path,
@@ -116,6 +125,7 @@ class Sweep:
             first=tuple(first),
             search=written.search,
             slices=slices,
+            secret_texts=secret_texts,
             metric_place=document.place(metric).text if metric else "",
         )
 
@@ -209,10 +219,11 @@ class Sweep:
     def resolved_yaml(self) -> str:
         """The sweep as YAML, for the record, without keys that are not set: it loads as a sweep with the same `id`.
 
-        Passwords are left out.
+        Passwords are left out; a reference to the environment that stands for one is kept.
         """
         file = self.written
-        search = {**self.search.model_dump(exclude_none=True), "storage": self.storage_shown}
+        storage = self._address(("search", "storage"), self.search.storage)
+        search = {**self.search.model_dump(exclude_none=True), "storage": storage}
         axes = {name: _plain(axis) for name, axis in file.axes.items()}
         return dump(
             {
@@ -226,10 +237,18 @@ class Sweep:
                 **({"search": search} if self.is_search else {}),
                 "phases": as_dict(self.thresholds()),
                 "resources": {k: "auto" if v is None else v for k, v in file.resources.model_dump().items()},
-                "tracking": {**self.tracking.model_dump(), "uri": shown(self.tracking.uri)},
+                "tracking": {
+                    **self.tracking.model_dump(),
+                    "uri": self._address(("tracking", "uri"), self.tracking.uri),
+                },
                 "output": str(self.output),
             }
         )
+
+    def _address(self, keys: Keys, uri: str) -> str:
+        """An address as the record has it."""
+        text = self.secret_texts.get(keys)
+        return shown(uri) if text is None else Reference(shown(without_defaults(text)))
 
     @property
     def record_shown(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import UserError, nearest
+from orchestrator.secrets import hide, is_secret_name, secrets_in
 from orchestrator.sweep.document import Document, Keys, Place
 
 _TAG = "tag:yaml.org,2002:"
@@ -58,12 +59,30 @@ def dump(data: Mapping[str, Any]) -> str:
     return str(yaml.dump(_escaped(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
+class Reference(str):
+    """A text whose references to the environment `dump` keeps as references."""
+
+    __slots__ = ()
+
+
 def _escaped(data: Any) -> Any:
+    if isinstance(data, Reference):
+        return str(data)
     if isinstance(data, str):
         return data.replace("${", "$${")
     if isinstance(data, Mapping):
         return {key: _escaped(value) for key, value in data.items()}
     return [_escaped(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def without_defaults(text: str) -> str:
+    """The text with `${NAME}` for `${NAME:-default}`, where the variable is a secret and so is its default."""
+
+    def plain(match: re.Match[str]) -> str:
+        inside = _INSIDE.fullmatch(match[1] or "")
+        return f"${{{inside[1]}}}" if inside and is_secret_name(inside[1]) else match[0]
+
+    return _REFERENCE.sub(plain, text)
 
 
 def read(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Document:
@@ -85,7 +104,7 @@ def read(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] |
         raise UserError("a sweep file is a mapping of keys to values", place=builder.at(node).text)
     document.data = builder.build(node, ())
     for position, override in enumerate(overrides, start=1):
-        _override(document, environ, override, Place(position, 0, 0, f"--set {override}"))
+        _override(document, environ, override, Place(position, 0, 0, f"--set {hide(override)}"))
     return document
 
 
@@ -146,6 +165,21 @@ def _listed(folder: Path, wanted: Callable[[Path], bool]) -> list[str]:
 
 def _line_column(text: str, position: int) -> tuple[int, int]:
     return text.count("\n", 0, position) + 1, position - (text.rfind("\n", 0, position) + 1) + 1
+
+
+SECRET_PLACES: tuple[Keys, ...] = (("tracking", "uri"), ("search", "storage"))
+"""Values that may hold a password: it is neither printed nor recorded."""
+
+
+def secret_here(name: str, keys: Keys) -> tuple[str, str]:
+    """Rule and next step for a value that is recorded, and that holds the secret of a variable."""
+    places = " and ".join(".".join(map(str, place)) for place in SECRET_PLACES)
+    step = f"read it in the job, as os.environ[{name!r}]"
+    if keys == ("tracking", "artifacts"):
+        step = "give the artifact store its credentials by its own variables, such as AWS_ACCESS_KEY_ID"
+    elif keys[0] not in ("fixed", "axes"):
+        step = "write a value that may be recorded"
+    return f"the variable {name} is a secret, and this value is recorded", f"{step}; only {places} may hold a secret"
 
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
@@ -294,12 +328,18 @@ class _Builder:
                 return ""
             name, has_default, default = inside.groups()
             content = self._environ.get(name)
+            if is_secret_name(name) or secrets_in(content or ""):
+                self._document.secret[keys] = text
+                if keys not in SECRET_PLACES:
+                    wrong.append(secret_here(name, keys))
             if content is None and not has_default:
                 next_step = f"export {name}=..., or give a default: ${{{name}:-...}}"
                 wrong.append((f"the environment variable {name} is not set", next_step))
             return content or default or ""
 
         replaced = _REFERENCE.sub(value, text)
+        if secrets_in(replaced):
+            self._document.secret[keys] = text
         if not wrong:
             return replaced
         rule, next_step = wrong[0]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import UserError
+from orchestrator.secrets import shown as shown
 
 PREFIX = "phasefront-"
 """Before `sqlite:` or `postgresql:` it makes MLflow's own client and server use the bulk store."""
@@ -57,7 +57,7 @@ def database_address(uri: str, *, place: str = "tracking.uri") -> DatabaseAddres
             raise UserError(
                 "a SQLite tracking address must name a file: a database in memory is lost when the run ends",
                 place=place,
-                value=uri,
+                value=shown(uri),
                 choices=CHOICES,
                 next_step="write sqlite:///mlflow.db, or sqlite:////data/mlflow.db for the file /data/mlflow.db",
             )
@@ -90,11 +90,6 @@ def unknown_address(uri: str, place: str) -> UserError:
         choices=CHOICES,
         next_step="MLflow's file store (a folder) is not supported: use sqlite:///mlflow.db",
     )
-
-
-def shown(uri: str) -> str:
-    """The address without its password, for messages and files."""
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"(://[^/@:]*):.*@", r"\1:***@", uri))
 
 
 def quiet_mlflow(*modules: str) -> None:
