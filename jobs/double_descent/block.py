@@ -22,7 +22,8 @@ from torch import Tensor
 from jobs.double_descent.params import DoubleDescentParams
 from jobs.packed import random
 from jobs.packed.batches import Batches
-from jobs.packed.cost import layer_sizes, padded_width
+from jobs.packed.capture import Step
+from jobs.packed.cost import evaluation_bytes, layer_sizes, padded_width
 from jobs.packed.loop import Block, predicted
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 
@@ -118,6 +119,7 @@ class MLPBlock(Block):
         sets, examples = self.data.x_SND.shape[:2]
         self._row_offset = (self.data.source_M * examples)[:, None] if sets > 1 else None
         self._x_flat = self.data.x_SND.flatten(0, 1)
+        self._step = Step(self._train_step, self._device)
 
     def keep(self, index: Tensor) -> None:
         self.batches.keep(index)
@@ -139,14 +141,20 @@ class MLPBlock(Block):
                 targets_KMB = self.data.y_MN.gather(1, flat).view(models, steps, -1).transpose(0, 1).contiguous()
             if self._row_offset is not None:
                 rows_KMB = rows_KMB + self._row_offset
+            if self.batches.full:
+                self._gather(rows_KMB[0])
             for k in range(steps):
-                if k == 0 or not self.batches.full:
-                    torch.index_select(self._x_flat, 0, rows_KMB[k].reshape(-1), out=self._x_MBD.flatten(0, 1))
-                self._train_step(targets_KMB[k])
+                self._step(targets_KMB[k], *(() if self.batches.full else (rows_KMB[k],)))
             step += steps
             count -= steps
 
-    def _train_step(self, target_MB: Tensor) -> None:
+    def _gather(self, rows_MB: Tensor) -> None:
+        torch.index_select(self._x_flat, 0, rows_MB.reshape(-1), out=self._x_MBD.flatten(0, 1))
+
+    def _train_step(self, target_MB: Tensor, *rows_MB: Tensor) -> None:
+        """One step on these rows of the data; on those gathered before where there are none."""
+        for rows in rows_MB:
+            self._gather(rows)
         activations, deltas = self._activations, self._deltas
         value = self._x_MBD
         for layer, activation in enumerate(activations):
@@ -191,7 +199,7 @@ class MLPBlock(Block):
         An error is the fraction of wrong classes; for regression, the mean squared difference.
         """
         data = self.data
-        examples = int(self.batches.counts.max())
+        examples = self.batches.most
         train = self._evaluate(data.x_SND[:, :examples], data.y_MN[:, :examples], self.batches.counts)
         tests = torch.full_like(self.batches.counts, data.xt_STD.shape[1])
         test = self._evaluate(data.xt_STD, data.yt_ST[data.source_M], tests)
@@ -200,7 +208,7 @@ class MLPBlock(Block):
     def _evaluate(self, x_SND: Tensor, y_MN: Tensor, counts_M: Tensor) -> tuple[Tensor, Tensor]:
         models, examples = len(y_MN), x_SND.shape[1]
         widest = max([x_SND.shape[2], *(w.shape[2] for w in self._weights)])
-        rows = max(64, min(examples, _EVALUATION_BYTES // (4 * widest * models)))
+        rows = max(64, min(examples, evaluation_bytes(_EVALUATION_BYTES, self._device.type) // (4 * widest * models)))
         loss = torch.zeros(models, dtype=torch.float64, device=self._device)
         error = torch.zeros_like(loss)
         ragged = bool((counts_M != examples).any())

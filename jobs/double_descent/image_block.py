@@ -132,8 +132,9 @@ class ImageBlock(Block):
         flat.requires_grad_(False)
         optimiser = self._optimiser
         with torch.no_grad():
-            if optimiser.gradient_scale is not None:
-                gradient *= self._parameters.spread(optimiser.gradient_scale)
+            scale = optimiser.flat_scale()
+            if scale is not None:
+                gradient *= scale
             if optimiser.accumulate:
                 optimiser.gradient.flat.mul_(optimiser.accumulate).add_(gradient)
             else:

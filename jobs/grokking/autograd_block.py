@@ -30,8 +30,9 @@ class AutogradBlock(ModularBlock):
         loss = (self.losses(outputs, label_MB) * self.batches.weights).sum()
         (gradient,) = torch.autograd.grad(loss, flat)
         flat.requires_grad_(False)
-        if self.optimiser.gradient_scale is not None:
-            gradient = gradient * self.parameters.spread(self.optimiser.gradient_scale)
+        scale = self.optimiser.flat_scale()
+        if scale is not None:
+            gradient = gradient * scale
         if self.optimiser.accumulate:
             self.optimiser.gradient.flat.mul_(self.optimiser.accumulate).add_(gradient)
         else:

@@ -17,6 +17,8 @@ from jobs.grokking.optim import make_optimiser
 from jobs.grokking.pairs import Pairs
 from jobs.grokking.params import GrokkingParams
 from jobs.packed.batches import Batches
+from jobs.packed.capture import Step
+from jobs.packed.cost import evaluation_bytes
 from jobs.packed.loop import Block, predicted
 from jobs.packed.optim import FlatParameters
 
@@ -52,6 +54,7 @@ class ModularBlock(Block):
         self._fixed: tuple[Tensor, Tensor, Tensor] | None = None
         if self.batches.full:
             self._fixed = self._pairs_of(self.batches.draw(0, 1)[0])
+        self._step = Step(self._train_rows, self.pairs.x_P.device)
         pairs, count = self.pairs, self.batches.counts[:, None]
         models = len(pairs.order_MP)
         if pairs.official:
@@ -88,14 +91,18 @@ class ModularBlock(Block):
             steps = min(count, _CHUNK_STEPS)
             rows = None if self._fixed else self.batches.draw(step, steps)
             for k in range(steps):
+                batch = () if rows is None else (rows[k],)
                 if warmup and step + k <= warmup:
                     self.optimiser.set_rate(min(1.0, (step + k + 1) / warmup))
-                if rows is not None:
-                    self._train_step(*self._pairs_of(rows[k]))
-                elif self._fixed is not None:
-                    self._train_step(*self._fixed)
+                    self._train_rows(*batch)
+                else:
+                    self._step(*batch)
             step += steps
             count -= steps
+
+    def _train_rows(self, *rows_MB: Tensor) -> None:
+        """One step on these training rows; on the full batch where there are none."""
+        self._train_step(*(self._fixed or self._pairs_of(*rows_MB)))
 
     @abstractmethod
     def _train_step(self, x_MB: Tensor, y_MB: Tensor, label_MB: Tensor) -> None:
@@ -130,7 +137,10 @@ class ModularBlock(Block):
     def chunk_rows(self) -> int:
         """Number of examples of each model that are measured at a time."""
         models, size = self._trained.shape
-        return max(32, min(size, _EVALUATION_BYTES // (self.row_bytes() * models)))
+        return max(
+            32,
+            min(size, evaluation_bytes(_EVALUATION_BYTES, self.pairs.x_P.device.type) // (self.row_bytes() * models)),
+        )
 
     def examples(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
         """x, y, label, whether trained on and whether tested, (M, E) each, of all measured examples, in chunks."""

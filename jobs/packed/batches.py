@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,25 +54,35 @@ class Batches:
             ValueError: some models have full batches and others do not.
         """
         self._keys = random.stream_keys(seeds, "batch", device)
+        # Known to the host too: while a pack trains, nothing is read back from the device.
+        self._host_counts = np.asarray(counts, dtype=np.int64)
+        self._host_sizes = np.minimum(np.asarray(batch_sizes, dtype=np.int64), self._host_counts)
         self.counts = torch.tensor(counts, device=device)
         self.sizes = torch.minimum(torch.tensor(batch_sizes, device=device), self.counts)
         self._order = order
-        self.full = bool((self.sizes == self.counts).all())
-        if not self.full and bool((self.sizes == self.counts).any()):
+        whole = self._host_sizes == self._host_counts
+        self.full = bool(whole.all())
+        if not self.full and bool(whole.any()):
             raise ValueError("full-batch and minibatch models cannot share a block")
         self._measure()
 
     def _measure(self) -> None:
-        self.width = int(self.sizes.max())
+        self.width = int(self._host_sizes.max())
         column = torch.arange(self.width, device=self.sizes.device)
         held = column < self.sizes[:, None]
         self.weights = held / self.sizes[:, None]
         """(M, B) float32 weight of each example in the mean loss: 1 / batch size, 0 for padding."""
-        self.uniform_weights = bool(held.all())
+        self.uniform_weights = bool((self._host_sizes == self.width).all())
         self._column = column
+
+    @property
+    def most(self) -> int:
+        """The largest number of training examples of a model."""
+        return int(self._host_counts.max())
 
     def keep(self, index: Tensor) -> None:
         """Keep these models only."""
+        self._host_counts, self._host_sizes = self._host_counts[index.cpu()], self._host_sizes[index.cpu()]
         index = index.to(self.sizes.device)
         self._keys, self.counts, self.sizes = self._keys[index], self.counts[index], self.sizes[index]
         self._measure()
@@ -91,13 +102,15 @@ class Batches:
             position = steps[:, None] * self.sizes[:, None, None] + column[:, None, :]
             rows = position % self.counts[:, None, None]
             if self._order == "shuffled":
-                rows = self._shuffled(position // self.counts[:, None, None], rows)
+                first = step * self._host_sizes // self._host_counts
+                last = ((step + count) * self._host_sizes - 1) // self._host_counts
+                rows = self._shuffled(position // self.counts[:, None, None], rows, int((last - first).max()) + 1)
         return rows.transpose(0, 1).contiguous()
 
-    def _shuffled(self, epoch: Tensor, offset: Tensor) -> Tensor:
+    def _shuffled(self, epoch: Tensor, offset: Tensor, span: int) -> Tensor:
+        """Rows of these epochs, of which a model has at most `span`."""
         first = epoch.amin(dim=(1, 2))
-        span = int((epoch.amax(dim=(1, 2)) - first).max()) + 1
-        size = int(self.counts.max())
+        size = self.most
         epochs = first[:, None, None] + torch.arange(span, device=first.device)[:, None]
         keys = random.bits(self._keys, epochs * _STEP + torch.arange(size, device=first.device))
         # Rows that a model does not have are sorted last.

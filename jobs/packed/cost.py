@@ -40,3 +40,8 @@ def step_bytes(sizes: Sequence[int], batch: int, optimiser: str) -> int:
 def models_per_block(bytes_per_model: float, device: str) -> int:
     """How many models train together: as many as the cache holds, at least 4; on a GPU all of them."""
     return max(4, int(CACHE_BYTES / bytes_per_model)) if device.startswith("cpu") else 1 << 30
+
+
+def evaluation_bytes(cache: int, device: str) -> int:
+    """Bytes of activations held at once while measuring: `cache` on a CPU, more on a GPU."""
+    return cache if device.startswith("cpu") else 1 << 28

@@ -102,6 +102,8 @@ class Optimiser(ABC):
     accumulate: float = 0.0
     """Factor by which the caller must multiply what `gradient` holds before adding the new gradient."""
 
+    _flat_scale: Tensor | None
+
     def __init__(self, settings: OptimiserSettings, parameters: FlatParameters) -> None:
         device = parameters.flat.device
         self.settings = settings
@@ -118,6 +120,12 @@ class Optimiser(ABC):
             self._rate = factor
             self._prepare()
 
+    def flat_scale(self) -> Tensor | None:
+        """`gradient_scale` laid out over the parameters."""
+        if self._flat_scale is None and self.gradient_scale is not None:
+            self._flat_scale = self.parameters.spread(self.gradient_scale)
+        return self._flat_scale
+
     @abstractmethod
     def update(self) -> None:
         """One step, from the gradient that the caller has put into `gradient`."""
@@ -125,6 +133,7 @@ class Optimiser(ABC):
     def _prepare(self) -> None:
         """Compute what depends on the rate and on the remaining models."""
         self._any_decay = bool((self.weight_decay != 0).any())
+        self._flat_scale = None
 
     def _states(self) -> list[FlatParameters]:
         return [self.gradient]
@@ -171,6 +180,8 @@ class Adam(Optimiser):
         self.first = FlatParameters.like(parameters)
         self.second = FlatParameters.like(parameters)
         self._steps = 0
+        device = parameters.flat.device
+        self._count = torch.zeros((), dtype=torch.float64, device=device) if device.type == "cuda" else None
         super().__init__(settings, parameters)
 
     def _states(self) -> list[FlatParameters]:
@@ -187,7 +198,7 @@ class Adam(Optimiser):
         )
 
     def update(self) -> None:
-        """One step with PyTorch's order of operations."""
+        """One step with PyTorch's order of operations; on a GPU the step is counted there, for CUDA graphs."""
         s = self.settings
         self._steps += 1
         flat, gradient = self.parameters.flat, self.gradient.flat
@@ -200,6 +211,12 @@ class Adam(Optimiser):
         self.second.flat.mul_(s.beta2).addcmul_(gradient, gradient, value=1 - s.beta2)
         # The gradient is no longer needed: its memory holds the denominator.
         denominator = torch.sqrt(self.second.flat, out=gradient)
+        if self._count is not None:
+            self._count.add_(1)
+            correction_1, correction_2 = 1 - s.beta1**self._count, 1 - s.beta2**self._count
+            denominator.mul_(correction_1 * correction_2.rsqrt()).add_(correction_1 * s.epsilon)
+            flat.sub_(torch.div(self.first.flat, denominator, out=denominator).mul_(self._step_size))
+            return
         denominator.mul_((1 - s.beta2**self._steps) ** -0.5).add_(s.epsilon)
         correction = 1 - s.beta1**self._steps
         if self._uniform:

@@ -19,14 +19,30 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-DESCENT = {"pool": 300, "test_count": 100, "batch_size": 32, "steps": 25, "curve_points": 10}
+DESCENT = {
+    "data": "gaussian_teacher",
+    "pool": 300,
+    "test_count": 100,
+    "batch_size": 32,
+    "steps": 25,
+    "curve_points": 10,
+}
 GROK = {"modulus": 7, "width": 20, "steps": 25, "curve_points": 10}
+LEAVING = [{"steps": 25}, {"steps": 7}, {"steps": 13}]
 CASES: list[tuple[Job[Any], list[Params]]] = [
     (DoubleDescent(), [DoubleDescentParams(width=w, label_noise=0.2, **DESCENT) for w in (3, 17, 40)]),
     (DoubleDescent(), [DoubleDescentParams(width=w, optimiser="adamw", loss="squared", **DESCENT) for w in (5, 9)]),
+    (DoubleDescent(), [DoubleDescentParams(width=8, **DESCENT | own, sample_count=100) for own in LEAVING]),
+    (DoubleDescent(), [DoubleDescentParams(width=8, **DESCENT | {"batch_size": 0, "optimiser": "adam"})]),
     (Grokking(), [GrokkingParams(weight_decay=w, data_fraction=0.6, **GROK) for w in (0.0, 1.0)]),
+    (Grokking(), [GrokkingParams(batch_size=8, **GROK | own) for own in LEAVING]),
     (Grokking(), [GrokkingParams(model="embedding_mlp", loss="cross_entropy", learning_rate=0.001, **GROK)]),
     (Grokking(), [GrokkingParams(model="transformer", loss="cross_entropy", learning_rate=0.001, **GROK)]),
+    (
+        Grokking(),
+        [GrokkingParams(model="transformer", warmup_steps=5, batch_size=8, optimiser="sgd", momentum=0.9, **GROK)],
+    ),
+    (Grokking(), [GrokkingParams(grokfast_lambda=2.0, perp_grad="whole", **GROK)]),
 ]
 
 
