@@ -95,6 +95,10 @@ class Engine(ABC):
             Outage: the engine is gone for good.
         """
 
+    def last_output(self, worker: int) -> str:
+        """The last lines that a worker has printed; empty if that is unknown."""
+        return ""
+
     @abstractmethod
     def request(self, workers: int) -> None:
         """Announce that so many workers are wanted in all, so that an autoscaler may add nodes; 0 withdraws it."""

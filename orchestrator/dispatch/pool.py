@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.engine import Engine, EngineEvent, NodeRoom, PackNews, WorkerDied, WorkerReady
 from orchestrator.dispatch.health import STILLBORN_LIMIT, NodeHealth
+from orchestrator.dispatch.output import with_output
 from orchestrator.dispatch.waiting import Silence, Waiting
 from orchestrator.errors import UserError
 from orchestrator.records import Status
@@ -570,7 +571,8 @@ class PooledDispatcher(Dispatcher):
             timeout_s = held.task.timeout_s
             if timeout_s is not None and now - held.member_since >= timeout_s + GRACE_S:
                 worker.packs.popleft()
-                error = f"no trial of this pack ended within {timeout_s:g} s (resources.trial_timeout)"
+                rule = f"TimeoutError: no trial of this pack ended within {timeout_s:g} s (resources.trial_timeout)"
+                error = with_output(rule, self._engine.last_output(worker.number))
                 events.append(
                     PackFailed(pack_id=held.task.pack_id, cause=Cause.TIMED_OUT, error=error, node=worker.node)
                 )

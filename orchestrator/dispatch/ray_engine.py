@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.dispatch import output
 from orchestrator.dispatch.base import Cause, Event, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.capacity import Need
 from orchestrator.dispatch.engine import Engine, EngineEvent, NodeRoom, PackNews, WorkerDied, WorkerReady
@@ -27,6 +28,8 @@ DEATH_S = 3.0
 """On a cluster, a worker's death is told apart from its node's this long: the raylet may die a moment later."""
 UNREACHABLE_S = 45.0
 """The same for a worker whose connection broke: the cluster notices a dead node after a while."""
+OUTPUT_S = 5.0
+"""The longest wait for the output of a worker on another node."""
 
 
 class WorkerActor:
@@ -45,12 +48,14 @@ class WorkerActor:
                 sys.path.append(path)
         self._threads, self._device, self._withdrawn = threads, device, withdrawn
         self._last_s = 0.0
+        self._output = output.files()
+        output.keep_bounded(self._output)
 
-    def warm(self, job: str | None) -> int:
-        """Load what `job` needs; the process id."""
+    def warm(self, job: str | None) -> tuple[int, tuple[str, ...]]:
+        """Load what `job` needs; the process id, and the files that hold the output."""
         with contextlib.suppress(Exception):  # a job that cannot be loaded is reported by its packs
             prepare(threads=self._threads, job=job)
-        return os.getpid()
+        return os.getpid(), self._output
 
     def run(self, task: PackTask) -> Iterator[Event]:
         """Train one pack and stream what it measures; nothing if it was withdrawn while it waited here."""
@@ -59,7 +64,7 @@ class WorkerActor:
             return
         began = time.monotonic()
         try:
-            yield from execute(task, device=self._device)
+            yield from output.told(execute(task, device=self._device), self._output)
         finally:
             self._last_s = time.monotonic() - began
 
@@ -79,6 +84,8 @@ class _Actor:
     """The reference of `warm`'s answer; None once it has come."""
     streams: deque[tuple[str, Any]] = field(default_factory=deque)
     """The ids of its packs, and their streams; the first one runs."""
+    output: tuple[str, ...] = ()
+    """The files on its node that hold what it prints."""
     death: BaseException | None = None
     """The error that it died with, while its cause is not known yet."""
     died_at: float = 0.0
@@ -115,7 +122,8 @@ class RayEngine(Engine):
         """The workers' processes, on whichever node; waits until they are ready."""
         import ray
 
-        return [int(pid) for pid in ray.get([actor.handle.warm.remote(self._job) for actor in self._actors.values()])]
+        answers = ray.get([actor.handle.warm.remote(self._job) for actor in self._actors.values()])
+        return [int(pid) for pid, _ in answers]
 
     def nodes(self) -> Mapping[str, NodeRoom]:
         """The nodes that are alive, with their room by total resources."""
@@ -193,7 +201,7 @@ class RayEngine(Engine):
         event: Event
         try:
             if actor.ready is not None:
-                ray.get(actor.ready)
+                _, actor.output = ray.get(actor.ready)
                 actor.ready = None
                 happened.append(WorkerReady(worker=actor.number))
                 return
@@ -232,9 +240,26 @@ class RayEngine(Engine):
                 if not self._cluster.local and now - actor.died_at < patience_s:
                     return
                 cause = Cause.WORKER_LOST
+        if cause is not Cause.NODE_LOST:
+            text = output.with_output(text, self.last_output(actor.number))
         del self._actors[actor.number]
         self._kill(actor)
         happened.append(WorkerDied(worker=actor.number, cause=cause, error=text))
+
+    def last_output(self, worker: int) -> str:
+        """The end of its files; on a cluster a task on its node reads them."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        actor = self._actors[worker]
+        if not actor.output or self._cluster.local:
+            return output.tail(actor.output)
+        there = NodeAffinitySchedulingStrategy(node_id=actor.node, soft=False)
+        read = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(output.tail)
+        try:
+            return str(ray.get(read.remote(actor.output), timeout=OUTPUT_S))
+        except Exception:  # the node may be dying; the failure is reported without the output
+            return ""
 
     def close(self) -> None:
         """Kill the actors; shut down the Ray that was started here, or disconnect from the cluster."""
