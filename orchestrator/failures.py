@@ -1,18 +1,21 @@
-"""Decides what happens after a failure. Each cause has one policy; `Runner._pack_failed` carries it out.
+"""Decides what happens after a failure. Each cause has one policy; the runner carries it out.
 
 Only trials that have not ended are split or retried.
 
 | cause | policy |
 |---|---|
-| user error | split the pack until the trial that raises is found; it fails, the others run on |
-| out of memory | split the pack; a trial that does not fit alone fails |
-| worker lost | retry; a pack that lost three workers is split; a single trial that lost three fails |
+| user error | split the pack until the trial that raises is found; it is retried once on another node, or in a fresh \
+worker where there is one node, and fails if it raises again |
+| out of memory | split the pack; a trial alone is retried once with no other pack on its node, then fails |
+| worker lost | retry on another node; a pack that lost three workers is split; a single trial that lost three fails |
+| node lost | retry; never counted |
+| timed out | split the pack; a trial alone fails, or the trial of a pack that is known to hang |
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from orchestrator.dispatch.base import Cause
@@ -21,6 +24,11 @@ LOSSES_BEFORE_BLAME = 3
 """A pack that lost this many workers in a row is suspected to be the cause."""
 IDENTICAL_FAILURES_BEFORE_STOP = 5
 """A sweep stops after this many trials with the same error, if none has succeeded."""
+CONFIRMATIONS = 3
+"""An error that so many trials raised again in a fresh worker is the trials' own: others need no fresh worker."""
+
+SIGNATURES_KEPT = 1000
+"""Different errors that are remembered."""
 
 
 class Remedy(Enum):
@@ -32,39 +40,79 @@ class Remedy(Enum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """What earlier attempts of a pack mean for the next one; the default is a first attempt."""
+
+    losses: int = 0
+    """Workers that the pack has lost."""
+    avoid_nodes: frozenset[str] = frozenset()
+    """Nodes on which it failed."""
+    fresh_worker: bool = False
+    alone: bool = False
+    """It ran out of memory, and runs with no other pack on its node."""
+    error: str = ""
+    """Traceback of the first attempt of a single trial; empty if it raised none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """A remedy, and the error that a failed trial is recorded with."""
+    """A remedy, what the next attempt has to know, and the error that a failed trial is recorded with."""
 
     remedy: Remedy
+    attempt: Attempt = Attempt()
     error: str = ""
 
 
-def decide(cause: Cause, *, size: int, losses: int, error: str) -> Decision:
+def decide(
+    cause: Cause, *, size: int, attempt: Attempt, error: str, node: str = "", progressed: bool = False
+) -> Decision:
     """Decide what to do with a failed pack.
 
     Args:
         cause: of the failure.
         size: number of its unfinished trials.
-        losses: number of workers it has lost, including this one; 0 after a split, 1 if a trial of the pack has ended.
+        attempt: the one that failed.
         error: traceback, or the engine's message.
+        node: where it failed; empty if unknown.
+        progressed: whether a trial of the pack has ended: then it is not suspected of killing its workers.
     """
-    if cause is Cause.WORKER_LOST and losses < LOSSES_BEFORE_BLAME:
-        return Decision(remedy=Remedy.RETRY)
+    if cause is Cause.NODE_LOST:
+        return Decision(remedy=Remedy.RETRY, attempt=attempt)
+    nodes = frozenset({node} - {""})
+    if cause is Cause.WORKER_LOST:
+        losses = 1 if progressed else attempt.losses + 1
+        if losses < LOSSES_BEFORE_BLAME:
+            avoid = nodes if progressed else attempt.avoid_nodes | nodes
+            return Decision(remedy=Remedy.RETRY, attempt=replace(attempt, losses=losses, avoid_nodes=avoid))
     if size > 1:
         return Decision(remedy=Remedy.SPLIT)
+    if cause is Cause.USER_ERROR and not attempt.error:
+        return Decision(remedy=Remedy.RETRY, attempt=Attempt(avoid_nodes=nodes, fresh_worker=True, error=error))
+    if cause is Cause.OUT_OF_MEMORY and not attempt.alone:
+        return Decision(remedy=Remedy.RETRY, attempt=replace(attempt, fresh_worker=True, alone=True))
+    return Decision(remedy=Remedy.FAIL, error=_final_error(cause, attempt, error))
+
+
+def _final_error(cause: Cause, attempt: Attempt, error: str) -> str:
+    """The error that a trial fails with after its last attempt."""
     if cause is Cause.OUT_OF_MEMORY:
         advice = (
             "The trial does not fit into a worker's memory, even alone. Next: fewer workers "
             "(`--set resources.workers=...`), a machine with more memory, or a smaller model."
         )
-        return Decision(remedy=Remedy.FAIL, error=f"{error.rstrip()}\n{advice}")
+        return f"{error.rstrip()}\n{advice}"
     if cause is Cause.WORKER_LOST:
         advice = (
-            f"Alone in its pack, this trial lost {losses} workers. Likely causes: its process was killed for memory, "
-            "or native code crashed. Next: run it with `--inline` to observe it, or give workers more memory."
+            f"Alone in its pack, this trial lost {LOSSES_BEFORE_BLAME} workers. Likely causes: its process was killed "
+            "for memory, or native code crashed. Next: run it with `--inline` to observe it, or give workers more "
+            "memory."
         )
-        return Decision(remedy=Remedy.FAIL, error=f"{error.rstrip()}\n{advice}")
-    return Decision(remedy=Remedy.FAIL, error=error)
+        return f"{error.rstrip()}\n{advice}"
+    if cause is Cause.TIMED_OUT and "resources.trial_timeout" not in error:
+        return f"{error.rstrip()}\nThe trial exceeded resources.trial_timeout."
+    if attempt.error and signature(attempt.error) != signature(error):
+        return f"The second attempt failed differently: {last_line(error)}\nThe first:\n{attempt.error}"
+    return attempt.error or error
 
 
 _FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+)')
@@ -88,6 +136,8 @@ class FailureWatch:
     """Detects a sweep in which many trials fail with the same error before any succeeds."""
 
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    _confirmed: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Trials that raised the same error again in a second attempt."""
     _succeeded: bool = False
 
     def success(self) -> None:
@@ -102,3 +152,13 @@ class FailureWatch:
         key = signature(error)
         self._counts[key] = self._counts.get(key, 0) + 1
         return self._counts[key] >= IDENTICAL_FAILURES_BEFORE_STOP
+
+    def raised_again(self, error: str) -> None:
+        """A trial raised the same error in its second attempt."""
+        key = signature(error)
+        if len(self._confirmed) < SIGNATURES_KEPT or key in self._confirmed:
+            self._confirmed[key] = self._confirmed.get(key, 0) + 1
+
+    def is_confirmed(self, error: str) -> bool:
+        """Whether so many trials raised this error again that it does not depend on the worker."""
+        return self._confirmed.get(signature(error), 0) >= CONFIRMATIONS

@@ -15,8 +15,17 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from jobs.job import Params, as_dict
-from orchestrator.dispatch.base import Dispatcher, Event, PackEnded, PackFailed, PackProgress, PackTask
-from orchestrator.failures import IDENTICAL_FAILURES_BEFORE_STOP, Decision, FailureWatch, Remedy, decide, last_line
+from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackEnded, PackFailed, PackProgress, PackTask
+from orchestrator.failures import (
+    IDENTICAL_FAILURES_BEFORE_STOP,
+    Attempt,
+    Decision,
+    FailureWatch,
+    Remedy,
+    decide,
+    last_line,
+    signature,
+)
 from orchestrator.plan.pack import Pack
 from orchestrator.plan.planner import Planner
 from orchestrator.progress import ProgressDisplay, Snapshot
@@ -77,6 +86,7 @@ class _Dispatched:
     """A pack that was dispatched."""
 
     pack: Pack
+    attempt: Attempt
     left: dict[str, Trial]
     """Its trials that have not ended, by id."""
 
@@ -93,6 +103,7 @@ class Runner:
         progress: displays the state of the run.
         thresholds: of the job, used to reduce curves to phases.
         fingerprint: of the thresholds, compared with the recorded one.
+        trial_timeout_s: seconds after which a trial counts as hanging; None: never.
         stop: set from outside (a signal handler) to stop the run.
         stopped: called once a stopped run is recorded, before its workers are released.
         starting: the note to display while `pool` runs.
@@ -109,6 +120,7 @@ class Runner:
         progress: ProgressDisplay,
         thresholds: Params,
         fingerprint: str,
+        trial_timeout_s: float | None = None,
         stop: threading.Event | None = None,
         stopped: Callable[[Summary], None] | None = None,
         starting: str = "starting workers",
@@ -117,12 +129,13 @@ class Runner:
         self._job_name, self._planner, self._sampler, self._tracker = job_name, planner, sampler, tracker
         self._pool, self._progress, self._starting, self._clock = pool, progress, starting, clock
         self._thresholds, self._fingerprint = thresholds, fingerprint
+        self._trial_timeout_s = trial_timeout_s
         self._stop = stop or threading.Event()
         self._stopped = stopped
         self._dispatcher: Dispatcher | None = None
         self._waiting: list[Trial] = []
         """Missing trials that are not planned yet: the plan needs the number of workers."""
-        self._queue: deque[Pack] = deque()
+        self._queue: deque[tuple[Pack, Attempt]] = deque()
         self._out: dict[str, _Dispatched] = {}
         self._trials_out = 0
         self._begun: set[str] = set()
@@ -132,6 +145,8 @@ class Runner:
         self._planned, self._planned_s = 0, 0.0
         """Trials planned so far, and the estimate for their packs."""
         self._watch = FailureWatch()
+        self._said: set[tuple[str, str]] = set()
+        """Kinds of errors whose retry was mentioned."""
         self._summary = Summary()
 
     def run(self) -> Summary:
@@ -187,8 +202,13 @@ class Runner:
             self._plan(dispatcher.workers)
         self._feed(dispatcher)
         self._handle(dispatcher.poll(POLL_S))
-        self._show()
+        self._say_notices(dispatcher)
+        self._show(note=dispatcher.note)
         return True
+
+    def _say_notices(self, dispatcher: Dispatcher) -> None:
+        for notice in dispatcher.notices():
+            self._progress.say(notice)
 
     def _ready_dispatcher(self) -> Dispatcher:
         if self._dispatcher is None:
@@ -204,7 +224,7 @@ class Runner:
         packs = self._planner.plan(self._waiting, workers=workers)
         self._planned += len(self._waiting)
         self._planned_s += math.fsum(pack.seconds for pack in packs)
-        self._queue.extend(packs)
+        self._queue.extend((pack, Attempt()) for pack in packs)
         self._waiting = []
 
     # --- ask, and skip what is recorded ---
@@ -256,31 +276,31 @@ class Runner:
 
     def _feed(self, dispatcher: Dispatcher) -> None:
         """Dispatch as many packs as keep all workers busy, and no more."""
-        packs: list[Pack] = []
+        packs: list[tuple[Pack, Attempt]] = []
         workers, trials = dispatcher.workers, self._trials_out
         while self._queue and (
             len(self._out) + len(packs) < PACKS_AHEAD * workers
-            or trials + len(self._queue[0].trials) <= TRIALS_AHEAD * workers
+            or trials + len(self._queue[0][0].trials) <= TRIALS_AHEAD * workers
         ):
-            pack = self._queue.popleft()
-            packs.append(pack)
-            trials += len(pack.trials)
+            packs.append(self._queue.popleft())
+            trials += len(packs[-1][0].trials)
         if not packs:
             return
         began = self._clock()
-        self._tracker.begin([trial for pack in packs for trial in pack.trials])
-        self._begun.update(trial.id for pack in packs for trial in pack.trials)
+        self._tracker.begin([trial for pack, _ in packs for trial in pack.trials])
+        self._begun.update(trial.id for pack, _ in packs for trial in pack.trials)
         self._summary.record_s += self._clock() - began
         tasks = []
-        for pack in packs:
+        for pack, attempt in packs:
             self._number += 1
             pack_id = f"pack-{self._number}"
-            self._out[pack_id] = _Dispatched(pack=pack, left={trial.id: trial for trial in pack.trials})
+            left = {trial.id: trial for trial in pack.trials}
+            self._out[pack_id] = _Dispatched(pack=pack, attempt=attempt, left=left)
             self._trials_out += len(pack.trials)
-            tasks.append(self._task(pack_id, pack))
+            tasks.append(self._task(pack_id, pack, attempt))
         dispatcher.submit(tasks)
 
-    def _task(self, pack_id: str, pack: Pack) -> PackTask:
+    def _task(self, pack_id: str, pack: Pack, attempt: Attempt) -> PackTask:
         return PackTask(
             pack_id=pack_id,
             job=self._job_name,
@@ -288,6 +308,11 @@ class Runner:
             params=tuple(dict(trial.settings()) for trial in pack.trials),
             seeds=tuple(trial.seed for trial in pack.trials),
             thresholds=as_dict(self._thresholds),
+            avoid_nodes=attempt.avoid_nodes,
+            fresh_worker=attempt.fresh_worker,
+            alone=attempt.alone,
+            timeout_s=self._trial_timeout_s,
+            expected_s=pack.seconds,
         )
 
     # --- record and tell ---
@@ -306,7 +331,13 @@ class Runner:
                     self._tracker.record(event.rows)
                 for result in event.results:
                     trial = out.left.pop(result.trial_id, None)
-                    if trial is not None:
+                    if trial is None:
+                        continue
+                    if result.status is Status.FAILED:
+                        error = result.error or ""
+                        decision = self._decide(Cause.USER_ERROR, out, [trial], error=error, node=event.node)
+                        self._carry_out(decision, [trial], result, ended)
+                    else:
                         ended.append((trial, result))
             elif isinstance(event, PackEnded):
                 self._pack_ended(event, out, ended)
@@ -338,25 +369,52 @@ class Runner:
         left = list(out.left.values())
         if not left:
             return
-        # A pack in which trials have ended is not suspected of killing its workers.
-        losses = 1 if len(left) < len(out.pack.trials) else out.pack.losses + 1
         if blamed is not None:
-            decision, losses = Decision(remedy=Remedy.RETRY), out.pack.losses
+            decision = Decision(remedy=Remedy.RETRY, attempt=out.attempt)
         else:
-            decision = decide(event.cause, size=len(left), losses=losses, error=event.error)
-        if decision.remedy is Remedy.FAIL:
-            ended += [(trial, TrialResult(trial.id, Status.FAILED, error=decision.error)) for trial in left]
-            return
-        self._trials_out -= len(left)
+            decision = self._decide(event.cause, out, left, error=event.error, node=event.node)
+        again = self._carry_out(decision, left, TrialResult("", Status.FAILED, error=decision.error), ended)
+        if again and event.cause is not Cause.NODE_LOST and len(out.pack.trials) > 1:
+            self._progress.say(
+                f"a pack of {len(out.pack.trials)} trials failed ({event.cause.value}: {last_line(event.error)}); "
+                f"{len(left)} trials are retried in packs of {' + '.join(str(len(pack.trials)) for pack in again)}"
+            )
+
+    def _decide(self, cause: Cause, out: _Dispatched, left: Sequence[Trial], *, error: str, node: str) -> Decision:
+        """What to do with the trials of a pack that have not ended, or with one of them that raised."""
+        attempt, alone = out.attempt, len(out.pack.trials) == 1
+        progressed = len(left) < len(out.pack.trials)
+        decision = decide(cause, size=len(left), attempt=attempt, error=error, node=node, progressed=progressed)
+        if cause is not Cause.USER_ERROR:
+            return decision
         if decision.remedy is Remedy.RETRY:
-            again = [self._planner.pack(tuple(left), losses=losses)]
-        else:
-            again = self._planner.split(left)
-        self._queue.extendleft(reversed(again))  # first: the trial that raised is found early
-        self._progress.say(
-            f"a pack of {len(out.pack.trials)} trials failed ({event.cause.value}: {last_line(event.error)}); "
-            f"{len(left)} trials are retried in packs of {' + '.join(str(len(pack.trials)) for pack in again)}"
-        )
+            if self._watch.is_confirmed(error):
+                return replace(decision, attempt=replace(decision.attempt, fresh_worker=False))
+            self._say_retry(left[0], error)
+        elif decision.remedy is Remedy.FAIL and alone and signature(attempt.error) == signature(error):
+            self._watch.raised_again(error)
+        return decision
+
+    def _carry_out(
+        self, decision: Decision, left: Sequence[Trial], result: TrialResult, ended: list[tuple[Trial, TrialResult]]
+    ) -> list[Pack]:
+        """End these trials like `result`, or queue them again; return the packs in which they are retried."""
+        if decision.remedy is Remedy.FAIL:
+            ended += [(trial, replace(result, trial_id=trial.id, error=decision.error)) for trial in left]
+            return []
+        self._trials_out -= len(left)
+        retry = decision.remedy is Remedy.RETRY
+        again = [self._planner.pack(tuple(left))] if retry else self._planner.split(left)
+        # First: the trial that raised is found early.
+        self._queue.extendleft((pack, decision.attempt) for pack in reversed(again))
+        return again
+
+    def _say_retry(self, trial: Trial, error: str) -> None:
+        """Mention a trial that is retried, once for each kind of error."""
+        key = signature(error)
+        if key not in self._said and len(self._said) < FAILURES_KEPT:
+            self._said.add(key)
+            self._progress.say(f"trial {trial.id} failed ({last_line(error)}); such trials are retried once")
 
     def _tell(self, trial: Trial, result: TrialResult) -> None:
         if result.status is Status.FINISHED:
@@ -389,9 +447,13 @@ class Runner:
             self._begun.clear()
 
     def _running(self) -> int:
-        """Unfinished trials of the packs that run: the oldest ones, one per worker."""
-        workers = 0 if self._dispatcher is None else self._dispatcher.workers
-        return sum(len(out.left) for out in islice(self._out.values(), workers))
+        """Unfinished trials of the packs that run; if that is not known, of the oldest packs, one per worker."""
+        if self._dispatcher is None:
+            return 0
+        packs = self._dispatcher.running()
+        if packs is None:
+            return sum(len(out.left) for out in islice(self._out.values(), self._dispatcher.workers))
+        return sum(len(self._out[pack].left) for pack in packs if pack in self._out)
 
     def _show(self, note: str = "") -> None:
         summary = self._summary

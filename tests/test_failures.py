@@ -7,6 +7,7 @@ from orchestrator.dispatch.base import Cause
 from orchestrator.failures import (
     IDENTICAL_FAILURES_BEFORE_STOP,
     LOSSES_BEFORE_BLAME,
+    Attempt,
     FailureWatch,
     Remedy,
     decide,
@@ -19,22 +20,94 @@ def error(message: str, line: int = 7) -> str:
     return f'Traceback (most recent call last):\n  File "job.py", line {line}, in train\nValueError: {message}\n'
 
 
-@given(cause=st.sampled_from(Cause), size=st.integers(1, 1000), losses=st.integers(1, 10))
-def test_only_a_single_trial_ever_fails(cause: Cause, size: int, losses: int) -> None:
-    remedy = decide(cause, size=size, losses=losses, error=error("x")).remedy
+ATTEMPTS = st.builds(
+    Attempt,
+    losses=st.integers(0, 10),
+    avoid_nodes=st.frozensets(st.sampled_from("ABC")),
+    alone=st.booleans(),
+    error=st.sampled_from(["", error("x")]),
+)
+
+
+@given(cause=st.sampled_from(Cause), size=st.integers(1, 1000), attempt=ATTEMPTS)
+def test_only_a_single_trial_ever_fails(cause: Cause, size: int, attempt: Attempt) -> None:
+    remedy = decide(cause, size=size, attempt=attempt, error=error("x")).remedy
     assert remedy is not Remedy.FAIL or size == 1
 
 
-@given(size=st.integers(1, 1000), losses=st.integers(1, LOSSES_BEFORE_BLAME - 1))
-def test_a_lost_worker_is_a_free_retry_until_the_pack_is_suspected(size: int, losses: int) -> None:
-    assert decide(Cause.WORKER_LOST, size=size, losses=losses, error="").remedy is Remedy.RETRY
-    suspected = decide(Cause.WORKER_LOST, size=size, losses=LOSSES_BEFORE_BLAME, error="")
+@given(cause=st.sampled_from(Cause), size=st.integers(1, 1000))
+def test_a_first_failure_fails_no_trial_but_one_that_hangs(cause: Cause, size: int) -> None:
+    remedy = decide(cause, size=size, attempt=Attempt(), error=error("x")).remedy
+    assert (remedy is Remedy.FAIL) == (cause is Cause.TIMED_OUT and size == 1)
+
+
+@given(size=st.integers(1, 1000), losses=st.integers(0, LOSSES_BEFORE_BLAME - 2))
+def test_a_lost_worker_is_a_retry_until_the_pack_is_suspected(size: int, losses: int) -> None:
+    decision = decide(Cause.WORKER_LOST, size=size, attempt=Attempt(losses=losses), error="")
+    assert (decision.remedy, decision.attempt.losses) == (Remedy.RETRY, losses + 1)
+    suspected = decide(Cause.WORKER_LOST, size=size, attempt=Attempt(losses=LOSSES_BEFORE_BLAME - 1), error="")
     assert suspected.remedy is (Remedy.FAIL if size == 1 else Remedy.SPLIT)
 
 
+def test_a_pack_that_lost_workers_avoids_all_the_nodes_where_it_did() -> None:
+    first = decide(Cause.WORKER_LOST, size=4, attempt=Attempt(), error="", node="A").attempt
+    second = decide(Cause.WORKER_LOST, size=4, attempt=first, error="", node="B").attempt
+    assert (first.avoid_nodes, second.avoid_nodes) == ({"A"}, {"A", "B"})
+
+
+def test_a_pack_in_which_a_trial_has_ended_is_not_suspected() -> None:
+    attempt = Attempt(losses=2, avoid_nodes=frozenset("A"))
+    decision = decide(Cause.WORKER_LOST, size=4, attempt=attempt, error="", node="B", progressed=True)
+    assert decision.attempt == Attempt(losses=1, avoid_nodes=frozenset("B"))
+
+
+@given(size=st.integers(1, 1000), attempt=ATTEMPTS)
+def test_a_lost_node_is_never_counted(size: int, attempt: Attempt) -> None:
+    decision = decide(Cause.NODE_LOST, size=size, attempt=attempt, error="", node="A")
+    assert (decision.remedy, decision.attempt) == (Remedy.RETRY, attempt)
+
+
+def test_a_trial_that_raises_is_retried_once_elsewhere_and_fails_with_its_first_traceback() -> None:
+    first = decide(Cause.USER_ERROR, size=1, attempt=Attempt(), error=error("first"), node="A")
+    assert first.remedy is Remedy.RETRY
+    assert first.attempt == Attempt(avoid_nodes=frozenset("A"), fresh_worker=True, error=error("first"))
+    second = decide(Cause.USER_ERROR, size=1, attempt=first.attempt, error=error("second"), node="B")
+    assert (second.remedy, second.error) == (Remedy.FAIL, error("first"))
+
+
+def test_two_different_errors_are_both_in_the_failure() -> None:
+    decision = decide(Cause.USER_ERROR, size=1, attempt=Attempt(error=error("first")), error=error("second", line=8))
+    assert "ValueError: second" in decision.error
+    assert last_line(decision.error) == "ValueError: first"
+
+
+def test_a_trial_out_of_memory_is_retried_once_alone() -> None:
+    first = decide(Cause.OUT_OF_MEMORY, size=1, attempt=Attempt(), error="no memory")
+    assert first.remedy is Remedy.RETRY
+    assert first.attempt == Attempt(fresh_worker=True, alone=True)
+    second = decide(Cause.OUT_OF_MEMORY, size=1, attempt=first.attempt, error="no memory")
+    assert second.remedy is Remedy.FAIL
+    assert "does not fit into a worker's memory, even alone" in second.error
+
+
 def test_a_failed_trial_keeps_its_error_message() -> None:
-    for cause in Cause:
-        assert "the words" in decide(cause, size=1, losses=9, error=error("the words")).error
+    last = Attempt(losses=9, alone=True, error=error("the words"))
+    for cause in set(Cause) - {Cause.NODE_LOST}:
+        assert "the words" in decide(cause, size=1, attempt=last, error=error("the words")).error
+
+
+def test_a_trial_that_hangs_fails_with_the_name_of_the_setting() -> None:
+    assert "resources.trial_timeout" in decide(Cause.TIMED_OUT, size=1, attempt=Attempt(), error="silent").error
+
+
+def test_an_error_that_three_trials_raised_again_is_confirmed() -> None:
+    watch = FailureWatch()
+    told = []
+    for n in range(4):
+        told.append(watch.is_confirmed(error("x")))
+        watch.raised_again(error(f"message {n}"))
+    assert told == [False, False, False, True]
+    assert not watch.is_confirmed(error("x", line=8))
 
 
 def test_failures_are_alike_by_type_and_place_whatever_the_message() -> None:

@@ -141,6 +141,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                     progress=progress,
                     thresholds=sweep.thresholds(),
                     fingerprint=sweep.thresholds_fingerprint(),
+                    trial_timeout_s=sweep.resources.trial_timeout,
                     stop=stopper.stop,
                     stopped=lambda summary: _say_stopped(arguments, summary, stopper),
                     starting="trials run in this process" if arguments.inline else "starting workers",

@@ -27,8 +27,6 @@ class Pack:
     """The estimate from the counts of the cost model alone, before corrections."""
     at_most: bool = False
     """Whether a criterion of the job may end its trials before their horizon."""
-    losses: int = 0
-    """Number of workers that this pack has lost so far (see `orchestrator.failures`)."""
 
 
 def pack_kind(job: str, version: int, key: Hashable, cost: Cost, at_once: int) -> str:

@@ -123,7 +123,7 @@ class Planner:
         return known.machine.measured or known.job(self.job_name).runs > 0 or self.sweep_id in known.sweeps
 
     def split(self, trials: Sequence[Trial]) -> list[Pack]:
-        """Two packs with half of the trials each; their losses are counted from zero."""
+        """Two packs with half of the trials each."""
         half = (len(trials) + 1) // 2
         return [self.pack(tuple(part)) for part in (trials[:half], trials[half:]) if part]
 
@@ -154,7 +154,7 @@ class Planner:
             self._ratios[place] = self.calibration.ratio(self.job_name, kind, place[1])
         return counted_s * self._ratios[place], shape
 
-    def pack(self, trials: tuple[Trial, ...], *, losses: int = 0) -> Pack:
+    def pack(self, trials: tuple[Trial, ...]) -> Pack:
         """One pack of these trials, with its estimate."""
         extents = [self.job.extent(trial.params) for trial in trials]
         extent = tuple(max(sizes) for sizes in zip(*extents, strict=True))
@@ -165,7 +165,7 @@ class Planner:
         counted_s = sum(self.calibration.machine.seconds(cost) for cost in costs) / len(costs)
         if counted_s <= 0:
             seconds = self.calibration.trial_s(self.job_name, self.sweep_id) * len(trials)
-            return Pack(trials=trials, seconds=seconds, memory_bytes=memory_bytes, losses=losses)
+            return Pack(trials=trials, seconds=seconds, memory_bytes=memory_bytes)
         middle = costs[len(costs) // 2]
         kind = self._kind(self.job.pack_key(trials[0].params), middle)
         seconds, shape = self._corrected(middle, kind)
@@ -173,7 +173,6 @@ class Planner:
             trials=trials,
             seconds=seconds / self.calibration.machine.seconds(middle) * counted_s,
             memory_bytes=memory_bytes,
-            losses=losses,
             kind=kind,
             shape=shape,
             counted_s=counted_s,

@@ -26,6 +26,28 @@ Auto = Annotated[None, BeforeValidator(_auto), WithJsonSchema({"const": "auto", 
 """None, written as `auto`: the program decides."""
 
 
+def _seconds(written: Any) -> Any:
+    """Seconds of a duration such as `30m`; anything else unchanged."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", written) if isinstance(written, str) else None
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else written
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    Field(gt=0, strict=True, allow_inf_nan=False),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": "^[0-9]+([.][0-9]+)?\\s*[smh]$"},
+            ]
+        }
+    ),
+]
+"""A time in seconds, written as a number or with a unit."""
+
+
 class Resources(FileModel):
     """What the sweep may use."""
 
@@ -41,6 +63,11 @@ class Resources(FileModel):
     )
     memory_gb: Annotated[float, Field(gt=0)] | Auto = key(
         None, "Memory that a worker's pack may take, in GB.", "a number > 0, or auto"
+    )
+    trial_timeout: Duration | None = key(
+        None,
+        "The longest that a trial, or a pack of trials that train together, may take; null sets no limit.",
+        "a number of seconds > 0, a duration such as 90s, 30m or 1.5h, or null",
     )
 
 
@@ -321,6 +348,7 @@ _EXAMPLES = {
     "cpus_per_worker": "1",
     "gpus_per_worker": "1",
     "memory_gb": "4",
+    "trial_timeout": "30m",
     "uri": "sqlite:///mlflow.db",
     "storage": "sqlite:///optuna.db",
     "experiment": "phasefront",
@@ -341,7 +369,7 @@ def _advice(keys: Keys, written: object, valid: str) -> str:
     if isinstance(written, str):
         if valid.startswith("one of") and (step := did_you_mean(written, valid.removeprefix("one of ").split(", "))):
             return step
-        if "number" in valid and written.strip().lstrip("+-")[:1].isdecimal():
+        if "number" in valid and "duration" not in valid and written.strip().lstrip("+-")[:1].isdecimal():
             return "write it without quotes"
         words = [word for word in ("phase", "auto", "null") if re.search(rf"\b{word}\b", valid)]
         if step := did_you_mean(written, words):

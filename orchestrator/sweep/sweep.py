@@ -236,7 +236,10 @@ class Sweep:
                 "seed": self.seed,
                 **({"search": search} if self.is_search else {}),
                 "phases": as_dict(self.thresholds()),
-                "resources": {k: "auto" if v is None else v for k, v in file.resources.model_dump().items()},
+                "resources": {
+                    k: "auto" if v is None and k != "trial_timeout" else v
+                    for k, v in file.resources.model_dump().items()
+                },
                 "tracking": {
                     **self.tracking.model_dump(),
                     "uri": self._address(("tracking", "uri"), self.tracking.uri),
