@@ -1,0 +1,75 @@
+"""Run many simulated schedules: `python -m tests.simulation [--schedules N] [--seed FIRST] [--replay SEED]`.
+
+Prints how many schedules ran, the faults by kind, and each schedule that broke an invariant; exit code 1 if one did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from random import Random
+
+from tests.simulation.driver import run_schedule
+from tests.simulation.schedule import KINDS, schedule_of
+from tests.simulation.search import Findings, search, shrunk
+
+BATCH = 250
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schedules", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=1, help="of the first schedule; the others have the next ones")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="run this one schedule, and show what happens in it")
+    arguments = parser.parse_args()
+    if arguments.replay is not None:
+        return replay(arguments.replay)
+    began, findings = time.perf_counter(), Findings()
+    for first in range(arguments.seed, arguments.seed + arguments.schedules, BATCH):
+        part = search(first, min(BATCH, arguments.seed + arguments.schedules - first))
+        findings.merge(part)
+        seconds = time.perf_counter() - began
+        print(
+            f"{findings.schedules} schedules in {seconds:.0f} s ({60 * findings.schedules / seconds:.0f} a minute), "
+            f"{len(findings.broken)} with a violation",
+            flush=True,
+        )
+        if len(findings.broken) >= 10:
+            break
+    show(findings)
+    return 1 if findings.broken else 0
+
+
+def show(findings: Findings) -> None:
+    """The table of faults, and the violations with their schedules."""
+    kinds = [*KINDS, *sorted(set(findings.planned) - set(KINDS))]
+    print(f"\n{findings.schedules} schedules, {findings.virtual_s / 3600:.0f} virtual hours\n")
+    print(f"{'fault':28} {'planned':>8} {'schedules in which it had an effect':>38}")
+    for kind in kinds:
+        effects = "" if kind.startswith("trial: ") else str(findings.met[kind])
+        print(f"{kind:28} {findings.planned[kind]:8} {effects:>38}")
+    codes = ", ".join(f"{code}: {count}" for code, count in sorted(findings.exits.items()))
+    print(f"\nexit codes of drivers (-9: killed): {codes}\nviolations: {len(findings.broken)}")
+    for seed, schedule, outcome in findings.broken:
+        print(f"\nseed {seed}: python -m tests.simulation --replay {seed}")
+        print("  " + "\n  ".join(outcome.violations[:3]))
+        small = shrunk(schedule, lambda candidate: bool(run_schedule(candidate).violations))
+        print(f"  smaller: {small}")
+
+
+def replay(seed: int) -> int:
+    """Run one schedule and print what its drivers said."""
+    schedule = schedule_of(Random(seed))
+    outcome = run_schedule(schedule)
+    print(schedule)
+    for at_s, text in outcome.log:
+        print(f"{at_s:9.2f} s  {text}")
+    print(f"faults with an effect: {dict(outcome.met)}; exit codes: {outcome.exits}; {outcome.virtual_s:.1f} s")
+    for violation in outcome.violations:
+        print(f"VIOLATED {violation}")
+    return 1 if outcome.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

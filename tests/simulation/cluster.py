@@ -1,0 +1,126 @@
+"""The cluster of a schedule: what its workers do with packs, and its faults at their times."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+
+from orchestrator.dispatch.base import Cause, PackProgress, PackTask
+from orchestrator.dispatch.simulated import VirtualClock
+from orchestrator.dispatch.simulated_engine import Death, Forever, SimulatedEngine, SimulatedWorker, Training
+from orchestrator.dispatch.worker import execute
+from tests.simulation.job import TROUBLE_AT, Drill
+from tests.simulation.schedule import LATE, NODE_DEFECTS, NODE_LOSSES, STILLBORN, WORKER_FAULTS, Fault, Schedule
+
+KILLS_PER_TRIAL = 2
+"""The infrastructure kills the worker of a trial at most so often: a third time is the trial's own fault."""
+
+_NO_MODULE = ModuleNotFoundError("No module named 'rare'")
+_NO_SPACE = OSError(28, "No space left on device")
+_CUDA = RuntimeError("CUDA error: device-side assert triggered")
+
+
+def node_name(number: int) -> str:
+    return f"node-{number}"
+
+
+class ScheduledEngine(SimulatedEngine):
+    """A simulated engine on which the faults of a schedule happen.
+
+    Args:
+        schedule: of the faults.
+        clock: of the simulation.
+        met: called with the kind of a fault that had an effect.
+    """
+
+    def __init__(self, schedule: Schedule, *, clock: VirtualClock, met: Callable[[str], None]) -> None:
+        nodes = {node_name(number): slots for number, slots in enumerate(schedule.nodes)}
+        random = Random(schedule.seed)
+        super().__init__(nodes, train=self._training, clock=clock, random=random)
+        self._chance, self._schedule, self._met = random, schedule, met
+        self._harmed: dict[str, Counter[str]] = {kind: Counter() for kind in WORKER_FAULTS}
+        self._poisoned: set[SimulatedWorker] = set()
+        for fault in schedule.faults:
+            self._arm(fault)
+
+    def _arm(self, fault: Fault) -> None:
+        if fault.kind == LATE:
+            self._met(fault.kind)
+            self.hide(node_name(fault.node))
+            self.later(fault.lasts_s, lambda: self.join(node_name(fault.node)))
+        elif fault.kind in NODE_LOSSES:
+            self.later(fault.at_s, lambda: self._lose(fault))
+        elif fault.kind == STILLBORN:
+            node = self.machines[node_name(fault.node)]
+            self.later(fault.at_s, lambda: setattr(node, "stillborn", True))
+            self.later(fault.at_s + fault.lasts_s, lambda: setattr(node, "stillborn", False))
+        elif fault.kind in WORKER_FAULTS:
+            self.later(fault.at_s, lambda: self._harm(fault))
+
+    def _lose(self, fault: Fault) -> None:
+        name = node_name(fault.node)
+        if not self.machines[name].alive:
+            return
+        self._met(fault.kind)
+        if fault.kind == "node cut off":
+            self.cut_off(name, fault.lasts_s)
+            return
+        killed = fault.kind == "node killed"
+        self.lose_node(
+            name,
+            noticed_after_s=self._chance.uniform(0.1, 12.0) if killed else 0.5,
+            error="The actor died because its node has died." + ("" if killed else " The node was preempted."),
+            back_after_s=fault.lasts_s if fault.lasts_s < 1e5 else None,
+        )
+
+    def _harm(self, fault: Fault) -> None:
+        """Let a busy worker suffer, unless the policy would be right to blame one of its trials."""
+        limit = KILLS_PER_TRIAL if fault.kind == "worker killed" else 1
+        harmed = self._harmed[fault.kind]
+        victims = [w for w in self.busy if all(harmed[trial] < limit for trial in w.packs[0].trial_ids)]
+        if not victims:
+            return
+        worker = victims[fault.node % len(victims)]
+        self._met(fault.kind)
+        harmed.update(worker.packs[0].trial_ids)
+        if fault.kind == "worker frozen":
+            self.freeze(worker)
+        elif fault.kind == "worker's GPU poisoned":
+            self._poisoned.add(worker)
+        else:
+            memory = fault.kind == "worker killed for memory"
+            death = Death(
+                cause=Cause.OUT_OF_MEMORY if memory else Cause.WORKER_LOST,
+                error="Task was killed due to the node running low on memory." if memory else "The worker died.",
+            )
+            self.kill_process(worker, death, noticed_after_s=self._chance.uniform(0.0, 1.0))
+
+    def _training(self, task: PackTask, worker: SimulatedWorker) -> Training:
+        """A pack on a worker: the real worker code, or what a defect makes of it."""
+        defect = self._defect(worker)
+        if defect is not None:
+            self._met(defect[0])
+        troubles = {str(params["trouble"]) for params in task.params}
+        Drill.room, Drill.defect = self._schedule.room, None if defect is None else defect[1]
+        events = list(execute(task, device="cpu", flush_s=0.0, clock=self.clock))
+        Drill.defect = None
+        step = 0
+        for event in events:
+            seconds = self._schedule.step_s * self._chance.uniform(0.7, 1.3)
+            step += isinstance(event, PackProgress)
+            if step == TROUBLE_AT and defect is None:
+                if "hang" in troubles:
+                    yield 0.0, Forever.HANGS
+                if "crash" in troubles:
+                    yield seconds, Death(cause=Cause.WORKER_LOST, error="The worker died: exit code -11 (SIGSEGV).")
+            yield seconds if isinstance(event, PackProgress) else 0.05, event
+
+    def _defect(self, worker: SimulatedWorker) -> tuple[str, Exception] | None:
+        """Why this worker fails its packs now: the kind of fault, and what is raised."""
+        now = self.clock()
+        for fault in self._schedule.faults:
+            here = worker.node.name == node_name(fault.node)
+            if fault.kind in NODE_DEFECTS and here and fault.at_s <= now < fault.at_s + fault.lasts_s:
+                return fault.kind, _NO_MODULE if fault.kind == "node lacks a module" else _NO_SPACE
+        return ("worker's GPU poisoned", _CUDA) if worker in self._poisoned else None

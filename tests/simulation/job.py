@@ -1,0 +1,94 @@
+"""The job of simulated schedules: exact curves that name the training they come from, and every kind of bad trial."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from jobs.job import Cost, Curves, Job, Member, Observations, Params, Report, param
+
+NAME = "tests.simulation.job:Drill"
+HEALTHY = "none"
+TROUBLES = ("raise", "observe", "memory", "surrogate", "step", "hang", "crash")
+"""What is wrong with a bad trial. Hangs and crashes are the simulated worker's part: `train` goes on."""
+TROUBLE_AT = 2
+"""The step at which a bad trial goes wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrillParams(Params):
+    number: int = param(0, meaning="tells trials apart", low=0)
+    steps: int = param(4, meaning="length of the curve", low=1)
+    trouble: str = param(HEALTHY, meaning="what goes wrong", choices=(HEALTHY, *TROUBLES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrillThresholds(Params):
+    level: float = param(3.0, meaning="what counts as high")
+
+
+class Drill(Job[DrillParams]):
+    """value(step) = number + step; `training` is another number in each training."""
+
+    Params = DrillParams
+    Thresholds = DrillThresholds
+    metrics: ClassVar[tuple[str, ...]] = ("value", "training")
+    phases: ClassVar[tuple[str, ...]] = ("high", "low")
+    needs_torch = False
+    trainings: ClassVar[itertools.count[int]] = itertools.count(1)
+    """Numbers of the trainings of this process; a simulation starts it again."""
+    room: ClassVar[int] = 1_000_000
+    """Models that fit into the memory of a worker."""
+    defect: ClassVar[Exception | None] = None
+    """What is wrong with the worker that trains now: raised at once."""
+
+    def report_steps(self, params: DrillParams) -> int:
+        return params.steps
+
+    def pack_key(self, params: DrillParams) -> Hashable:
+        return "drill"
+
+    def cost(self, params: DrillParams, *, extent: tuple[int, ...], models: int) -> Cost:
+        return Cost(launches=20_000.0, matmul_flop=0, element_visits=models * 3e7, memory_bytes=models)
+
+    def train(self, pack: Sequence[Member[DrillParams]], *, device: str) -> Iterator[Report]:
+        if self.defect is not None:
+            raise self.defect
+        training = float(next(self.trainings))
+        numbers = np.array([member.params.number for member in pack])
+        horizons = np.array([member.params.steps for member in pack])
+        troubles = {member.params.trouble for member in pack}
+        for step in range(1, int(horizons.max()) + 1):
+            if step == TROUBLE_AT:
+                if len(pack) > self.room:
+                    raise MemoryError(f"no room for {len(pack)} models")
+                _go_wrong(troubles)
+            live = np.flatnonzero(horizons >= step)
+            at = 2**63 - 2 if step == TROUBLE_AT and "step" in troubles else step
+            values = {"value": numbers[live] + float(step), "training": np.full(len(live), training)}
+            yield Report(step=at, members=live, values=values, finished=live[horizons[live] == step])
+
+    def observe(self, params: DrillParams, curves: Curves, thresholds: Params) -> Observations:
+        if params.trouble == "observe":
+            raise ValueError("cannot be observed")
+        last = curves.values["value"][-1]
+        return {"last": float(last), "trained_by": float(curves.values["training"][-1])}
+
+    def phase(self, params: DrillParams, observations: Observations, thresholds: Params) -> str:
+        last = observations["last"]
+        assert isinstance(last, float)
+        assert isinstance(thresholds, DrillThresholds)
+        return "high" if last >= thresholds.level else "low"
+
+
+def _go_wrong(troubles: set[str]) -> None:
+    if "raise" in troubles:
+        raise ValueError("this setting is impossible")
+    if "memory" in troubles:
+        raise MemoryError("no room for this model")
+    if "surrogate" in troubles:
+        raise FileNotFoundError("no such file: 'caf\udce9.npy'")
