@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from orchestrator.axes import Axis
 from orchestrator.commands.again import command_line
 from orchestrator.commands.browse import browse_lines
-from orchestrator.commands.searching import known_trials, study_name
+from orchestrator.commands.searching import known_trials, used_study
 from orchestrator.commands.wiring import (
     load_now,
     load_sweep,
@@ -146,6 +146,7 @@ def status(arguments: argparse.Namespace) -> int:
     fingerprint = sweep.thresholds_fingerprint()
     with contextlib.closing(open_tracker(sweep)) as tracker:
         by_id = {trial.id: trial for trial in known_trials(sweep, tracker)}
+        study = used_study(sweep, tracker)
         parent = tracker.find_sweep(sweep.id)
         pages = browse_lines(sweep.tracking.uri, tracker.experiment_id, parent)
         for row in tracker.rows(by_id):
@@ -162,8 +163,8 @@ def status(arguments: argparse.Namespace) -> int:
     phases.update(relabelled.values())
     lines = [f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}"]
     lines += [f"parent    {parent or 'no run yet'}", *pages, *search_lines(sweep)]
-    if sweep.is_search:
-        lines.append(f"study     {study_name(sweep)!r} in {sweep.storage_shown}: {len(by_id)} trials asked for")
+    if study:
+        lines.append(f"study     {study!r} in {sweep.storage_shown}: {len(by_id)} trials asked for")
     numbers = [
         f"{counts[s]} {s.value.lower()}" for s in (Status.FINISHED, Status.RUNNING, Status.FAILED, Status.KILLED)
     ]

@@ -161,7 +161,9 @@ def map_(arguments: argparse.Namespace) -> int:
         stale = [t for t in finished if recorded[t.id].thresholds != sweep.thresholds_fingerprint()]
         results = relabel_stale(tracker, sweep.job_object(), stale, sweep.thresholds())
         relabelled = sum(result.status is Status.FINISHED for result in results)
-        published = publish_record(sweep, trials, tracker, classifier=arguments.classifier, history=history(sweep))
+        published = publish_record(
+            sweep, trials, tracker, classifier=arguments.classifier, history=history(sweep, tracker)
+        )
         tracker.annotate(published.metrics)
     print(f"{len(finished)} of {len(trials)} trials are finished")
     if relabelled:

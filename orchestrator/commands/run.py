@@ -156,7 +156,9 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
             if is_published(sweep, summary, parent):
                 print(f"nothing to do: all {summary.skipped} trials are recorded, and drawn in {sweep.output}")
             elif not arguments.no_map and (summary.done or summary.skipped):
-                published = publish_record(sweep, known_trials(sweep, tracker), tracker, history=history(sweep))
+                published = publish_record(
+                    sweep, known_trials(sweep, tracker), tracker, history=history(sweep, tracker)
+                )
                 metrics = published.metrics
                 keep_summary(sweep, summary, tracker, parent)
                 print_files(published)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.records import Status
 from orchestrator.search.base import Sampler
 from orchestrator.search.grid import GridSampler
 from orchestrator.search.space import locate
+from orchestrator.tracking.address import record_digest
 
 if TYPE_CHECKING:
+    from orchestrator.search.study import StudyNames
     from orchestrator.sweep.sweep import Sweep
     from orchestrator.tracking.base import Tracker
     from orchestrator.trial import Trial
 
+LOOKED_UP = 1_000
+"""Trials of an earlier version's study that are looked up in the record."""
 CURVE = "uncertain_area"
 """A metric of the parent run of a search; its steps are the trials that have ended."""
 
@@ -34,7 +38,7 @@ def opened_sampler(sweep: Sweep, tracker: Tracker, *, workers: int) -> Iterator[
     from orchestrator.search.study import SweepStudy
 
     search = sweep.search
-    study = SweepStudy(search.storage, study_name(sweep))
+    study = SweepStudy(search.storage, study_names(sweep, tracker))
     try:
         yield BoundarySampler(
             study=study,
@@ -57,14 +61,28 @@ def opened_sampler(sweep: Sweep, tracker: Tracker, *, workers: int) -> Iterator[
         study.close()
 
 
-def study_name(sweep: Sweep) -> str:
-    """The name of the sweep's study: under other thresholds, trials have other labels, and the study another name."""
-    return f"{_study_prefix(sweep)}{sweep.thresholds_fingerprint()[:6]}"
+def study_names(sweep: Sweep, tracker: Tracker) -> StudyNames:
+    """The names of the sweep's studies in its record."""
+    from orchestrator.search.study import StudyNames
+
+    def holds(trial_ids: Sequence[str]) -> bool:
+        return bool(tracker.index(trial_ids[:LOOKED_UP]))
+
+    return StudyNames(
+        sweep=f"{sweep.name} {sweep.id[:12]} ",
+        thresholds=sweep.thresholds_fingerprint()[:6],
+        record=record_digest(sweep.tracking.uri, sweep.tracking.experiment),
+        holds=holds,
+    )
 
 
-def _study_prefix(sweep: Sweep) -> str:
-    """The beginning of the names of all the sweep's studies."""
-    return f"{sweep.name} {sweep.id[:12]} "
+def used_study(sweep: Sweep, tracker: Tracker) -> str:
+    """The name of the sweep's study in its record; empty for a grid."""
+    if not sweep.is_search:
+        return ""
+    from orchestrator.search.study import study_name
+
+    return study_name(sweep.search.storage, study_names(sweep, tracker))
 
 
 def known_trials(sweep: Sweep, tracker: Tracker, *, finished: bool = False) -> list[Trial]:
@@ -84,7 +102,7 @@ def known_trials(sweep: Sweep, tracker: Tracker, *, finished: bool = False) -> l
 
     asked: list[tuple[str, Trial | None]] = []
     names = {axis.name for axis in sweep.axes}
-    for row in read_trials(sweep.search.storage, _study_prefix(sweep)):
+    for row in read_trials(sweep.search.storage, study_names(sweep, tracker), all_thresholds=True):
         located = locate(sweep.slices, row.params, names)
         if located and TRIAL_ID in row.user_attrs and (not finished or row.state.name == "COMPLETE"):
             setting = sweep.slices[located[0]].setting(located[1])
@@ -96,10 +114,10 @@ def known_trials(sweep: Sweep, tracker: Tracker, *, finished: bool = False) -> l
     return list({trial.id: trial for trial_id, trial in asked if trial is not None and trial.id == trial_id}.values())
 
 
-def history(sweep: Sweep) -> list[tuple[int, float]]:
+def history(sweep: Sweep, tracker: Tracker) -> list[tuple[int, float]]:
     """(trials, uncertain area) in the course of the sweep's search, as far as its study has it; empty for a grid."""
     if not sweep.is_search:
         return []
     from orchestrator.search.study import history_of, read_trials
 
-    return history_of(read_trials(sweep.search.storage, study_name(sweep)))
+    return history_of(read_trials(sweep.search.storage, study_names(sweep, tracker)))

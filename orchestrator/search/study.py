@@ -10,22 +10,75 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from jobs.job import Scalar
 from orchestrator.errors import UserError
 from orchestrator.tracking.address import shown
+from orchestrator.tracking.file_system import journal_mode
 
 TRIAL_ID, TOLD, AREA = "trial_id", "told", "uncertain_area"
+RECORD = "phasefront.record"
+"""A user attribute of a study that an earlier version has named: the record that it belongs to."""
 SQLITE_WAIT_S = 60.0
 """How long a write waits for another process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyNames:
+    """The studies of one sweep in one record: drivers that write to different records do not share a study.
+
+    Earlier versions named a study without the record. Such a study is continued by the first record that holds one of
+    its trials, and keeps its name.
+    """
+
+    sweep: str
+    """The beginning of the names of all the sweep's studies, in any record; it ends with a space."""
+    thresholds: str
+    """Under other thresholds, trials have other labels, and the study another name."""
+    record: str
+    """A digest of the record's address and experiment."""
+    holds: Callable[[Sequence[str]], bool]
+    """Whether the record holds any of these trials."""
+
+    @property
+    def earlier(self) -> str:
+        """The name that earlier versions gave the study."""
+        return f"{self.sweep}{self.thresholds}"
+
+    @property
+    def name(self) -> str:
+        """The name of a new study."""
+        return f"{self.earlier} {self.record}"
+
+    def is_ours(self, study: FrozenStudy, storage: BaseStorage) -> bool:
+        """Whether a study belongs to the sweep in this record."""
+        if not study.study_name.startswith(self.sweep):
+            return False
+        _, _, record = study.study_name.removeprefix(self.sweep).partition(" ")
+        record = record or str(study.user_attrs.get(RECORD, ""))
+        if record:
+            return record == self.record
+        trials = storage.get_all_trials(study._study_id, deepcopy=False)
+        return self.holds([trial.user_attrs[TRIAL_ID] for trial in trials if TRIAL_ID in trial.user_attrs])
+
+    def choose(self, storage: BaseStorage) -> str:
+        """The name of the study to continue or create."""
+        studies = {study.study_name: study for study in storage.get_all_studies()}
+        earlier = studies.get(self.earlier)
+        return self.earlier if self.name not in studies and earlier and self.is_ours(earlier, storage) else self.name
 
 
 class SweepStudy:
@@ -40,11 +93,20 @@ class SweepStudy:
         UserError: the storage cannot be opened.
     """
 
-    def __init__(self, storage: str | optuna.storages.BaseStorage, name: str, *, place: str = "search.storage") -> None:
+    def __init__(
+        self,
+        storage: str | BaseStorage,
+        name: str | StudyNames,
+        *,
+        place: str = "search.storage",
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self._storage = optuna.storages.get_storage(_rdb(storage) if isinstance(storage, str) else storage)
+            names, name = (name, name.choose(self._storage)) if isinstance(name, StudyNames) else (None, name)
             self.study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
+            if names is not None and name == names.earlier:
+                self.study.set_user_attr(RECORD, names.record)
         except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"the study's storage cannot be opened: {_first_line(error)}",
@@ -103,22 +165,41 @@ class SweepStudy:
         self._storage.remove_session()
 
 
-def read_trials(storage: str, name: str) -> list[FrozenTrial]:
-    """The trials of all studies whose names begin with `name`; nothing is created or changed."""
+def read_trials(storage: str, names: StudyNames, *, all_thresholds: bool = False) -> list[FrozenTrial]:
+    """The trials of the sweep's study in its record, or of its studies under all thresholds; nothing is changed."""
+    trials: list[FrozenTrial] = []
+    with _reading(storage) as rdb:
+        if rdb is None:
+            return []
+        for study in rdb.get_all_studies():
+            if (all_thresholds or study.study_name in (names.name, names.earlier)) and names.is_ours(study, rdb):
+                trials += rdb.get_all_trials(study._study_id, deepcopy=False)
+    return trials
+
+
+def study_name(storage: str, names: StudyNames) -> str:
+    """The name of the sweep's study in its record, which may not exist yet; nothing is changed."""
+    with _reading(storage) as rdb:
+        return names.choose(rdb) if rdb else names.name
+
+
+@contextmanager
+def _reading(storage: str) -> Iterator[BaseStorage | None]:
+    """The storage at an address; None if it cannot be opened, or is a file that does not exist."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]*).*", storage)
     if file is not None and not Path(file[1]).exists():
-        return []
+        yield None
+        return
     try:
         rdb = optuna.storages.get_storage(_rdb(storage))
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError):
-        return []
-    trials: list[FrozenTrial] = []
-    for study in rdb.get_all_studies():
-        if study.study_name.startswith(name):
-            trials += rdb.get_all_trials(study._study_id, deepcopy=False)
-    rdb.remove_session()
-    return trials
+        yield None
+        return
+    try:
+        yield rdb
+    finally:
+        rdb.remove_session()
 
 
 def history_of(trials: Iterable[FrozenTrial]) -> list[tuple[int, float]]:
@@ -133,17 +214,20 @@ def _rdb(storage: str) -> optuna.storages.RDBStorage:
         warnings.simplefilter("ignore")
         rdb = optuna.storages.RDBStorage(storage, engine_kwargs=kwargs)
     if is_sqlite:
-        # A killed process loses nothing with synchronous=NORMAL, and commits do not wait for the disk.
-        sqlalchemy.event.listen(rdb.engine, "connect", _write_ahead)
+        file = rdb.engine.url.database
+        mode = journal_mode(Path(file)) if file else "WAL"
+        sqlalchemy.event.listen(rdb.engine, "connect", partial(_set_journal, mode))
         rdb.engine.dispose()
     return rdb
 
 
-def _write_ahead(connection: Any, record: Any) -> None:
+def _set_journal(mode: str, connection: Any, record: Any) -> None:
     del record
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute(f"PRAGMA journal_mode={mode}")
+    if mode == "WAL":
+        # A killed process loses nothing with synchronous=NORMAL, and commits do not wait for the disk.
+        cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
 from orchestrator.secrets import shown as shown
@@ -79,6 +81,27 @@ def _postgres_driver(uri: str, place: str) -> str:
         value=shown(uri),
         next_step="pip install 'phasefront[postgres]'",
     )
+
+
+def record_digest(uri: str, experiment: str) -> str:
+    """Eight hexadecimal digits that stand for a record: its address, without user, password and driver, and experiment.
+
+    Links to a SQLite file are followed.
+    """
+    plain = uri.removeprefix(PREFIX)
+    scheme = plain.partition(":")[0].partition("+")[0]
+    if scheme == "sqlite":
+        file = database_address(uri).file
+        where = f"sqlite:{file.resolve() if file else plain}"
+    elif scheme == "postgresql":
+        from sqlalchemy.engine import make_url
+
+        url = make_url(plain)
+        where = f"postgresql:{url.host}:{url.port or 5432}/{url.database}?{url.query.get('options', '')}"
+    else:
+        parts = urlsplit(plain)
+        where = f"{parts.scheme}:{parts.hostname}:{parts.port}{parts.path.rstrip('/')}"
+    return hashlib.blake2b(f"{where}\n{experiment}".encode(), digest_size=4).hexdigest()
 
 
 def unknown_address(uri: str, place: str) -> UserError:

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import UserError
+from orchestrator.tracking.file_system import journal_mode
 from orchestrator.tracking.metric_block import (
     BINARY_METRICS,
     Columns,
@@ -203,7 +205,7 @@ class SqliteBulk(Bulk):
         """Open the database file, for reading as it is, or with settings for a single bulk writer."""
         connection = sqlite3.connect(path, timeout=wait_s, isolation_level=None, check_same_thread=False)
         try:
-            if write and _log_kept(connection):
+            if write and _log_kept(connection, Path(path)):
                 use_log(connection)
             # `missing_runs` checks foreign keys once for all rows: a tenth of the cost of SQLite's check of each row.
             connection.execute("PRAGMA foreign_keys = OFF")
@@ -238,15 +240,18 @@ def keep_log(file: Path) -> bool:
 
     With the log, `mlflow ui` can read while we write, and `synchronous=NORMAL` is safe against a crash of the process
     and consistent after a crash of the machine, without a flush to disk for each transaction. The mode is stored in the
-    file, and MLflow supports it. Nothing changes on a file system that does not support it (some network mounts), or if
-    the file is not a SQLite database.
+    file, and MLflow supports it. On a network file system, where the log is not safe, the database is switched to a
+    rollback journal instead. Nothing changes if the file is not a SQLite database.
 
     A new database gets pages of PAGE_BYTES.
+
+    Raises:
+        UserError: The database has a log on a network file system, and another process uses it.
     """
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=60.0, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # no effect on an existing database
-            return _log_kept(connection)
+            return _log_kept(connection, file)
     except sqlite3.Error:
         return False
 
@@ -258,8 +263,28 @@ def use_log(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_BYTES // page}")
 
 
-def _log_kept(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("PRAGMA journal_mode = WAL").fetchone() == ("wal",))
+def _log_kept(connection: sqlite3.Connection, file: Path) -> bool:
+    mode = journal_mode(file)
+    if mode == "WAL":
+        return bool(connection.execute("PRAGMA journal_mode = WAL").fetchone() == ("wal",))
+    if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+        try:
+            connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+        except sqlite3.OperationalError as error:
+            raise log_on_network(file, str(error)) from None
+    return False
+
+
+def log_on_network(file: Path, why: str) -> UserError:
+    """A SQLite database keeps its write-ahead log on a network file system."""
+    return UserError(
+        "the SQLite file is on a network file system and has a write-ahead log, which can corrupt it there; it cannot "
+        f"be switched to a rollback journal now: {why}",
+        place="tracking.uri",
+        value=str(file),
+        next_step="end the other processes that use it (phasefront, mlflow ui) and try again; or use a file on a local "
+        "disk, postgresql://..., or the http:// address of an mlflow server",
+    )
 
 
 class PostgresBulk(Bulk):

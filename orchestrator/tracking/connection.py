@@ -14,6 +14,7 @@ from orchestrator.errors import UserError
 from orchestrator.tracking.address import CHOICES, DatabaseAddress, quiet_mlflow, shown
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
 from orchestrator.tracking.earlier_lock import take_file_lock, take_session_lock
+from orchestrator.tracking.file_system import network_file_system
 from orchestrator.tracking.lease import Process, lease_s, take, taken
 from orchestrator.tracking.lease_table import HeldLease, LeaseTable
 from orchestrator.tracking.run_table import RunTable
@@ -106,6 +107,11 @@ class Database:
         table = self.create()
         if self.lease is not None:
             return
+        if self._address.file is not None and (kind := network_file_system(self._address.file)):
+            say(
+                f"the record is on a network file system ({kind}): SQLite is slower there, and not safe if the file "
+                "system's locks are not; a file on a local disk, PostgreSQL or an mlflow server is better"
+            )
         place, lasts_s = shown(self._address.uri), lease_s()
         leases = LeaseTable(table.bulk, table.experiment_id, place)
         before = leases.read()
@@ -130,6 +136,16 @@ class Database:
         descriptor = take_file_lock(self._address.file, table.experiment_id)
         self._earlier_lock = -1 if descriptor is None else descriptor
         return descriptor is not None
+
+    def check_lease(self) -> None:
+        """Check in a transaction of its own that the lease is still held, if it was taken.
+
+        Raises:
+            LeaseLost: Another driver has taken it.
+        """
+        if self.lease is not None:
+            with self.create().bulk.transaction():
+                pass
 
     def artifacts_of(self, run_id: str) -> str:
         """The artifact location of a run, as MLflow sets it; call `create` before."""

@@ -207,6 +207,8 @@ class DatabaseTracker(Tracker):
 
     def settle(self) -> None:
         if self._running and not self._closed:
+            if self._database.lease is not None and self._database.lease.lost:
+                self._database.check_lease()
             self._write_if_due()
 
     def relabel(self, results: Sequence[TrialResult]) -> None:
@@ -252,10 +254,12 @@ class DatabaseTracker(Tracker):
 
     def attach(self, files: Mapping[str, Path]) -> None:
         self._opened()
+        self._database.check_lease()
         upload_to(self._database.artifacts_of(self._parent.run_id), files, experiment=self._database.experiment)
 
     def detach(self, paths: Iterable[str]) -> tuple[str, ...]:
         self._opened()
+        self._database.check_lease()
         return delete_from(self._database.artifacts_of(self._parent.run_id), paths)
 
     def trace(self, name: str, points: Iterable[tuple[int, float]]) -> None:

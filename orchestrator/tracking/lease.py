@@ -236,9 +236,12 @@ class LeaseLost(Outage):
     """Another driver has taken over the experiment: this one must not write any more."""
 
     def __init__(self, experiment: str, lease: Lease | None) -> None:
-        by = f"was taken over by {described(lease)}" if lease and lease.holder else "is no longer held by this run"
+        if lease and lease.holder:
+            by, then = f"was taken over by {described(lease)}", "let the other run finish, or end it and run this again"
+        else:
+            by, then = "was taken over by another phasefront run, which has ended since", "run the same command again"
         super().__init__(
             f"the experiment {experiment!r} {by}, because this run gave no sign of life for too long (it was stopped, "
             "or could not reach the record); it writes nothing more",
-            next_step="recorded results are safe: let the other run finish, or end it and run this command again",
+            next_step=f"recorded results are safe: {then}",
         )

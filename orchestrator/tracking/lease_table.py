@@ -131,6 +131,8 @@ class HeldLease:
         self._lasts_ms, self._every_s = max(1, round(lasts_s * 1000)), lasts_s / RENEWALS
         self.sequence = 0
         """Number of the newest transaction that was begun."""
+        self.lost = False
+        """Whether the thread has found that another driver has taken the lease; the next transaction raises."""
         self._renewed_at = time.monotonic()
         self._bulk: Bulk | None = None
         """The thread's connection."""
@@ -185,7 +187,7 @@ class HeldLease:
                 self._bulk = self._bulk or self._connect()
                 if self._bulk is not None:
                     with self._bulk.transaction():
-                        self._renew(self._bulk, "beat = beat + 1")
+                        self.lost = not self._renew(self._bulk, "beat = beat + 1")
             except BaseException:
                 self._hang_up()
                 raise

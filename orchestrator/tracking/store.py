@@ -14,15 +14,15 @@ messages are not repeated here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import tempfile
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from operator import attrgetter
-from pathlib import Path
 
 import numpy as np
 import sqlalchemy
@@ -214,8 +214,9 @@ def _are(number: type, values: Sequence[object]) -> bool:
 def _migration_lock(address: DatabaseAddress) -> Iterator[None]:
     """Keep two processes that start on an empty database from running MLflow's migrations at the same time.
 
-    SQLite: a lock file in the system's temporary folder (both processes are on one machine). PostgreSQL: an advisory
-    lock of the database itself.
+    PostgreSQL: an advisory lock of the database itself. SQLite: the folder of the database is locked, so that no file
+    is created or opened by a name that others can predict; nothing is locked where there is no such lock (Windows, some
+    network file systems).
     """
     if address.file is None:
         number = int.from_bytes(hashlib.blake2b(b"phasefront migrations", digest_size=4).digest(), "big")
@@ -227,9 +228,15 @@ def _migration_lock(address: DatabaseAddress) -> Iterator[None]:
         finally:
             engine.dispose()  # closes the connection, which releases the lock
         return
-    import fcntl
+    descriptor = -1
+    try:
+        if sys.platform != "win32":
+            import fcntl
 
-    name = hashlib.blake2b(str(address.file).encode(), digest_size=8).hexdigest()
-    with Path(tempfile.gettempdir(), f"phasefront-{os.getuid()}-{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):
+                descriptor = os.open(address.file.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
