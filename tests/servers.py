@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from needs import postgresql
@@ -94,22 +94,30 @@ def _answers_postgres(programs: Path, port: int) -> bool:
 def mlflow_server(backend_uri: str, artifacts: Path) -> Iterator[str]:
     """`mlflow server` on this backend, serving artifacts from a folder; its http address."""
     port = free_port()
-    artifacts.mkdir(parents=True, exist_ok=True)
-    log = artifacts / "server.log"
+    where = ["--backend-store-uri", backend_uri, "--artifacts-destination", str(artifacts)]
+    options = ["--host", "127.0.0.1", "--port", str(port)]
+    with running_mlflow([*MLFLOW_SERVER, *where, *options], port=port, folder=artifacts, environ=os.environ):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def running_mlflow(command: Sequence[str], *, port: int, folder: Path, environ: Mapping[str, str]) -> Iterator[None]:
+    """The command of an MLflow server with one worker, started in a folder, until it answers at the port."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "server.log"
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with log.open("wb") as output:
-        where = ["--backend-store-uri", backend_uri, "--artifacts-destination", str(artifacts)]
         server = subprocess.Popen(
-            [*MLFLOW_SERVER, *where, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+            [*command, "--workers", "1"],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            cwd=artifacts,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            cwd=folder,
+            env={**environ, **quiet},
         )
-    address = f"http://127.0.0.1:{port}"
     try:
-        _wait(server, lambda: _answers_http(f"{address}/health"), log)
-        yield address
+        _wait(server, lambda: _answers_http(f"http://127.0.0.1:{port}/health"), log)
+        yield
     finally:
         _end(server, signal.SIGTERM)
 

@@ -124,10 +124,17 @@ def test_compose_opens_no_port_to_the_network_unasked_and_holds_no_password() ->
     assert ports
     assert all(re.fullmatch(r"\$\{[A-Z_]+:-127\.0\.0\.1\}:\d+:\d+", port) for port in ports)
     assert services["database"]["environment"]["POSTGRES_PASSWORD"].startswith("${POSTGRES_PASSWORD:?")
+    for name, value in services["mlflow"]["environment"].items():
+        assert ("PASSWORD" in name or "SECRET" in name) == value.startswith("${"), name
+
+
+def test_mlflow_does_not_run_as_root() -> None:
+    lines = (CLUSTER / "compose" / "Dockerfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith("USER ")] == ["USER mlflow"]
 
 
 def test_the_mlflow_image_holds_a_version_that_the_project_supports() -> None:
-    pinned = re.search(r'"mlflow==([\d.]+)"', (CLUSTER / "compose" / "Dockerfile").read_text())
+    pinned = re.search(r'"mlflow\[auth\]==([\d.]+)"', (CLUSTER / "compose" / "Dockerfile").read_text())
     assert pinned
     assert Version(pinned[1]) in REQUIRED["mlflow"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
+from orchestrator.printable import printable
 from orchestrator.records import Status
 from orchestrator.tracking.address import quiet_mlflow, shown
 from orchestrator.tracking.metric_block import MetricRow
@@ -33,6 +35,9 @@ _ROW_BYTES = 120
 """Size of a metric in a request, without its name."""
 _NAME_BYTES = 6
 """Largest size of one character of a name in JSON."""
+_LONGEST_REASON = 300
+"""Characters of what a server says."""
+_UNAUTHORISED, _FORBIDDEN = 401, 403
 _NO_MLFLOW = "the server at this address is not an MLflow server"
 
 T = TypeVar("T")
@@ -143,19 +148,31 @@ class MlflowApi:
             answer = {}
             if response.status_code == 200:
                 raise self._unreachable(_NO_MLFLOW) from None
-        if response.status_code in (401, 403):
-            raise UserError(
-                f"the MLflow server denied access ({response.status_code})",
-                place=self._place,
-                value=shown(self._uri),
-                next_step="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
-            )
+        if response.status_code in (_UNAUTHORISED, _FORBIDDEN):
+            raise self._denied(response.status_code, answer, response.text)
         if response.status_code != 200:
             code = answer.get("error_code", "")
             raise ServerError(endpoint, response.status_code, code, answer.get("message", response.text[:500]))
         if not isinstance(answer, dict):
             raise self._unreachable(_NO_MLFLOW)
         return answer
+
+    def _denied(self, status: int, answer: object, text: str) -> UserError:
+        """The server answers 401 or 403; what it says tells a wrong password from a missing permission or a proxy."""
+        said = str(answer["message"]) if isinstance(answer, dict) and "message" in answer else text
+        said = printable(" ".join(re.sub(r"<[^>]*>", " ", said).split()), longest=_LONGEST_REASON)
+        next_step = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        if "host header" in said.casefold():
+            host = urlsplit(self._uri).hostname
+            next_step = f"start the server with this name: mlflow server --allowed-hosts '{host},{host}:*'"
+        elif status == _FORBIDDEN:
+            next_step = "ask for a permission of this user for the experiment, or use another user or experiment"
+        return UserError(
+            f"the MLflow server denied access ({status})" + (f": {said}" if said else ""),
+            place=self._place,
+            value=shown(self._uri),
+            next_step=next_step,
+        )
 
     def _unreachable(self, why: str) -> UserError:
         return UserError(
