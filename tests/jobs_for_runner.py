@@ -119,6 +119,22 @@ class SplitRamp(CostlyRamp):
         return params.slope > 0
 
 
+FLOODS = 40
+
+
+class Flood(Ramp):
+    """It reports 1,000 metrics at once, FLOODS times without a pause, and writes into `mark` how often it has."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("value", *(f"m{k}" for k in range(999)))
+
+    def train(self, pack: Sequence[Member[RampParams]], *, device: str) -> Iterator[Report]:
+        members = np.arange(len(pack))
+        for step in range(1, FLOODS + 1):
+            values = {name: np.full(len(pack), float(step)) for name in self.metrics}
+            Path(pack[0].params.mark).write_text(str(step))
+            yield Report(step=step, members=members, values=values, finished=members[: len(pack) * (step == FLOODS)])
+
+
 def plain(params: dict, seed: int, device: str, report) -> None:  # type: ignore[no-untyped-def, type-arg]
     """A user's own function: it knows nothing of packs."""
     for step in range(1, 4):

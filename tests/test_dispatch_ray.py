@@ -2,17 +2,20 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.dispatch.base import Cause, Dispatcher, PackEnded, PackFailed
+from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackEnded, PackFailed, PackProgress
 from orchestrator.dispatch.capacity import Node, Request
 from orchestrator.dispatch.ray_connection import connect, disconnect
+from orchestrator.dispatch.ray_engine import EVENTS_AHEAD
 from orchestrator.dispatch.ray_pool import RayDispatcher
 from orchestrator.records import Status
 from tests.dispatch_contract import DispatchContract, drain
+from tests.jobs_for_runner import FLOODS
 from tests.runner_kit import Kept, ramp, run, task
 
 pytestmark = pytest.mark.slow
@@ -50,6 +53,26 @@ def test_a_worker_killed_amid_a_pack_is_replaced_and_only_that_pack_is_lost() ->
         assert (lost.pack_id, lost.cause) == ("first", Cause.WORKER_LOST)
         assert [event.pack_id for event in events if isinstance(event, PackEnded)] == ["second"]
         assert pool.process_ids != [pid]
+    finally:
+        pool.close()
+
+
+def test_a_worker_that_reports_faster_than_the_driver_takes_waits_for_it(tmp_path: Path) -> None:
+    """Each report of this job is an event of its own."""
+    mark, pool = tmp_path / "mark", pool_of(1)
+    trials = [ramp("tests.jobs_for_runner:Flood", replicate=r, mark=str(mark)) for r in range(50)]
+    try:
+        pool.submit([task(trials, "flood")])
+        events: list[Event] = []
+        while not events:
+            events += pool.poll(0.2)
+        reported = 0
+        while int(mark.read_text() or 0) > reported:
+            reported = int(mark.read_text() or 0)
+            time.sleep(1.0)
+        assert reported <= 1 + EVENTS_AHEAD + 2
+        events += drain(pool, 1)
+        assert sum(len(e.rows.step) for e in events if isinstance(e, PackProgress) and e.rows) == 50 * FLOODS
     finally:
         pool.close()
 

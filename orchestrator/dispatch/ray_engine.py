@@ -30,6 +30,11 @@ UNREACHABLE_S = 45.0
 """The same for a worker whose connection broke: the cluster notices a dead node after a while."""
 OUTPUT_S = 5.0
 """The longest wait for the output of a worker on another node."""
+EVENTS_AHEAD = 4
+"""Events of a pack that wait for the driver; then its worker blocks, so that a slow record fills no memory. A short
+pack has fewer, so its worker goes on to the next pack at once."""
+STREAM: Mapping[str, Any] = {"num_returns": "streaming", "_generator_backpressure_num_objects": EVENTS_AHEAD}
+"""Options of a call that yields events."""
 
 
 class WorkerActor:
@@ -159,7 +164,7 @@ class RayEngine(Engine):
     def start_pack(self, worker: int, task: PackTask) -> None:
         """Call `run`; Ray queues the call in the worker's process."""
         actor = self._actors[worker]
-        actor.streams.append((task.pack_id, actor.handle.run.options(num_returns="streaming").remote(task)))
+        actor.streams.append((task.pack_id, actor.handle.run.options(**STREAM).remote(task)))
 
     def withdraw(self, worker: int, pack_id: str) -> None:
         """Drop the stream, and tell the worker; `ray.cancel` has no effect on a call that waits for an actor."""
