@@ -167,6 +167,43 @@ def test_a_run_that_cannot_be_replayed_is_reported_without_a_traceback(
     assert "Traceback" not in said
 
 
+MODULE = """\
+import pathlib
+pathlib.Path(__file__).with_name("imported").touch()
+def train(params, seed, device, report):
+    report(1, loss=1.0)
+"""
+
+
+@pytest.mark.parametrize("spec", ["os:system", "shutil:rmtree", "numpy:savetxt", "elsewhere:train", "jobs.job:specs"])
+def test_code_that_a_record_names_is_not_imported_from_anywhere(
+    record: Query, capsys: pytest.CaptureFixture[str], spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    folder.mkdir()
+    (folder / "elsewhere.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(folder))
+    record(f"UPDATE tags SET value = '{spec}' WHERE key = 'phasefront.job'")
+    assert replay(trial_runs(record)[0]) == EXIT_MISTAKE
+    said = capsys.readouterr().err
+    assert "the record names code that is no job of this folder or of this installation" in said
+    assert f"value: '{spec}, in " in said
+    assert not (folder / "imported").exists()
+
+
+def test_the_place_of_the_code_is_said(
+    record: Query, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trial_runs(record)[0]
+    assert replay(run) == 0
+    assert "code      built in" in capsys.readouterr().out
+    Path("of_the_folder.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    record("UPDATE tags SET value = 'of_the_folder:train' WHERE key = 'phasefront.job'")
+    replay(run)
+    assert Path("imported").exists()
+
+
 @pytest.mark.parametrize(
     ("address", "what"),
     [

@@ -16,8 +16,8 @@ def replay(arguments: argparse.Namespace) -> int:
 
     The curves must be equal bit for bit in the same environment and pack, and within the tolerance otherwise.
     """
-    from jobs.catalogue import load_job
-    from jobs.job import JobNotFound, Member, ParamError
+    from jobs.job import Member, ParamError
+    from orchestrator.commands.recorded_job import FOLDER, recorded_job
     from orchestrator.dispatch.environment import environment_of
     from orchestrator.dispatch.worker import prepare
     from orchestrator.failures import last_line
@@ -28,10 +28,7 @@ def replay(arguments: argparse.Namespace) -> int:
     uri = arguments.tracking or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     source = ReplaySource(uri, place="--tracking" if arguments.tracking else "the tracking address")
     trial = source.trial(arguments.run_id)
-    try:
-        job = load_job(trial.job)
-    except JobNotFound as error:
-        raise UserError(str(error), place=f"run {trial.run_id}", value=trial.job, next_step=_FOLDER) from error
+    job, code = recorded_job(trial.job, place=f"run {trial.run_id}")
     if job.version != trial.trained.version:
         raise UserError(
             "the job must have the version that the trial was trained with",
@@ -48,12 +45,13 @@ def replay(arguments: argparse.Namespace) -> int:
             Member(params=job.params_for(trial.params), seed=trial.trained.seed)
         ]
     except ParamError as error:
-        raise UserError(str(error), place=f"run {trial.run_id}", next_step=_FOLDER) from error
+        raise UserError(str(error), place=f"run {trial.run_id}", next_step=FOLDER) from error
     recorded = trial.trained.environment
     device = "cuda" if visible_gpus() and not _is_processor(recorded.device) else "cpu"
     prepare(threads=max(1, recorded.threads), job=trial.job)
     differences = recorded.differences(environment_of(trial.job, device))
     print(f"run       {trial.run_id}: {trial.job}, {len(trial.curves.step)} steps of {', '.join(trial.curves.values)}")
+    print(f"code      {code}")
     if whole:
         print(f"pack      {len(members)} trials, as recorded")
     else:
@@ -91,6 +89,3 @@ def replay(arguments: argparse.Namespace) -> int:
 def _is_processor(device: str) -> bool:
     """Whether a recorded device is a CPU, named by its instruction set."""
     return device.split()[0].lower() in ("x86_64", "amd64", "aarch64", "arm64")
-
-
-_FOLDER = "run the command in the folder of the job's module, with the code that trained the trial"
