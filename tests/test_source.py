@@ -63,7 +63,7 @@ def test_a_changed_line_is_another_source_and_names_its_file(make: Make) -> None
     assert one == same
     assert one.text != other.text
     assert one.differences(same) == ""
-    assert one.differences(other) == f"own.py ({one.files['own.py']} and {other.files['own.py']})"
+    assert one.differences(other) == f"own.py {one.files['own.py']} here, {other.files['own.py']} there"
 
 
 FILES = {
@@ -88,7 +88,7 @@ def test_modules_beside_the_job_that_it_imports_are_part_of_it_and_no_others(mak
 def test_a_change_of_an_imported_module_is_another_source(make: Make, changed: str) -> None:
     one, other = make(FILES, "own:train"), make({**FILES, changed: FILES[changed] + "# new\n"}, "own:train")
     assert one.text != other.text
-    assert one.differences(other).startswith(f"{changed} (")
+    assert one.differences(other).startswith(f"{changed} ")
 
 
 def test_a_job_in_a_package_imports_relatively(make: Make) -> None:
@@ -150,7 +150,8 @@ def test_differences_name_a_release_and_a_few_files() -> None:
     one = Source(release="0.1.0", digest="a", files={f"jobs/{k}.py": "1" for k in range(9)} | {"own.py": "1"})
     other = Source(release="0.2.0", digest="b", files={f"jobs/{k}.py": "2" for k in range(9)})
     assert one.differences(other) == (
-        "phasefront 0.1.0 and 0.2.0, own.py (1 and missing), jobs/0.py (1 and 2), jobs/1.py (1 and 2), 7 more files"
+        "phasefront 0.1.0 here, 0.2.0 there; own.py 1 here, missing there; "
+        "jobs/0.py 1 here, 2 there; jobs/1.py 1 here, 2 there; 7 more files"
     )
 
 

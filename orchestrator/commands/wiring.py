@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.dispatch.base import Dispatcher
 from orchestrator.dispatch.capacity import Request, Shape
+from orchestrator.dispatch.source import source_of
 from orchestrator.errors import UserError
 from orchestrator.host import usable_cpus, usable_memory_bytes, visible_gpus
 from orchestrator.plan.calibration import Calibration, Machine
@@ -144,6 +145,7 @@ def inline_device(sweep: Sweep) -> str:
 
 def make_pool(sweep: Sweep, *, inline: bool) -> Callable[[], Dispatcher]:
     """A function that starts the pool of workers."""
+    source = source_of(sweep.job)  # before workers load it, as the files may be edited meanwhile
 
     def make() -> Dispatcher:
         if inline:
@@ -154,7 +156,7 @@ def make_pool(sweep: Sweep, *, inline: bool) -> Callable[[], Dispatcher]:
             return InlineDispatcher(device=inline_device(sweep))
         from orchestrator.dispatch.ray_pool import RayDispatcher
 
-        return RayDispatcher(job=sweep.job, request=request(sweep))
+        return RayDispatcher(job=sweep.job, request=request(sweep), source=source)
 
     return make
 

@@ -15,6 +15,8 @@ from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackFailed, Pac
 from orchestrator.dispatch.engine import Engine, EngineEvent, NodeRoom, PackNews, WorkerDied, WorkerReady
 from orchestrator.dispatch.health import STILLBORN_LIMIT, NodeHealth
 from orchestrator.dispatch.output import with_output
+from orchestrator.dispatch.source import Source
+from orchestrator.dispatch.versions import JobVersions
 from orchestrator.dispatch.waiting import Silence, Waiting
 from orchestrator.errors import UserError
 from orchestrator.records import Status
@@ -89,6 +91,7 @@ class PooledDispatcher(Dispatcher):
         engine: starts and stops workers.
         workers: how many; None for as many as the nodes hold, following nodes that come and go.
         grows: whether nodes may join that are not there yet, so that it is worth waiting for them.
+        source: the driver's source of the job, which workers must have; None to accept any.
         clock: seconds, monotonic.
     """
 
@@ -98,6 +101,7 @@ class PooledDispatcher(Dispatcher):
         *,
         workers: int | None,
         grows: bool = True,
+        source: Source | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine, self._wanted, self._grows, self._clock = engine, workers, grows, clock
@@ -108,6 +112,7 @@ class PooledDispatcher(Dispatcher):
         self._lost: set[str] = set()
         """Nodes that died, each of which is mentioned once."""
         self._health = NodeHealth()
+        self._versions = JobVersions(source, local=not grows)
         self._queue: deque[PackTask] = deque()
         self._specials: dict[str, _Special] = {}
         self._alone: dict[int, str] = {}
@@ -150,7 +155,7 @@ class PooledDispatcher(Dispatcher):
         """Queue packs, and give them to idle workers."""
         now = self._clock()
         for task in tasks:
-            self._enqueue(task, now)
+            self._enqueue(self._versions.stamped(task), now)
         self._assign(now)
 
     def poll(self, timeout_s: float) -> list[Event]:
@@ -342,6 +347,9 @@ class PooledDispatcher(Dispatcher):
         event = happened.event
         if not worker.packs or worker.packs[0].task.pack_id != event.pack_id:
             return
+        if isinstance(event, PackFailed) and event.cause is Cause.OTHER_SOURCE:
+            self._refused(worker, event, now)
+            return
         held = worker.packs[0]
         if isinstance(event, PackProgress):
             if event.rows is not None or event.results:
@@ -366,6 +374,18 @@ class PooledDispatcher(Dispatcher):
             self._replace(worker, worker.node, now)  # it may still be in the trial
         else:
             self._consider(worker, now)
+
+    def _refused(self, worker: _Worker, event: PackFailed, now: float) -> None:
+        """End a worker with another version of the job; its packs wait for another worker."""
+        task = worker.packs.popleft().task
+        if text := self._versions.refused(worker.node, self._name(worker.node), event):
+            self._say(text)
+        self._dismiss(worker)
+        if task.avoid_nodes or task.fresh_worker or task.alone:
+            self._enqueue(task, now)
+        else:
+            self._queue.appendleft(task)
+        self._looked = float("-inf")
 
     def _note_results(self, worker: _Worker, held: _Held, event: PackProgress, now: float) -> PackProgress:
         failed = False
@@ -436,7 +456,7 @@ class PooledDispatcher(Dispatcher):
 
     def _usable(self, now: float) -> set[str]:
         """The nodes that may hold workers: excluded ones only if there is no other."""
-        with_room = {name for name, node in self._nodes.items() if node.room > 0}
+        with_room = {name for name, node in self._nodes.items() if node.room > 0 and not self._versions.differs(name)}
         return {name for name in with_room if not self._health.excluded(name, now)} or with_room
 
     def _look(self, now: float, events: list[Event]) -> None:
@@ -509,6 +529,8 @@ class PooledDispatcher(Dispatcher):
     def _give_up(self, usable: Iterable[str]) -> None:
         """End the run if no worker can live anywhere."""
         nodes = sorted(usable)
+        if not nodes and (other := self._versions.error(self._nodes)):
+            raise other
         if not nodes and not self._grows:
             raise UserError(
                 f"no worker fits: one needs {self._engine.worker_needs}",

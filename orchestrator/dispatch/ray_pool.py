@@ -10,6 +10,7 @@ from orchestrator.dispatch.pool import PooledDispatcher
 from orchestrator.dispatch.ray_cluster import RayCluster
 from orchestrator.dispatch.ray_connection import cluster_nodes, connect
 from orchestrator.dispatch.ray_engine import RayEngine
+from orchestrator.dispatch.source import Source
 
 WARM_S = 25.0
 """How long to wait for a new pool before packs go to the workers that are ready."""
@@ -22,12 +23,13 @@ class RayDispatcher(PooledDispatcher):
         job: the job that workers load when they start; None for none yet.
         request: how many workers, and what each takes; None for the defaults. Without a number of workers, as many as
             the cluster holds, following nodes that come and go. A worker has as many threads as it takes CPU cores.
+        source: the driver's source of the job, which workers must have; None to accept any.
 
     Raises:
         UserError: no cluster, no access, or no device of the kind asked for.
     """
 
-    def __init__(self, *, job: str | None = None, request: Request | None = None) -> None:
+    def __init__(self, *, job: str | None = None, request: Request | None = None, source: Source | None = None) -> None:
         request = request or Request()
         cluster = RayCluster(owned=connect(request.local_node()))
         try:
@@ -35,7 +37,7 @@ class RayDispatcher(PooledDispatcher):
             if cluster.local and shape.workers < 1:
                 raise request.no_room(shape)
             self._ray = RayEngine(cluster, need=shape.need, device=shape.device, job=job)
-            super().__init__(self._ray, workers=request.workers, grows=not cluster.local)
+            super().__init__(self._ray, workers=request.workers, grows=not cluster.local, source=source)
             # Starting is not counted as training. On a cluster only the first worker is awaited: nodes may be joining.
             self.await_ready(timeout_s=WARM_S, all_of_them=cluster.local)
         except BaseException:

@@ -43,19 +43,20 @@ class Source:
         """Release and digest; equal for equal sources."""
         return f"{self.release}+{self.digest}"
 
-    def differences(self, other: Source) -> str:
-        """What differs, in words: releases, and files with both digests, this one's first."""
-        parts = [f"phasefront {self.release} and {other.release}"] if self.release != other.release else []
-        names = sorted(
-            (name for name in {**self.files, **other.files} if self.files.get(name) != other.files.get(name)),
-            key=lambda name: (name.startswith("jobs/"), name),
-        )
-        parts += [
-            f"{name} ({self.files.get(name, 'missing')} and {other.files.get(name, 'missing')})"
-            for name in names[:SHOWN]
-        ]
+    def other_files(self, other: Source) -> list[str]:
+        """The files that differ, those of the job's author first."""
+        names = {**self.files, **other.files}
+        differing = (name for name in names if self.files.get(name) != other.files.get(name))
+        return sorted(differing, key=lambda name: (name.startswith("jobs/"), name))
+
+    def differences(self, there: Source) -> str:
+        """How the source of another process differs, in words: releases, and files with both digests."""
+        parts = [f"phasefront {self.release} here, {there.release} there"] if self.release != there.release else []
+        names = self.other_files(there)
+        for name in names[:SHOWN]:
+            parts.append(f"{name} {self.files.get(name, 'missing')} here, {there.files.get(name, 'missing')} there")
         parts += [f"{len(names) - SHOWN} more files"] if len(names) > SHOWN else []
-        return ", ".join(parts)
+        return "; ".join(parts)
 
 
 @cache

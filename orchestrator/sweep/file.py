@@ -58,11 +58,13 @@ class Resources(FileModel):
         "auto", "Where models train; auto is cuda where there is one.", "one of auto, cpu, cuda"
     )
     cpus_per_worker: float = key(1.0, "CPU cores that a worker takes.", "a number > 0", gt=0)
-    gpus_per_worker: Annotated[float, Field(gt=0)] | Auto = key(
-        None, "GPUs that a worker takes, on cuda.", "a number > 0, or auto"
+    gpus_per_worker: Annotated[float, Field(gt=0, lt=1)] | Annotated[float, Field(ge=1, multiple_of=1)] | Auto = key(
+        None,
+        "GPUs that a worker takes, on cuda: whole ones, or a part of one.",
+        "a whole number >= 1, a number > 0 and < 1, or auto",
     )
     memory_gb: Annotated[float, Field(gt=0)] | Auto = key(
-        None, "Memory that a worker's pack may take, in GB.", "a number > 0, or auto"
+        None, "Memory that a worker's pack may take, in GB, beyond libraries.", "a number > 0, or auto"
     )
     trial_timeout: Duration | None = key(
         None,
