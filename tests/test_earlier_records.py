@@ -65,6 +65,22 @@ def test_a_finished_sweep_has_nothing_left_to_do(name: str, folder: Path, capsys
     assert f"{len(EXPECTED[name]['trials'])}" in capsys.readouterr().out
 
 
+def test_studies_are_continued_under_their_names(folder: Path) -> None:
+    def studies() -> set[tuple[str, int]]:
+        query = (
+            "SELECT s.study_name, COUNT(*) FROM studies s JOIN trials t ON t.study_id = s.study_id GROUP BY s.study_id"
+        )
+        with sqlite3.connect(folder / "optuna.db") as connection:
+            found = set(connection.execute(query))
+        connection.close()
+        return found
+
+    before = studies()
+    for name in SWEEPS:
+        assert main(["run", f"{name}.yaml", "--inline", "--quiet", "--no-map"]) == 0
+    assert studies() == before
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_the_map_is_the_same(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = EXPECTED[name]

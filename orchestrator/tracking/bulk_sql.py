@@ -44,6 +44,8 @@ LOG_BYTES = 64 << 20
 """Size of SQLite's log at which it is copied to the database: a page changed by many transactions is copied once."""
 WRITER_CACHE_BYTES, READER_CACHE_BYTES = 256 << 20, 64 << 20
 """Page cache of a SQLite connection; large for a writer, because writes to three indexes are scattered."""
+WAIT_S = 60.0
+"""How long a statement waits for another process's lock of a SQLite file."""
 COPY_BYTES = 1 << 20
 """Size of the parts that COPY sends."""
 FEW = 100
@@ -201,8 +203,9 @@ class SqliteBulk(Bulk):
     ROWS_A_WRITE = 250_000
 
     @classmethod
-    def connect(cls, path: str, *, write: bool, wait_s: float = 60.0) -> SqliteBulk:
+    def connect(cls, path: str, *, write: bool, wait_s: float | None = None) -> SqliteBulk:
         """Open the database file, for reading as it is, or with settings for a single bulk writer."""
+        wait_s = WAIT_S if wait_s is None else wait_s
         connection = sqlite3.connect(path, timeout=wait_s, isolation_level=None, check_same_thread=False)
         try:
             if write and _log_kept(connection, Path(path)):
@@ -249,7 +252,7 @@ def keep_log(file: Path) -> bool:
         UserError: The database has a log on a network file system, and another process uses it.
     """
     try:
-        with contextlib.closing(sqlite3.connect(file, timeout=60.0, isolation_level=None)) as connection:
+        with contextlib.closing(sqlite3.connect(file, timeout=WAIT_S, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # no effect on an existing database
             return _log_kept(connection, file)
     except sqlite3.Error:

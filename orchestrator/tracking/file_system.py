@@ -19,6 +19,8 @@ _NETWORK = re.compile(
 _LOCAL_FUSE = re.compile("bindfs|encfs|exfat|ext[24]|fuse-overlayfs|gocryptfs|mergerfs|ntfs|ntfs-3g|unionfs")
 """Subtypes of FUSE on local disks; any other is taken for a network file system (sshfs, s3fs, gcsfuse, rclone, ...)."""
 
+MOUNTINFO = Path("/proc/self/mountinfo")
+
 JournalMode = Literal["WAL", "DELETE"]
 
 
@@ -53,7 +55,7 @@ def is_network(kind: str) -> bool:
 def network_file_system(file: Path) -> str | None:
     """The type of the network file system that a file is on; None on any other, and where that cannot be known."""
     try:
-        kind = file_system(file.resolve(), Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+        kind = file_system(file.resolve(), MOUNTINFO.read_text(errors="surrogateescape"))
     except OSError:  # not Linux
         return None
     return kind if is_network(kind) else None
