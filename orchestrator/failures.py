@@ -9,7 +9,8 @@ worker where there is one node, and fails if it raises again |
 | out of memory | split the pack; a trial alone is retried once with no other pack on its node, then fails |
 | worker lost | retry on another node; a pack that lost three workers is split; a single trial that lost three fails |
 | node lost | retry; never counted |
-| timed out | split the pack; a trial alone fails, or the trial of a pack that is known to hang |
+| timed out | split the pack; a trial alone is retried like one that raises, because its worker may have been frozen; \
+the trial that its worker names as hanging fails at once |
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Attempt:
     alone: bool = False
     """It ran out of memory, and runs with no other pack on its node."""
     error: str = ""
-    """Traceback of the first attempt of a single trial; empty if it raised none."""
+    """Error of the first attempt of a single trial that raised or timed out; empty if it did neither."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,7 @@ def decide(
             return Decision(remedy=Remedy.RETRY, attempt=replace(attempt, losses=losses, avoid_nodes=avoid))
     if size > 1:
         return Decision(remedy=Remedy.SPLIT)
-    if cause is Cause.USER_ERROR and not attempt.error:
+    if cause in (Cause.USER_ERROR, Cause.TIMED_OUT) and not attempt.error:
         return Decision(remedy=Remedy.RETRY, attempt=Attempt(avoid_nodes=nodes, fresh_worker=True, error=error))
     if cause is Cause.OUT_OF_MEMORY and not attempt.alone:
         return Decision(remedy=Remedy.RETRY, attempt=replace(attempt, fresh_worker=True, alone=True))

@@ -385,7 +385,7 @@ class Runner:
         attempt, alone = out.attempt, len(out.pack.trials) == 1
         progressed = len(left) < len(out.pack.trials)
         decision = decide(cause, size=len(left), attempt=attempt, error=error, node=node, progressed=progressed)
-        if cause is not Cause.USER_ERROR:
+        if cause not in (Cause.USER_ERROR, Cause.TIMED_OUT):
             return decision
         if decision.remedy is Remedy.RETRY:
             if self._watch.is_confirmed(error):

@@ -35,10 +35,15 @@ def test_only_a_single_trial_ever_fails(cause: Cause, size: int, attempt: Attemp
     assert remedy is not Remedy.FAIL or size == 1
 
 
-@given(cause=st.sampled_from(Cause), size=st.integers(1, 1000))
-def test_a_first_failure_fails_no_trial_but_one_that_hangs(cause: Cause, size: int) -> None:
-    remedy = decide(cause, size=size, attempt=Attempt(), error=error("x")).remedy
-    assert (remedy is Remedy.FAIL) == (cause is Cause.TIMED_OUT and size == 1)
+@given(cause=st.sampled_from(sorted(set(Cause) - {Cause.OTHER_SOURCE})), size=st.integers(1, 1000))  # the pool's own
+def test_a_first_failure_fails_no_trial(cause: Cause, size: int) -> None:
+    assert decide(cause, size=size, attempt=Attempt(), error=error("x")).remedy is not Remedy.FAIL
+
+
+def test_a_trial_whose_worker_was_frozen_is_retried_once_elsewhere() -> None:
+    first = decide(Cause.TIMED_OUT, size=1, attempt=Attempt(), error="silent", node="A")
+    assert (first.remedy, first.attempt.avoid_nodes, first.attempt.fresh_worker) == (Remedy.RETRY, {"A"}, True)
+    assert decide(Cause.TIMED_OUT, size=1, attempt=first.attempt, error="silent").remedy is Remedy.FAIL
 
 
 @given(size=st.integers(1, 1000), losses=st.integers(0, LOSSES_BEFORE_BLAME - 2))
@@ -97,7 +102,8 @@ def test_a_failed_trial_keeps_its_error_message() -> None:
 
 
 def test_a_trial_that_hangs_fails_with_the_name_of_the_setting() -> None:
-    assert "resources.trial_timeout" in decide(Cause.TIMED_OUT, size=1, attempt=Attempt(), error="silent").error
+    again = Attempt(error="silent")
+    assert "resources.trial_timeout" in decide(Cause.TIMED_OUT, size=1, attempt=again, error="silent").error
 
 
 def test_an_error_that_three_trials_raised_again_is_confirmed() -> None:
