@@ -29,6 +29,8 @@ TAKE_BACK_S = 1.0
 """A pack that has waited this long behind another one goes to an idle worker."""
 AVOID_S = 30.0
 """A retry waits this long for another node, if its own has since finished a trial."""
+LONGEST_AVOID_S = 300.0
+"""A retry waits no longer for another node: the run must not depend on it."""
 ALONE_S = 60.0
 """A pack that should run alone waits this long for its node to be empty."""
 GRACE_S = 5.0
@@ -284,11 +286,12 @@ class PooledDispatcher(Dispatcher):
         if task.alone and (self._queue or not idle):
             return None  # it runs when nothing else waits
         usable = self._usable(now)
-        elsewhere = usable - task.avoid_nodes
+        elsewhere = {node for node in usable - task.avoid_nodes if self._may_serve(node)}
+        patience_s = LONGEST_AVOID_S if any(self._health.failures(node) for node in task.avoid_nodes) else AVOID_S
         candidates = []
         for worker in idle:
             avoided = worker.node in task.avoid_nodes and bool(elsewhere)
-            if avoided and not (late >= AVOID_S and not self._health.failures(worker.node)):
+            if avoided and late < patience_s:
                 continue
             if task.alone and late < ALONE_S and self._busy(worker.node):
                 continue
@@ -309,6 +312,11 @@ class PooledDispatcher(Dispatcher):
             if node is not None:  # all workers are on nodes to avoid: one of them moves
                 return self._replace(idle.pop(), node, now, reserved_for=task.pack_id)
         return None
+
+    def _may_serve(self, node: str) -> bool:
+        """Whether a worker lives there, or is likely to start there."""
+        lives = any(worker.ready and worker.node == node for worker in self._workers.values())
+        return lives or self._health.start_failures(node) < STILLBORN_LIMIT
 
     def _busy(self, node: str) -> bool:
         return any(worker.packs for worker in self._workers.values() if worker.node == node)
