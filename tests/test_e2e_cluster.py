@@ -17,7 +17,7 @@ from typing import Any
 import needs
 import pytest
 from driving import MARK, environment, marked, parents, record, trials, wait_for
-from servers import mlflow_server, postgres_server
+from servers import mlflow_server
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -29,15 +29,6 @@ axes:
   data_fraction: {scale: linear, from: 0.5, to: 0.8, points: 2}
 replicates: 2
 fixed: {modulus: 7, steps: 60, width: 16}
-"""
-
-SECRETS = {"HF_TOKEN": "hf_canaryTOKEN0123456789", "DB_PASSWORD": "canary/PassW0rd"}
-LEAKING = """\
-import os
-def train(params, seed, device, report):
-    report(1, loss=params["lr"])
-    if params["lr"] > 1:
-        raise ValueError(f"{os.environ['HF_TOKEN']} {os.environ['DB_PASSWORD']} was refused")
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
@@ -77,7 +68,6 @@ def head() -> Iterator[Head]:
             MARK: mark,
             "PORT": str(port),
             "DASHBOARD_PORT": str(dashboard),
-            **SECRETS,
         }
     )
     options = [
@@ -116,26 +106,22 @@ def submitted(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Submitted
     project.mkdir()
     (project / "sweep.yaml").write_text(SWEEP)
     uri = f"sqlite:///{folder}/mlflow.db"
-    state, log = submit(head, "sweep", project, "--set", f"tracking.uri={uri}")
-    assert state == "succeeded", log
-    return Submitted(log=log, folder=folder)
-
-
-def submit(head: Head, name: str, project: Path, *options: str) -> tuple[str, str]:
-    """Submit the sweep of a folder, and wait until the job has ended: its state and its log."""
-    command = ["python", "-m", "orchestrator", "run", "sweep.yaml", *options]
-    given = ["job", "submit", "--no-wait", f"--submission-id={name}", "--working-dir=.", "--"]
-    sent = head.ray(*given, *command, cwd=project)
+    command = ["python", "-m", "orchestrator", "run", "sweep.yaml", "--set", f"tracking.uri={uri}"]
+    sent = head.ray(
+        "job", "submit", "--no-wait", "--submission-id=sweep", "--working-dir=.", "--", *command, cwd=project
+    )
     assert sent.returncode == 0, sent.stdout + sent.stderr
-    states: list[str] = []
+    seen: list[str] = []
 
     def ended() -> bool:
-        status = head.ray("job", "status", name, "--log-style=record", cwd=project)
-        states[:] = re.findall(r"succeeded|failed|stopped", (status.stdout + status.stderr).lower())
-        return bool(states)
+        status = head.ray("job", "status", "sweep", "--log-style=record", cwd=project)
+        seen.append(status.stdout + status.stderr)
+        return re.search(r"succeeded|failed|stopped", seen[-1], re.IGNORECASE) is not None
 
     wait_for("the job's end", ended)
-    return states[-1], head.ray("job", "logs", name, "--log-style=record", cwd=project).stdout
+    log = head.ray("job", "logs", "sweep", "--log-style=record", cwd=project).stdout
+    assert re.search("succeeded", seen[-1], re.IGNORECASE), seen[-1] + log
+    return Submitted(log=log, folder=folder)
 
 
 def test_a_head_refuses_clients_without_the_token(head: Head, tmp_path: Path) -> None:
@@ -195,23 +181,6 @@ def test_a_submitted_sweep_is_one_parent_with_a_nested_run_for_each_trial(submit
         ("1.0", "0.8"),
     }
     assert all(run.rows for run in nested)
-
-
-def test_neither_the_job_nor_ray_keeps_a_secret_of_the_environment(head: Head, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(LEAKING)
-    with postgres_server() as address:
-        address = address.replace("tester@", "tester:${DB_PASSWORD}@")
-        text = f"job: mine:train\naxes: {{lr: [1.0, 2.0]}}\ntracking: {{uri: '{address}'}}\n"
-        (tmp_path / "sweep.yaml").write_text(text)
-        state, log = submit(head, "leaking", tmp_path)
-    assert state == "failed", "a failed trial: exit code 1"
-    assert "*** *** was refused" in log
-    assert "postgresql://tester:***@" in log
-    logs = [path for path in Path(head.environ["HOME"]).rglob("*") if path.is_file()]
-    assert any(path.name.startswith("job-driver-leaking") for path in logs)
-    leaks = {str(path) for path in logs if re.search(b"canary|PassW0rd", path.read_bytes(), re.IGNORECASE)}
-    assert leaks == set()
-    assert "canary" not in log
 
 
 DRAWN = """() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => plot.data

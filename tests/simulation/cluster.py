@@ -16,9 +16,12 @@ from tests.simulation.schedule import LATE, NODE_DEFECTS, NODE_LOSSES, STILLBORN
 KILLS_PER_TRIAL = 2
 """The infrastructure kills the worker of a trial at most so often: a third time is the trial's own fault."""
 
-_NO_MODULE = ModuleNotFoundError("No module named 'rare'")
-_NO_SPACE = OSError(28, "No space left on device")
-_CUDA = RuntimeError("CUDA error: device-side assert triggered")
+DEFECTS: dict[str, tuple[type[Exception], tuple[object, ...]]] = {
+    "node lacks a module": (ModuleNotFoundError, ("No module named 'rare'",)),
+    "node's disk full": (OSError, (28, "No space left on device")),
+    "worker's GPU poisoned": (RuntimeError, ("CUDA error: device-side assert triggered",)),
+}
+"""What a worker with a defect raises."""
 
 
 def node_name(number: int) -> str:
@@ -100,9 +103,9 @@ class ScheduledEngine(SimulatedEngine):
         """A pack on a worker: the real worker code, or what a defect makes of it."""
         defect = self._defect(worker)
         if defect is not None:
-            self._met(defect[0])
+            self._met(defect)
         troubles = {str(params["trouble"]) for params in task.params}
-        Drill.room, Drill.defect = self._schedule.room, None if defect is None else defect[1]
+        Drill.room, Drill.defect = self._schedule.room, DEFECTS[defect] if defect else None
         events = list(execute(task, device="cpu", flush_s=0.0, clock=self.clock))
         Drill.defect = None
         step = 0
@@ -116,11 +119,11 @@ class ScheduledEngine(SimulatedEngine):
                     yield seconds, Death(cause=Cause.WORKER_LOST, error="The worker died: exit code -11 (SIGSEGV).")
             yield seconds if isinstance(event, PackProgress) else 0.05, event
 
-    def _defect(self, worker: SimulatedWorker) -> tuple[str, Exception] | None:
-        """Why this worker fails its packs now: the kind of fault, and what is raised."""
+    def _defect(self, worker: SimulatedWorker) -> str | None:
+        """Why this worker fails its packs now: the kind of fault."""
         now = self.clock()
         for fault in self._schedule.faults:
             here = worker.node.name == node_name(fault.node)
             if fault.kind in NODE_DEFECTS and here and fault.at_s <= now < fault.at_s + fault.lasts_s:
-                return fault.kind, _NO_MODULE if fault.kind == "node lacks a module" else _NO_SPACE
-        return ("worker's GPU poisoned", _CUDA) if worker in self._poisoned else None
+                return fault.kind
+        return "worker's GPU poisoned" if worker in self._poisoned else None

@@ -91,8 +91,10 @@ class _Display(ProgressDisplay):
         self._note = ""
 
     def update(self, snapshot: Snapshot) -> None:
-        if snapshot.note:
-            self._said(snapshot.note)
+        if snapshot.note != self._note:
+            self._note = snapshot.note
+            if "ready" not in snapshot.note:  # how many workers are ready is no reason
+                self._said(snapshot.note)
 
     def say(self, text: str) -> None:
         self._said(text)
@@ -154,8 +156,8 @@ class Simulation:
             for number, trouble in enumerate(schedule.trials)
         ]
         self.stop = threading.Event()
-        self._sign_s = 0.0
-        self._silent = self._driving = False
+        self._progress_s = 0.0
+        self._explained = self._driving = False
         self._dispatcher: Dispatcher | None = None
         last = max((f.at_s + f.lasts_s for f in schedule.faults if f.lasts_s < 1e5), default=0.0)
         self._latest_end_s = last + ENDS_WITHIN_S
@@ -177,10 +179,13 @@ class Simulation:
         else:
             self.weather.dies_in(self.random.choice((0, 0, 1, 5, 20)))
 
-    def _sign(self, text: str = "") -> None:
-        self._sign_s, self._silent = self.clock(), False
-        if text:
-            self.outcome.log.append((self._sign_s, text))
+    def _progress(self) -> None:
+        self._progress_s, self._explained = self.clock(), False
+
+    def _said(self, text: str) -> None:
+        """Whatever is said while nothing happens counts as the reason, until something happens again."""
+        self._explained = True
+        self.outcome.log.append((self.clock(), text))
 
     def _time_passed(self) -> None:
         now = self.clock()
@@ -188,9 +193,9 @@ class Simulation:
             return
         training = self._dispatcher is not None and self._dispatcher.running()
         limit_s = TRAINING_SILENCE_S if training else SILENCE_S
-        if now - self._sign_s > limit_s and not self._silent:
-            self._silent = True
-            self._violated(f"no progress and no stated reason from {self._sign_s:.1f} s to {now:.1f} s")
+        if now - self._progress_s > limit_s and not self._explained:
+            self._explained = True
+            self._violated(f"no progress and no stated reason from {self._progress_s:.1f} s to {now:.1f} s")
         if now > self._latest_end_s:
             raise Endless
 
@@ -221,11 +226,11 @@ class Simulation:
         self._driving = True
         self.stop.clear()
         self.weather.dies_in(None)
-        self._sign()
+        self._progress()
         tracker = open_tracker(
             f"sqlite:///{self.file}", experiment=EXPERIMENT, artifacts=str(self.file.parent / "artifacts")
         )
-        display = _Display(self._sign)
+        display = _Display(self._said)
         tracker.say = display.say
         try:
             try:
@@ -240,7 +245,7 @@ class Simulation:
             process_ends(tracker)
             return -9
         except Outage as outage:
-            self._sign(f"outage: {outage.text}")
+            self._said(f"outage: {outage.text}")
             return 75
         except Endless:
             self._violated(f"the run has not ended after {self.clock():.0f} s")
@@ -270,13 +275,14 @@ class Simulation:
             progress=display,
             thresholds=thresholds,
             fingerprint=SWEEP.thresholds,
+            trial_timeout_s=self.schedule.timeout_s,
             stop=self.stop,
             clock=self.clock,
         )
 
     def _pool(self) -> Dispatcher:
         self._dispatcher = PooledDispatcher(self.engine, workers=None, clock=self.clock)
-        return _Watched(self._dispatcher, self._sign)
+        return _Watched(self._dispatcher, self._progress)
 
     def _code(self, summary: Summary) -> int:
         """The exit code of the command line; whether it and the summary are true is checked here."""

@@ -100,6 +100,6 @@ def _of_an_ended_sweep(connection: sqlite3.Connection, trials: Mapping[str, Tria
         wanted = "FINISHED" if trouble == HEALTHY else "FAILED"
         name = f"trial {trial.settings()['number']} ({trouble})"
         if status != wanted:
-            yield f"{name} is {status}, not {wanted}: {error.strip()[-200:]}"
+            yield f"{name} is {status}, not {wanted}: {error.strip()}"
         elif wanted == "FAILED" and not re.search(CLEAR_TEXT[trouble], error):
-            yield f"{name} failed without a clear text: {error.strip()[-200:]}"
+            yield f"{name} failed without a clear text: {error.strip()}"

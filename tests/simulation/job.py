@@ -43,8 +43,8 @@ class Drill(Job[DrillParams]):
     """Numbers of the trainings of this process; a simulation starts it again."""
     room: ClassVar[int] = 1_000_000
     """Models that fit into the memory of a worker."""
-    defect: ClassVar[Exception | None] = None
-    """What is wrong with the worker that trains now: raised at once."""
+    defect: ClassVar[tuple[type[Exception], tuple[object, ...]] | None] = None
+    """What is wrong with the worker that trains now: the exception, raised at once, and its arguments."""
 
     def report_steps(self, params: DrillParams) -> int:
         return params.steps
@@ -57,7 +57,8 @@ class Drill(Job[DrillParams]):
 
     def train(self, pack: Sequence[Member[DrillParams]], *, device: str) -> Iterator[Report]:
         if self.defect is not None:
-            raise self.defect
+            exception, arguments = self.defect
+            raise exception(*arguments)
         training = float(next(self.trainings))
         numbers = np.array([member.params.number for member in pack])
         horizons = np.array([member.params.steps for member in pack])

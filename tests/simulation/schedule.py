@@ -105,7 +105,7 @@ def _bad_node(random: Random, nodes: int, horizon_s: float) -> Fault:
 
 
 def _fault(random: Random, nodes: int, horizon_s: float, *, sound: bool) -> Fault:
-    """Any other fault. Where another node fails packs, node 0 stays and no worker fails them too (`sound`)."""
+    """Any other fault. Where another node fails packs, node 0 stays, and no worker fails a trial too (`sound`)."""
     at_s = random.uniform(0.0, 1.2 * horizon_s)
     kind = random.choice((*NODE_LOSSES, *WORKER_FAULTS, *RECORD_FAULTS, *DRIVER_FAULTS))
     if kind in NODE_LOSSES and (sound or nodes > 1):
@@ -113,7 +113,7 @@ def _fault(random: Random, nodes: int, horizon_s: float, *, sound: bool) -> Faul
         # Node 0 always comes back.
         lasts_s = random.uniform(2.0, 120.0) if node == 0 or random.random() < 0.7 else 1e6
         return Fault(kind=kind, at_s=at_s, lasts_s=lasts_s, node=node)
-    if kind in WORKER_FAULTS and (sound or kind != "worker's GPU poisoned"):
+    if kind in WORKER_FAULTS and (sound or kind not in ("worker frozen", "worker's GPU poisoned")):
         return Fault(kind=kind, at_s=at_s, node=random.randint(0, 7))
     if kind in RECORD_FAULTS:
         lasts_s = 0.0 if kind.endswith("lost") else random.choice((2.0, 40.0, 300.0, 300.0, 900.0))
