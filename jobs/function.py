@@ -409,7 +409,7 @@ def shown(value: object) -> str:
     try:
         text = repr(value)
     except Exception:  # a `__repr__` of the user's, or an integer that is too long for Python to print
-        return f"a value of type {type(value).__name__}"
+        return "a value that cannot be printed"
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
 
 

@@ -8,7 +8,7 @@ from orchestrator.secrets import hide
 
 LONGEST_TEXT = 16_000
 """Characters of an error that are kept."""
-LONGEST_LINE = 1_000
+LONGEST_LINE = 500
 _LONG_LINE = re.compile(rf"[^\n]{{{LONGEST_LINE + 1},}}")
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Control characters (a terminal would obey them), further line ends, and surrogates, which UTF-8 cannot hold."""

@@ -21,9 +21,9 @@ from orchestrator.records import Status
 LIMIT_BYTES = 5_000_000
 """Size at which a file is cut; its older part has the same size."""
 _LOOK_S = 0.2
-LINES = 20
+LINES = 40
 """Lines of each file that a failure shows."""
-_TAIL_BYTES = 4_000
+_TAIL_BYTES = 6_000
 _MARKS = (":job_id:", ":actor_name:", ":task_name:")
 """Beginnings of lines that Ray adds."""
 
