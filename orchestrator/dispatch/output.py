@@ -58,9 +58,8 @@ def cut(path: str) -> None:
     """Move the end of a file to `PATH.1` and empty it; processes that append to it go on at its new end."""
     with Path(path).open("r+b") as file:
         file.seek(-min(LIMIT_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
-        end = file.read(LIMIT_BYTES)
+        Path(f"{path}.1").write_bytes(file.read(LIMIT_BYTES))
         file.truncate(0)
-    Path(f"{path}.1").write_bytes(end)
 
 
 def told(events: Generator[Event, None, None], paths: Sequence[str]) -> Generator[Event, None, None]:
