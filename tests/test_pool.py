@@ -6,7 +6,9 @@ import pytest
 
 from orchestrator.dispatch.base import Cause, PackEnded, PackProgress
 from orchestrator.dispatch.health import EXCLUDED_S, FAILURES_BEFORE_PAUSE, STILLBORN_LIMIT, NodeHealth
-from orchestrator.dispatch.pool import ALONE_S, AVOID_S, FAILURES_BEFORE_REPLACEMENT, GONE_S, GRACE_S, TAKE_BACK_S
+from orchestrator.dispatch.placement import ALONE_S, AVOID_S, TAKE_BACK_S
+from orchestrator.dispatch.pool import FAILURES_BEFORE_REPLACEMENT, GRACE_S
+from orchestrator.dispatch.roster import GONE_S
 from orchestrator.errors import UserError
 from tests.scripted_engine import Bench, scripted_task
 

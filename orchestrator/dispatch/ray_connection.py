@@ -21,7 +21,8 @@ from orchestrator.host import usable_memory_bytes
 
 OBJECT_STORE_BYTES = (80e6, 300e6)
 """Least and most shared memory of a local Ray. Only rows of curves pass through it, a few chunks at a time."""
-
+LARGEST_EVENT_BYTES = 10_000_000
+"""Results of calls up to this size do not pass through shared memory, on a local Ray."""
 
 ANSWER_S = 5.0
 """How long a cluster may take to accept a connection. Ray itself retries silently for minutes."""
@@ -129,6 +130,8 @@ def connect(local: Node | None = None) -> bool:
                 include_dashboard=False,
                 object_store_memory=int(min(most, max(least, usable_memory_bytes() / 10))),
                 _memory=int(local.memory_bytes),
+                # Ray ends this process at once if it reads shared memory after the raylet has died.
+                _system_config={"max_direct_call_object_size": LARGEST_EVENT_BYTES},
                 **quiet,
             )
         session = Session(Path(context.address_info["session_dir"]), mark)

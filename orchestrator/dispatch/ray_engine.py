@@ -20,7 +20,7 @@ from orchestrator.dispatch import output
 from orchestrator.dispatch.base import Cause, Event, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.capacity import Need
 from orchestrator.dispatch.engine import Engine, EngineEvent, NodeRoom, PackNews, WorkerDied, WorkerReady
-from orchestrator.dispatch.pool import TAKE_BACK_S
+from orchestrator.dispatch.placement import TAKE_BACK_S
 from orchestrator.dispatch.ray_cluster import RayCluster
 from orchestrator.dispatch.worker import execute, is_out_of_memory, prepare
 

@@ -1,0 +1,180 @@
+"""Which pack runs on which worker of a pool."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from orchestrator.dispatch.base import PackTask
+from orchestrator.dispatch.engine import Engine
+from orchestrator.dispatch.health import NodeHealth
+from orchestrator.dispatch.roster import Held, Roster, Worker
+from orchestrator.dispatch.waiting import Silence
+
+TAKE_BACK_S = 1.0
+"""A pack that has waited this long behind another one goes to an idle worker."""
+AVOID_S = 30.0
+"""A retry waits this long for another node, if its own has since finished a trial."""
+LONGEST_AVOID_S = 300.0
+"""A retry waits no longer for another node: the run must not depend on it."""
+ALONE_S = 60.0
+"""A pack that should run alone waits this long for its node to be empty."""
+
+
+@dataclass(slots=True)
+class _Special:
+    """A pack with wishes: see `PackTask.avoid_nodes`, `fresh_worker`, `alone`."""
+
+    task: PackTask
+    since: float
+
+
+class Placement:
+    """The packs that wait, and their way to the workers.
+
+    Args:
+        engine: receives the packs.
+        roster: the workers.
+        health: the standing of the nodes.
+    """
+
+    def __init__(self, engine: Engine, roster: Roster, health: NodeHealth) -> None:
+        self._engine, self._roster, self._health = engine, roster, health
+        self._queue: deque[PackTask] = deque()
+        self._specials: dict[str, _Special] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Number of packs that no worker has."""
+        return len(self._queue) + len(self._specials)
+
+    def add(self, task: PackTask, now: float, *, first: bool = False) -> None:
+        """Queue a pack, in front of the others if it is `first`."""
+        if task.avoid_nodes or task.fresh_worker or task.alone:
+            self._specials[task.pack_id] = _Special(task, now)
+        elif first:
+            self._queue.appendleft(task)
+        else:
+            self._queue.append(task)
+
+    def requeue(self, worker: Worker) -> None:
+        """Put the packs of a worker that is gone back to the front of the queue."""
+        self._queue.extendleft(held.task for held in reversed(worker.packs))
+        worker.packs.clear()
+
+    def clear(self) -> None:
+        """Drop all packs."""
+        self._queue.clear()
+        self._specials.clear()
+
+    def _give(self, worker: Worker, task: PackTask, now: float) -> None:
+        worker.packs.append(Held(task, now, Silence.of(task, now), now))
+        worker.used, worker.reserved_for = True, ""
+        if task.alone:
+            self._roster.alone[worker.number] = worker.node
+        self._engine.start_pack(worker.number, task)
+
+    def assign(self, now: float) -> None:
+        """Give packs to workers: one to each idle worker, then a second, so that none waits for the driver."""
+        if not self._queue and not self._specials:
+            return
+        idle = self._idle(now)
+        if self._specials:
+            self._assign_specials(idle, now)
+        for worker in idle:
+            if not self._queue:
+                break
+            self._give(worker, self._queue.popleft(), now)
+        if self._queue:
+            closed = self._closed_nodes(now)
+            for worker in self._roster.workers.values():
+                if worker.ready and len(worker.packs) == 1 and not worker.failures and worker.node not in closed:
+                    self._give(worker, self._queue.popleft(), now)
+                    if not self._queue:
+                        break
+
+    def _idle(self, now: float) -> list[Worker]:
+        """The workers that can take a pack, those in the best standing first."""
+        closed = self._closed_nodes(now)
+        idle = [
+            worker
+            for worker in self._roster.workers.values()
+            if worker.ready and not worker.packs and not worker.reserved_for and worker.node not in closed
+        ]
+        idle.sort(key=lambda worker: (worker.failures, self._health.failures(worker.node), worker.number))
+        return idle
+
+    def _closed_nodes(self, now: float) -> set[str]:
+        """The nodes that get no pack now: paused ones, if another node is fine, and those of packs that run alone."""
+        if not self._roster.alone and not self._health.any_paused(now):
+            return set()
+        held = {worker.node for worker in self._roster.workers.values()}
+        closed = {node for node in held if self._health.paused(node, now)}
+        if closed == held or all(self._health.failures(node) for node in held - closed):
+            closed = set()
+        return closed | set(self._roster.alone.values())
+
+    def _assign_specials(self, idle: list[Worker], now: float) -> None:
+        """Place the packs with wishes; workers that are taken leave `idle`."""
+        reserved = {worker.reserved_for: worker for worker in self._roster.workers.values() if worker.reserved_for}
+        for special in list(self._specials.values()):
+            task = special.task
+            worker = reserved.get(task.pack_id)
+            if worker is None:
+                worker = self._place(special, idle, now)
+            if worker is not None and worker.ready:
+                del self._specials[task.pack_id]
+                self._give(worker, task, now)
+
+    def _place(self, special: _Special, idle: list[Worker], now: float) -> Worker | None:
+        """A worker for the pack, perhaps one that is started for it; None if it has to wait."""
+        task = special.task
+        late = now - special.since
+        if task.alone and (self._queue or not idle):
+            return None  # it runs when nothing else waits
+        usable = self._roster.usable(now)
+        elsewhere = {node for node in usable - task.avoid_nodes if self._roster.may_serve(node)}
+        patience_s = LONGEST_AVOID_S if any(self._health.failures(node) for node in task.avoid_nodes) else AVOID_S
+        candidates = []
+        for worker in idle:
+            avoided = worker.node in task.avoid_nodes and bool(elsewhere)
+            if avoided and late < patience_s:
+                continue
+            if task.alone and late < ALONE_S and self._busy(worker.node):
+                continue
+            candidates.append(worker)
+        other = bool(task.avoid_nodes)
+        for worker in candidates:
+            if not task.fresh_worker or not worker.used or (other and worker.node not in task.avoid_nodes):
+                idle.remove(worker)
+                return worker
+        if candidates:  # a fresh worker is needed
+            idle.remove(candidates[-1])
+            fresh = self._roster.replace(candidates[-1], candidates[-1].node, now, reserved_for=task.pack_id)
+            if task.alone:
+                self._roster.alone[fresh.number] = fresh.node
+            return fresh
+        if idle and elsewhere and not any(worker.node in elsewhere for worker in self._roster.workers.values()):
+            node = self._roster.node_for_worker(now, among=elsewhere)
+            if node is not None:  # all workers are on nodes to avoid: one of them moves
+                return self._roster.replace(idle.pop(), node, now, reserved_for=task.pack_id)
+        return None
+
+    def _busy(self, node: str) -> bool:
+        return any(worker.packs for worker in self._roster.on(node))
+
+    def take_back(self, now: float) -> None:
+        """Take packs back that wait behind others while workers are idle."""
+        if self._queue:
+            return
+        idle = len(self._idle(now))
+        if not idle:
+            return
+        for worker in self._roster.workers.values():
+            if len(worker.packs) > 1 and now - worker.packs[-1].since >= TAKE_BACK_S:
+                held = worker.packs.pop()
+                self._engine.withdraw(worker.number, held.task.pack_id)
+                self._queue.append(held.task)
+                idle -= 1
+                if not idle:
+                    return

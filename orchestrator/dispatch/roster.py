@@ -1,0 +1,237 @@
+"""The workers of a pool and the nodes that they run on: where workers start, move and end."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.dispatch.base import PackTask
+from orchestrator.dispatch.engine import Engine, NodeRoom
+from orchestrator.dispatch.health import STILLBORN_LIMIT, NodeHealth
+from orchestrator.dispatch.versions import JobVersions
+from orchestrator.dispatch.waiting import Silence
+from orchestrator.errors import UserError
+
+STUCK_S = 30.0
+"""A worker that has been starting for this long is moved to a node with free resources, if there is one."""
+GONE_S = 30.0
+"""A node that has been missing for this long has taken its workers with it."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A pack that a worker has."""
+
+    task: PackTask
+    since: float
+    """When it was given to the worker."""
+    silence: Silence
+    member_since: float
+    """When it began, or its last trial ended."""
+
+    def begin(self, now: float) -> None:
+        """The worker starts it."""
+        self.member_since = now
+        self.silence.news(now)
+
+    def shift(self, seconds: float) -> None:
+        """Do not count some seconds."""
+        self.member_since += seconds
+        self.silence.shift(seconds)
+
+
+@dataclass(eq=False, slots=True)
+class Worker:
+    """A worker that runs or starts."""
+
+    number: int
+    node: str
+    started_at: float
+    reserved_for: str = ""
+    """The pack that it was started for."""
+    ready: bool = False
+    used: bool = False
+    """Whether a pack has run on it."""
+    failures: int = 0
+    """Failed trials and packs since its last success."""
+    failing_since: float = 0.0
+    sticky: bool = False
+    """Whether its process cannot use its device any more."""
+    packs: deque[Held] = field(default_factory=deque)
+    """The first one runs."""
+
+
+class Roster:
+    """The workers and nodes of a pool.
+
+    Args:
+        engine: starts and stops workers.
+        wanted: number of workers; None for as many as the nodes hold.
+        grows: whether nodes may join that are not there yet.
+        health: the standing of the nodes.
+        versions: the nodes with another version of the job.
+    """
+
+    def __init__(
+        self, engine: Engine, *, wanted: int | None, grows: bool, health: NodeHealth, versions: JobVersions
+    ) -> None:
+        self._engine, self._wanted, self._grows, self._health = engine, wanted, grows, health
+        self._versions = versions
+        self.workers: dict[int, Worker] = {}
+        self.nodes: Mapping[str, NodeRoom] = {}
+        self.alone: dict[int, str] = {}
+        """Workers whose pack should run alone, or that are started for such a pack, and their nodes."""
+        self.requested = 0
+        """Workers that an autoscaler was asked for."""
+        self._gone_since: dict[str, float] = {}
+        """Nodes that are missing although workers run on them."""
+        self._numbers = 0
+
+    # --- what is there ---
+
+    def ready(self) -> int:
+        """Number of workers that have started."""
+        return sum(worker.ready for worker in self.workers.values())
+
+    def name(self, node: str) -> str:
+        """The node as it is shown to the user."""
+        known = self.nodes.get(node)
+        return node[:12] if known is None else known.name
+
+    def on(self, node: str) -> list[Worker]:
+        """The workers of a node."""
+        return [worker for worker in self.workers.values() if worker.node == node]
+
+    def usable(self, now: float) -> set[str]:
+        """The nodes that may hold workers: excluded ones only if there is no other."""
+        with_room = {name for name, node in self.nodes.items() if node.room > 0 and not self._versions.differs(name)}
+        return {name for name in with_room if not self._health.excluded(name, now)} or with_room
+
+    def may_serve(self, node: str) -> bool:
+        """Whether a worker lives there, or is likely to start there."""
+        return self._health.start_failures(node) < STILLBORN_LIMIT or any(worker.ready for worker in self.on(node))
+
+    def stuck(self) -> int:
+        """Number of workers that cannot start, because other programs use the resources of their node."""
+        nodes = self.nodes
+        return sum(not w.ready and w.node in nodes and nodes[w.node].free == 0 for w in self.workers.values())
+
+    # --- start and end ---
+
+    def start(self, node: str, now: float, *, reserved_for: str = "") -> Worker:
+        """Start a worker."""
+        self._numbers += 1
+        worker = Worker(self._numbers, node, now, reserved_for)
+        self.workers[worker.number] = worker
+        self._engine.start_worker(worker.number, node)
+        return worker
+
+    def forget(self, worker: Worker) -> None:
+        """Remove a worker that has ended."""
+        del self.workers[worker.number]
+        self.alone.pop(worker.number, None)
+
+    def dismiss(self, worker: Worker) -> None:
+        """End a worker."""
+        self.forget(worker)
+        self._engine.kill_worker(worker.number)
+
+    def replace(self, worker: Worker, node: str, now: float, *, reserved_for: str = "") -> Worker:
+        """End a worker, and start another one on this node."""
+        self.dismiss(worker)
+        return self.start(node, now, reserved_for=reserved_for)
+
+    # --- follow the nodes ---
+
+    def look(self) -> None:
+        """See which nodes are there."""
+        self.nodes = self._engine.nodes()
+        self._health.keep(set(self.nodes))
+
+    def gone(self, now: float) -> list[Worker]:
+        """The workers whose nodes have been missing for a while."""
+        missing = {worker.node for worker in self.workers.values()} - self.nodes.keys()
+        self._gone_since = {node: self._gone_since.get(node, now) for node in missing}
+        return [worker for worker in self.workers.values() if now - self._gone_since.get(worker.node, now) >= GONE_S]
+
+    def fill(self, now: float) -> int:
+        """Start as many workers as are wanted and the nodes hold; return how many they hold.
+
+        Raises:
+            UserError: no worker can live on any node.
+        """
+        self._move_stuck(now)
+        usable = self.usable(now)
+        capacity = sum(self.nodes[node].room for node in usable)
+        target = capacity if self._wanted is None else min(capacity, self._wanted)
+        while len(self.workers) < target:
+            node = self.node_for_worker(now, among=usable)
+            if node is None:
+                break
+            self.start(node, now)
+        if not self.workers:
+            self._give_up(usable)
+        return capacity
+
+    def _move_stuck(self, now: float) -> None:
+        """Move workers that cannot start, because other programs use their node, to nodes with free resources."""
+        free = {name: node.free or 0 for name, node in self.nodes.items()}
+        for worker in list(self.workers.values()):
+            node = self.nodes.get(worker.node)
+            if worker.ready or now - worker.started_at < STUCK_S or node is None or node.free != 0:
+                continue
+            target = self.node_for_worker(now, among={name for name, count in free.items() if count > 0})
+            if target is not None:
+                free[target] -= 1
+                self.replace(worker, target, now, reserved_for=worker.reserved_for)
+
+    def node_for_worker(self, now: float, *, among: set[str]) -> str | None:
+        """The best node for a new worker; None if none has room, or all have to wait after failed starts."""
+        held = Counter(worker.node for worker in self.workers.values())
+        starting = Counter(worker.node for worker in self.workers.values() if not worker.ready)
+        best: tuple[float, ...] | None = None
+        chosen = None
+        for name in sorted(among):
+            node, failures = self.nodes[name], self._health.start_failures(name)
+            room = min(node.room, 1) if failures else node.room  # after a failed start, one worker tries
+            if held[name] >= room or self._health.may_start_in_s(name, now) > 0:
+                continue
+            full = node.free is not None and node.free <= starting[name]
+            rank = (float(full), float(failures), held[name] / node.room)
+            if best is None or rank < best:
+                best, chosen = rank, name
+        return chosen
+
+    def request(self, packs: int, capacity: int) -> None:
+        """Announce the workers that are missing for these packs, so that an autoscaler adds nodes."""
+        if not self._grows:
+            return
+        wanted = packs if self._wanted is None else self._wanted
+        request = wanted if wanted > capacity else 0
+        if request != self.requested:
+            self.requested = request
+            self._engine.request(request)
+
+    def _give_up(self, usable: Iterable[str]) -> None:
+        """End the run if no worker can live anywhere."""
+        nodes = sorted(usable)
+        if not nodes and (other := self._versions.error(self.nodes)):
+            raise other
+        if not nodes and not self._grows:
+            raise UserError(
+                f"no worker fits: one needs {self._engine.worker_needs}",
+                place="resources",
+                next_step="lower resources.cpus_per_worker, or set resources.device to cpu",
+            )
+        if nodes and all(self._health.start_failures(node) >= STILLBORN_LIMIT for node in nodes):
+            error = self._health.start_error(nodes[0]).strip()
+            where = "on this machine" if not self._grows else f"on each of {len(nodes)} nodes"
+            raise UserError(
+                f"workers died while starting, {STILLBORN_LIMIT} times in a row {where}",
+                place="resources",
+                next_step=(
+                    "on a cluster, every node needs phasefront in the Python environment of Ray, or the project in "
+                    f"the job's working directory (`ray job submit --working-dir .`). Ray said: {error}"
+                ),
+            )
