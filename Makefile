@@ -1,6 +1,7 @@
 # Requires Python 3.11 to 3.13 and make. Everything else is installed into .venv.
 #   PYTHON=python3.12        the Python that creates .venv
 #   PHASEFRONT_TORCH=gpu     the newest torch with CUDA, instead of the CPU build pinned in constraints-cpu.txt
+#   CHAOS=300 SEED=1         how many faults `make chaos` injects, and which
 #   PYTEST_ARGS='-k map'     further arguments for pytest in `make test`
 
 SHELL := /bin/bash
@@ -18,7 +19,7 @@ RUN_STAMP := .venv/.installed-run-$(KEY)
 DEV_STAMP := .venv/.installed-dev-$(KEY)
 DEMOS := configs/demo_double_descent.yaml configs/demo_grokking.yaml
 
-.PHONY: help install install-dev demo test lint bench science clean
+.PHONY: help install install-dev demo test lint bench chaos science clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -59,6 +60,9 @@ test: lint  ## lint, then all tests; a test is skipped, with the reason, if its 
 
 bench: $(DEV_STAMP)  ## run the benchmarks; print the results with hardware and versions
 	$(BIN)/python -m tests.benchmarks
+
+chaos: $(DEV_STAMP)  ## inject faults into real drivers, nodes and servers (CHAOS=300 SEED=1); exit code 1 if a result is wrong
+	$(BIN)/python -m tests.chaos --faults $(or $(CHAOS),60) --seed $(or $(SEED),1)
 
 science: $(DEV_STAMP)  ## check closed forms against trained models; exit code 1 if one deviates
 	$(BIN)/python -m tests.science

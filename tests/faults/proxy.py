@@ -35,14 +35,15 @@ class _Rule:
 
 
 class Proxy:
-    """Forwards connections on a free port of 127.0.0.1 to a server; every method may be called at any time.
+    """Forwards connections on a free port of `host` to a server; every method may be called at any time.
 
     Args:
         server: Host and port of the server.
+        host: The address at which the proxy listens.
     """
 
-    def __init__(self, server: tuple[str, int]) -> None:
-        self._server, self.uri = server, ""
+    def __init__(self, server: tuple[str, int], *, host: str = "127.0.0.1") -> None:
+        self._server, self._host, self.uri = server, host, ""
         self._lock = threading.Lock()
         self._rules: list[_Rule] = []
         self._open: set[socket.socket] = set()
@@ -56,14 +57,14 @@ class Proxy:
         self.port = self._listen(0)
 
     @classmethod
-    def to(cls, uri: str) -> Self:
+    def to(cls, uri: str, *, host: str = "127.0.0.1") -> Self:
         """A proxy for the server of an address; its own `uri` is the same address with the proxy's port."""
         parts = urlsplit(uri)
         assert parts.hostname is not None
         assert parts.port is not None
-        proxy = cls((parts.hostname, parts.port))
+        proxy = cls((parts.hostname, parts.port), host=host)
         at = parts.netloc.rpartition("@")
-        proxy.uri = urlunsplit(parts._replace(netloc=f"{at[0]}{at[1]}127.0.0.1:{proxy.port}"))
+        proxy.uri = urlunsplit(parts._replace(netloc=f"{at[0]}{at[1]}{host}:{proxy.port}"))
         return proxy
 
     def lose(self, pattern: bytes, *, times: int = 1) -> None:
@@ -126,7 +127,7 @@ class Proxy:
     def _listen(self, port: int) -> int:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        listener.bind((self._host, port))
         listener.listen(64)
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
