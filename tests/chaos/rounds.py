@@ -38,7 +38,7 @@ axes:
   x: {{scale: log, from: 0.01, to: 1, points: {points}}}
   group: [{groups}]
 replicates: {replicates}
-fixed: {{steps: {steps}, pause_s: {pause}}}
+fixed: {{steps: {steps}, pause_s: {pause}, hurry: "{hurry}"}}
 tracking: {{uri: "{uri}", experiment: {experiment}{artifacts}}}
 output: {output}
 """
@@ -90,7 +90,7 @@ class Round:
         self._experiment = f"chaos-{seed}-{plan.number}-{os.getpid()}"
         self.record: Record = servers.record(plan.record, self._folder, self._experiment)
         self._file = self._folder / "sweep.yaml"
-        self._clock_file = self._folder / "clock"
+        self._clock_file, self._hurry = self._folder / "clock", self._folder / "hurry"
         self.driver: Driver
         self._drivers: list[Driver] = []
         self.result = Result(plan=plan)
@@ -148,6 +148,7 @@ class Round:
             for kind in self.plan.kinds:
                 if not self._inject(KINDS[kind]):
                     break
+            self._hurry.touch()
             self._finish()
             self._check_the_end()
         except Exception as error:  # the harness's own: reported, and the soak goes on
@@ -167,7 +168,8 @@ class Round:
             groups=", ".join(map(str, range(groups))),
             replicates=replicates,
             steps=10,
-            pause=0.15 if inline else 0.5,
+            pause=0.3 if inline else 1.2,
+            hurry=self._hurry,
             uri=self.record.uri,
             experiment=self._experiment,
             artifacts="" if self.plan.record == "http" else f', artifacts: "{self.record.artifacts}"',
