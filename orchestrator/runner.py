@@ -200,6 +200,9 @@ class Runner:
             return False
         if self._waiting:
             self._plan(dispatcher.workers)
+        if not self._tracker.ready(POLL_S):  # it says why; meanwhile workers wait
+            self._show(note="waiting for the record")
+            return True
         self._feed(dispatcher)
         self._handle(dispatcher.poll(POLL_S))
         self._say_notices(dispatcher)
@@ -350,7 +353,23 @@ class Runner:
             for trial, result in ended:
                 self._tell(trial, result)
         self._tracker.settle()
+        self._take_refusals()
         self._summary.record_s += self._clock() - began
+
+    def _take_refusals(self) -> None:
+        """Trials that the record could not hold have failed, whatever they were counted as; it says so itself."""
+        for refusal in self._tracker.refused():
+            error = f"the record cannot hold a value of this trial: {refusal.error}"
+            out = next((out for out in self._out.values() if refusal.trial_id in out.left), None)
+            if out is not None:
+                trial = out.left.pop(refusal.trial_id)
+                self._trials_out -= 1
+                self._begun.discard(trial.id)
+                self._tell(trial, TrialResult(trial.id, Status.FAILED, error=error))
+            elif refusal.ended_as is Status.FINISHED:
+                self._summary.done -= 1
+                self._summary.failed += 1
+            self._progress.say(f"trial {refusal.trial_id} is recorded as failed: {error}")
 
     def _pack_ended(self, event: PackEnded, out: _Dispatched, ended: list[tuple[Trial, TrialResult]]) -> None:
         del self._out[event.pack_id]

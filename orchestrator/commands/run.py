@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: float) -> int:
-    tracker = open_tracker(sweep)
+    tracker = open_tracker(sweep, stopping=stopper.stop.is_set)
     progress = for_stream(sys.stdout, quiet=arguments.quiet)
     tracker.say = progress.say
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,12 +87,26 @@ def sweep_record(sweep: Sweep) -> SweepRecord:
     )
 
 
-def open_tracker(sweep: Sweep) -> Tracker:
-    """The tracker at the sweep's address."""
+def open_tracker(sweep: Sweep, *, stopping: Callable[[], bool] = lambda: False) -> Tracker:
+    """The tracker at the sweep's address, which outlives outages; what it has to say goes to stderr.
+
+    Args:
+        sweep: The sweep.
+        stopping: Whether the run is being stopped: then an outage is not waited for.
+    """
     from orchestrator.tracking import factory
+    from orchestrator.tracking.resilient import ResilientTracker
 
     tracking = sweep.tracking
-    return factory.open_tracker(tracking.uri, experiment=tracking.experiment, artifacts=tracking.artifacts)
+    tracker = ResilientTracker(
+        factory.open_tracker(tracking.uri, experiment=tracking.experiment, artifacts=tracking.artifacts),
+        what=f"the record ({sweep.record_shown})",
+        folder=sweep.output,
+        patience_s=tracking.patience,
+        stopping=stopping,
+    )
+    tracker.say = partial(print, file=sys.stderr, flush=True)
+    return tracker
 
 
 def nothing_recorded(sweep: Sweep, place: str, run: str) -> UserError:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationE
 
 from orchestrator.axes import AXIS_MODELS, AxisModel, AxisWritten, FileModel, ScalarValue, ValuesAxis, axis_kind, key
 from orchestrator.errors import NOTHING, did_you_mean, nearest
+from orchestrator.outages import PATIENCE_S
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.target import TARGETS, PhaseTarget, TargetWritten, target_type
 
@@ -85,6 +86,11 @@ class Tracking(FileModel):
     experiment: str = key("phasefront", "MLflow's experiment.", "text, not empty", min_length=1)
     artifacts: str | None = key(
         None, "Where a new experiment keeps its artifacts; null lets MLflow decide.", "text, or null"
+    )
+    patience: Duration = key(
+        PATIENCE_S,
+        "How long a run goes on without a record that does not answer; then it ends and can be resumed.",
+        "a number of seconds > 0, or a duration such as 90s, 10m or 1.5h",
     )
 
 
@@ -351,6 +357,7 @@ _EXAMPLES = {
     "gpus_per_worker": "1",
     "memory_gb": "4",
     "trial_timeout": "30m",
+    "patience": "10m",
     "uri": "sqlite:///mlflow.db",
     "storage": "sqlite:///optuna.db",
     "experiment": "phasefront",

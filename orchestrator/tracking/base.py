@@ -54,16 +54,31 @@ class TrialRow:
     """The error of a failed or killed trial, shortened where it was too long to store."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A trial with a value that the record cannot hold."""
+
+    trial_id: str
+    error: str
+    """What the database said."""
+    ended_as: Status | None = None
+    """The status that the trial has ended with, if it has ended."""
+
+
+class Refused(Exception):
+    """The record cannot hold these trials' values; their rows and results are dropped, and the others are written."""
+
+    def __init__(self, trials: Sequence[Refusal]) -> None:
+        super().__init__("; ".join(f"trial {trial.trial_id}: {trial.error}" for trial in trials))
+        self.trials = tuple(trials)
+
+
 def _say_nothing(line: str) -> None:
     del line
 
 
 class Tracker(ABC):
     """One writer's connection to the record. Not thread-safe."""
-
-    _sweep: SweepRecord | None = None
-    _running = False
-    _closed = False
 
     say: Callable[[str], None] = staticmethod(_say_nothing)
     """Called with a line to show, such as the reason of a wait; set it before `open_sweep`."""
@@ -73,6 +88,7 @@ class Tracker(ABC):
         """MLflow's id of the experiment; None if it does not exist yet, or if MLflow cannot open the record."""
         return None
 
+    @abstractmethod
     def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
         """Find or create the parent run of a sweep, for all further writes; return its run id.
 
@@ -85,18 +101,6 @@ class Tracker(ABC):
         Raises:
             UserError: Another driver holds the lease of the experiment (not detected over HTTP).
         """
-        self._check_open()
-        parent = self._open_parent(sweep, running)
-        self._sweep, self._running = sweep, running
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "sweep.yaml")
-            file.write_text(sweep.resolved_yaml)
-            self.attach({"sweep.yaml": file})
-        return parent
-
-    @abstractmethod
-    def _open_parent(self, sweep: SweepRecord, running: bool) -> str:
-        """Find or create the parent run, see `open_sweep`; its run id."""
 
     @abstractmethod
     def find_sweep(self, sweep_id: str) -> str | None:
@@ -165,18 +169,12 @@ class Tracker(ABC):
             The files that may still be there because the artifact store did not delete them.
         """
 
+    @abstractmethod
     def annotate(self, metrics: Mapping[str, float]) -> None:
         """Set the sweep's own metrics, replacing earlier values; the status of the sweep does not change.
 
         A metric that is a curve (see `trace`) is left out: the curve has more information.
         """
-        self._opened()
-        check_metric_names(metrics)
-        self._annotate(metrics, None)
-
-    @abstractmethod
-    def _annotate(self, metrics: Mapping[str, float], status: Status | None) -> None:
-        """Set the parent run's metrics, see `annotate`, then its status and end time unless `status` is None."""
 
     @abstractmethod
     def trace(self, name: str, points: Iterable[tuple[int, float]]) -> None:
@@ -187,15 +185,75 @@ class Tracker(ABC):
         written before is replaced by the curve.
         """
 
+    @abstractmethod
     def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:
         """The parent run ends as FINISHED, FAILED or KILLED, with the sweep's own metrics."""
-        self._driven()
-        check_metric_names(metrics)
-        self._annotate(metrics, Status(status))
 
     @abstractmethod
     def close(self) -> None:
         """Write what is buffered and close connections. May be called twice; other calls then raise `RuntimeError`."""
+
+    def ready(self, timeout_s: float) -> bool:
+        """Whether the tracker takes more trials and rows now; waits up to `timeout_s` for that."""
+        del timeout_s
+        return True
+
+    def refused(self) -> list[Refusal]:
+        """The trials, since the last call, that the record could not hold; they are recorded as FAILED."""
+        return []
+
+    def flush(self) -> None:
+        """Write everything that is buffered."""
+        return
+
+    def reconnect(self) -> None:
+        """Replace a connection that may be broken, check that this is still the experiment's driver, and `flush`.
+
+        Raises:
+            Outage: Another driver has taken over, or the record has lost what it had confirmed.
+            Exception: of the database driver or server, if it still does not answer.
+        """
+        self.flush()
+
+    def abandon(self) -> None:
+        """Close without writing what is buffered, because the record does not answer."""
+        self.close()
+
+
+class RecordTracker(Tracker):
+    """What the trackers that keep a record themselves share: checks, and the sweep file as an artifact."""
+
+    _sweep: SweepRecord | None = None
+    _running = False
+    _closed = False
+
+    def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
+        self._check_open()
+        parent = self._open_parent(sweep, running)
+        self._sweep, self._running = sweep, running
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "sweep.yaml")
+            file.write_text(sweep.resolved_yaml)
+            self.attach({"sweep.yaml": file})
+        return parent
+
+    @abstractmethod
+    def _open_parent(self, sweep: SweepRecord, running: bool) -> str:
+        """Find or create the parent run, see `open_sweep`; its run id."""
+
+    def annotate(self, metrics: Mapping[str, float]) -> None:
+        self._opened()
+        check_metric_names(metrics)
+        self._annotate(metrics, None)
+
+    @abstractmethod
+    def _annotate(self, metrics: Mapping[str, float], status: Status | None) -> None:
+        """Set the parent run's metrics, see `annotate`, then its status and end time unless `status` is None."""
+
+    def end_sweep(self, status: str, metrics: Mapping[str, float]) -> None:
+        self._driven()
+        check_metric_names(metrics)
+        self._annotate(metrics, Status(status))
 
     def _check_open(self) -> None:
         if self._closed:

@@ -44,8 +44,10 @@ LOG_BYTES = 64 << 20
 """Size of SQLite's log at which it is copied to the database: a page changed by many transactions is copied once."""
 WRITER_CACHE_BYTES, READER_CACHE_BYTES = 256 << 20, 64 << 20
 """Page cache of a SQLite connection; large for a writer, because writes to three indexes are scattered."""
-WAIT_S = 60.0
-"""How long a statement waits for another process's lock of a SQLite file."""
+WAIT_S = 5.0
+"""How long a statement waits for another process's lock of a SQLite file; `orchestrator.outages` tries again."""
+LOCK_TIMEOUT = "10s"
+"""The same for PostgreSQL."""
 COPY_BYTES = 1 << 20
 """Size of the parts that COPY sends."""
 FEW = 100
@@ -83,6 +85,8 @@ class Bulk(ABC):
         """A transaction of ours is open."""
         self.at_begin: Callable[[Bulk], None] | None = None
         """Called first in each transaction; raises if nothing may be written (see `HeldLease`)."""
+        self.at_commit: Callable[[], None] | None = None
+        """Called after each transaction that the database has confirmed."""
 
     @abstractmethod
     def _render(self, sql: str) -> str:
@@ -108,11 +112,14 @@ class Bulk(ABC):
             if self.at_begin is not None:
                 self.at_begin(self)
             yield
+            self.connection.commit()
         except BaseException:
-            self.connection.rollback()
+            with contextlib.suppress(Exception):  # of any driver: the connection is lost, which the first error says
+                self.connection.rollback()
             raise
         else:
-            self.connection.commit()
+            if self.at_commit is not None:
+                self.at_commit()
         finally:
             self._inside = False
 
@@ -295,9 +302,8 @@ class PostgresBulk(Bulk):
 
     Args:
         connection: Of either driver.
-        write: The connection belongs to a bulk writer. Its transactions do not wait for the server's disk: if the
-            server's machine crashes, the transactions of the last half second are lost as a whole, and the next
-            start of the sweep repeats them.
+        write: The connection belongs to a bulk writer. The server confirms a transaction once it is on its disk:
+            otherwise a server that crashes would forget transactions of a driver that lives on.
     """
 
     _count_runs = "SELECT COUNT(*) FROM (SELECT 1 FROM runs WHERE run_uuid $in FOR KEY SHARE) held"
@@ -307,7 +313,8 @@ class PostgresBulk(Bulk):
         self._unchecked: bool | None = None
         """Whether rows may be written without a check of foreign keys; None until it was tried."""
         if write:
-            self.execute("SET synchronous_commit = off")
+            self.execute("SET synchronous_commit = on")
+            self.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
             connection.commit()
 
     def _render(self, sql: str) -> str:

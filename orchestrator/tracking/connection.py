@@ -5,12 +5,14 @@ Raw connections and plain SQL; mlflow is imported only where something has to be
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.errors import UserError
+from orchestrator.errors import Outage, UserError
+from orchestrator.outages import Unreachable
 from orchestrator.tracking.address import CHOICES, DatabaseAddress, quiet_mlflow, shown
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
 from orchestrator.tracking.earlier_lock import take_file_lock, take_session_lock
@@ -21,6 +23,18 @@ from orchestrator.tracking.run_table import RunTable
 
 if TYPE_CHECKING:
     from orchestrator.tracking.store import BulkSqlAlchemyStore
+
+
+POSTGRES_OPTIONS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""A server that was cut off is noticed within half a minute; the address may say otherwise."""
+_BUSY = ("is locked", "starting up", "shutting down", "in recovery", "too many clients", "too many connections")
+"""In the message of a database that is there, but does not accept this connection now."""
 
 
 class Experiment(NamedTuple):
@@ -147,6 +161,33 @@ class Database:
             with self.create().bulk.transaction():
                 pass
 
+    def reconnect(self) -> None:
+        """Replace the connection for writing, which may be broken. The lease stays, and is checked.
+
+        Raises:
+            UserError: The database cannot be reached.
+            Outage: Another driver has taken the lease, or the database has lost what it had confirmed.
+        """
+        table = self._table
+        if table is None:
+            return
+        with contextlib.suppress(Exception):  # a lost connection, of any driver
+            table.bulk.close()
+        bulk = connect(self._address, write=self._store is not None, place=self.place)
+        if bulk is None:
+            raise unreachable(self._address, FileNotFoundError("the file does not exist"), self.place)
+        table.bulk = bulk
+        if self.lease is None:
+            return
+        if self.lease.last_committed(bulk) < self.lease.confirmed:
+            raise Outage(
+                f"the database {shown(self._address.uri)} came back without the newest results, which it had confirmed",
+                next_step="what it has is consistent: run the same command again, and these trials train again",
+            )
+        if self._address.file is None and not take_session_lock(bulk, table.experiment_id):
+            raise unreachable(self._address, TimeoutError("the lost connection has not ended yet"), self.place)
+        self.lease.bind(bulk)
+
     def artifacts_of(self, run_id: str) -> str:
         """The artifact location of a run, as MLflow sets it; call `create` before."""
         return self._artifact_template.replace("{run}", run_id)
@@ -184,6 +225,7 @@ def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None
 
     engine = create_engine(address.uri)
     arguments, options = engine.dialect.create_connect_args(engine.url)
+    options = {**POSTGRES_OPTIONS, **options}
     errors: Any = engine.dialect.loaded_dbapi.Error
     try:
         return PostgresBulk(engine.dialect.connect(*arguments, **options), write=write)
@@ -264,21 +306,24 @@ def deleted_experiment(name: str, number: int) -> UserError:
     )
 
 
-def unreachable(address: DatabaseAddress, error: Exception, place: str) -> UserError:
+def unreachable(address: DatabaseAddress, error: Exception, place: str) -> Unreachable:
     """The database does not answer, or the file is not a database."""
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
     why = lines[0] if lines else type(error).__name__
+    busy = any(text in why for text in _BUSY)
     if address.file is not None:
-        return UserError(
+        return Unreachable(
             f"the tracking database cannot be opened: {why}",
             place=place,
             value=str(address.file),
             choices=CHOICES,
             next_step="name a SQLite file of MLflow's, or a new file in a folder that you may write to",
+            busy=busy,
         )
-    return UserError(
+    return Unreachable(
         f"the tracking database cannot be reached: {why}",
         place=place,
         value=shown(address.uri),
         next_step="check host, port, user, password and database name, and that the server is running",
+        busy=busy,
     )

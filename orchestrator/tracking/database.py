@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from jobs.job import Curves
 from orchestrator.errors import UserError
+from orchestrator.outages import Kind, kind_of, reason
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking import layout
 from orchestrator.tracking.address import database_address
 from orchestrator.tracking.artifacts import delete_from, upload_to
-from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow, begun, check_metric_names
-from orchestrator.tracking.bulk_sql import Row, run_row
+from orchestrator.tracking.base import (
+    RecordTracker,
+    Refusal,
+    Refused,
+    SweepRecord,
+    TrialRow,
+    begun,
+    check_metric_names,
+)
+from orchestrator.tracking.bulk_sql import Bulk, Row, run_row
 from orchestrator.tracking.connection import Database
+from orchestrator.tracking.metric_block import MetricRow
 from orchestrator.tracking.rows import RowBuffer, TrialRows, later, new_rows, note
 from orchestrator.tracking.run_table import CHUNK, OpenRun, RunTable, chunked
 from orchestrator.trial import Trial
@@ -38,7 +47,7 @@ _READ_TAGS = (layout.PHASE, layout.THRESHOLDS, layout.OBSERVATIONS)
 _ROW_TAGS = (*_READ_TAGS, layout.PARAMS, layout.REPLICATE, layout.ERROR)
 
 
-class DatabaseTracker(Tracker):
+class DatabaseTracker(RecordTracker):
     """The record in a SQLite or PostgreSQL database with MLflow's schema.
 
     Args:
@@ -59,8 +68,8 @@ class DatabaseTracker(Tracker):
         self._latest_at = time.monotonic()
         self._buffer = RowBuffer()
         self._waiting = TrialRows()
-        self._ended_unwritten: set[str] = set()
-        """Trials whose result is in `_waiting`."""
+        self._ended_unwritten: dict[str, str] = {}
+        """Trials whose result is in `_waiting`, with their runs."""
         self._written_at = 0.0
 
     @property
@@ -138,7 +147,7 @@ class DatabaseTracker(Tracker):
         """All trials are begun, or none; new ones are buffered."""
         sweep, table = self._driven(), self._database.create()
         wanted = {trial.id: trial for trial in trials}
-        if not self._ended_unwritten.isdisjoint(wanted):
+        if not self._ended_unwritten.keys().isdisjoint(wanted):
             self._write_all()
         found, free = table.locate([trial for trial in wanted if trial not in self._open])
         now, new, rows = layout.now_ms(), {}, TrialRows()
@@ -159,7 +168,8 @@ class DatabaseTracker(Tracker):
     def _begin_known(self, table: RunTable, found: Mapping[str, OpenRun], known: Mapping[str, OpenRun]) -> None:
         """Begin trials that have a run: `found` in the database, the others begun by this tracker."""
         again = {trial: run for trial, run in known.items() if run.status != "FINISHED"}
-        with self._writing():
+        self._write_all()
+        with table.bulk.transaction():
             if again:
                 self._check_there([run.run_id for run in again.values()])
                 table.restart([run.run_id for run in again.values()], self._parent.run_id)
@@ -197,7 +207,7 @@ class DatabaseTracker(Tracker):
             for trial, result in last.items():
                 rows.add_result(result, self._open[trial], thresholds, ended=True)
             self._waiting.take(rows)
-            self._ended_unwritten.update(last)
+            self._ended_unwritten.update({trial: self._open[trial].run_id for trial in last})
         else:
             self._replace_results(last, thresholds, ended=True)
         for trial in last:
@@ -221,7 +231,8 @@ class DatabaseTracker(Tracker):
         if not results:
             return
         table = self._database.create()
-        with self._writing():
+        self._write_all()
+        with table.bulk.transaction():
             found = table.locate([trial for trial in results if trial not in self._open])[0]
             rows, replaced = TrialRows(), []
             for trial, result in results.items():
@@ -298,6 +309,20 @@ class DatabaseTracker(Tracker):
         update = "UPDATE runs SET status = ?, end_time = ? WHERE run_uuid = ?"
         self._database.create().bulk.execute(update, status.value, end_time, self._parent.run_id)
 
+    def flush(self) -> None:
+        self._check_open()
+        self._write_all()
+
+    def reconnect(self) -> None:
+        self._check_open()
+        self._database.reconnect()
+        self._write_all()
+
+    def abandon(self) -> None:
+        """The lease expires if the database does not answer."""
+        self._closed = True
+        self._database.close()
+
     def close(self) -> None:
         if self._closed:
             return
@@ -316,32 +341,32 @@ class DatabaseTracker(Tracker):
         trials = len(self._waiting.runs) + len(self._waiting.results)
         large = self._buffer.rows >= self._database.create().bulk.ROWS_A_WRITE or trials >= TRIALS_A_WRITE
         if large or (self._waits() and now - self._written_at > WRITE_EVERY_S):
-            with self._writing(latest=now - self._latest_at > LATEST_EVERY_S):
-                pass
+            self._write(latest=now - self._latest_at > LATEST_EVERY_S)
 
     def _write_all(self) -> None:
         """Write the whole buffer, in a transaction of its own."""
         if self._waits() or self._late:
-            with self._writing(latest=True):
-                pass
+            self._write(latest=True)
 
-    @contextmanager
-    def _writing(self, *, latest: bool = False) -> Iterator[None]:
-        """A transaction that first writes the buffer and, if `latest`, the latest metrics of running trials.
+    def _write(self, *, latest: bool) -> None:
+        """Write the buffer and, if `latest`, the latest metrics of running trials, in one transaction.
 
         New runs come first, then rows, then results. If the transaction fails, everything stays in the buffer, so that
         no curve has a gap.
+
+        Raises:
+            Refused: The database cannot hold a value of these trials; everything else is written.
         """
         bulk = self._database.create().bulk
-        with bulk.transaction():
-            bulk.new_runs(self._waiting.runs)
-            if self._waits():
-                self._check_there([*self._buffer.run_ids, *self._waiting.run_ids])
-            if self._buffer.rows:
-                bulk.metric_block(self._buffer.block(), runs_checked=True)
-            late = [row for trial in self._late for row in self._open[trial].latest_rows()] if latest else []
-            self._waiting.write(bulk, layout.now_ms(), late)
-            yield
+        late = [row for trial in self._late for row in self._open[trial].latest_rows()] if latest else []
+        refused: list[Refusal] = []
+        try:
+            with bulk.transaction():
+                self._put(bulk, self._buffer, self._waiting, late)
+        except Exception as error:  # of any database driver
+            if kind_of(error) is not Kind.DATA:
+                raise
+            self._narrow(bulk, late, refused)
         self._written_at = time.monotonic()
         self._buffer.clear()
         self._waiting = TrialRows()
@@ -351,6 +376,48 @@ class DatabaseTracker(Tracker):
                 self._open[trial].latest.clear()
             self._late.clear()
             self._latest_at = self._written_at
+        for refusal in refused:
+            self._late.discard(refusal.trial_id)
+            if refusal.trial_id in self._open:
+                self._open[refusal.trial_id].latest.clear()
+        if refused:
+            raise Refused(refused)
+
+    def _put(self, bulk: Bulk, buffer: RowBuffer, waiting: TrialRows, late: Sequence[MetricRow]) -> None:
+        """Write these rows in the current transaction."""
+        bulk.new_runs(waiting.runs)
+        if buffer.rows or waiting.runs or waiting.results:
+            self._check_there([*buffer.run_ids, *waiting.run_ids])
+        if buffer.rows:
+            bulk.metric_block(buffer.block(), runs_checked=True)
+        waiting.write(bulk, layout.now_ms(), late)
+
+    def _narrow(self, bulk: Bulk, late: Sequence[MetricRow], refused: list[Refusal]) -> None:
+        """Write the buffer in parts, each in a transaction, to find the trials whose values the database refuses."""
+        trials = {run.run_id: trial for trial, run in self._open.items()}
+        trials |= {run: trial for trial, run in self._ended_unwritten.items()}
+        ended = {run: status for status, run in self._waiting.results}
+
+        def write(runs: list[str]) -> None:
+            of = frozenset(runs)
+            try:
+                with bulk.transaction():
+                    rows = [row for row in late if row[-1] in of]
+                    self._put(bulk, self._buffer.of(of), self._waiting.of(of), rows)
+            except Exception as error:  # of any database driver
+                if kind_of(error) is not Kind.DATA:
+                    raise
+                if len(runs) > 1:
+                    middle = len(runs) // 2
+                    write(runs[:middle])
+                    write(runs[middle:])
+                    return
+                with bulk.transaction():
+                    self._put(bulk, RowBuffer(), self._waiting.of(of).begun(), ())
+                trial = trials.get(runs[0], runs[0])
+                refused.append(Refusal(trial_id=trial, error=reason(error), ended_as=ended.get(runs[0])))
+
+        write(list(dict.fromkeys([*self._waiting.all_runs, *self._buffer.run_ids, *(row[-1] for row in late)])))
 
     def _run_row(self, run: OpenRun, name: str) -> Row:
         artifacts, experiment = self._database.artifacts_of(run.run_id), self._database.create().experiment_id

@@ -23,7 +23,7 @@ from jobs.job import Curves
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking import layout
 from orchestrator.tracking.artifacts import delete_from, upload, writing
-from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow, begun, check_metric_names
+from orchestrator.tracking.base import RecordTracker, SweepRecord, TrialRow, begun, check_metric_names
 from orchestrator.tracking.connection import deleted_experiment, refused_experiment
 from orchestrator.tracking.http_api import HISTORY_RUNS, RUNS_BY_ID, MlflowApi, ServerError, ServerRun
 from orchestrator.tracking.metric_block import MetricRow
@@ -35,7 +35,7 @@ REVISION = "phasefront.revision"
 """How often the observations of a run have been written: each time with a newer timestamp, so MLflow shows the last."""
 
 
-class HttpTracker(Tracker):
+class HttpTracker(RecordTracker):
     """The record behind an MLflow server; arguments as for `DatabaseTracker`."""
 
     def __init__(self, uri: str, *, experiment: str, artifacts: str | None = None, place: str = "tracking.uri") -> None:
@@ -262,6 +262,12 @@ class HttpTracker(Tracker):
         newest = ServerRun.parse(self._api.get("runs/get", run_id=self._parent.run_id)["run"]).newest
         start = self._parent.start_time
         return {name: step for name, (timestamp, step) in newest.items() if timestamp == start + step}
+
+    def reconnect(self) -> None:
+        """Runs are looked up again: one may have been created although the answer was lost."""
+        self._check_open()
+        self._known = None
+        self._api.experiment(self._experiment)
 
     def close(self) -> None:
         self._closed = True

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
+from orchestrator.outages import Unreachable
 from orchestrator.printable import printable
 from orchestrator.records import Status
 from orchestrator.tracking.address import quiet_mlflow, shown
@@ -135,11 +136,14 @@ class MlflowApi:
         return self._call("GET", f"/api/2.0/mlflow/{path}", params=params)
 
     def _call(self, method: str, endpoint: str, **content: Any) -> dict[str, Any]:
+        """One request. It is not repeated here: `orchestrator.outages` decides, and says what it waits for."""
         from mlflow.exceptions import MlflowException
         from mlflow.utils.rest_utils import http_request
 
         try:
-            response = http_request(self._credentials, endpoint, method, raise_on_status=False, **content)
+            response = http_request(
+                self._credentials, endpoint, method, raise_on_status=False, max_retries=0, **content
+            )
         except MlflowException as error:
             raise self._unreachable(error.message) from error
         try:
@@ -174,8 +178,8 @@ class MlflowApi:
             next_step=next_step,
         )
 
-    def _unreachable(self, why: str) -> UserError:
-        return UserError(
+    def _unreachable(self, why: str) -> Unreachable:
+        return Unreachable(
             f"the MLflow server cannot be reached: {why}",
             place=self._place,
             value=shown(self._uri),

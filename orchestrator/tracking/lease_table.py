@@ -131,6 +131,8 @@ class HeldLease:
         self._lasts_ms, self._every_s = max(1, round(lasts_s * 1000)), lasts_s / RENEWALS
         self.sequence = 0
         """Number of the newest transaction that was begun."""
+        self.confirmed = 0
+        """Number of the newest transaction whose commit the database has confirmed."""
         self.lost = False
         """Whether the thread has found that another driver has taken the lease; the next transaction raises."""
         self._renewed_at = time.monotonic()
@@ -141,7 +143,10 @@ class HeldLease:
 
     def bind(self, bulk: Bulk) -> None:
         """From now on, transactions of this connection write only while the lease is held."""
-        bulk.at_begin = self.check
+        bulk.at_begin, bulk.at_commit = self.check, self._confirm
+
+    def _confirm(self) -> None:
+        self.confirmed = self.sequence
 
     def check(self, bulk: Bulk) -> None:
         """The first statement of a transaction: renew the lease, and give the transaction the next number.
@@ -201,7 +206,7 @@ class HeldLease:
     def release(self, bulk: Bulk) -> None:
         """Let the next driver take the lease at once. Where the database does not answer, the lease expires."""
         self._heartbeat.close()
-        bulk.at_begin = None
+        bulk.at_begin = bulk.at_commit = None
         with contextlib.suppress(Exception), bulk.transaction():  # a lost connection, of any driver
             bulk.execute(
                 f"UPDATE {TABLE} SET owner = '' WHERE experiment_id = ? AND fence = ? AND owner = ?", *self._key

@@ -13,7 +13,7 @@ import numpy as np
 
 from jobs.job import Curves, Observations, Scalar
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
-from orchestrator.tracking.base import SweepRecord, Tracker, TrialRow, begun, check_metric_names
+from orchestrator.tracking.base import RecordTracker, SweepRecord, TrialRow, begun, check_metric_names
 from orchestrator.tracking.lease import taken
 from orchestrator.tracking.rows import later
 from orchestrator.trial import Trial
@@ -61,7 +61,7 @@ class MemoryRecord:
     """The tracker that drives it."""
 
 
-class MemoryTracker(Tracker):
+class MemoryTracker(RecordTracker):
     """The record as dictionaries. Nothing is kept when the process ends."""
 
     def __init__(self, record: MemoryRecord | None = None) -> None:

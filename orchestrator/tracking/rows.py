@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.job import LARGEST_STEP
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.tracking import layout
-from orchestrator.tracking.base import begun, check_metric_names
+from orchestrator.tracking.base import Refusal, Refused, begun, check_metric_names
 from orchestrator.tracking.bulk_sql import Bulk, Row
 from orchestrator.tracking.metric_block import MetricBlock, MetricRow
 from orchestrator.tracking.run_table import OpenRun, Point
@@ -23,8 +24,13 @@ def new_rows(rows: CurveRows, open_runs: Mapping[str, OpenRun]) -> tuple[CurveRo
     Raises:
         UserError: A metric's name breaks MLflow's rule.
         LookupError: A trial was never begun.
+        Refused: A step is larger than a database can hold.
     """
     check_metric_names(rows.metrics)
+    if len(rows.step) and rows.step.max() > LARGEST_STEP:
+        positions = np.unique(rows.trial[rows.step > LARGEST_STEP]).tolist()
+        error = f"a step must be at most {LARGEST_STEP}"
+        raise Refused([Refusal(trial_id=rows.trial_ids[position], error=error) for position in positions])
     runs = [begun(open_runs, trial) for trial in rows.trial_ids]
     through = np.array([run.through_step for run in runs], dtype=np.int64)
     new = rows.step > through[rows.trial]
@@ -64,6 +70,19 @@ class RowBuffer:
     def run_ids(self) -> list[str]:
         """The runs of the buffered rows."""
         return list(self._runs)
+
+    def of(self, runs: Collection[str]) -> RowBuffer:
+        """The buffered rows of these runs."""
+        part = RowBuffer()
+        part._runs = {run: n for n, run in enumerate(run for run in self._runs if run in runs)}
+        part._metrics = self._metrics
+        number = np.array([part._runs.get(run, -1) for run in self._runs], dtype=np.int64)
+        for run, *columns in self._parts:
+            keep = number[run] >= 0
+            if keep.any():
+                part._parts.append((number[run[keep]], *(column[keep] for column in columns)))
+                part.rows += int(keep.sum())
+        return part
 
     def block(self) -> MetricBlock:
         """All buffered rows, in the order in which a database writes them fastest."""
@@ -138,6 +157,27 @@ class TrialRows:
         """Add the rows of other trials."""
         for column in fields(self):
             getattr(self, column.name).extend(getattr(more, column.name))
+
+    def of(self, runs: Collection[str]) -> TrialRows:
+        """The rows of these runs."""
+        return TrialRows(
+            runs=[row for row in self.runs if row[0] in runs],
+            params=[row for row in self.params if row[-1] in runs],
+            tags=[row for row in self.tags if row[-1] in runs],
+            results=[row for row in self.results if row[-1] in runs],
+            observed=[row for row in self.observed if row[-1] in runs],
+            latest=[row for row in self.latest if row[-1] in runs],
+        )
+
+    def begun(self) -> TrialRows:
+        """What begins the trials, without their results."""
+        tags = [row for row in self.tags if row[0] not in layout.RESULT_TAGS]
+        return TrialRows(runs=self.runs, params=self.params, tags=tags)
+
+    @property
+    def all_runs(self) -> list[str]:
+        """The runs of all rows."""
+        return list(dict.fromkeys([*(row[0] for row in self.runs), *(run for _, run in self.results)]))
 
     @property
     def run_ids(self) -> list[str]:

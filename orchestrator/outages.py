@@ -1,0 +1,279 @@
+"""Errors of databases, servers and disks: which of them pass, and how long and how often an operation is tried again.
+
+The record and the study of a search share these rules. Nothing here imports a driver: errors are told apart by SQLite's
+error codes, PostgreSQL's SQLSTATE, HTTP status, `errno` and the names of their classes.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any, TypeVar
+
+from orchestrator.errors import NOTHING, Outage, UserError
+from orchestrator.printable import printable
+from orchestrator.progress import duration
+
+PATIENCE_S = 600.0
+"""How long a run waits for a record that does not answer, unless the sweep says otherwise."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+"""Between two attempts; each pause is twice as long as the one before."""
+SILENT_S = 3.0
+"""Outages up to this long are not mentioned."""
+SAY_EVERY_S = 30.0
+
+T = TypeVar("T")
+
+_SQLITE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+_SQLITE_TEXTS = ("is locked", "disk I/O error", "disk is full", "unable to open")
+"""Of errors without a code."""
+_SQLSTATES = ("08", "53", "57", "58", "40", "55P03", "25006")
+"""PostgreSQL: connection, resources (a full disk), operator intervention (a restart), system, serialisation, a lock
+that was not available, and a server that is only a standby for now."""
+_DATA_STATES = ("22", "23")
+_ERRNO = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EBUSY,
+        errno.EAGAIN,
+        errno.ESTALE,
+        errno.EPIPE,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.ETIMEDOUT,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EMFILE,
+        errno.ENFILE,
+    }
+)
+_HTTP = frozenset({408, 425, 429})
+_AWAY_NAMES = frozenset({"ConnectionError", "Timeout", "TimeoutError", "ChunkedEncodingError", "ProtocolError"})
+_MLFLOW_CODES = frozenset({"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"})
+
+
+class Unreachable(UserError):
+    """A database or server cannot be reached: a wrong address if it never could, otherwise an outage.
+
+    Args:
+        busy: it is there, but does not accept this connection now; then it is an outage in any case.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        *,
+        place: str = "",
+        value: object = NOTHING,
+        choices: Sequence[object] = (),
+        next_step: str = "",
+        busy: bool = False,
+    ) -> None:
+        super().__init__(rule, place=place, value=value, choices=choices, next_step=next_step)
+        self.busy = busy
+
+
+class Kind(Enum):
+    """What an error means for the operation that raised it."""
+
+    AWAY = "away"
+    """The infrastructure's: the same operation may work later."""
+    DATA = "data"
+    """The database refuses a value."""
+    OTHER = "other"
+    """A user's mistake, an outage that is over patience, or a bug."""
+
+
+def kind_of(error: BaseException) -> Kind:
+    """What the error means, by itself or by what it was raised from."""
+    kind = _kind(error)
+    inner = getattr(error, "orig", None) or error.__cause__
+    if inner is None and type(error).__name__ == "MlflowException":
+        inner = error.__context__
+    if kind is Kind.OTHER and isinstance(inner, BaseException) and not isinstance(error, Outage):
+        return kind_of(inner)
+    return kind
+
+
+def _kind(error: BaseException) -> Kind:
+    if isinstance(error, Unreachable):
+        return Kind.AWAY
+    if isinstance(error, (UserError, Outage)):
+        return Kind.OTHER
+    if isinstance(error, UnicodeError | OverflowError):
+        return Kind.DATA
+    if isinstance(error, sqlite3.Error):
+        return _kind_of_sqlite(error)
+    status = getattr(error, "status", getattr(getattr(error, "response", None), "status_code", None))
+    if isinstance(status, int):
+        return Kind.AWAY if status in _HTTP or status >= 500 else Kind.DATA if status == 400 else Kind.OTHER
+    names = {cls.__name__ for cls in type(error).__mro__}
+    state: Any = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if isinstance(state, str):
+        return (
+            Kind.AWAY if state.startswith(_SQLSTATES) else Kind.DATA if state.startswith(_DATA_STATES) else Kind.OTHER
+        )
+    if type(error).__module__.partition(".")[0] in ("psycopg", "psycopg2"):
+        # Without a code: the driver's own, of a connection that broke or of a value that it cannot send.
+        away = names & {"OperationalError", "InterfaceError"}
+        return Kind.AWAY if away else Kind.DATA if names & {"DataError", "IntegrityError"} else Kind.OTHER
+    if isinstance(error, OSError) and (error.errno in _ERRNO or isinstance(error, ConnectionError | TimeoutError)):
+        return Kind.AWAY
+    if names & _AWAY_NAMES or getattr(error, "error_code", None) in _MLFLOW_CODES:
+        return Kind.AWAY
+    return Kind.OTHER
+
+
+def _kind_of_sqlite(error: sqlite3.Error) -> Kind:
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    if isinstance(error, sqlite3.OperationalError):
+        passes = any(text in str(error) for text in _SQLITE_TEXTS) if code is None else code & 0xFF in _SQLITE
+        return Kind.AWAY if passes else Kind.OTHER
+    is_value = isinstance(error, sqlite3.IntegrityError | sqlite3.DataError) or "binding parameter" in str(error)
+    return Kind.DATA if is_value else Kind.OTHER
+
+
+def reason(error: BaseException) -> str:
+    """One line of text about an error."""
+    inner = getattr(error, "orig", None)
+    text = error.mistakes[0].rule if isinstance(error, UserError) else str(inner or error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return printable(lines[0] if lines else type(error).__name__, longest=300)
+
+
+class Patience:
+    """Counts the time for which something is away, says so, and gives up in the end.
+
+    Args:
+        what: what is away, as the subject of a sentence, without a password.
+        limit_s: gives up after this time.
+        say: called with a line to show.
+        stopping: whether the run is being stopped; then there is no second attempt.
+        clock: seconds by a monotonic clock.
+        sleep: waits for a number of seconds.
+        meanwhile: what happens meanwhile, for the line that is shown.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        limit_s: float = PATIENCE_S,
+        say: Callable[[str], None],
+        stopping: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        meanwhile: Callable[[], str] = lambda: "",
+    ) -> None:
+        self.what, self._limit_s, self._say, self._stopping = what, limit_s, say, stopping
+        self._clock, self._sleep = clock, sleep
+        self._began: float | None = None
+        """When it first did not answer; None if it answers."""
+        self._since = 0.0
+        """The same, or when it last did something in between."""
+        self._pause_s = FIRST_PAUSE_S
+        self._next = 0.0
+        self._said_at: float | None = None
+        self._why, self._meanwhile = "", meanwhile
+
+    @property
+    def away_s(self) -> float:
+        """Seconds since the first error; 0 if it answers."""
+        return 0.0 if self._began is None else self._clock() - self._began
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next attempt; a run that is stopped makes its last one at once."""
+        return self._clock() >= self._next or self._stopping()
+
+    def failed(self, error: BaseException) -> None:
+        """Note that an attempt has failed.
+
+        Raises:
+            Outage: it has been away for too long, or the run is being stopped.
+        """
+        now = self._clock()
+        self._why = reason(error)
+        if self._began is None:
+            self._began, self._since, self._pause_s, self._said_at = now, now, FIRST_PAUSE_S, None
+        if now - self._since >= self._limit_s or self._stopping():
+            raise self._outage() from error
+        self._next = min(now + self._pause_s, self._since + self._limit_s)
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        self.report()
+
+    def report(self) -> None:
+        """Say what is away, for how long and why, unless it was said lately."""
+        now, away_s = self._clock(), self.away_s
+        if away_s > SILENT_S and (self._said_at is None or now - self._said_at >= SAY_EVERY_S):
+            left = f"giving up in {duration(max(0.0, self._limit_s - (now - self._since)))}"
+            self._say("; ".join(filter(None, (f"{self._state()}: {self._why}", self._meanwhile(), left))))
+            self._said_at = now
+
+    def _state(self) -> str:
+        return f"{self.what} has not answered for {duration(self.away_s)}"
+
+    def _outage(self) -> Outage:
+        stopped = " when the run was stopped" if self._stopping() else ""
+        return Outage(
+            f"{self._state()}{stopped}: {self._why}",
+            next_step="recorded results are safe: run the same command again when it is back; tracking.patience sets "
+            "how long a run waits",
+        )
+
+    def progressed(self) -> None:
+        """Note that something has worked: the limit counts from now on."""
+        self._since = self._clock()
+
+    def succeeded(self) -> None:
+        """Note that an attempt has worked."""
+        if self._began is not None and self._said_at is not None:
+            self._say(f"{self.what} is back after {duration(self.away_s)}")
+        self._began, self._said_at, self._next = None, None, 0.0
+
+    def wait(self, at_most_s: float = LONGEST_PAUSE_S) -> None:
+        """Sleep until the next attempt is due, for at most this long; a run that is stopped waits no longer."""
+        end = min(self._next, self._clock() + at_most_s)
+        while (left_s := end - self._clock()) > 0 and not self._stopping():
+            self._sleep(min(left_s, 0.5))
+        self.report()
+
+    def call(self, do: Callable[[], T], *, mend: Callable[[], object] = lambda: None) -> T:
+        """Call `do` until it does not fail because something is away; before each further attempt call `mend`.
+
+        Raises:
+            Outage: it has been away for too long, or the run is being stopped.
+            Exception: any other error of `do` or `mend`.
+        """
+        again = False
+        while True:
+            try:
+                if again:
+                    mend()
+                result = do()
+            except Exception as error:  # of any database driver or server
+                if kind_of(error) is not Kind.AWAY:
+                    raise
+                self.failed(error)
+                again = True
+                while not self.due:
+                    self.wait()
+            else:
+                self.succeeded()
+                return result
