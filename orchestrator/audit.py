@@ -100,7 +100,14 @@ class Report:
     """FINISHED trials whose phase was not computed again: it is recorded under other thresholds."""
 
 
-def audit(expected: Expected, runs: Iterable[RunFacts], read_curves: ReadCurves, secrets: Mapping[str, str]) -> Report:
+def audit(
+    expected: Expected,
+    runs: Iterable[RunFacts],
+    read_curves: ReadCurves,
+    secrets: Mapping[str, str],
+    *,
+    has_driver: bool | None = None,
+) -> Report:
     """Check a recorded sweep.
 
     Args:
@@ -108,8 +115,9 @@ def audit(expected: Expected, runs: Iterable[RunFacts], read_curves: ReadCurves,
         runs: Every run of its experiment; those of other sweeps are left out here.
         read_curves: Reads curves of trials.
         secrets: Name -> value of what must not be recorded anywhere, in addition to passwords in addresses.
+        has_driver: Whether a driver holds the experiment; None: unknown.
     """
-    report, whole = Report(), _WholeSweep(expected)
+    report, whole = Report(), _WholeSweep(expected, has_driver)
     waiting: dict[str, RunFacts] = {}
 
     def reduce_waiting() -> None:
@@ -355,8 +363,8 @@ def _close(a: float, b: float) -> bool:
 class _WholeSweep:
     """What is known of all runs once each has been read."""
 
-    def __init__(self, expected: Expected) -> None:
-        self._expected = expected
+    def __init__(self, expected: Expected, has_driver: bool | None) -> None:
+        self._expected, self._has_driver = expected, has_driver
         self._parents: list[RunFacts] = []
         self._live: dict[str, str] = {}
         """Trial -> its FINISHED or RUNNING run."""
@@ -415,10 +423,13 @@ class _WholeSweep:
             yield _wrong(Invariant.ONE_RUN, parent, what)
 
     def _none_running(self) -> Iterator[Violation]:
-        idle = {parent.run_id: parent.status for parent in self._parents if parent.status != Status.RUNNING}
+        states = {parent.run_id: parent.status for parent in self._parents}
         for run, trial, parent in self._running:
-            if parent in idle:
-                what = f"it is RUNNING, and its sweep is {idle[parent]}"
+            state = states.get(parent, "")
+            if state and (state != Status.RUNNING or self._has_driver is False):
+                what = f"it is RUNNING, and its sweep is {state}"
+                if state == Status.RUNNING:
+                    what = "it is RUNNING, and its driver has ended: `phasefront run` resumes the sweep"
                 yield Violation(invariant=Invariant.NONE_RUNNING, what=what, run_id=run, trial_id=trial)
 
     def _strangers(self) -> Iterator[Violation]:

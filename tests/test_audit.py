@@ -13,7 +13,7 @@ from servers import empty_sqlite, mlflow_server, postgres_server
 
 from orchestrator.audit import Invariant, digests, passwords_in, regressed
 from orchestrator.cli import main
-from orchestrator.commands.wiring import open_tracker
+from orchestrator.commands.wiring import open_tracker, sweep_record
 from orchestrator.sweep.sweep import Sweep
 
 RECORDS = Path(__file__).parent / "records"
@@ -262,12 +262,17 @@ def test_nothing_recorded_is_a_mistake(sweep: Path, capsys: pytest.CaptureFixtur
     assert "nothing is recorded" in capsys.readouterr().err
 
 
-def test_a_trial_of_a_driver_that_runs_may_be_running(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with closing(sqlite3.connect(sweep.parent / "r.db")) as connection:
-        connection.executescript(
-            f"UPDATE runs SET status = 'RUNNING', end_time = NULL WHERE run_uuid IN ({ONE}, {PARENT})"
-        )
-    assert main(["audit", str(sweep)]) == 0, capsys.readouterr().out
+def test_a_trial_may_be_running_while_its_driver_lives(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = Sweep.load(sweep)
+    with closing(open_tracker(loaded)) as tracker:
+        tracker.open_sweep(sweep_record(loaded))
+        with closing(sqlite3.connect(sweep.parent / "r.db")) as connection:
+            connection.executescript(f"UPDATE runs SET status = 'RUNNING', end_time = NULL WHERE run_uuid = {ONE}")
+        assert main(["audit", str(sweep)]) == 0, capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["audit", str(sweep)]) == 1
+    said = capsys.readouterr().out
+    assert violated(said) == {Invariant.NONE_RUNNING} and "its driver has ended" in said
 
 
 def test_addresses_with_asterisks_have_no_password() -> None:

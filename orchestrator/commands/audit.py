@@ -35,7 +35,8 @@ def audit_(arguments: argparse.Namespace) -> int:
         trials = {trial.id: trial for trial in known_trials(sweep, tracker)}
         reader = open_reader(sweep.tracking.uri, experiment=sweep.tracking.experiment)
         with contextlib.closing(reader):
-            report = audit(expected(sweep, trials), reader.runs(), tracker.curves, secrets_of(os.environ))
+            secrets, driver = secrets_of(os.environ), reader.has_driver()
+            report = audit(expected(sweep, trials), reader.runs(), tracker.curves, secrets, has_driver=driver)
     print("\n".join([f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}", *lines(report)]))
     return 1 if report.violations else 0
 

@@ -59,6 +59,10 @@ class RecordReader(ABC):
     def runs(self) -> Iterator[RunFacts]:
         """Every active run of the experiment, in no particular order; none where nothing is recorded."""
 
+    def has_driver(self) -> bool | None:
+        """Whether a driver holds the experiment now; None where the record does not tell."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Close the connections."""

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator.tracking import lease_table
 from orchestrator.tracking.address import database_address
 from orchestrator.tracking.bulk_sql import Row
 from orchestrator.tracking.connection import Database
 from orchestrator.tracking.facts import RUNS_A_PAGE, CurveFacts, RecordReader, RunFacts
+from orchestrator.tracking.lease import Process
 from orchestrator.tracking.run_table import RunTable
 
 _RUNS = (
@@ -54,6 +56,16 @@ class DatabaseReader(RecordReader):
         while page := table.bulk.query(_RUNS, table.experiment_id, last, RUNS_A_PAGE):
             yield from _facts(table, page)
             last = page[-1][0]
+
+    def has_driver(self) -> bool | None:
+        """By the lease: None if no driver of this version has taken it, or if its holder is on another machine."""
+        table = self._database.existing()
+        lease = None if table is None else lease_table.find(table.bulk, table.experiment_id)
+        if lease is None:
+            return None
+        if lease.holder is None or lease.holder.is_dead(Process.this()):
+            return False
+        return True if lease.is_fresh else None
 
     def close(self) -> None:
         self._database.close()

@@ -86,16 +86,24 @@ def read(bulk: Bulk, experiment_id: int) -> Lease | None:
     return None
 
 
-def _create(bulk: Bulk, place: str) -> None:
+def find(bulk: Bulk, experiment_id: int) -> Lease | None:
+    """The lease of an experiment, in a record that may be of an earlier version."""
+    return read(bulk, experiment_id) if _is_there(bulk) else None
+
+
+def _is_there(bulk: Bulk) -> bool:
     in_sqlite, in_postgres = "SELECT 1 FROM sqlite_master WHERE name = ?", "SELECT 1 WHERE to_regclass(?) IS NOT NULL"
-    there = in_sqlite if isinstance(bulk, SqliteBulk) else in_postgres
-    if bulk.query(there, TABLE):
+    return bool(bulk.query(in_sqlite if isinstance(bulk, SqliteBulk) else in_postgres, TABLE))
+
+
+def _create(bulk: Bulk, place: str) -> None:
+    if _is_there(bulk):
         return
     try:
         with bulk.transaction():
             bulk.execute(CREATE)
     except Exception as error:  # of sqlite3 or either PostgreSQL driver: they share no base class
-        if bulk.query(there, TABLE):
+        if _is_there(bulk):
             return  # another driver has created it at the same time
         raise UserError(
             f"the table {TABLE} cannot be created: {str(error).strip().splitlines()[0]}",
