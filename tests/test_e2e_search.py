@@ -151,7 +151,8 @@ def test_a_search_reuses_trials_of_a_grid(folder: Path) -> None:
 
 def test_two_records_of_one_search_file_may_be_written_at_the_same_time(folder: Path) -> None:
     """The advice of a refused second driver: another experiment. Each search has a study of its own."""
-    command = ("run", "sweep.yaml", "--inline", "--no-map", "--set", "search.budget=40")
+    smaller = ("search.budget=30", "search.start=8", "search.batch=8", "fixed.wait=0.3")
+    command = ("run", "sweep.yaml", "--inline", "--no-map", *(word for value in smaller for word in ("--set", value)))
     with driver(*command, cwd=folder) as first:
         wait_for("rows", lambda: rows_recorded(folder / "mlflow.db") > 0, first)
         code, text = run(*command, "--set", "tracking.experiment=other", cwd=folder)
@@ -159,7 +160,7 @@ def test_two_records_of_one_search_file_may_be_written_at_the_same_time(folder: 
         text = first.finish()
         assert first.popen.returncode in (0, 1) and "Traceback" not in text, text
     runs = trials(record(folder / "mlflow.db"))
-    assert sorted(Counter(run.experiment_id for run in runs).values()) == [40, 40]
+    assert sorted(Counter(run.experiment_id for run in runs).values()) == [30, 30]
     with contextlib.closing(sqlite3.connect(folder / "optuna.db")) as connection:
         counts = connection.execute("SELECT COUNT(*) FROM trials GROUP BY study_id").fetchall()
-    assert counts == [(40,), (40,)]
+    assert counts == [(30,), (30,)]
