@@ -1,16 +1,25 @@
 """The tracker over a real `mlflow server`."""
 
+import contextlib
 import itertools
+import json
 import math
+import time
+from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from servers import empty_sqlite, free_port, mlflow_server
-from tracking_contract import finished, rows, trial
+from tracking_contract import SWEEP, finished, rows, trial
+from tracking_drivers import another_driver
 from tracking_parent import MlflowContract
 
 from orchestrator.errors import UserError
+from orchestrator.tracking import layout, lease
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.http_api import whole_steps
+from orchestrator.tracking.lease import LeaseLost
+from orchestrator.tracking.lease_tag import KEY
 
 pytestmark = pytest.mark.slow
 
@@ -20,11 +29,101 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     database = empty_sqlite(folder / "mlflow.db")
     with mlflow_server(f"phasefront-sqlite:///{database}", folder / "artifacts") as uri:
+        DATABASES[uri] = database
         yield uri
 
 
+DATABASES: dict[str, Path] = {}
+"""Address of a server -> its database."""
+
+
+class TestLease:
+    """One driver at a time over HTTP, and beside a driver that reaches the server's database."""
+
+    _numbers = itertools.count()
+
+    @pytest.fixture(autouse=True)
+    def _experiment(self, server):
+        self.experiment = f"leased {next(self._numbers)}"
+        self.http, self.sql = server, f"sqlite:///{DATABASES[server]}"
+        tracker = open_tracker(self.sql, experiment=self.experiment)  # so that both can write its artifacts
+        tracker.open_sweep(SWEEP, running=False)
+        tracker.close()
+
+    def opened(self, uri):
+        tracker = open_tracker(uri, experiment=self.experiment)
+        tracker.open_sweep(SWEEP)
+        return tracker
+
+    def refused(self, uri):
+        tracker = open_tracker(uri, experiment=self.experiment)
+        with pytest.raises(UserError, match="another phasefront run"):
+            tracker.open_sweep(SWEEP)
+        tracker.close()
+
+    def test_drivers_over_http_and_sql_refuse_each_other(self):
+        first = self.opened(self.http)
+        self.refused(self.sql)
+        first.begin([trial()])
+        first.close()
+        first = self.opened(self.sql)
+        self.refused(self.http)
+        first.begin([trial()])
+        first.close()
+        self.opened(self.http).close()
+
+    def test_a_driver_that_was_killed_is_followed_at_once(self):
+        for uri, after in ((self.http, self.sql), (self.http, self.http), (self.sql, self.http)):
+            with another_driver(uri, self.experiment) as process:
+                self.refused(after)
+                process.kill()
+                process.wait()
+            tracker = self.opened(after)
+            assert tracker.reconcile() == 1
+            tracker.close()
+
+    @pytest.mark.parametrize("first", ["http", "sql"])
+    def test_a_driver_whose_lease_was_taken_over_http_writes_nothing(self, first, monkeypatch):
+        monkeypatch.setenv(lease.VARIABLE, "1.2")
+        tracker = self.opened(getattr(self, first))
+        tracker.begin([trial(0)])
+        tracker.record(rows([trial(0)], [0]))
+        assert tracker.index([trial(0).id])
+        client = MlflowClient(self.http)
+        number = client.get_experiment_by_name(self.experiment).experiment_id
+        tag = json.loads(client.get_experiment(number).tags[KEY])
+        client.set_experiment_tag(number, KEY, json.dumps({**tag, "owner": "thief", "host": "thief", "by": "http"}))
+        time.sleep(0.8)
+        with pytest.raises(LeaseLost, match="the phasefront run on thief"):
+            tracker.annotate({"x": 1.0})
+        with pytest.raises(LeaseLost):
+            tracker.settle()
+        with contextlib.suppress(LeaseLost):
+            tracker.close()
+        reader = open_tracker(self.sql, experiment=self.experiment)
+        assert set(reader.index([trial(0).id, trial(1).id])) == {trial(0).id}
+        reader.close()
+        # The thief renews nothing: after its time it is followed.
+        said = []
+        tracker = open_tracker(self.http, experiment=self.experiment)
+        tracker.say = said.append
+        client.set_experiment_tag(number, KEY, json.dumps({**tag, "owner": "thief", "host": "thief", "machine": "x"}))
+        tracker.open_sweep(SWEEP)
+        assert "the phasefront run on thief" in said[0]
+        tracker.close()
+
+    def test_a_value_of_the_sweep_is_replaced_although_the_clock_was_set_back(self, monkeypatch):
+        tracker = self.opened(self.http)
+        tracker.annotate({"area": 2.0})
+        now = layout.now_ms()
+        monkeypatch.setattr(layout, "now_ms", lambda: now - 3_600_000)
+        tracker.annotate({"area": 1.0})
+        run = tracker.find_sweep(SWEEP.sweep_id)
+        assert MlflowClient(self.http).get_run(run).data.metrics["area"] == 1.0
+        tracker.close()
+
+
 class TestHttp(MlflowContract):
-    LOCKS = False
     DELETES = False
     KEEPS_RUN = False
     _numbers = itertools.count()
@@ -46,8 +145,6 @@ class TestHttp(MlflowContract):
         assert curves[two.id].values["b"][-1] == 1000.0 + steps[-1] / 7 + 1
 
     def test_the_run_of_an_interrupted_attempt_moves_to_the_trash(self, tracker):
-        from mlflow import MlflowClient
-
         one = trial()
         tracker.begin([one])
         tracker.record(rows([one], [0, 1]))
@@ -61,8 +158,6 @@ class TestHttp(MlflowContract):
         assert next(tracker.rows([one.id])).run_id == after.run_id
 
     def test_an_observation_that_no_longer_holds_is_shown_as_nan(self, tracker):
-        from mlflow import MlflowClient
-
         one = trial()
         tracker.begin([one])
         tracker.end([finished(one, a=1.0, b=5.0)])

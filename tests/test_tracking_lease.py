@@ -20,7 +20,7 @@ from tracking_contract import SWEEP, finished, rows, trial
 
 from orchestrator.errors import UserError
 from orchestrator.records import Status
-from orchestrator.tracking import lease
+from orchestrator.tracking import layout, lease
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.lease import Answer, Lease, LeaseLost, Process, judge
 from orchestrator.tracking.lease_table import TABLE
@@ -425,4 +425,37 @@ def test_a_refused_experiment_leaves_no_connection_open(file: Path) -> None:
         with pytest.raises(UserError, match="refused to create the experiment"):
             tracker.open_sweep(SWEEP)
         assert open_files() == 0
+    tracker.close()
+
+
+@pytest.mark.parametrize("jump_ms", [-3_600_000, 3_600_000])
+def test_a_clock_that_is_set_while_a_driver_runs_breaks_neither_lease_nor_curves(
+    file: Path, monkeypatch: pytest.MonkeyPatch, jump_ms: int
+) -> None:
+    one, two = trial(0), trial(1)
+    tracker = opened(file)
+    tracker.open_sweep(SWEEP)
+    tracker.begin([one])
+    tracker.record(rows([one], [0, 1]))
+    tracker.index([])
+    real = layout.now_ms
+    monkeypatch.setattr(layout, "now_ms", lambda: real() + jump_ms)
+    tracker.record(rows([one], [1, 2, 3]))
+    tracker.begin([two])
+    tracker.record(rows([two], [0]))
+    tracker.end([finished(one, a=1.0)])
+    tracker.annotate({"area": 2.0})
+    tracker.annotate({"area": 1.0})
+    tracker.close()
+    tracker = opened(file)
+    tracker.open_sweep(SWEEP)
+    assert tracker.reconcile() == 1
+    tracker.begin([two])
+    tracker.record(rows([two], [0, 1]))
+    tracker.end([finished(two)])
+    curves = dict(tracker.curves([one.id, two.id]))
+    assert [curves[t.id].step.tolist() for t in (one, two)] == [[0, 1, 2, 3], [0, 1]]
+    assert {row.recorded.status for row in tracker.rows([one.id, two.id])} == {Status.FINISHED}
+    with database(file) as connection:
+        assert connection.execute("SELECT value FROM latest_metrics WHERE key = 'area'").fetchall() == [(1.0,)]
     tracker.close()

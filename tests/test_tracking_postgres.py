@@ -1,7 +1,10 @@
 """The tracker over a real PostgreSQL, with both drivers."""
 
+import contextlib
 import itertools
 import math
+import threading
+import time
 
 import numpy as np
 import psycopg2
@@ -14,6 +17,9 @@ from tracking_parent import MlflowContract
 from orchestrator.errors import UserError
 from orchestrator.records import CurveRows
 from orchestrator.tracking.factory import open_tracker
+from orchestrator.tracking.heartbeat import Heartbeat
+from orchestrator.tracking.lease import LeaseLost
+from orchestrator.tracking.lease_table import TABLE
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +89,56 @@ class TestPsycopg2(PostgresContract):
         tracker = self.open()
         open_when_free(tracker)
         tracker.close()
+
+    def forge(self, **columns):
+        """Set columns of the experiment's lease, as SQL expressions."""
+        connection = psycopg2.connect(self.uri.replace("postgresql+psycopg2", "postgresql"))
+        with connection, connection.cursor() as cursor:
+            setting = ", ".join(f"{name} = {value}" for name, value in columns.items())
+            where = "experiment_id = (SELECT experiment_id FROM experiments WHERE name = %s)"
+            cursor.execute(f"UPDATE {TABLE} SET {setting} WHERE {where}", (self.experiment,))
+            assert cursor.rowcount == 1
+        connection.close()
+
+    def test_the_server_s_clock_tells_when_the_lease_of_another_host_has_expired(self, tracker, monkeypatch):
+        tracker.begin([trial()])
+        tracker.index([])
+        monkeypatch.setattr(Heartbeat, "_run", lambda self: None)
+        self.forge(machine="'another'", host="'elsewhere'", expires_ms="renewed_ms + 1500")
+        second, said = self.open(), []
+        second.say = said.append
+        second.open_sweep(SWEEP)
+        assert "elsewhere" in said[0]
+        with pytest.raises(LeaseLost, match="was taken over by the phasefront run on"):
+            tracker.annotate({"x": 1.0})
+        assert second.reconcile() == 1
+        self.forge(machine="'another'", renewed_ms="renewed_ms - 60001", expires_ms="expires_ms - 60001")
+        third, said = self.open(), []
+        third.say = said.append
+        third.open_sweep(SWEEP)
+        assert said == []
+        for each in (tracker, second, third):
+            with contextlib.suppress(LeaseLost):
+                each.close()
+
+    def test_a_takeover_waits_for_the_transaction_that_the_holder_is_in(self, tracker):
+        """The holder's row lock: nothing of a fenced driver is committed after the takeover."""
+        bulk = tracker._database.create().bulk
+        done = []
+
+        def take_over():
+            self.forge(fence="fence + 1", owner="'thief'", host="'thief'")
+            done.append(time.monotonic())
+
+        thief = threading.Thread(target=take_over)
+        with bulk.transaction():
+            thief.start()
+            time.sleep(0.3)
+            assert not done
+        thief.join()
+        with pytest.raises(LeaseLost, match="thief"), bulk.transaction():
+            pass
+        self.forge(owner="''")
 
 
 class TestWithoutSpecialRights(PostgresContract):

@@ -89,8 +89,6 @@ def plain_curves(curves: Curves) -> tuple[object, ...]:
 class TrackerContract(ABC):
     """The rules of trials and their curves."""
 
-    LOCKS = True
-    """A second driver on the same experiment is refused."""
     KEEPS_RUN = True
     """An unfinished trial with rows begins again in the same run."""
 
@@ -261,8 +259,6 @@ class TrackerContract(ABC):
         tracker.close()
 
     def test_a_second_driver_of_an_experiment_is_refused_and_readers_are_not(self, tracker):
-        if not self.LOCKS:
-            pytest.skip("it cannot lock")
         one = trial()
         tracker.begin([one])
         for sweep in (SWEEP, OTHER):

@@ -99,7 +99,7 @@ class Tracker(ABC):
                 new one is FINISHED); `begin`, `record`, `end`, `reconcile` and `end_sweep` then raise `RuntimeError`.
 
         Raises:
-            UserError: Another driver holds the lease of the experiment (not detected over HTTP).
+            UserError: Another driver holds the lease of the experiment.
         """
 
     @abstractmethod

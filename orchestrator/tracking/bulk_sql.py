@@ -48,6 +48,8 @@ WAIT_S = 5.0
 """How long a statement waits for another process's lock of a SQLite file; `orchestrator.outages` tries again."""
 LOCK_TIMEOUT = "10s"
 """The same for PostgreSQL."""
+IDLE_S = 60
+"""How long PostgreSQL lets a transaction wait for its next statement, before it ends the connection."""
 COPY_BYTES = 1 << 20
 """Size of the parts that COPY sends."""
 FEW = 100
@@ -313,8 +315,17 @@ class PostgresBulk(Bulk):
         self._unchecked: bool | None = None
         """Whether rows may be written without a check of foreign keys; None until it was tried."""
         if write:
-            self.execute("SET synchronous_commit = on")
-            self.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+            # A stopped or unreachable driver must not keep its locks, such as that of its lease, for hours.
+            settings = {
+                "synchronous_commit": "on",
+                "lock_timeout": LOCK_TIMEOUT,
+                "idle_in_transaction_session_timeout": f"{IDLE_S}s",
+                "tcp_keepalives_idle": "30",
+                "tcp_keepalives_interval": "10",
+                "tcp_keepalives_count": "3",
+            }
+            calls = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
+            super().query(f"SELECT {calls}")
             connection.commit()
 
     def _render(self, sql: str) -> str:

@@ -17,8 +17,9 @@ from orchestrator.tracking.address import CHOICES, DatabaseAddress, quiet_mlflow
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
 from orchestrator.tracking.earlier_lock import take_file_lock, take_session_lock
 from orchestrator.tracking.file_system import network_file_system
-from orchestrator.tracking.lease import Process, lease_s, take, taken
+from orchestrator.tracking.lease import LeaseStore, Process, lease_s, take, taken
 from orchestrator.tracking.lease_table import HeldLease, LeaseTable
+from orchestrator.tracking.lease_tag import SqlTag
 from orchestrator.tracking.run_table import RunTable
 
 if TYPE_CHECKING:
@@ -128,20 +129,29 @@ class Database:
             )
         place, lasts_s = shown(self._address.uri), lease_s()
         leases = LeaseTable(table.bulk, table.experiment_id, place)
-        before = leases.read()
-        fence = take(leases, Process.this(), experiment=self.experiment, place=place, lasts_s=lasts_s, say=say)
+        tag = SqlTag(lambda: table.bulk, table.experiment_id)
+        before, me = leases.read(), Process.this()
+
+        def take_from(store: LeaseStore) -> int:
+            return take(store, me, experiment=self.experiment, place=place, lasts_s=lasts_s, say=say)
+
         self.lease = HeldLease(
             experiment_id=table.experiment_id,
             experiment=self.experiment,
-            fence=fence,
+            fence=take_from(leases),
             owner=leases.owner,
             lasts_s=lasts_s,
+            tag=tag,
             connect=lambda: connect(self._address, write=True, place=self.place),
         )
-        # A driver that did not release its lease may still hold the lock of earlier versions, if it was stopped.
-        if not self._lock_as_before(table) and (before is None or before.holder is None):
+        try:
+            take_from(tag)
+            # A driver that did not release its lease may still hold the lock of earlier versions, if it was stopped.
+            if not self._lock_as_before(table) and (before is None or before.holder is None):
+                raise taken(place, self.experiment)
+        except BaseException:
             self.close()
-            raise taken(place, self.experiment)
+            raise
         self.lease.bind(table.bulk)
 
     def _lock_as_before(self, table: RunTable) -> bool:

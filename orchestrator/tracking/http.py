@@ -9,7 +9,7 @@ The REST API lacks three operations that SQL has:
 - A metric cannot be deleted. An observation that no longer holds is overlaid by a newer row (NaN if it became
   censored). An unfinished trial with rows that begins again gets another run, and the old one moves to MLflow's trash.
 - A run cannot be created under a given id. A creation that the network repeats leaves a second, empty run.
-- Nothing can be locked. The user must not run two drivers on one experiment.
+- A write cannot depend on a lease. What is checked instead, and its limits: `lease_tag.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from typing import Any
 from jobs.job import Curves
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking import layout
+from orchestrator.tracking.address import shown
 from orchestrator.tracking.artifacts import delete_from, upload, writing
 from orchestrator.tracking.base import RecordTracker, SweepRecord, TrialRow, begun, check_metric_names
 from orchestrator.tracking.connection import deleted_experiment, refused_experiment
 from orchestrator.tracking.http_api import HISTORY_RUNS, RUNS_BY_ID, MlflowApi, ServerError, ServerRun
+from orchestrator.tracking.lease import Process, lease_s, take
+from orchestrator.tracking.lease_tag import HeldTag, HttpTag
 from orchestrator.tracking.metric_block import MetricRow
 from orchestrator.tracking.rows import RowBuffer, later, new_rows, note
 from orchestrator.tracking.run_table import OpenRun, align, chunked, series_of
@@ -46,6 +49,7 @@ class HttpTracker(RecordTracker):
         """Trial id -> run id of every trial of the experiment."""
         self._parent = OpenRun(run_id="", status="", start_time=0)
         self._open: dict[str, OpenRun] = {}
+        self._lease: HeldTag | None = None
 
     @property
     def experiment_id(self) -> str | None:
@@ -53,8 +57,10 @@ class HttpTracker(RecordTracker):
         return self._find_experiment()
 
     def _open_parent(self, sweep: SweepRecord, running: bool) -> str:
-        """The experiment is created if it does not exist. Nothing is locked."""
+        """The experiment is created if it does not exist."""
         experiment = self._find_experiment() or self._create_experiment()
+        if running:
+            self._take(experiment)
         tags = layout.sweep_tags(sweep)
         existing = next(self._api.search(experiment, _is_sweep(sweep.sweep_id)), None)
         if existing is not None:
@@ -67,6 +73,14 @@ class HttpTracker(RecordTracker):
             if not running:
                 self._api.update(self._parent.run_id, Status.FINISHED, self._parent.start_time)
         return self._parent.run_id
+
+    def _take(self, experiment: str) -> None:
+        if self._lease is not None:
+            return
+        tag, lasts_s, place = HttpTag(self._api, experiment), lease_s(), shown(self._uri)
+        take(tag, Process.this(), experiment=self._experiment, place=place, lasts_s=lasts_s, say=self.say)
+        self._lease = HeldTag(tag, experiment=self._experiment, lasts_s=lasts_s)
+        self._api.before_write = self._lease.check
 
     def find_sweep(self, sweep_id: str) -> str | None:
         """One search."""
@@ -228,6 +242,7 @@ class HttpTracker(RecordTracker):
     def attach(self, files: Mapping[str, Path]) -> None:
         """By MLflow's own client: through the server, or straight to the store that it names."""
         self._opened()
+        self._check_lease()
         from mlflow import MlflowClient
 
         log_artifact = partial(MlflowClient(tracking_uri=self._uri).log_artifact, self._parent.run_id)
@@ -238,12 +253,15 @@ class HttpTracker(RecordTracker):
     def detach(self, paths: Iterable[str]) -> tuple[str, ...]:
         """By MLflow's artifact repository for the run: through the server, or straight to the store that it names."""
         self._opened()
+        self._check_lease()
         info = self._api.get("runs/get", run_id=self._parent.run_id)["run"]["info"]
         return delete_from(info["artifact_uri"], paths, tracking_uri=self._uri)
 
     def _annotate(self, metrics: Mapping[str, float], status: Status | None) -> None:
-        """Earlier values are overlaid."""
-        now, curves = layout.now_ms(), self._traced()
+        """Earlier values are overlaid: by rows with a later time, even if the clock was set back."""
+        newest = self._newest()
+        curves = self._curves(newest)
+        now = max([layout.now_ms(), *(timestamp + 1 for name, (timestamp, _) in newest.items() if name not in curves)])
         given = {name: float(value) for name, value in metrics.items() if name not in curves}
         rows = [self._parent.row(name, value, now, 0) for name, value in given.items()]
         self._api.log_rows(self._parent.run_id, rows)
@@ -254,12 +272,15 @@ class HttpTracker(RecordTracker):
         """One request reads, and one writes up to 1,000 points; a value that `annotate` wrote is overlaid."""
         self._opened()
         check_metric_names([name])
-        new = later(points, self._traced().get(name, -1))
+        new = later(points, self._curves(self._newest()).get(name, -1))
         self._api.log_rows(self._parent.run_id, self._parent.curve_rows(name, new))
 
-    def _traced(self) -> dict[str, int]:
+    def _newest(self) -> dict[str, tuple[int, int]]:
+        """Metric of the parent run -> (timestamp, step) of its latest row."""
+        return ServerRun.parse(self._api.get("runs/get", run_id=self._parent.run_id)["run"]).newest
+
+    def _curves(self, newest: Mapping[str, tuple[int, int]]) -> dict[str, int]:
         """The last step of each metric of the parent run that is a curve, which its timestamp shows."""
-        newest = ServerRun.parse(self._api.get("runs/get", run_id=self._parent.run_id)["run"]).newest
         start = self._parent.start_time
         return {name: step for name, (timestamp, step) in newest.items() if timestamp == start + step}
 
@@ -269,8 +290,19 @@ class HttpTracker(RecordTracker):
         self._known = None
         self._api.experiment(self._experiment)
 
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
+    def settle(self) -> None:
+        if not self._closed:
+            self._check_lease()
+
     def close(self) -> None:
         self._closed = True
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
         self._api.close()
 
     def _runs(self, trials: Sequence[str]) -> dict[str, ServerRun]:

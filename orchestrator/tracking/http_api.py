@@ -93,6 +93,8 @@ class MlflowApi:
         self._uri, self._place = uri.rstrip("/"), place
         self._pool: ThreadPoolExecutor | None = None
         self._credentials: Any = None
+        self.before_write: Callable[[], None] | None = None
+        """Called before each request that writes; raises if nothing may be written (see `HeldTag`)."""
 
     def connect(self) -> None:
         """Import mlflow and check that the server's port is open (MLflow itself would retry for minutes).
@@ -129,6 +131,8 @@ class MlflowApi:
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """POST to `/api/2.0/mlflow/<path>`."""
+        if self.before_write is not None and not path.endswith("/search"):
+            self.before_write()
         return self._call("POST", f"/api/2.0/mlflow/{path}", json=body)
 
     def get(self, path: str, **params: Any) -> dict[str, Any]:
@@ -199,6 +203,16 @@ class MlflowApi:
                 raise self._unreachable(_NO_MLFLOW) from error
             raise
         return experiment
+
+    def experiment_tags(self, experiment_id: str) -> dict[str, str]:
+        """The tags of an experiment."""
+        experiment = self.get("experiments/get", experiment_id=experiment_id)["experiment"]
+        return {tag["key"]: tag.get("value", "") for tag in experiment.get("tags", ())}
+
+    def tag_experiment(self, experiment_id: str, key: str, value: str) -> None:
+        """Set a tag of an experiment; `before_write` is not called."""
+        body = {"experiment_id": experiment_id, "key": key, "value": value}
+        self._call("POST", "/api/2.0/mlflow/experiments/set-experiment-tag", json=body)
 
     def update(self, run_id: str, status: Status, end_time: int | None = None) -> None:
         """Set the status of a run and, unless it is None, its end time."""

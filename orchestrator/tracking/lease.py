@@ -49,6 +49,11 @@ def lease_s() -> float:
     return seconds
 
 
+def elapsed_s() -> float:
+    """Seconds by a clock that neither jumps nor stands still while the machine is suspended, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Process:
     """A process, as others can recognise it."""
@@ -167,7 +172,7 @@ def take(
     lasts_s: float,
     say: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = elapsed_s,
 ) -> int:
     """Take the lease, and wait for it to expire if its holder may have died on another machine; its fencing number.
 

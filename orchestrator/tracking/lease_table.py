@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 import uuid
 from collections.abc import Callable
 
 from orchestrator.errors import UserError
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
 from orchestrator.tracking.heartbeat import Heartbeat
-from orchestrator.tracking.lease import RENEWALS, Lease, LeaseLost, LeaseStore, Process
+from orchestrator.tracking.lease import RENEWALS, Lease, LeaseLost, LeaseStore, Process, elapsed_s
+from orchestrator.tracking.lease_tag import SqlTag
 
 TABLE = "phasefront_leases"
 CREATE = (
@@ -121,6 +121,7 @@ class HeldLease:
         fence: The fencing number of `LeaseTable.claim`.
         owner: The owner of `LeaseTable`.
         lasts_s: How long the lease lasts without renewal.
+        tag: The tag that drivers over HTTP read; once it is claimed, it is renewed together with the row.
         connect: Opens a connection for the thread that renews the lease while there is no transaction.
     """
 
@@ -132,22 +133,24 @@ class HeldLease:
         fence: int,
         owner: str,
         lasts_s: float,
+        tag: SqlTag,
         connect: Callable[[], Bulk | None],
     ) -> None:
         self._key = (experiment_id, fence, owner)
-        self._experiment, self._connect = experiment, connect
-        self._lasts_ms, self._every_s = max(1, round(lasts_s * 1000)), lasts_s / RENEWALS
+        self._experiment, self._tag, self._connect = experiment, tag, connect
+        self._lasts_s, self._lasts_ms = lasts_s, max(1, round(lasts_s * 1000))
         self.sequence = 0
         """Number of the newest transaction that was begun."""
         self.confirmed = 0
         """Number of the newest transaction whose commit the database has confirmed."""
         self.lost = False
         """Whether the thread has found that another driver has taken the lease; the next transaction raises."""
-        self._renewed_at = time.monotonic()
+        self._renewed_at = elapsed_s()
+        """By a transaction or the thread."""
         self._bulk: Bulk | None = None
         """The thread's connection."""
         self._closing = threading.Lock()
-        self._heartbeat = Heartbeat(self._beat, self._every_s)
+        self._heartbeat = Heartbeat(self._beat, lasts_s / RENEWALS)
 
     def bind(self, bulk: Bulk) -> None:
         """From now on, transactions of this connection write only while the lease is held."""
@@ -165,7 +168,9 @@ class HeldLease:
         self.sequence += 1
         if not self._renew(bulk, "sequence = ?", self.sequence):
             raise LeaseLost(self._experiment, read(bulk, self._key[0]))
-        self._renewed_at = time.monotonic()
+        if self.lost or (elapsed_s() - self._renewed_at > self._lasts_s / 2 and not self._tag.holds(bulk)):
+            raise LeaseLost(self._experiment, self._tag.read())
+        self._renewed_at = elapsed_s()
 
     def last_committed(self, bulk: Bulk) -> int:
         """The number of the last transaction that was committed.
@@ -192,15 +197,14 @@ class HeldLease:
         )
 
     def _beat(self) -> None:
-        """Renew the lease if no transaction did lately; on the thread."""
-        if time.monotonic() - self._renewed_at < self._every_s:
-            return
+        """Renew the lease and the tag; on the thread."""
         with self._closing:
             try:
                 self._bulk = self._bulk or self._connect()
                 if self._bulk is not None:
                     with self._bulk.transaction():
-                        self.lost = not self._renew(self._bulk, "beat = beat + 1")
+                        self.lost = not (self._renew(self._bulk, "beat = beat + 1") and self._tag.renew(self._bulk))
+                    self._renewed_at = elapsed_s()
             except BaseException:
                 self._hang_up()
                 raise
@@ -216,6 +220,7 @@ class HeldLease:
         self._heartbeat.close()
         bulk.at_begin = bulk.at_commit = None
         with contextlib.suppress(Exception), bulk.transaction():  # a lost connection, of any driver
+            self._tag.release(bulk)
             bulk.execute(
                 f"UPDATE {TABLE} SET owner = '' WHERE experiment_id = ? AND fence = ? AND owner = ?", *self._key
             )
