@@ -16,10 +16,10 @@ from orchestrator.tracking.factory import open_tracker
 MOUNTS = r"""
 22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 253:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
-31 27 0:40 / /home rw,relatime shared:7 - nfs4 server:/export/home rw,vers=4.2
-32 31 0:41 /a/b /home/anna/my\040disk rw shared:8 master:2 - xfs /dev/sdb rw
+31 27 0:40 / /users rw,relatime shared:7 - nfs4 server:/export/users rw,vers=4.2
+32 31 0:41 /a/b /users/anna/my\040disk rw shared:8 master:2 - xfs /dev/sdb rw
 33 27 0:42 / /scratch rw - lustre 10.0.0.1@o2ib:/scratch rw,flock
-34 27 0:43 / /home2 rw - fuse.sshfs anna@host: rw,user_id=0
+34 27 0:43 / /users2 rw - fuse.sshfs anna@host: rw,user_id=0
 35 27 0:44 / /backup rw - nfs server:/old rw
 36 27 253:9 / /backup rw - btrfs /dev/sdc rw
 37 27 0:45 / /data rw - fuse.mergerfs a:b rw
@@ -31,13 +31,13 @@ a line that is no mount
     ("path", "kind", "network"),
     [
         ("/work/mlflow.db", "ext4", False),
-        ("/home/anna/mlflow.db", "nfs4", True),
-        ("/home", "nfs4", True),
-        ("/homework/mlflow.db", "ext4", False),
-        ("/home/anna/my disk/sub/mlflow.db", "xfs", False),
-        ("/home/anna/my disk2/mlflow.db", "nfs4", True),
+        ("/users/anna/mlflow.db", "nfs4", True),
+        ("/users", "nfs4", True),
+        ("/userspace/mlflow.db", "ext4", False),
+        ("/users/anna/my disk/sub/mlflow.db", "xfs", False),
+        ("/users/anna/my disk2/mlflow.db", "nfs4", True),
         ("/scratch/x/mlflow.db", "lustre", True),
-        ("/home2/mlflow.db", "fuse.sshfs", True),
+        ("/users2/mlflow.db", "fuse.sshfs", True),
         ("/backup/mlflow.db", "btrfs", False),
         ("/data/mlflow.db", "fuse.mergerfs", False),
     ],
