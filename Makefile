@@ -19,7 +19,7 @@ RUN_STAMP := .venv/.installed-run-$(KEY)
 DEV_STAMP := .venv/.installed-dev-$(KEY)
 DEMOS := configs/demo_double_descent.yaml configs/demo_grokking.yaml
 
-.PHONY: help install install-dev demo test lint bench chaos science clean
+.PHONY: help install install-dev demo test lint bench kill-points chaos science clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -63,6 +63,9 @@ bench: $(DEV_STAMP)  ## run the benchmarks; print the results with hardware and 
 
 chaos: $(DEV_STAMP)  ## inject faults into real drivers, nodes and servers (CHAOS=300 SEED=1); exit code 1 if a result is wrong
 	$(BIN)/python -m tests.chaos --faults $(or $(CHAOS),60) --seed $(or $(SEED),1)
+
+kill-points: $(DEV_STAMP)  ## end the driver at every SQL statement and HTTP request of a small sweep, and resume (30 minutes)
+	$(BIN)/python -m tests.kill_points
 
 science: $(DEV_STAMP)  ## check closed forms against trained models; exit code 1 if one deviates
 	$(BIN)/python -m tests.science
