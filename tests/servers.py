@@ -32,46 +32,81 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextlib.contextmanager
-def postgres_server() -> Iterator[str]:
-    """A temporary PostgreSQL cluster; the address of its database `postgres`, without a password.
+class PostgresServer:
+    """A temporary PostgreSQL cluster that can be stopped and started again on its port.
 
     PostgreSQL refuses to run as root; if we are root, it runs as another user of the system.
     """
-    programs = postgresql()
-    user = _unprivileged() if os.getuid() == 0 else None
-    as_user = ["runuser", "-u", user.pw_name, "--"] if user else []
-    folder = Path(tempfile.mkdtemp(prefix="pf-pg-", dir="/tmp"))
-    try:
+
+    def __init__(self, folder: Path) -> None:
+        self._programs, self._folder, self._port = postgresql(), folder, free_port()
+        user = _unprivileged() if os.getuid() == 0 else None
+        self._as_user = ["runuser", "-u", user.pw_name, "--"] if user else []
+        self._environment = {**os.environ, "LC_ALL": "C"}
+        self._server: subprocess.Popen[bytes] | None = None
+        self.uri = f"postgresql://tester@127.0.0.1:{self._port}/postgres"
+        """The address of the database `postgres`, without a password."""
         if user:
             os.chown(folder, user.pw_uid, user.pw_gid)
-        data, port = folder / "data", free_port()
-        environment = {**os.environ, "LC_ALL": "C"}
         subprocess.run(
-            [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "-N", "-E", "UTF8"],
+            [*self._command("initdb"), "-U", "tester", "-A", "trust", "-N", "-E", "UTF8"],
             check=True,
             capture_output=True,
             cwd="/",
-            env=environment,
+            env=self._environment,
         )
-        with (folder / "log").open("wb") as log:
-            settings = ("listen_addresses=127.0.0.1", f"unix_socket_directories={folder}", "fsync=off")
+
+    def _command(self, program: str) -> list[str]:
+        return [*self._as_user, str(self._programs / program), "-D", str(self._folder / "data")]
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        log = self._folder / "log"
+        with log.open("ab") as output:
+            settings = ("listen_addresses=127.0.0.1", f"unix_socket_directories={self._folder}", "fsync=off")
             options = [option for setting in settings for option in ("-c", setting)]
-            server = subprocess.Popen(
-                [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(port), *options],
+            self._server = subprocess.Popen(
+                [*self._command("postgres"), "-p", str(self._port), *options],
                 stdout=subprocess.DEVNULL,
-                stderr=log,
+                stderr=output,
                 cwd="/",
-                env=environment,
+                env=self._environment,
                 start_new_session=True,
             )
+        _wait(self._server, lambda: _answers_postgres(self._programs, self._port), log)
+
+    def crash(self) -> None:
+        """Stop at once, without a checkpoint; the next start recovers from the log."""
+        subprocess.run([*self._command("pg_ctl"), "stop", "-m", "immediate"], check=True, capture_output=True, cwd="/")
+        assert self._server is not None
+        self._server.wait(timeout=30)
+
+    def close(self) -> None:
+        """Stop the server."""
+        if self._server is not None:
+            _end(self._server, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[PostgresServer]:
+    """A running temporary PostgreSQL cluster."""
+    folder = Path(tempfile.mkdtemp(prefix="pf-pg-", dir="/tmp"))
+    try:
+        server = PostgresServer(folder)
         try:
-            _wait(server, lambda: _answers_postgres(programs, port), folder / "log")
-            yield f"postgresql://tester@127.0.0.1:{port}/postgres"
+            server.start()
+            yield server
         finally:
-            _end(server, signal.SIGINT)
+            server.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[str]:
+    """The address of a running temporary PostgreSQL cluster."""
+    with postgres() as server:
+        yield server.uri
 
 
 def _unprivileged() -> pwd.struct_passwd:

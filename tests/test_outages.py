@@ -1,0 +1,254 @@
+"""Outages of real databases and servers: nothing is lost or doubled, and the reason is stated."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psycopg2
+import pytest
+from faults.proxy import Proxy
+from servers import empty_sqlite, mlflow_server, postgres
+from tracking_contract import SWEEP, content, finished, rows, trial
+
+from orchestrator.errors import Outage
+from orchestrator.tracking.factory import open_tracker
+from orchestrator.tracking.memory import MemoryTracker
+from orchestrator.tracking.resilient import ResilientTracker
+
+HERE = Path(__file__).parent
+TRIALS = 6
+
+
+@pytest.fixture(scope="module")
+def server():
+    with postgres() as server:
+        yield server
+
+
+def resilient(uri, folder, said, *, experiment="tests", patience_s=120.0):
+    inner = open_tracker(uri, experiment=experiment, artifacts=str(folder / "artifacts"))
+    tracker = ResilientTracker(inner, what="the record", folder=folder, patience_s=patience_s)
+    tracker.say = said.append
+    tracker.open_sweep(SWEEP)
+    return tracker
+
+
+def train(tracker, trials, *, fault=lambda n: None):
+    """Train trials one after the other; `fault(n)` is called before each write."""
+    steps = iter(range(1000))
+
+    def write(do, *given):
+        fault(next(steps))
+        do(*given)
+        tracker.flush() if tracker._spool is None else tracker.settle()
+
+    for one in trials:
+        write(tracker.begin, [one])
+        write(tracker.record, rows([one], range(0, 150)))
+        write(tracker.record, rows([one], range(150, 160)))
+        write(tracker.end, [finished(one, a=1.0)])
+
+
+def undisturbed(trials):
+    tracker = MemoryTracker()
+    tracker.open_sweep(SWEEP)
+    train_plainly(tracker, trials)
+    return content(tracker, trials)
+
+
+def train_plainly(tracker, trials):
+    for one in trials:
+        tracker.begin([one])
+        tracker.record(rows([one], range(0, 160)))
+        tracker.end([finished(one, a=1.0)])
+
+
+def some_trials():
+    return [trial(n) for n in range(TRIALS)]
+
+
+# --- PostgreSQL ---
+
+
+@pytest.mark.slow
+def test_terminated_connections_of_postgresql_are_made_anew(server, tmp_path):
+    said, trials = [], some_trials()
+    tracker = resilient(server.uri, tmp_path, said, experiment="terminated")
+    other = psycopg2.connect(server.uri)
+    other.autocommit = True
+
+    def terminate(n):
+        if n % 3 == 1:
+            with other.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                    "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                )
+
+    train(tracker, trials, fault=terminate)
+    assert content(tracker, trials) == undisturbed(trials)
+    tracker.close()
+    other.close()
+
+
+@pytest.mark.slow
+def test_a_postgresql_that_crashes_and_comes_back_loses_nothing(server, tmp_path):
+    said, trials, back = [], some_trials(), []
+    tracker = resilient(server.uri, tmp_path, said, experiment="crash")
+
+    def crash(n):
+        if n == 9:
+            server.crash()
+            restart = threading.Timer(5.0, server.start)
+            restart.start()
+            back.append(restart)
+
+    train(tracker, trials, fault=crash)
+    assert content(tracker, trials) == undisturbed(trials)
+    assert back
+    back[0].join()
+    assert "has not answered for" in said[0]
+    assert "is back after" in said[-1]
+    tracker.close()
+
+
+@pytest.mark.slow
+def test_a_commit_whose_answer_is_lost_took_effect_once(server, tmp_path):
+    said, trials = [], some_trials()
+    with Proxy.to(server.uri) as proxy:
+        tracker = resilient(proxy.uri, tmp_path, said, experiment="commit")
+        train(tracker, trials, fault=lambda n: proxy.lose(b"COMMIT") if n % 2 else None)
+        assert content(tracker, trials) == undisturbed(trials)
+        assert proxy.fired >= 2 * TRIALS
+        tracker.close()
+
+
+@pytest.mark.slow
+def test_a_database_that_lost_what_it_had_confirmed_ends_the_run(server, tmp_path):
+    tracker = resilient(server.uri, tmp_path, [], experiment="restored")
+    train(tracker, some_trials()[:1])
+    tracker._inner._database.lease.confirmed += 5
+    tracker._inner._database.create().bulk.connection.close()
+    tracker.begin([trial(5)])
+    with pytest.raises(Outage, match="came back without the newest results"):
+        tracker.flush()
+
+
+# --- SQLite ---
+
+LOCK = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def locked(file):
+    """Inside, another process has locked the database."""
+    command = [sys.executable, "-c", LOCK, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"locked\n"
+        yield
+        process.stdin.close()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    from orchestrator.tracking import bulk_sql
+
+    monkeypatch.setattr(bulk_sql, "WAIT_S", 0.05)
+
+
+def test_a_sqlite_file_that_another_process_has_locked_is_waited_for(tmp_path, quick):
+    said, trials = [], some_trials()
+    file = empty_sqlite(tmp_path / "mlflow.db")
+    tracker = resilient(f"sqlite:///{file}", tmp_path, said)
+    train_plainly(tracker, trials[:2])
+    tracker.flush()
+    with locked(file):
+        train_plainly(tracker, trials[2:])
+        end = time.monotonic() + 60.0
+        while not said:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+            tracker.settle()
+        assert "database is locked" in said[0]
+    assert content(tracker, trials) == undisturbed(trials)
+    assert "is back after" in said[-1]
+    tracker.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a file system")
+def test_a_full_disk_is_waited_for(tmp_path, quick):
+    said, trials, disk = [], some_trials(), tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this container may not mount a file system")
+    try:
+        tracker = resilient(f"sqlite:///{empty_sqlite(disk / 'mlflow.db')}", disk, said)
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(1 << 16))
+        full = rows(trials[:1], range(20_000))
+        tracker.begin(trials[:1])
+        for _ in range(2):
+            tracker.record(full)
+            tracker.settle()
+        while not said:
+            time.sleep(0.1)
+            tracker.settle()
+        assert "full" in said[0]
+        filler.unlink()
+        tracker.end([finished(trials[0])])
+        tracker.flush()
+        assert [len(curves.step) for _, curves in tracker.curves([trials[0].id])] == [20_000]
+        tracker.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+# --- an MLflow server ---
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_that_fails_is_slow_or_loses_answers_records_everything_once(tmp_path):
+    said, trials = [], some_trials()
+    database = empty_sqlite(tmp_path / "mlflow.db")
+    faults = {
+        1: lambda: proxy.answer(500, pattern=b"/mlflow/", times=2),
+        3: lambda: proxy.lose(b"runs/create"),
+        5: lambda: proxy.answer(429, pattern=b"/mlflow/", times=3),
+        8: lambda: proxy.lose(b"runs/create"),
+        9: lambda: proxy.lose(b"log-batch"),
+        11: lambda: proxy.lose(b"runs/update"),
+    }
+
+    def fault(n):
+        if n in faults:
+            faults[n]()
+
+    with (
+        mlflow_server(f"phasefront-sqlite:///{database}", tmp_path / "artifacts") as uri,
+        Proxy.to(uri) as proxy,
+    ):
+        faults[13] = proxy.cut
+        tracker = resilient(proxy.uri, tmp_path, said)
+        train(tracker, trials, fault=fault)
+        assert content(tracker, trials) == undisturbed(trials)
+        tracker.close()
+        connection = sqlite3.connect(database)
+        live = "SELECT COUNT(*) FROM runs WHERE lifecycle_stage = 'active'"
+        assert connection.execute(live).fetchone() == (1 + TRIALS,)
+        connection.close()
