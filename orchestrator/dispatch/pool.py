@@ -145,7 +145,7 @@ class PooledDispatcher(Dispatcher):
             return
         self._closed = True
         self._placement.clear()
-        self._roster.workers.clear()
+        self._roster.clear()
         try:
             if self._roster.requested:
                 self._engine.request(0)
@@ -159,7 +159,7 @@ class PooledDispatcher(Dispatcher):
         if worker is None:
             return  # it was killed meanwhile
         if isinstance(happened, WorkerReady):
-            worker.ready = True
+            self._roster.has_started(worker)
             self._health.started(worker.node)
         elif isinstance(happened, WorkerDied):
             self._bury(worker, happened, events, now)
@@ -226,7 +226,7 @@ class PooledDispatcher(Dispatcher):
         if not worker.failures:
             worker.failing_since = now
         worker.failures += 1
-        self._health.failed(worker.node, workers=len(self._roster.on(worker.node)), now=now)
+        self._health.failed(worker.node, workers=self._roster.count(worker.node), now=now)
 
     def _consider(self, worker: Worker, now: float) -> None:
         """Replace a worker whose pack has ended, if it should not get another one."""

@@ -86,13 +86,21 @@ class Roster:
         """Workers that an autoscaler was asked for."""
         self._gone_since: dict[str, float] = {}
         """Nodes that are missing although workers run on them."""
+        self._held: Counter[str] = Counter()
+        """Workers of each node."""
+        self._starting: Counter[str] = Counter()
+        """Those of them that have not started yet."""
         self._numbers = 0
 
     # --- what is there ---
 
     def ready(self) -> int:
         """Number of workers that have started."""
-        return sum(worker.ready for worker in self.workers.values())
+        return len(self.workers) - self._starting.total()
+
+    def count(self, node: str) -> int:
+        """Number of workers of a node."""
+        return self._held[node]
 
     def name(self, node: str) -> str:
         """The node as it is shown to the user."""
@@ -124,12 +132,22 @@ class Roster:
         self._numbers += 1
         worker = Worker(self._numbers, node, now, reserved_for)
         self.workers[worker.number] = worker
+        self._held[node] += 1
+        self._starting[node] += 1
         self._engine.start_worker(worker.number, node)
         return worker
+
+    def has_started(self, worker: Worker) -> None:
+        """The worker is ready."""
+        if not worker.ready:
+            worker.ready = True
+            self._starting[worker.node] -= 1
 
     def forget(self, worker: Worker) -> None:
         """Remove a worker that has ended."""
         del self.workers[worker.number]
+        self._held[worker.node] -= 1
+        self._starting[worker.node] -= not worker.ready
         self.alone.pop(worker.number, None)
 
     def dismiss(self, worker: Worker) -> None:
@@ -141,6 +159,11 @@ class Roster:
         """End a worker, and start another one on this node."""
         self.dismiss(worker)
         return self.start(node, now, reserved_for=reserved_for)
+
+    def clear(self) -> None:
+        """Forget all workers."""
+        for worker in list(self.workers.values()):
+            self.forget(worker)
 
     # --- follow the nodes ---
 
@@ -188,17 +211,15 @@ class Roster:
 
     def node_for_worker(self, now: float, *, among: set[str]) -> str | None:
         """The best node for a new worker; None if none has room, or all have to wait after failed starts."""
-        held = Counter(worker.node for worker in self.workers.values())
-        starting = Counter(worker.node for worker in self.workers.values() if not worker.ready)
         best: tuple[float, ...] | None = None
         chosen = None
         for name in sorted(among):
             node, failures = self.nodes[name], self._health.start_failures(name)
             room = min(node.room, 1) if failures else node.room  # after a failed start, one worker tries
-            if held[name] >= room or self._health.may_start_in_s(name, now) > 0:
+            if self._held[name] >= room or self._health.may_start_in_s(name, now) > 0:
                 continue
-            full = node.free is not None and node.free <= starting[name]
-            rank = (float(full), float(failures), held[name] / node.room)
+            full = node.free is not None and node.free <= self._starting[name]
+            rank = (float(full), float(failures), self._held[name] / node.room)
             if best is None or rank < best:
                 best, chosen = rank, name
         return chosen
