@@ -4,16 +4,19 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackEnded, PackFailed, PackProgress
+from jobs.catalogue import load_job
+from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.capacity import Node, Request
 from orchestrator.dispatch.ray_connection import connect, disconnect
 from orchestrator.dispatch.ray_engine import EVENTS_AHEAD
 from orchestrator.dispatch.ray_pool import RayDispatcher
 from orchestrator.records import Status
+from orchestrator.trial import Trial
 from tests.dispatch_contract import DispatchContract, drain
 from tests.jobs_for_runner import FLOODS
 from tests.runner_kit import Kept, ramp, run, task
@@ -108,3 +111,49 @@ def test_a_user_module_in_the_working_directory_loads_on_the_workers(
     trial = ramp("my_own_ramp:Mine")
     tracker, pool = Kept(), RayDispatcher(job="my_own_ramp:Mine", request=Request(workers=1, device="cpu"))
     assert run([trial], tracker, pool=lambda: pool).done == 1
+
+
+def test_a_pack_that_hangs_is_ended_and_the_one_behind_it_runs() -> None:
+    pool = pool_of(1)
+    try:
+        (pid,) = pool.process_ids
+        hangs = replace(task([ramp(wait_s=1000.0)], "hangs"), timeout_s=0.5)
+        pool.submit([hangs, task([ramp(replicate=1)], "next")])
+        events = drain(pool, 2)
+        (failed,) = (event for event in events if isinstance(event, PackFailed))
+        assert (failed.pack_id, failed.cause) == ("hangs", Cause.TIMED_OUT)
+        assert "resources.trial_timeout" in failed.error
+        assert [event.pack_id for event in events if isinstance(event, PackEnded)] == ["next"]
+        assert pool.process_ids != [pid]
+    finally:
+        pool.close()
+
+
+def test_a_pack_that_waits_behind_a_long_one_moves_and_is_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os, time\n\ndef train(params, seed, device, report):\n"
+    code += "    open(f\"{params['folder']}/{params['name']}-{os.getpid()}\", 'w').close()\n"
+    code += "    time.sleep(params['seconds'])\n    report(1, loss=1.0)\n"
+    (tmp_path / "my_marks.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "marks").mkdir()
+
+    def pack(name: str, seconds: float) -> PackTask:
+        params = load_job("my_marks:train").params_for(
+            {"folder": str(tmp_path / "marks"), "name": name, "seconds": seconds}
+        )
+        return task([Trial(job="my_marks:train", job_version=1, params=params, replicate=0)], name)
+
+    pool = RayDispatcher(job="my_marks:train", request=Request(workers=2, device="cpu"))
+    try:
+        pool.submit([pack("long", 6.0), pack("short", 0.0), pack("waits", 0.0), pack("too", 0.0)])
+        ends = [event.pack_id for event in drain(pool, 4) if isinstance(event, PackEnded)]
+        assert sorted(ends[:3]) == ["short", "too", "waits"]
+        pool.submit([pack("last", 0.0), pack("one", 0.0)])
+        drain(pool, 2)
+        names = [path.name.partition("-")[0] for path in (tmp_path / "marks").iterdir()]
+        assert sorted(names) == ["last", "long", "one", "short", "too", "waits"]
+    finally:
+        pool.close()
