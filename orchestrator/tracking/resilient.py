@@ -216,19 +216,12 @@ class ResilientTracker(Tracker):
         try:
             self._patience.failed(error)
         except Outage as outage:
-            self._give_up(outage)
+            self._outage = outage
+            self._end_spool()
+            raise
         if self._spool is None:
             self._spool = Spool(self._folder, limit_bytes=self._spool_bytes)
         return self._spool
-
-    def _give_up(self, outage: Outage) -> None:
-        ended = self._spool.ended if self._spool is not None else 0
-        if ended:
-            again = f"{ended} trials that ended meanwhile are not recorded and will train again"
-            outage = Outage(f"{outage.what}; {again}", next_step=outage.next_step)
-        self._outage = outage
-        self._end_spool()
-        raise outage
 
     def _end_spool(self) -> None:
         if self._spool is not None:
@@ -252,7 +245,7 @@ class ResilientTracker(Tracker):
             while len(spool):
                 write = spool.first()
                 self._apply(write)
-                spool.drop_first(write)
+                spool.drop_first()
                 self._patience.progressed()
             self._flush()
         except Exception as error:  # of any database driver or server
