@@ -22,6 +22,7 @@ from orchestrator.errors import Outage
 from orchestrator.outages import Patience
 from orchestrator.search import study
 from orchestrator.search.study import SweepStudy
+from orchestrator.tracking import resilient as resilient_tracker
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.tracking.resilient import ResilientTracker
@@ -143,6 +144,24 @@ def test_a_database_that_lost_what_it_had_confirmed_ends_the_run(server, tmp_pat
     tracker.begin([trial(5)])
     with pytest.raises(Outage, match="came back without the newest results"):
         tracker.flush()
+
+
+@pytest.mark.slow
+def test_a_request_that_hangs_is_mentioned(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(resilient_tracker, "WATCH_S", 0.1)
+    monkeypatch.setattr(resilient_tracker, "SAY_EVERY_S", 1.0)
+    said = []
+    with Proxy.to(server.uri) as proxy:
+        tracker = resilient(proxy.uri, tmp_path, said, experiment="hang")
+        with proxy.hanging():
+            asking = threading.Thread(target=tracker.index, args=([trial().id],))
+            asking.start()
+            while not said:
+                assert asking.is_alive()
+                time.sleep(0.1)
+        asking.join()
+        assert "the record has not answered a request for" in said[0]
+        tracker.close()
 
 
 # --- SQLite ---
