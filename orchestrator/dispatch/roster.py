@@ -12,6 +12,7 @@ from orchestrator.dispatch.health import STILLBORN_LIMIT, NodeHealth
 from orchestrator.dispatch.versions import JobVersions
 from orchestrator.dispatch.waiting import Silence
 from orchestrator.errors import UserError
+from orchestrator.printable import last_line
 
 STUCK_S = 30.0
 """A worker that has been starting for this long is moved to a node with free resources, if there is one."""
@@ -246,13 +247,13 @@ class Roster:
                 next_step="lower resources.cpus_per_worker, or set resources.device to cpu",
             )
         if nodes and all(self._health.start_failures(node) >= STILLBORN_LIMIT for node in nodes):
-            error = self._health.start_error(nodes[0]).strip()
+            error = last_line(self._health.start_error(nodes[0]))
             where = "on this machine" if not self._grows else f"on each of {len(nodes)} nodes"
             raise UserError(
                 f"workers died while starting, {STILLBORN_LIMIT} times in a row {where}",
                 place="resources",
                 next_step=(
                     "on a cluster, every node needs phasefront in the Python environment of Ray, or the project in "
-                    f"the job's working directory (`ray job submit --working-dir .`). Ray said: {error}"
+                    f"the job's working directory (`ray job submit --working-dir .`). The last error: {error}"
                 ),
             )
