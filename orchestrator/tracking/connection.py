@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,6 +67,8 @@ class Database:
         """Of the driver; None while only reading, or writing without running trials."""
         self._earlier_lock = -1
         """Descriptor of `take_file_lock`."""
+        self._owner = uuid.uuid4().hex
+        """Of the lease, the same in each attempt to take it."""
 
     def existing(self) -> RunTable | None:
         """The experiment's runs, for reading; None if there is no database or experiment yet."""
@@ -128,7 +131,7 @@ class Database:
                 "system's locks are not; a file on a local disk, PostgreSQL or an mlflow server is better"
             )
         place, lasts_s = shown(self._address.uri), lease_s()
-        leases = LeaseTable(table.bulk, table.experiment_id, place)
+        leases = LeaseTable(table.bulk, table.experiment_id, place, owner=self._owner)
         tag = SqlTag(lambda: table.bulk, table.experiment_id)
         before, me = leases.read(), Process.this()
 
@@ -153,17 +156,6 @@ class Database:
             self.close()
             raise
         self.lease.bind(table.bulk)
-
-    def check_tables(self) -> None:
-        """Check that MLflow reads what this writes; call `create` before.
-
-        Raises:
-            UserError: It does not: MLflow's version has other tables.
-        """
-        from orchestrator.tracking.canary import check_tables
-
-        if self._store is not None and self._table is not None:
-            check_tables(self._store, self._table.experiment_id, place=self.place)
 
     def _lock_as_before(self, table: RunTable) -> bool:
         if self._address.file is None:

@@ -10,6 +10,7 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 
 from orchestrator.errors import UserError
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
@@ -36,16 +37,28 @@ def _now(bulk: Bulk) -> str:
 
 
 class LeaseTable(LeaseStore):
-    """The lease of one experiment in a database; the connection belongs to its caller."""
+    """The lease of one experiment in a database; the connection belongs to its caller.
 
-    def __init__(self, bulk: Bulk, experiment_id: int, place: str) -> None:
+    Args:
+        bulk: The connection.
+        experiment_id: The experiment.
+        place: Address of the database without its password, for messages.
+        owner: Who takes the lease, the same in each attempt; a new one if empty.
+    """
+
+    def __init__(self, bulk: Bulk, experiment_id: int, place: str, *, owner: str = "") -> None:
         self._bulk, self._experiment_id = bulk, experiment_id
-        self.owner = uuid.uuid4().hex
+        self.owner = owner or uuid.uuid4().hex
         self.SHARED_CLOCK = isinstance(bulk, PostgresBulk)
         _create(bulk, place)
 
     def read(self) -> Lease | None:
-        return read(self._bulk, self._experiment_id)
+        """A lease that an earlier attempt has claimed, whose answer was lost, counts as released."""
+        lease = read(self._bulk, self._experiment_id)
+        mine = f"SELECT 1 FROM {TABLE} WHERE experiment_id = ? AND owner = ?"
+        if lease is not None and self._bulk.query(mine, self._experiment_id, self.owner):
+            return replace(lease, holder=None)
+        return lease
 
     def claim(self, before: Lease | None, me: Process, lasts_s: float) -> int | None:
         now = _now(self._bulk)
