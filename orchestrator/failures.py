@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from orchestrator.dispatch.base import Cause
-from orchestrator.printable import last_line
 
 LOSSES_BEFORE_BLAME = 3
 """A pack that lost this many workers in a row is suspected to be the cause."""
@@ -85,6 +84,8 @@ def decide(
         losses = 1 if progressed else attempt.losses + 1
         if losses < LOSSES_BEFORE_BLAME:
             avoid = nodes if progressed else attempt.avoid_nodes | nodes
+            if attempt.error:  # to avoid every node is to avoid none: what it raised weighs more
+                avoid = attempt.avoid_nodes
             return Decision(remedy=Remedy.RETRY, attempt=replace(attempt, losses=losses, avoid_nodes=avoid))
     if size > 1:
         return Decision(remedy=Remedy.SPLIT)
@@ -118,6 +119,12 @@ def _final_error(cause: Cause, attempt: Attempt, error: str) -> str:
 
 
 _FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+)')
+
+
+def last_line(error: str) -> str:
+    """The last line of a traceback, which names the exception."""
+    lines = [line for line in error.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "unknown error"
 
 
 def signature(error: str) -> tuple[str, str]:

@@ -11,9 +11,9 @@ from orchestrator.failures import (
     FailureWatch,
     Remedy,
     decide,
+    last_line,
     signature,
 )
-from orchestrator.printable import last_line
 
 
 def error(message: str, line: int = 7) -> str:
@@ -58,6 +58,11 @@ def test_a_pack_that_lost_workers_avoids_all_the_nodes_where_it_did() -> None:
     first = decide(Cause.WORKER_LOST, size=4, attempt=Attempt(), error="", node="A").attempt
     second = decide(Cause.WORKER_LOST, size=4, attempt=first, error="", node="B").attempt
     assert (first.avoid_nodes, second.avoid_nodes) == ({"A"}, {"A", "B"})
+
+
+def test_a_trial_that_raised_and_then_loses_a_worker_avoids_the_node_where_it_raised() -> None:
+    raised = decide(Cause.USER_ERROR, size=1, attempt=Attempt(), error=error("x"), node="A").attempt
+    assert decide(Cause.WORKER_LOST, size=1, attempt=raised, error="", node="B").attempt.avoid_nodes == {"A"}
 
 
 def test_a_pack_in_which_a_trial_has_ended_is_not_suspected() -> None:
