@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 STILLBORN_LIMIT = 3
 """The run ends when workers have died while starting this often on every node, and no worker lives."""
+STILLBORN_LIMIT_ONCE_LIVED = 10
+"""The same if a worker has lived before: a node that died may come back meanwhile (with the pauses, 20 minutes)."""
 FIRST_BACKOFF_S = 2.0
 """Pause after the first failed start on a node; doubled with each further one."""
 LONGEST_BACKOFF_S = 300.0
@@ -45,6 +47,8 @@ class NodeHealth:
     """The standing of every node that has had a worker."""
 
     _nodes: dict[str, _Standing] = field(default_factory=dict)
+    lived: bool = False
+    """Whether a worker has ever started anywhere."""
 
     def _of(self, node: str) -> _Standing:
         return self._nodes.setdefault(node, _Standing())
@@ -69,6 +73,7 @@ class NodeHealth:
 
     def started(self, node: str) -> None:
         """A worker runs there."""
+        self.lived = True
         standing = self._of(node)
         standing.start_failures, standing.next_start_at = 0, 0.0
 
@@ -104,6 +109,10 @@ class NodeHealth:
     def failures(self, node: str) -> int:
         """Failures there since its last success."""
         return self._nodes[node].failures if node in self._nodes else 0
+
+    def is_proved(self, node: str) -> bool:
+        """Whether a trial has finished there, and none has failed since."""
+        return node in self._nodes and True in self._nodes[node].outcomes and not self._nodes[node].failures
 
     def paused(self, node: str, now: float) -> bool:
         """Whether it has failed repeatedly and should get no pack now, if another node can take it."""

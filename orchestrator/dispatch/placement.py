@@ -132,20 +132,19 @@ class Placement:
         late = now - special.since
         if task.alone and (self._queue or not idle):
             return None  # it runs when nothing else waits
-        usable = self._roster.usable(now)
-        elsewhere = {node for node in usable - task.avoid_nodes if self._roster.may_serve(node)}
-        patience_s = LONGEST_AVOID_S if any(self._health.failures(node) for node in task.avoid_nodes) else AVOID_S
+        usable, avoid = self._roster.usable(now), self._roster.with_returned(task.avoid_nodes)
+        elsewhere = {node for node in usable - avoid if self._roster.may_serve(node)}
         candidates = []
         for worker in idle:
-            avoided = worker.node in task.avoid_nodes and bool(elsewhere)
-            if avoided and late < patience_s:
+            avoided = worker.node in avoid and bool(elsewhere)
+            if avoided and late < (AVOID_S if self._health.is_proved(worker.node) else LONGEST_AVOID_S):
                 continue
             if task.alone and late < ALONE_S and self._busy(worker.node):
                 continue
             candidates.append(worker)
-        other = bool(task.avoid_nodes)
+        other = bool(avoid)
         for worker in candidates:
-            if not task.fresh_worker or not worker.used or (other and worker.node not in task.avoid_nodes):
+            if not task.fresh_worker or not worker.used or (other and worker.node not in avoid):
                 idle.remove(worker)
                 return worker
         if candidates:  # a fresh worker is needed

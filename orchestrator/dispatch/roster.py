@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 
 from orchestrator.dispatch.base import PackTask
 from orchestrator.dispatch.engine import Engine, NodeRoom
-from orchestrator.dispatch.health import STILLBORN_LIMIT, NodeHealth
+from orchestrator.dispatch.health import STILLBORN_LIMIT, STILLBORN_LIMIT_ONCE_LIVED, NodeHealth
 from orchestrator.dispatch.versions import JobVersions
 from orchestrator.dispatch.waiting import Silence
-from orchestrator.errors import UserError
-from orchestrator.printable import last_line
+from orchestrator.errors import Outage, UserError
 
 STUCK_S = 30.0
 """A worker that has been starting for this long is moved to a node with free resources, if there is one."""
@@ -92,6 +91,8 @@ class Roster:
         self._starting: Counter[str] = Counter()
         """Those of them that have not started yet."""
         self._numbers = 0
+        self._names: dict[str, str] = {}
+        """Of every node that was there."""
 
     # --- what is there ---
 
@@ -116,6 +117,11 @@ class Roster:
         """The nodes that may hold workers: excluded ones only if there is no other."""
         with_room = {name for name, node in self.nodes.items() if node.room > 0 and not self._versions.differs(name)}
         return {name for name in with_room if not self._health.excluded(name, now)} or with_room
+
+    def with_returned(self, avoided: frozenset[str]) -> frozenset[str]:
+        """These nodes, and those that are the same machines come back under another id."""
+        gone = {self._names[node] for node in avoided if node not in self.nodes and node in self._names}
+        return avoided | {node for node, room in self.nodes.items() if room.name in gone} if gone else avoided
 
     def may_serve(self, node: str) -> bool:
         """Whether a worker lives there, or is likely to start there."""
@@ -171,6 +177,7 @@ class Roster:
     def look(self) -> None:
         """See which nodes are there."""
         self.nodes = self._engine.nodes()
+        self._names.update((node, room.name) for node, room in self.nodes.items())
         self._health.keep(set(self.nodes))
 
     def gone(self, now: float) -> list[Worker]:
@@ -184,6 +191,7 @@ class Roster:
 
         Raises:
             UserError: no worker can live on any node.
+            Outage: none can any more.
         """
         self._move_stuck(now)
         usable = self.usable(now)
@@ -246,14 +254,18 @@ class Roster:
                 place="resources",
                 next_step="lower resources.cpus_per_worker, or set resources.device to cpu",
             )
-        if nodes and all(self._health.start_failures(node) >= STILLBORN_LIMIT for node in nodes):
-            error = last_line(self._health.start_error(nodes[0]))
+        limit = STILLBORN_LIMIT if not self._health.lived else STILLBORN_LIMIT_ONCE_LIVED
+        if nodes and all(self._health.start_failures(node) >= limit for node in nodes):
+            error = self._health.start_error(nodes[0]).strip()
             where = "on this machine" if not self._grows else f"on each of {len(nodes)} nodes"
+            what = f"workers died while starting, {limit} times in a row {where}"
+            if self._health.lived:
+                raise Outage(f"{what}: {error}", next_step="run the same command again when the cluster is well")
             raise UserError(
-                f"workers died while starting, {STILLBORN_LIMIT} times in a row {where}",
+                what,
                 place="resources",
                 next_step=(
                     "on a cluster, every node needs phasefront in the Python environment of Ray, or the project in "
-                    f"the job's working directory (`ray job submit --working-dir .`). The last error: {error}"
+                    f"the job's working directory (`ray job submit --working-dir .`). Ray said: {error}"
                 ),
             )
