@@ -16,6 +16,7 @@ from orchestrator.dispatch.base import Dispatcher, Event, PackTask
 from orchestrator.dispatch.pool import PooledDispatcher
 from orchestrator.dispatch.simulated import VirtualClock
 from orchestrator.errors import Outage, UserError
+from orchestrator.outages import Unreachable
 from orchestrator.plan.calibration import Calibration
 from orchestrator.plan.planner import Planner
 from orchestrator.progress import ProgressDisplay, Snapshot
@@ -24,6 +25,7 @@ from orchestrator.runner import Runner, Summary
 from orchestrator.search.grid import GridSampler
 from orchestrator.tracking.base import Tracker
 from orchestrator.tracking.factory import open_tracker
+from orchestrator.tracking.resilient import ResilientTracker
 from orchestrator.trial import Trial
 from tests.simulation import job as drill
 from tests.simulation.cluster import ScheduledEngine
@@ -37,7 +39,9 @@ TRAINING_SILENCE_S = 64.0
 """The same while a pack is known to be training: it is mentioned after a minute."""
 ENDS_WITHIN_S = 3600.0
 """After the last fault."""
-MOST_DRIVERS = 12
+EXPLAINED_S = 60.0
+"""How long a reason counts that was stated before the last progress: the record is away, and said to be."""
+MOST_DRIVERS = 30
 
 
 class Endless(BaseException):
@@ -156,7 +160,7 @@ class Simulation:
             for number, trouble in enumerate(schedule.trials)
         ]
         self.stop = threading.Event()
-        self._progress_s = 0.0
+        self._progress_s, self._said_s = 0.0, -EXPLAINED_S
         self._explained = self._driving = False
         self._dispatcher: Dispatcher | None = None
         last = max((f.at_s + f.lasts_s for f in schedule.faults if f.lasts_s < 1e5), default=0.0)
@@ -184,7 +188,7 @@ class Simulation:
 
     def _said(self, text: str) -> None:
         """Whatever is said while nothing happens counts as the reason, until something happens again."""
-        self._explained = True
+        self._explained, self._said_s = True, self.clock()
         self.outcome.log.append((self.clock(), text))
 
     def _time_passed(self) -> None:
@@ -193,7 +197,7 @@ class Simulation:
             return
         training = self._dispatcher is not None and self._dispatcher.running()
         limit_s = TRAINING_SILENCE_S if training else SILENCE_S
-        if now - self._progress_s > limit_s and not self._explained:
+        if now - self._progress_s > limit_s and now - self._said_s > EXPLAINED_S and not self._explained:
             self._explained = True
             self._violated(f"no progress and no stated reason from {self._progress_s:.1f} s to {now:.1f} s")
         if now > self._latest_end_s:
@@ -215,7 +219,7 @@ class Simulation:
             self.outcome.violations += found
             if ended or found or code == 70:
                 break
-            self.clock.wait(10.0)
+            self.clock.wait(60.0)
         else:
             self._violated(f"{MOST_DRIVERS} drivers did not finish the sweep")
         self.outcome.virtual_s = self.clock()
@@ -227,8 +231,15 @@ class Simulation:
         self.stop.clear()
         self.weather.dies_in(None)
         self._progress()
-        tracker = open_tracker(
-            f"sqlite:///{self.file}", experiment=EXPERIMENT, artifacts=str(self.file.parent / "artifacts")
+        folder = self.file.parent
+        record = open_tracker(f"sqlite:///{self.file}", experiment=EXPERIMENT, artifacts=str(folder / "artifacts"))
+        tracker = ResilientTracker(
+            record,
+            what="the record",
+            folder=folder,
+            stopping=self.stop.is_set,
+            clock=self.clock,
+            sleep=self.clock.wait,
         )
         display = _Display(self._said)
         tracker.say = display.say
@@ -242,7 +253,7 @@ class Simulation:
             finally:
                 tracker.close()
         except DriverKilled:
-            process_ends(tracker)
+            process_ends(record)
             return -9
         except Outage as outage:
             self._said(f"outage: {outage.text}")
@@ -250,6 +261,8 @@ class Simulation:
         except Endless:
             self._violated(f"the run has not ended after {self.clock():.0f} s")
             return 70
+        except Unreachable:  # nothing tells a record that is away from a wrong address before it has ever answered
+            return 2
         except UserError as error:
             self._violated(f"exit 2, though no user made a mistake: {error.text}")
             return 70

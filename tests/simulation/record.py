@@ -18,6 +18,7 @@ from typing import Any
 from orchestrator.dispatch.simulated import VirtualClock
 from orchestrator.tracking import connection, lease, lease_table
 from orchestrator.tracking.base import SweepRecord, Tracker
+from orchestrator.tracking.bulk_sql import WAIT_S
 from orchestrator.tracking.database import DatabaseTracker
 from tests.simulation.schedule import RECORD_FAULTS, Fault
 
@@ -86,8 +87,8 @@ class Weather:
         for fault in self._away:
             if fault.at_s <= now < fault.at_s + fault.lasts_s and _meets(fault.kind, sql):
                 self._met(fault.kind)
-                if fault.kind == "record locked":  # SQLite waits for the lock, a minute as the driver opens it
-                    self._clock.wait(min(60.0, fault.at_s + fault.lasts_s - now))
+                if fault.kind == "record locked":  # SQLite waits for the lock
+                    self._clock.wait(min(WAIT_S, fault.at_s + fault.lasts_s - now))
                     if self._clock() >= fault.at_s + fault.lasts_s:
                         continue
                 raise sqlite3.OperationalError(_MESSAGES[fault.kind])

@@ -1,0 +1,86 @@
+"""Sweeps under seeded faults of nodes, workers, record and driver, on a virtual clock: what must hold, always holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from tests.simulation.driver import run_schedule
+from tests.simulation.job import HEALTHY
+from tests.simulation.schedule import Fault, Schedule, schedule_of
+from tests.simulation.search import shrunk
+
+CALM = Schedule(
+    seed=1, trials=(HEALTHY,) * 12, nodes=(2, 1), step_s=1.0, pack_models=1, room=1, timeout_s=90.0, faults=()
+)
+FOR_EVER = 1e6
+
+ONCE_BROKEN = {
+    "a retry waits for a node on which no worker can start": replace(
+        CALM,
+        trials=(*CALM.trials, "observe"),
+        faults=(Fault(kind="workers die at start", at_s=0.0, lasts_s=FOR_EVER, node=1),),
+    ),
+    "the only sound node is away for a while": replace(
+        CALM,
+        step_s=3.0,
+        faults=(
+            Fault(kind="workers die at start", at_s=0.0, lasts_s=FOR_EVER, node=1),
+            Fault(kind="node killed", at_s=40.0, lasts_s=85.0, node=0),
+        ),
+    ),
+    "a frozen worker's trial is healthy": replace(CALM, faults=(Fault(kind="worker frozen", at_s=5.0),)),
+    "a bad machine comes back under another id": replace(
+        CALM,
+        seed=447377043,
+        trials=(HEALTHY,) * 6,
+        nodes=(1, 2),
+        step_s=3.0,
+        timeout_s=None,
+        faults=(
+            Fault(kind="node lacks a module", at_s=0.0, lasts_s=60.0, node=1),
+            Fault(kind="node preempted", at_s=22.97, lasts_s=23.73, node=1),
+        ),
+    ),
+    "a trial that raised on a bad node loses its worker elsewhere": replace(
+        CALM,
+        seed=3306588852,
+        trials=(HEALTHY,) * 14 + ("crash",) + (HEALTHY,) * 12,
+        nodes=(3, 1),
+        pack_models=4,
+        room=4,
+        faults=(
+            Fault(kind="node's disk full", at_s=0.0, lasts_s=60.0, node=1),
+            Fault(kind="node joins late", at_s=0.0, lasts_s=19.05, node=1),
+        ),
+    ),
+    "the answer to the transaction that takes the lease is lost": replace(
+        CALM, faults=(Fault(kind="answer lost", at_s=0.0),)
+    ),
+}
+"""Schedules that broke an invariant before what they show was mended."""
+
+
+@pytest.mark.parametrize("schedule", ONCE_BROKEN.values(), ids=ONCE_BROKEN.keys())
+def test_what_was_once_broken_holds(schedule: Schedule) -> None:
+    assert run_schedule(schedule).violations == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_schedule_replays_from_its_seed(seed: int) -> None:
+    schedule = schedule_of(Random(seed))
+    assert schedule == schedule_of(Random(seed))
+    assert run_schedule(schedule) == run_schedule(schedule)
+
+
+def test_a_broken_schedule_is_reduced_to_what_breaks_it() -> None:
+    fault = Fault(kind="node killed", at_s=1.0)
+    large = replace(CALM, trials=(HEALTHY, "crash", *CALM.trials), faults=(Fault(kind="write lost", at_s=2.0), fault))
+
+    def fails(candidate: Schedule) -> bool:
+        return fault in candidate.faults and "crash" in candidate.trials
+
+    small = shrunk(large, fails)
+    assert (small.faults, small.trials) == ((fault,), ("crash",))
