@@ -134,7 +134,7 @@ class Round:
             expected = (2, 75) if refused else (0,)
             if second.code not in expected and (first_ran or not refused):
                 return f"the second driver ended with {second.code}, not with {expected}: {_tail(second.text)}"
-            return "; ".join(_words_of_a_bug(second.text))
+            return "; ".join(words_of_a_bug(second.text))
         finally:
             second.end()
 
@@ -255,7 +255,7 @@ class Round:
         driver.wait(10)
         code = driver.code or 0
         self._check_code(driver, code)
-        for text in (*_words_of_a_bug(driver.text), *driver.silences()):
+        for text in (*words_of_a_bug(driver.text), *driver.silences()):
             self._violated(text)
         if CANARY in driver.text:
             self._violated("the output has the password")
@@ -371,6 +371,6 @@ def _tail(text: str) -> str:
     return " / ".join(text.strip().splitlines()[-4:])[-500:]
 
 
-def _words_of_a_bug(text: str) -> list[str]:
+def words_of_a_bug(text: str) -> list[str]:
     found = [word for word in ("this is a bug in phasefront", "Traceback (most recent call last)") if word in text]
     return [f"the output has {word!r}: {_tail(text)}" for word in found]
