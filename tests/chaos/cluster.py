@@ -100,6 +100,13 @@ class Cluster:
             if "IDLE" not in command_of(pid)
         ]
 
+    def host_of(self, pid: int) -> str:
+        """The host of a process, and whether its raylet lives."""
+        for host, mark in self._marks.items():
+            if pid in marked(mark):
+                return host if self.alive(host) else f"{host}, whose raylet is dead"
+        return "no host"
+
     def raylet(self, host: str) -> list[int]:
         return [pid for pid in self.processes(host, named="/raylet/raylet") if "gcs_server" not in command_of(pid)]
 

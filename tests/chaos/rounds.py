@@ -22,7 +22,7 @@ from tests.chaos import chaos_job
 from tests.chaos.cluster import Cluster, job_environment
 from tests.chaos.driver import Driver
 from tests.chaos.faults import KINDS, Fault
-from tests.chaos.host import clock_library, wait_for
+from tests.chaos.host import clock_library, command_of, wait_for
 from tests.chaos.records import CANARY, DiskRecord, Record, ServerRecord, Servers, SqliteRecord
 
 TRAINS_S = 150.0
@@ -265,7 +265,8 @@ class Round:
         if code == 0 and self.cluster is not None:
             left = self.cluster.left_workers(20)
             if left:
-                self._violated(f"{len(left)} workers are left 20 s after the end of the driver")
+                names = ", ".join(f"{pid} {command_of(pid)} on {self.cluster.host_of(pid)}" for pid in left)
+                self._violated(f"workers are left 20 s after the end of the driver: {names}")
         self._look()
         (self._folder / f"driver-{len(self._drivers)}.log").write_text(driver.text)
         return code
