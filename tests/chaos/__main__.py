@@ -38,7 +38,7 @@ ROTATION = (
     ("inline", "sqlite", "Pulse", True),
 )
 """How the trials run, the record, the job, and whether the driver's clock can be set."""
-A_ROUND = {"cluster": 8, "inline": 6}
+A_ROUND = {"cluster": 12, "inline": 9}
 """Faults in a round."""
 
 
@@ -55,7 +55,7 @@ def plans(seed: int, *, isolated: bool, clock: bool) -> Iterator[Plan]:
         chosen: list[str] = []
         for kind in order:
             ends = sum(KINDS[other].ends is not None or KINDS[other].costly for other in chosen)
-            if (KINDS[kind].ends is not None or KINDS[kind].costly) and ends >= 2:
+            if (KINDS[kind].ends is not None or KINDS[kind].costly) and ends >= 3:
                 continue
             chosen.append(kind)
             planned[kind] += 3 if KINDS[kind].costly else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -97,7 +98,7 @@ class Cluster:
             pid
             for host in hosts or tuple(self._marks)
             for pid in self.processes(host, named="ray::")
-            if "IDLE" not in command_of(pid)
+            if not re.match(r"ray::(IDLE|DashboardAgent|RuntimeEnvAgent)", command_of(pid))
         ]
 
     def host_of(self, pid: int) -> str:

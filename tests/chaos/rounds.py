@@ -168,7 +168,7 @@ class Round:
             groups=", ".join(map(str, range(groups))),
             replicates=replicates,
             steps=10,
-            pause=0.6 if inline else 1.2,
+            pause=1.0 if inline else 1.8,
             hurry=self._hurry,
             uri=self.record.uri,
             experiment=self._experiment,
