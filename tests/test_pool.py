@@ -405,8 +405,9 @@ def test_a_machine_without_room_is_a_mistake() -> None:
 def test_workers_that_cannot_start_because_the_cluster_is_in_use_are_explained() -> None:
     bench = Bench(A=1)
     bench.engine.set_free(A=0)
+    bench.poll(25)  # before the first pack: the driver waits for the pool to start
     bench.submit("1")
-    bench.poll(40)
+    bench.poll(15)
     assert bench.said == ["no worker can start: a worker needs 4 CPUs and the cluster has none free; waiting for 30 s"]
 
 

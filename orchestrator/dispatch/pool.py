@@ -318,7 +318,8 @@ class PooledDispatcher(Dispatcher):
 
     def _say_waiting(self, now: float, *, progress: bool) -> None:
         """State why nothing runs, if that has lasted for a while."""
-        if progress or not self._placement.waiting or any(worker.packs for worker in self._roster.workers.values()):
+        nothing_to_do = self._roster.ready() and not self._placement.waiting
+        if progress or nothing_to_do or any(worker.packs for worker in self._roster.workers.values()):
             self._waiting.progress(now)
             return
         if not self._waiting.due(now):
