@@ -256,6 +256,15 @@ def recorded(folder: Path) -> str:
         return "\n".join([str(len(rows)), *sorted(lines)])
 
 
+def make_schema(uri: str) -> int:
+    """Create MLflow's tables."""
+    from orchestrator.tracking.address import database_address
+    from orchestrator.tracking.connection import mlflow_store
+
+    mlflow_store(database_address(uri), "tests").engine.dispose()
+    return 0
+
+
 def import_first() -> None:
     """Import the large libraries here, so that no child does."""
     from orchestrator.tracking.address import quiet_mlflow
@@ -283,7 +292,9 @@ def bench(kind: str) -> Iterator[Bench]:
         elif kind == "new":
             yield Bench(home=home, sweep=GRID)
         elif kind == "postgres":
-            yield Bench(home=home, sweep=GRID, uri=stack.enter_context(postgres_server()))
+            uri = stack.enter_context(postgres_server())
+            forked(lambda: make_schema(uri))
+            yield Bench(home=home, sweep=GRID, uri=uri)
         else:
             empty = home / "server" / "mlflow.db"
             forked(lambda: int(not empty_sqlite(empty).exists()))
