@@ -289,7 +289,8 @@ def explain(error: BaseException) -> tuple[Cause, str]:
     """The cause of an exception that a call on a worker ended with, and its text."""
     import ray.exceptions as e
 
-    text = str(error)
+    # Ray appends general advice to every death of a process.
+    text = str(error).partition(" Some common causes include")[0]
     if isinstance(error, e.OutOfMemoryError) or (isinstance(error, e.RayActorError) and "OutOfMemory" in text):
         return Cause.OUT_OF_MEMORY, text
     lost = (
