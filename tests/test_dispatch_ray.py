@@ -2,10 +2,12 @@
 
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from orchestrator.dispatch.ray_pool import RayDispatcher
 from orchestrator.records import Status
 from orchestrator.trial import Trial
 from tests.dispatch_contract import DispatchContract, drain
+from tests.driving import wait_for
 from tests.jobs_for_runner import FLOODS
 from tests.runner_kit import Kept, ramp, run, task
 
@@ -155,5 +158,28 @@ def test_a_pack_that_waits_behind_a_long_one_moves_and_is_trained_once(
         drain(pool, 2)
         names = [path.name.partition("-")[0] for path in (tmp_path / "marks").iterdir()]
         assert sorted(names) == ["last", "long", "one", "short", "too", "waits"]
+    finally:
+        pool.close()
+
+
+def leaves(params: dict[str, Any], seed: int, device: str, report: Callable[..., None]) -> None:
+    """Starts processes, writes down their ids, and ends its worker."""
+    child = subprocess.Popen(["sleep", "3600"])
+    apart = subprocess.check_output("setsid sleep 3600 > /dev/null & echo $!", shell=True, text=True)
+    Path(params["pids"]).write_text(f"{child.pid} {apart}")
+    os._exit(3)
+
+
+def test_what_a_trial_started_ends_with_its_worker_while_the_pool_goes_on(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    pack = task([ramp()], "first")
+    pack = replace(pack, job=f"{__name__}:leaves", params=({"pids": str(pids)},))
+    pool = pool_of(1)
+    try:
+        pool.submit([pack])
+        (lost,) = drain(pool, 1)
+        assert isinstance(lost, PackFailed)
+        left = [int(pid) for pid in pids.read_text().split()]
+        wait_for("their end", lambda: not any((Path("/proc") / str(pid)).exists() for pid in left))
     finally:
         pool.close()

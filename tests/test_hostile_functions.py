@@ -3,6 +3,7 @@
 Each kind is a function of `hostile_functions`, with the status that its trial must end with and what its error says.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -112,3 +113,27 @@ def test_whatever_a_trial_does_the_healthy_ones_finish(tmp_path: Path, ray_folde
         check(tmp_path, running, fails, finishes)
     assert largest < 250e6, "300 MB were printed"
     assert not list(ray_folder.glob("ray/session_*"))
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A memory cgroup of 3 GB, below that of this process."""
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    first = next((path for _, controllers, path in lines if "memory" in controllers.split(",")), None)
+    folder = Path(f"/sys/fs/cgroup/memory{first}") / f"pf-{os.getpid()}"
+    try:
+        folder.mkdir()
+        (folder / "memory.limit_in_bytes").write_text(str(3 << 30))
+    except OSError as error:
+        pytest.skip(f"needs a memory cgroup (version 1) that it may divide: {error}")
+    yield folder
+    wait_for("the end of its processes", lambda: not (folder / "cgroup.procs").read_text())
+    folder.rmdir()
+
+
+@pytest.mark.slow
+def test_a_trial_that_takes_all_memory_is_killed_and_fails_alone(tmp_path: Path, small_memory: Path) -> None:
+    prepare(tmp_path, ["grows"], workers=2)
+    with driver("run", "sweep.yaml", "--no-map", cwd=tmp_path) as running:
+        (small_memory / "cgroup.procs").write_text(str(running.popen.pid))
+        check(tmp_path, running, {"grows": r"lost 3 workers\..*killed for memory|does not fit into"}, ())

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.dispatch import output
+from orchestrator.dispatch import output, reaper
 from orchestrator.dispatch.base import Cause, Event, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.capacity import Need
 from orchestrator.dispatch.engine import Engine, EngineEvent, NodeRoom, PackNews, WorkerDied, WorkerReady
@@ -55,6 +55,7 @@ class WorkerActor:
         self._last_s = 0.0
         self._output = output.files()
         output.keep_bounded(self._output)
+        reaper.guard_children()
 
     def warm(self, job: str | None) -> tuple[int, tuple[str, ...]]:
         """Load what `job` needs; the process id, and the files that hold the output."""

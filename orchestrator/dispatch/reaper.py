@@ -1,8 +1,9 @@
-"""Ends the processes of a local Ray whose driver was killed: `python reaper.py MARK`, run by `ray_connection`.
+"""Ends the processes that a killed process leaves behind: `python reaper.py ...`, a process of its own.
 
-Ray's own processes follow a killed driver, but its agents take a minute to notice. This process
-waits on a pipe that closes when the driver ends, however it ends, and then kills every process
-that carries the driver's mark in its environment. Standard library only: it must start quickly.
+For a local Ray: Ray's own processes follow a killed driver, but its agents take a minute to notice. The reaper waits on
+a pipe that closes when the driver ends, however it ends, and then kills every process that carries the driver's mark in
+its environment. For a worker it waits for the end of its process, and kills what trials have started and left there.
+Standard library only: it must start quickly.
 """
 
 from __future__ import annotations
@@ -10,37 +11,77 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 MARK = "PHASEFRONT_LOCAL_RAY"
 """Environment variable that all processes of a local Ray inherit from the driver that started it."""
+WORKER_MARK = "PHASEFRONT_WORKER"
+"""The same for what a worker starts."""
 CLEAN = b"clean"
 """Sent by a driver that has shut down its own Ray."""
 QUIET_S = 0.5
 """Without a marked process for this long, all are gone (one may have been starting another)."""
+LOOK_S = 0.5
+"""How often it is seen whether a worker lives."""
 
 
-def marked(mark: str) -> list[int]:
-    """Processes of this user that carry the mark; needs Linux's /proc."""
-    wanted = f"{MARK}={mark}".encode()
+def marked(mark: str, name: str = MARK, session: int = 0) -> list[int]:
+    """Processes of this user that carry the mark, or belong to the session; needs Linux's /proc."""
+    wanted = f"{name}={mark}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+            if wanted in (folder / "environ").read_bytes().split(b"\0") or (session and _stat(folder)[3] == session):
                 found.append(int(folder.name))
     return found
 
 
-def main(mark: str) -> None:
-    """Wait for the end of the driver, then kill what is left."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    quiet_s = 0.0 if sys.stdin.buffer.read() == CLEAN else QUIET_S
+def _stat(folder: Path) -> list[int]:
+    """The numbers of a process from its parent's id on: its session is the third after that, its start the 19th."""
+    state, *numbers = (folder / "stat").read_text().rpartition(")")[2].split()
+    if state == "Z":
+        raise ProcessLookupError
+    return [0, *map(int, numbers)]
+
+
+def guard_children() -> None:
+    """Have everything killed that this process starts, and that still runs when it has ended, however it ends."""
+    if not Path("/proc/self/environ").exists():
+        return
+    with contextlib.suppress(OSError):  # it leads a session already
+        os.setsid()  # its forks do not carry the mark, but belong to its session
+    session = os.getpid() if os.getsid(0) == os.getpid() else 0
+    mark = uuid.uuid4().hex
+    started = _stat(Path("/proc/self"))[19]
+    command = [sys.executable, "-I", "-S", __file__, mark, str(os.getpid()), str(started), str(session)]
+    subprocess.run(command, stdin=subprocess.DEVNULL, start_new_session=True, check=False)
+    os.environ[WORKER_MARK] = mark
+
+
+def after_driver(mark: str) -> None:
+    """Wait for the end of the driver, then kill what is left of its Ray."""
+    clean = sys.stdin.buffer.read() == CLEAN
+    _kill(mark, MARK, 0, quiet_s=0.0 if clean else QUIET_S)
+
+
+def after_worker(mark: str, worker: int, started: int, session: int) -> None:
+    """Wait in the background for the end of the worker, then kill what it has left."""
+    if os.fork():  # Ray kills the children of a worker: this must not be one
+        return
+    with contextlib.suppress(OSError):
+        while _stat(Path(f"/proc/{worker}"))[19] == started:
+            time.sleep(LOOK_S)
+    _kill(mark, WORKER_MARK, session, quiet_s=QUIET_S)
+
+
+def _kill(mark: str, name: str, session: int, *, quiet_s: float) -> None:
     quiet_since = time.monotonic()
     while True:
-        for pid in marked(mark):
+        for pid in marked(mark, name, session):
             quiet_since = time.monotonic()
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -50,4 +91,9 @@ def main(mark: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if len(sys.argv) == 2:
+        after_driver(sys.argv[1])
+    else:
+        after_worker(sys.argv[1], *map(int, sys.argv[2:]))
