@@ -20,7 +20,7 @@ from orchestrator.records import Status
 
 LIMIT_BYTES = 5_000_000
 """Size at which a file is cut; its older part has the same size."""
-_LOOK_S = 0.2
+_LOOK_S = 0.05
 LINES = 40
 """Lines of each file that a failure shows."""
 _TAIL_BYTES = 6_000
