@@ -23,6 +23,7 @@ from jobs.job import Censored, Curves, Job, Observations, Params
 from orchestrator.dispatch.environment import TrainingRecord
 from orchestrator.records import Status
 from orchestrator.reduce import reduce_curves
+from orchestrator.secrets import hide_addresses
 from orchestrator.tracking import layout
 from orchestrator.tracking.facts import RunFacts
 from orchestrator.trial import Trial
@@ -279,15 +280,9 @@ def check_latest(run: RunFacts) -> Iterator[Violation]:
         yield _wrong(Invariant.LATEST, run, what)
 
 
-_PASSWORD = re.compile(
-    r"://[^/\s:@'\"]*:(?P<password>[^/\s@'\"]+)@|[?&](?:password|passwd|token)=(?P<other>[^&\s'\",;)]+)"
-)
-
-
 def passwords_in(text: str) -> bool:
-    """Whether a text holds an address with a password that is not replaced by asterisks."""
-    found = ((match["password"] or match["other"]) for match in _PASSWORD.finditer(text))
-    return any(set(password) != {"*"} for password in found)
+    """Whether a text holds an address with a password, neither replaced by asterisks nor by a variable's name."""
+    return hide_addresses(text) != text
 
 
 def check_secrets(run: RunFacts, secrets: Mapping[str, str]) -> Iterator[Violation]:
@@ -297,7 +292,7 @@ def check_secrets(run: RunFacts, secrets: Mapping[str, str]) -> Iterator[Violati
     if layout.SWEEP_ID in run.tags:
         texts |= _artifacts(run.artifacts)
     for place, text in texts.items():
-        if "://" in text and passwords_in(text):
+        if passwords_in(text):
             yield _wrong(Invariant.NO_SECRET, run, f"{place} has an address with a password")
         for name, value in secrets.items():
             if value in text:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from orchestrator.dispatch.base import Cause
+from orchestrator.printable import last_line
 
 LOSSES_BEFORE_BLAME = 3
 """A pack that lost this many workers in a row is suspected to be the cause."""
@@ -119,12 +120,6 @@ def _final_error(cause: Cause, attempt: Attempt, error: str) -> str:
 
 
 _FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+)')
-
-
-def last_line(error: str) -> str:
-    """The last line of a traceback, which names the exception."""
-    lines = [line for line in error.strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "unknown error"
 
 
 def signature(error: str) -> tuple[str, str]:

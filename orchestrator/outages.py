@@ -102,13 +102,17 @@ class Kind(Enum):
 
 def kind_of(error: BaseException) -> Kind:
     """What the error means, by itself or by what it was raised from."""
-    kind = _kind(error)
+    return _kind(_telling(error))
+
+
+def _telling(error: BaseException) -> BaseException:
+    """The error itself, or the one that it was raised from if only that tells what it means."""
     inner = getattr(error, "orig", None) or error.__cause__
     if inner is None and type(error).__name__ == "MlflowException":
         inner = error.__context__
-    if kind is Kind.OTHER and isinstance(inner, BaseException) and not isinstance(error, Outage):
-        return kind_of(inner)
-    return kind
+    if _kind(error) is not Kind.OTHER or not isinstance(inner, BaseException) or isinstance(error, Outage):
+        return error
+    return _telling(inner)
 
 
 def _kind(error: BaseException) -> Kind:
@@ -151,8 +155,7 @@ def _kind_of_sqlite(error: sqlite3.Error) -> Kind:
 
 def reason(error: BaseException) -> str:
     """One line of text about an error."""
-    inner = getattr(error, "orig", None)
-    text = error.mistakes[0].rule if isinstance(error, UserError) else str(inner or error)
+    text = error.mistakes[0].rule if isinstance(error, UserError) else str(_telling(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return printable(lines[0] if lines else type(error).__name__, longest=300)
 
@@ -233,8 +236,8 @@ class Patience:
         stopped = " when the run was stopped" if self._stopping() else ""
         return Outage(
             f"{self._state()}{stopped}: {self._why}",
-            next_step="recorded results are safe: run the same command again when it is back; tracking.patience sets "
-            "how long a run waits",
+            next_step="run the same command again when it is back: recorded results are safe, trials that ended "
+            "meanwhile train again; tracking.patience sets how long a run waits",
         )
 
     def progressed(self) -> None:

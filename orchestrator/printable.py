@@ -46,3 +46,9 @@ def _shortened(text: str, longest: int) -> str:
     mark = f" [... {len(text) - longest} characters ...] "
     head = longest // 4
     return text[:head] + mark + text[len(text) - (longest - head - len(mark)) :]
+
+
+def last_line(error: str) -> str:
+    """The last line of a traceback, which names the exception."""
+    lines = [line for line in error.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "unknown error"

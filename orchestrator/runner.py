@@ -23,11 +23,11 @@ from orchestrator.failures import (
     FailureWatch,
     Remedy,
     decide,
-    last_line,
     signature,
 )
 from orchestrator.plan.pack import Pack
 from orchestrator.plan.planner import Planner
+from orchestrator.printable import last_line
 from orchestrator.progress import ProgressDisplay, Snapshot
 from orchestrator.records import Status, TrialResult
 from orchestrator.relabel import relabel_stale

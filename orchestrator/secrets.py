@@ -30,7 +30,7 @@ _TOKEN_AS_USER = re.compile(r"(https?://)(?P<secret>[^/?#@:\s'\"]+)@")
 _PARAMETER = re.compile(
     r"([?&;]"
     r"(?:[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|credential|signature|api_?key|access_?key)|sig|auth|key)"
-    r"=)(?P<secret>[^&;#\s'\"]+)",
+    r"=)(?P<secret>[^&;#,)\s'\"]+)",
     re.IGNORECASE,
 )
 _HEADER = re.compile(r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic)\s+)(?P<secret>[^\s'\"]+)", re.I)
@@ -107,6 +107,14 @@ def holder(value: str, environ: Mapping[str, str]) -> str | None:
     return next((name for secret, name in secrets_of(environ).items() if re.search(_pattern(secret), value)), None)
 
 
+def hide_addresses(text: str) -> str:
+    """The text without the secrets of the addresses that stand in it."""
+    if "://" in text or "=" in text:
+        for pattern in (_USER_INFO_IN_TEXT, _TOKEN_AS_USER, _PARAMETER):
+            text = pattern.sub(_mask, text)
+    return text
+
+
 class Hider:
     """Hides the secrets in texts: those of addresses, those of the environment, and those that were learnt."""
 
@@ -121,9 +129,7 @@ class Hider:
             self._learnt = len(_learnt)
             secrets = sorted(self._of_environ | set(filter(_is_distinct, _learnt)), key=len, reverse=True)
             self._known = re.compile("|".join(map(_pattern, secrets))) if secrets else None
-        if "://" in text or "=" in text:
-            for pattern in (_USER_INFO_IN_TEXT, _TOKEN_AS_USER, _PARAMETER):
-                text = pattern.sub(_mask, text)
+        text = hide_addresses(text)
         if "uthorization" in text or "UTHORIZATION" in text:
             text = _HEADER.sub(_mask, text)
         return self._known.sub(HIDDEN, text) if self._known else text

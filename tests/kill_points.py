@@ -41,7 +41,7 @@ SEARCH = """\
 name: small
 job: mine:train
 axes: {lr: {scale: log, from: 0.25, to: 4}, momentum: {scale: linear, from: 0, to: 1}}
-search: {kind: boundary, target: {metric: final_steepness, level: 1.0}, budget: 12, start: 8, batch: 2}
+search: {kind: boundary, target: {metric: final_steepness, level: 1.0}, budget: 8, start: 4, batch: 2}
 """
 COMMAND = ("run", "sweep.yaml", "--inline", "--no-map", "--quiet")
 KILLED = 77
@@ -319,10 +319,12 @@ def main() -> int:
             count, expected = place.undisturbed()
             points = range(1, count + 1)
             chosen = sorted(random.Random(given.seed).sample(points, min(given.sample or count, count)))
-            cases = [place.case(point, expected) for point in chosen]
+            cases = []
+            for point in chosen:
+                cases.append(place.case(point, expected))
+                if cases[-1].wrong:
+                    print(cases[-1].text, flush=True)
         wrong = [case for case in cases if case.wrong]
-        for case in wrong:
-            print(case.text)
         reached = sum(case.reached for case in cases)
         print(
             f"{kind:<9} {count} points, {len(cases)} tried, {reached} reached, {len(wrong)} failed, "

@@ -279,6 +279,7 @@ def test_addresses_with_asterisks_have_no_password() -> None:
     assert passwords_in("at postgresql://user:hunter2@host:5432/db")
     assert passwords_in("postgresql://host/db?user=a&password=hunter2&x=1")
     assert not passwords_in("postgresql://user:***@host/db, postgresql://host/db?password=***, http://host:5000/a@b")
+    assert not passwords_in("uri: postgresql://user:${DB_PASSWORD}@host/db")
 
 
 def test_a_finished_trial_that_changes_has_regressed(sweep: Path) -> None:

@@ -11,9 +11,9 @@ from orchestrator.failures import (
     FailureWatch,
     Remedy,
     decide,
-    last_line,
     signature,
 )
+from orchestrator.printable import last_line
 
 
 def error(message: str, line: int = 7) -> str:

@@ -14,10 +14,15 @@ from pathlib import Path
 import psycopg2
 import pytest
 from faults.proxy import Proxy
+from optuna.distributions import FloatDistribution
 from servers import empty_sqlite, mlflow_server, postgres
 from tracking_contract import SWEEP, content, finished, rows, trial
 
 from orchestrator.errors import Outage
+from orchestrator.outages import Patience
+from orchestrator.search import study
+from orchestrator.search.study import SweepStudy
+from orchestrator.tracking import resilient as resilient_tracker
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.tracking.resilient import ResilientTracker
@@ -141,6 +146,24 @@ def test_a_database_that_lost_what_it_had_confirmed_ends_the_run(server, tmp_pat
         tracker.flush()
 
 
+@pytest.mark.slow
+def test_a_request_that_hangs_is_mentioned(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(resilient_tracker, "WATCH_S", 0.1)
+    monkeypatch.setattr(resilient_tracker, "SAY_EVERY_S", 1.0)
+    said = []
+    with Proxy.to(server.uri) as proxy:
+        tracker = resilient(proxy.uri, tmp_path, said, experiment="hang")
+        with proxy.hanging():
+            asking = threading.Thread(target=tracker.index, args=([trial().id],))
+            asking.start()
+            while not said:
+                assert asking.is_alive()
+                time.sleep(0.1)
+        asking.join()
+        assert "the record has not answered a request for" in said[0]
+        tracker.close()
+
+
 # --- SQLite ---
 
 LOCK = """
@@ -217,6 +240,110 @@ def test_a_full_disk_is_waited_for(tmp_path, quick):
         tracker.close()
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+# --- the study of a search ---
+
+SPACE = {"x": FloatDistribution(0.0, 1.0)}
+
+
+def patient(said, sleep=time.sleep):
+    return Patience("the study", limit_s=120.0, say=said.append, sleep=sleep)
+
+
+def test_a_study_that_another_process_has_locked_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "SQLITE_WAIT_S", 0.05)
+    said, file = [], tmp_path / "optuna.db"
+    with contextlib.ExitStack() as lock:
+
+        def sleep(seconds):
+            time.sleep(seconds)
+            if said:
+                lock.close()
+
+        storage = SweepStudy(f"sqlite:///{file}", "s", patience=patient(said, sleep))
+        lock.enter_context(locked(file))
+        storage.create("t", {"x": 0.5}, SPACE, 0)
+        assert "database is locked" in said[0]
+        said.clear()
+        lock.enter_context(locked(file))
+        storage.finish("t", {"phase": "low"}, 1.0)
+        assert "the study is back after" in said[-1]
+    (trial,) = storage.trials()
+    assert (trial.user_attrs["trial_id"], trial.user_attrs["phase"], trial.state.name) == ("t", "low", "COMPLETE")
+    storage.close()
+
+
+@pytest.mark.slow
+def test_a_study_in_postgresql_outlives_lost_answers(server):
+    said, other = [], psycopg2.connect(server.uri)
+    other.autocommit = True
+    with other.cursor() as cursor:
+        cursor.execute("CREATE DATABASE optuna")
+    other.close()
+    with Proxy.to(server.uri.replace("/postgres", "/optuna")) as proxy:
+        storage = SweepStudy(proxy.uri.replace("://", "+psycopg2://", 1), "lost", patience=patient(said))
+        for n in range(4):
+            proxy.lose(b"COMMIT")
+            storage.create(f"t{n}", {"x": n / 4}, SPACE, 0)
+            proxy.lose(b"COMMIT")
+            storage.finish(f"t{n}", {"phase": "low"}, 1.0)
+        proxy.calm()
+        # Optuna itself repeats an insertion, and then leaves a RUNNING row behind.
+        done = [t.user_attrs["trial_id"] for t in storage.trials() if t.state.name == "COMPLETE"]
+        assert sorted(done) == [f"t{n}" for n in range(4)]
+        assert proxy.fired >= 4
+        storage.close()
+
+
+# --- the command line ---
+
+JOB = """
+import pathlib, time
+def train(params, seed, device, report):
+    for step in range(1, 4):
+        report(step, loss=1 / step)
+    pathlib.Path("trained").touch()
+    while not pathlib.Path("go").exists():
+        time.sleep(0.05)
+"""
+FILE = """
+job: waiting_job:train
+axes: {n: [1, 2, 3, 4]}
+phases: {metric: loss, level: 0.5}
+tracking: {uri: sqlite:///mlflow.db, patience: 8s}
+"""
+
+
+@pytest.mark.slow
+def test_a_run_whose_record_stays_away_ends_resumably_and_resumes(tmp_path):
+    (tmp_path / "waiting_job.py").write_text(JOB)
+    (tmp_path / "sweep.yaml").write_text(FILE)
+    file = empty_sqlite(tmp_path / "mlflow.db")
+    command = [sys.executable, "-m", "orchestrator", "run", "sweep.yaml", "--inline", "--no-map"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options) as run:
+        while not (tmp_path / "trained").exists():
+            assert run.poll() is None
+            time.sleep(0.1)
+        with locked(file):
+            (tmp_path / "go").touch()
+            out, err = run.communicate(timeout=200)
+    assert run.returncode == 75, err
+    assert "has not answered for" in out
+    assert "the record (sqlite:///mlflow.db, experiment phasefront) has not answered for" in err
+    assert "database is locked" in err
+    assert "run the same command again when it is back" in err
+    assert "trials that ended meanwhile train again" in err
+    assert "Traceback" not in err
+    again = subprocess.run(command, **options, timeout=200, check=False)
+    assert again.returncode == 0, again.stderr
+    connection = sqlite3.connect(file)
+    runs = "SELECT status, COUNT(*) FROM runs WHERE name <> 'sweep' GROUP BY status"
+    assert connection.execute(runs).fetchall() == [("FINISHED", 4)]
+    assert connection.execute("SELECT COUNT(*) FROM metrics WHERE key = 'loss'").fetchone() == (12,)
+    connection.close()
 
 
 # --- an MLflow server ---

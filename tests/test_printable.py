@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.dispatch.base import Cause, PackFailed
-from orchestrator.failures import last_line
-from orchestrator.printable import LONGEST_LINE, printable
+from orchestrator.printable import LONGEST_LINE, last_line, printable
 from orchestrator.records import Status, TrialResult
 
 

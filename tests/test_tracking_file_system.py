@@ -30,7 +30,7 @@ a line that is no mount
 @pytest.mark.parametrize(
     ("path", "kind", "network"),
     [
-        ("/work/mlflow.db", "ext4", False),
+        ("/srv/mlflow.db", "ext4", False),
         ("/users/anna/mlflow.db", "nfs4", True),
         ("/users", "nfs4", True),
         ("/userspace/mlflow.db", "ext4", False),

@@ -259,7 +259,8 @@ def test_the_same_trial_in_two_experiments_is_two_runs(tracker, uri):
 def test_a_long_traceback_keeps_its_end(tracker, uri):
     one = trial()
     tracker.begin([one])
-    tracker.end([TrialResult(trial_id=one.id, status=Status.FAILED, error="\0x" * 9000 + "ValueError: the cause")])
+    error = ("\0x" * 90 + "\n") * 100 + "ValueError: the cause"
+    tracker.end([TrialResult(trial_id=one.id, status=Status.FAILED, error=error)])
     (run,) = runs_of(uri, "attributes.status = 'FAILED'")
     error = run.data.tags["phasefront.error"]
     assert error.endswith("ValueError: the cause")

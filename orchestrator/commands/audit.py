@@ -5,21 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from orchestrator.audit import Expected, Invariant, Report, audit
 from orchestrator.commands.searching import known_trials
 from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker
+from orchestrator.secrets import secrets_of
 
 if TYPE_CHECKING:
     from orchestrator.sweep.sweep import Sweep
     from orchestrator.trial import Trial
-
-SHORTEST_SECRET = 8
-"""Values of variables that are shorter than this are found in texts by chance."""
-_SECRET_NAME = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key|private_?key", re.IGNORECASE)
 
 
 def audit_(arguments: argparse.Namespace) -> int:
@@ -35,7 +31,8 @@ def audit_(arguments: argparse.Namespace) -> int:
         trials = {trial.id: trial for trial in known_trials(sweep, tracker)}
         reader = open_reader(sweep.tracking.uri, experiment=sweep.tracking.experiment)
         with contextlib.closing(reader):
-            secrets, driver = secrets_of(os.environ), reader.has_driver()
+            secrets = {f"${name}": value for value, name in secrets_of(os.environ).items()}
+            driver = reader.has_driver()
             report = audit(expected(sweep, trials), reader.runs(), tracker.curves, secrets, has_driver=driver)
     print("\n".join([f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}", *lines(report)]))
     return 1 if report.violations else 0
@@ -51,15 +48,6 @@ def expected(sweep: Sweep, trials: Mapping[str, Trial]) -> Expected:
         thresholds=sweep.thresholds(),
         fingerprint=sweep.thresholds_fingerprint(),
     )
-
-
-def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables of the environment whose names look like secrets."""
-    return {
-        f"${name}": value
-        for name, value in environ.items()
-        if _SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET
-    }
 
 
 def lines(report: Report) -> list[str]:

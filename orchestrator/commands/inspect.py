@@ -22,9 +22,9 @@ from orchestrator.commands.wiring import (
     rehearsed,
     resources_at_hand,
 )
-from orchestrator.failures import last_line
 from orchestrator.plan.pack import Pack
 from orchestrator.plan.planner import Planner
+from orchestrator.printable import last_line
 from orchestrator.progress import amount_of_bytes, duration, phase_counts
 from orchestrator.records import Status
 from orchestrator.sweep.sweep import Sweep

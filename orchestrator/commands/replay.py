@@ -20,8 +20,8 @@ def replay(arguments: argparse.Namespace) -> int:
     from orchestrator.commands.recorded_job import FOLDER, recorded_job
     from orchestrator.dispatch.environment import environment_of
     from orchestrator.dispatch.worker import prepare
-    from orchestrator.failures import last_line
     from orchestrator.host import visible_gpus
+    from orchestrator.printable import last_line
     from orchestrator.replay import compare, train_again
     from orchestrator.tracking.replay_source import ReplaySource
 

@@ -131,7 +131,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
             shape = resources_at_hand(sweep, inline=arguments.inline)
             trials = sweep.sample(SAMPLE) if sweep.is_search else sweep.trials()
             planner = make_planner(sweep, measured(sweep, trials, shape.device), shape=shape)
-            with opened_sampler(sweep, tracker, workers=shape.workers) as sampler:
+            with opened_sampler(sweep, tracker, workers=shape.workers, stopping=stopper.stop.is_set) as sampler:
                 runner = Runner(
                     job_name=sweep.job,
                     planner=planner,

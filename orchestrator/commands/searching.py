@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.outages import Patience
 from orchestrator.records import Status
 from orchestrator.search.base import Sampler
 from orchestrator.search.grid import GridSampler
@@ -25,8 +26,16 @@ CURVE = "uncertain_area"
 
 
 @contextlib.contextmanager
-def opened_sampler(sweep: Sweep, tracker: Tracker, *, workers: int) -> Iterator[Sampler]:
+def opened_sampler(
+    sweep: Sweep, tracker: Tracker, *, workers: int, stopping: Callable[[], bool] = lambda: False
+) -> Iterator[Sampler]:
     """The sampler that decides which trials run.
+
+    Args:
+        sweep: The sweep.
+        tracker: Its record.
+        workers: Of the pool.
+        stopping: Whether the run is being stopped: then an outage of the study's storage is not waited for.
 
     Raises:
         UserError: the study's storage cannot be opened.
@@ -38,7 +47,13 @@ def opened_sampler(sweep: Sweep, tracker: Tracker, *, workers: int) -> Iterator[
     from orchestrator.search.study import SweepStudy
 
     search = sweep.search
-    study = SweepStudy(search.storage, study_names(sweep, tracker))
+    patience = Patience(
+        f"the study ({sweep.storage_shown})",
+        limit_s=sweep.tracking.patience,
+        say=lambda line: tracker.say(line),
+        stopping=stopping,
+    )
+    study = SweepStudy(search.storage, study_names(sweep, tracker), patience=patience)
     try:
         yield BoundarySampler(
             study=study,

@@ -19,6 +19,7 @@ from orchestrator.dispatch.roster import STUCK_S, Held, Roster, Worker
 from orchestrator.dispatch.source import Source
 from orchestrator.dispatch.versions import JobVersions
 from orchestrator.dispatch.waiting import Silence, Waiting
+from orchestrator.printable import last_line
 from orchestrator.records import Status
 
 LOOK_S = 5.0
@@ -246,6 +247,9 @@ class PooledDispatcher(Dispatcher):
             self._say(f"node {self._roster.name(worker.node)} was lost; its trials are run again")
         if death.cause is not Cause.NODE_LOST and not worker.used:
             self._health.start_failed(worker.node, started_at=worker.started_at, now=now, error=death.error)
+            if self._health.start_failures(worker.node) == 1:
+                name, error = self._roster.name(worker.node), last_line(death.error)
+                self._say(f"a worker on {name} died while starting ({error}); it is tried again after a pause")
         if worker.packs:
             task = worker.packs.popleft().task
             events.append(PackFailed(pack_id=task.pack_id, cause=death.cause, error=death.error, node=worker.node))

@@ -12,6 +12,7 @@ from orchestrator.dispatch.health import STILLBORN_LIMIT, STILLBORN_LIMIT_ONCE_L
 from orchestrator.dispatch.versions import JobVersions
 from orchestrator.dispatch.waiting import Silence
 from orchestrator.errors import Outage, UserError
+from orchestrator.printable import last_line
 
 STUCK_S = 30.0
 """A worker that has been starting for this long is moved to a node with free resources, if there is one."""
@@ -256,7 +257,7 @@ class Roster:
             )
         limit = STILLBORN_LIMIT if not self._health.lived else STILLBORN_LIMIT_ONCE_LIVED
         if nodes and all(self._health.start_failures(node) >= limit for node in nodes):
-            error = self._health.start_error(nodes[0]).strip()
+            error = last_line(self._health.start_error(nodes[0]))
             where = "on this machine" if not self._grows else f"on each of {len(nodes)} nodes"
             what = f"workers died while starting, {limit} times in a row {where}"
             if self._health.lived:
@@ -266,6 +267,6 @@ class Roster:
                 place="resources",
                 next_step=(
                     "on a cluster, every node needs phasefront in the Python environment of Ray, or the project in "
-                    f"the job's working directory (`ray job submit --working-dir .`). Ray said: {error}"
+                    f"the job's working directory (`ray job submit --working-dir .`). The last error: {error}"
                 ),
             )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from orchestrator.dispatch.base import PackFailed, PackTask
 from orchestrator.dispatch.source import Source
 from orchestrator.errors import UserError
+from orchestrator.printable import last_line
 
 SHOWN = 3
 """Nodes that the error names."""
@@ -40,7 +41,7 @@ class JobVersions:
             return ""
         theirs = event.source
         if theirs is None or self._source is None:
-            what = (event.error.strip().splitlines() or ["it cannot be loaded"])[-1]
+            what = last_line(event.error)
         elif self._local:
             what = ", ".join(self._source.other_files(theirs)[:SHOWN]) or "its libraries"
         else:

@@ -197,7 +197,7 @@ class BoundarySampler(Sampler):
     @property
     def proposer(self) -> Proposer:
         """The trials of the study and what is fitted to them, up to date."""
-        return self._sampler.follow(self._study.study)
+        return self._study.patiently(lambda: self._sampler.follow(self._study.study))
 
     # --- asking ---
 

@@ -7,6 +7,7 @@ the metric; it is shown in Optuna's dashboard and nothing optimises it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import warnings
@@ -15,25 +16,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from jobs.job import Scalar
 from orchestrator.errors import UserError
+from orchestrator.outages import Patience
 from orchestrator.tracking.address import shown
 from orchestrator.tracking.file_system import journal_mode
 
 TRIAL_ID, TOLD, AREA = "trial_id", "told", "uncertain_area"
 RECORD = "phasefront.record"
 """A user attribute of a study that an earlier version has named: the record that it belongs to."""
-SQLITE_WAIT_S = 60.0
-"""How long a write waits for another process."""
+SQLITE_WAIT_S = 5.0
+"""How long a write waits for another process; `orchestrator.outages` says so, and tries again."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +93,11 @@ class SweepStudy:
         storage: a database address for SQLAlchemy, or an open Optuna storage.
         name: of the study, which is created if it does not exist.
         place: of the address in the sweep file, for messages.
+        patience: with a storage that stops to answer; None for none.
 
     Raises:
         UserError: the storage cannot be opened.
+        Outage: from any method, if the storage has not answered for too long.
     """
 
     def __init__(
@@ -99,14 +106,21 @@ class SweepStudy:
         name: str | StudyNames,
         *,
         place: str = "search.storage",
+        patience: Patience | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._patience = patience
+
+        def open_study() -> tuple[BaseStorage, optuna.Study, str]:
+            try:
+                return _open(storage, name)
+            except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+                if "is locked" in str(error):
+                    raise  # it is there, so it is waited for
+                raise RuntimeError(_first_line(error)) from None
+
         try:
-            self._storage = optuna.storages.get_storage(_rdb(storage) if isinstance(storage, str) else storage)
-            names, name = (name, name.choose(self._storage)) if isinstance(name, StudyNames) else (None, name)
-            self.study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
-            if names is not None and name == names.earlier:
-                self.study.set_user_attr(RECORD, names.record)
+            self._storage, self.study, name = self.patiently(open_study)
         except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"the study's storage cannot be opened: {_first_line(error)}",
@@ -115,13 +129,20 @@ class SweepStudy:
                 choices=("sqlite:///optuna.db", "postgresql+psycopg2://user@host/db", "mysql+pymysql://user@host/db"),
                 next_step="check the address, that the database runs, and that it is not MLflow's database",
             ) from error
-        self._id = self._storage.get_study_id_from_name(name)
+        self._id = self.patiently(lambda: self._storage.get_study_id_from_name(name))
         self._rows: dict[str, int] = {}
+
+    def patiently(self, do: Callable[[], T]) -> T:
+        """Call `do`, again and again while the storage does not answer.
+
+        Raises:
+            Outage: it has not answered for too long.
+        """
+        return do() if self._patience is None else self._patience.call(do)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials in the order in which they were asked. Do not modify them."""
-        trials: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
-        return trials
+        return self.patiently(lambda: self.study.get_trials(deepcopy=False))
 
     def create(
         self,
@@ -138,7 +159,20 @@ class SweepStudy:
             distributions={name: distributions[name] for name in params},
             user_attrs={TRIAL_ID: trial_id, "replicate": replicate, **more},
         )
-        self._rows[trial_id] = self._storage.create_new_trial(self._id, template)
+        attempts = 0
+
+        def add() -> int:
+            nonlocal attempts
+            attempts += 1
+            if attempts > 1:  # it may have been added although the answer was lost
+                running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+                known = set(self._rows.values())
+                added = [t._trial_id for t in running if t.user_attrs.get(TRIAL_ID) == trial_id]
+                for row in set(added) - known:
+                    return int(row)
+            return int(self._storage.create_new_trial(self._id, template))
+
+        self._rows[trial_id] = self.patiently(add)
 
     def adopt(self, trial: FrozenTrial) -> None:
         """Let `finish` and `fail` end a trial that an earlier run left RUNNING."""
@@ -153,16 +187,32 @@ class SweepStudy:
         self._end(trial_id, {}, TrialState.FAIL, None)
 
     def _end(self, trial_id: str, attributes: Mapping[str, Any], state: TrialState, values: list[float] | None) -> None:
-        row = self._rows.pop(trial_id, None)
+        row = self._rows.get(trial_id)
         if row is None:
             return
-        for name, value in attributes.items():
-            self._storage.set_trial_user_attr(row, name, value)
-        self._storage.set_trial_state_values(row, state, values)
+
+        def end() -> None:
+            with contextlib.suppress(UpdateFinishedTrialError):  # it has ended, although the answer was lost
+                for name, value in attributes.items():
+                    self._storage.set_trial_user_attr(row, name, value)
+                self._storage.set_trial_state_values(row, state, values)
+
+        self.patiently(end)
+        del self._rows[trial_id]
 
     def close(self) -> None:
         """Close the connections."""
         self._storage.remove_session()
+
+
+def _open(storage: str | BaseStorage, name: str | StudyNames) -> tuple[BaseStorage, optuna.Study, str]:
+    """The storage, the study in it, and its name."""
+    opened = optuna.storages.get_storage(_rdb(storage) if isinstance(storage, str) else storage)
+    names, name = (name, name.choose(opened)) if isinstance(name, StudyNames) else (None, name)
+    study = optuna.create_study(storage=opened, study_name=name, load_if_exists=True)
+    if names is not None and name == names.earlier:
+        study.set_user_attr(RECORD, names.record)
+    return opened, study, name
 
 
 def read_trials(storage: str, names: StudyNames, *, all_thresholds: bool = False) -> list[FrozenTrial]:

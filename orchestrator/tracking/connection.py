@@ -157,6 +157,17 @@ class Database:
             raise
         self.lease.bind(table.bulk)
 
+    def check_tables(self) -> None:
+        """Check that MLflow reads what this writes; call `create` before.
+
+        Raises:
+            UserError: It does not: MLflow's version has other tables.
+        """
+        from orchestrator.tracking.canary import check_tables
+
+        if self._store is not None and self._table is not None:
+            check_tables(self._store, self._table.experiment_id, place=self.place)
+
     def _lock_as_before(self, table: RunTable) -> bool:
         if self._address.file is None:
             return take_session_lock(table.bulk, table.experiment_id)

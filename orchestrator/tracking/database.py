@@ -83,6 +83,7 @@ class DatabaseTracker(RecordTracker):
         table = self._database.create()
         if running:
             self._database.take(self.say)
+            self._database.check_tables()
         bulk, now, name = table.bulk, layout.now_ms(), sweep.name[: layout.LONGEST_NAME]
         with bulk.transaction():
             found, free = table.locate([sweep.sweep_id], key=layout.SWEEP_ID)

@@ -1,4 +1,4 @@
-"""A thread that renews a lease while its driver trains, waits or draws."""
+"""A thread that does something regularly, such as renewing a lease while its driver trains, waits or draws."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Heartbeat:
     def __init__(self, beat: Callable[[], None], every_s: float) -> None:
         self._beat, self._every_s = beat, every_s
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="phasefront-lease", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="phasefront-heartbeat", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:

@@ -25,12 +25,16 @@ import numpy as np
 
 from jobs.job import Curves
 from orchestrator.errors import Outage
-from orchestrator.outages import PATIENCE_S, Kind, Patience, Unreachable, kind_of, reason
-from orchestrator.progress import amount_of_bytes
+from orchestrator.outages import PATIENCE_S, SAY_EVERY_S, Kind, Patience, Unreachable, kind_of, reason
+from orchestrator.progress import amount_of_bytes, duration
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking.base import Refusal, Refused, SweepRecord, Tracker, TrialRow
+from orchestrator.tracking.heartbeat import Heartbeat
 from orchestrator.tracking.spool import SPOOL_BYTES, Spool, Write
 from orchestrator.trial import Trial
+
+WATCH_S = 10.0
+"""How often it is checked whether a request hangs."""
 
 T = TypeVar("T")
 
@@ -77,6 +81,23 @@ class ResilientTracker(Tracker):
         self._failing: list[TrialResult] = []
         """Results of refused trials that are not written yet."""
         self._closed = False
+        self._asked_at: float | None = None
+        """When the request began that the record has not answered yet."""
+        self._watch: Heartbeat | None = None
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        self._asked_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._asked_at = None
+
+    def _warn(self) -> None:
+        """Say that a request hangs; on a thread of its own."""
+        asked_at = self._asked_at
+        if asked_at is not None and (waits_s := time.monotonic() - asked_at) >= SAY_EVERY_S - WATCH_S:
+            self._say(f"{self._patience.what} has not answered a request for {duration(waits_s)}; still waiting")
 
     def _say(self, line: str) -> None:
         self.say(line)
@@ -104,7 +125,8 @@ class ResilientTracker(Tracker):
         self._check()
         if self._spool is None:
             try:
-                self._apply(write)
+                with self._asking():
+                    self._apply(write)
             except Exception as error:  # of any database driver or server
                 if kind_of(error) is not Kind.AWAY:
                     raise
@@ -193,7 +215,8 @@ class ResilientTracker(Tracker):
 
     def _settle(self) -> None:
         try:
-            self._inner.settle()
+            with self._asking():
+                self._inner.settle()
         except Refused as error:
             self._refuse(error.trials)
 
@@ -216,19 +239,12 @@ class ResilientTracker(Tracker):
         try:
             self._patience.failed(error)
         except Outage as outage:
-            self._give_up(outage)
+            self._outage = outage
+            self._end_spool()
+            raise
         if self._spool is None:
             self._spool = Spool(self._folder, limit_bytes=self._spool_bytes)
         return self._spool
-
-    def _give_up(self, outage: Outage) -> None:
-        ended = self._spool.ended if self._spool is not None else 0
-        if ended:
-            again = f"{ended} trials that ended meanwhile are not recorded and will train again"
-            outage = Outage(f"{outage.what}; {again}", next_step=outage.next_step)
-        self._outage = outage
-        self._end_spool()
-        raise outage
 
     def _end_spool(self) -> None:
         if self._spool is not None:
@@ -245,14 +261,15 @@ class ResilientTracker(Tracker):
             return
         try:
             try:
-                self._inner.reconnect()
+                with self._asking():
+                    self._inner.reconnect()
             except Refused as error:
                 self._refuse(error.trials)
             self._end_refused()
             while len(spool):
                 write = spool.first()
                 self._apply(write)
-                spool.drop_first(write)
+                spool.drop_first()
                 self._patience.progressed()
             self._flush()
         except Exception as error:  # of any database driver or server
@@ -278,7 +295,8 @@ class ResilientTracker(Tracker):
                 self._patience.wait()
                 self._recover_if_due()
             try:
-                result = do()
+                with self._asking():
+                    result = do()
             except Refused as error:
                 self._refuse(error.trials)
             except Exception as error:  # of any database driver or server
@@ -305,7 +323,9 @@ class ResilientTracker(Tracker):
 
     def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
         self._inner.say = self._say
-        return self._now(lambda: self._inner.open_sweep(sweep, running=running))
+        parent = self._now(lambda: self._inner.open_sweep(sweep, running=running))
+        self._watch = self._watch or Heartbeat(self._warn, WATCH_S)
+        return parent
 
     def find_sweep(self, sweep_id: str) -> str | None:
         return self._now(lambda: self._inner.find_sweep(sweep_id))
@@ -381,6 +401,8 @@ class ResilientTracker(Tracker):
                 self._now(self._inner.flush)
         finally:
             self._closed = True
+            if self._watch is not None:
+                self._watch.close()
             self._end_spool()
             if self._outage is None:
                 self._inner.close()

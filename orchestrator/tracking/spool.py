@@ -55,8 +55,6 @@ class Spool:
         except OSError:
             self._file, name = tempfile.mkstemp(prefix="phasefront-spool-")
         Path(name).unlink()
-        self.ended = 0
-        """Results that wait."""
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -73,7 +71,6 @@ class Spool:
 
     def append(self, write: Write) -> None:
         """Add a write at the end."""
-        self.ended += len(write.results)
         if write.begun or self._broken:
             self._queue.append(_Waiting(write))
             return
@@ -101,9 +98,8 @@ class Spool:
         rows, results = pickle.loads(content)  # written by this process
         return Write(rows=rows, results=results)
 
-    def drop_first(self, write: Write) -> None:
-        """Remove the oldest write, which `first` has returned."""
-        self.ended -= len(write.results)
+    def drop_first(self) -> None:
+        """Remove the oldest write."""
         self._queue.popleft()
 
     def close(self) -> None:

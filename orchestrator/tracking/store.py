@@ -234,7 +234,9 @@ def _migration_lock(address: DatabaseAddress) -> Iterator[None]:
             import fcntl
 
             with contextlib.suppress(OSError):
-                descriptor = os.open(address.file.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
+                folder = address.file.resolve().parent
+                folder.mkdir(parents=True, exist_ok=True)  # as MLflow does
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
