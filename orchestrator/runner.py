@@ -373,9 +373,10 @@ class Runner:
 
     def _pack_ended(self, event: PackEnded, out: _Dispatched, ended: list[tuple[Trial, TrialResult]]) -> None:
         del self._out[event.pack_id]
-        for trial in out.left.values():
+        if left := list(out.left.values()):
             error = "the pack ended without reporting this trial"
-            ended.append((trial, TrialResult(trial.id, Status.FAILED, error=error)))
+            decision = self._decide(Cause.USER_ERROR, out, left, error=error, node="")
+            self._carry_out(decision, left, TrialResult("", Status.FAILED, error=decision.error), ended)
         self._planner.tally.add(out.pack, event.train_s if event.busy_s is None else event.busy_s)
         self._summary.train_s += event.train_s
         self._summary.estimated_s += out.pack.seconds

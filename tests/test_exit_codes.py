@@ -80,7 +80,7 @@ def test_a_full_disk_is_the_machines_fault(folder: Path) -> None:
 def test_no_gpu_for_a_worker_is_refused(folder: Path) -> None:
     code, _, err = finish("check", "sweep.yaml", "--set", "resources.gpus_per_worker=0", cwd=folder)
     assert code == 2
-    assert "'gpus_per_worker' must be a number > 0, or auto" in err
+    assert "'gpus_per_worker' must be a whole number >= 1, a number > 0 and < 1, or auto" in err
     assert "device: cpu" in err
 
 

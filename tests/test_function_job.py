@@ -280,8 +280,18 @@ def test_a_function_waits_for_a_slow_reader() -> None:
     assert sum(len(report.members) for report in reports) == 20 * QUEUE_ROWS - 1
 
 
+EARLIER: set[threading.Thread] = set()
+"""Threads of earlier tests, some of which hang on purpose."""
+
+
+@pytest.fixture(autouse=True)
+def _earlier_threads() -> None:
+    EARLIER.clear()
+    EARLIER.update(threading.enumerate())
+
+
 def function_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "phasefront function"]
+    return [t for t in threading.enumerate() if t.name == "phasefront function" and t not in EARLIER]
 
 
 def wait_until(true: Callable[[], bool]) -> bool:

@@ -229,7 +229,8 @@ def simulated_world(clock: VirtualClock, weather: Weather, driver: Callable[[], 
     replaced = {"time": _virtual(clock), "sqlite3": _Module(sqlite3, connect=connecting(weather))}
     for module, name, _ in found:
         setattr(module, name, replaced[name])
-    others: list[tuple[ModuleType, str, Any]] = [
+    others: list[tuple[Any, str, Any]] = [
+        (connection.Database, "check_tables", lambda database: None),
         (connection, "mlflow_store", lambda address, place: _Store()),
         (lease_table, "Heartbeat", _Heartbeat),
         (lease, "os", _processes(driver)),
