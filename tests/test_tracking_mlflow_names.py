@@ -24,6 +24,8 @@ UNDOCUMENTED = {
     "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository",
     "mlflow.store.db.utils.create_sqlalchemy_engine_with_retry",
     "mlflow.store.model_registry.sqlalchemy_store.SqlAlchemyStore",
+    "mlflow.store.tracking.dbmodels.models.SqlMetric",
+    "mlflow.store.tracking.dbmodels.models.SqlRun",
     "mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore",
     "mlflow.utils.credentials.get_default_host_creds",
     "mlflow.utils.mlflow_tags.MLFLOW_RUN_NAME",
