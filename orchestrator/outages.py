@@ -241,8 +241,11 @@ class Patience:
         )
 
     def progressed(self) -> None:
-        """Note that something has worked: the limit counts from now on."""
-        self._since = self._clock()
+        """Note that something has worked: the limit counts from now on. Say so, unless something was said lately."""
+        now = self._since = self._clock()
+        if self._said_at is not None and now - self._said_at >= SAY_EVERY_S:
+            self._say("; ".join(filter(None, (f"{self.what} answers again", self._meanwhile()))))
+            self._said_at = now
 
     def succeeded(self) -> None:
         """Note that an attempt has worked."""

@@ -220,6 +220,14 @@ def test_after_all_patience_the_run_ends_resumably_and_says_what_is_dropped(trac
     tracker.close()
 
 
+def test_a_record_that_can_be_reached_but_refuses_a_read_is_away(tracker, fragile, clock, said):
+    fragile.error, fragile.reconnect = LOCKED, lambda: None
+    with pytest.raises(Outage, match="the record has not answered for 1 min 40 s: database is locked"):
+        tracker.index([trial().id])
+    assert "the record has not answered for" in said[0]
+    assert clock.now == pytest.approx(100.0)
+
+
 def test_a_run_that_is_stopped_does_not_wait(fragile, clock, tmp_path):
     stopping = []
     tracker = ResilientTracker(

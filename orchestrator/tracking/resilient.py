@@ -253,12 +253,17 @@ class ResilientTracker(Tracker):
 
     def _recover_if_due(self) -> None:
         """If it is time, try to reach the record and to write what waits."""
+        if self._spool is not None and self._recovered():
+            self._patience.succeeded()
+
+    def _recovered(self) -> bool:
+        """If it is time, try to reach the record and to write what waits; return whether nothing waits any more."""
         spool = self._spool
         if spool is None:
-            return
+            return True
         if not self._patience.due:
             self._patience.report()
-            return
+            return False
         try:
             try:
                 with self._asking():
@@ -276,9 +281,9 @@ class ResilientTracker(Tracker):
             if kind_of(error) is not Kind.AWAY:
                 raise
             self._lost(error)
-        else:
-            self._end_spool()
-            self._patience.succeeded()
+            return False
+        self._end_spool()
+        return True
 
     def _flush(self) -> None:
         try:
@@ -288,12 +293,14 @@ class ResilientTracker(Tracker):
             self._inner.flush()
 
     def _now(self, do: Callable[[], T]) -> T:
-        """Do something for which the record must answer; wait for it if it does not."""
+        """Do something for which the record must answer; wait for it if it does not.
+
+        A record that can be reached but refuses this is still away.
+        """
         self._check()
         while True:
-            while self._spool is not None:
+            while not self._recovered():
                 self._patience.wait()
-                self._recover_if_due()
             try:
                 with self._asking():
                     result = do()
@@ -307,6 +314,7 @@ class ResilientTracker(Tracker):
                 self._lost(error)
             else:
                 self._answered = True
+                self._patience.succeeded()
                 return result
 
     def _check(self) -> None:
