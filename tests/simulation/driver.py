@@ -71,6 +71,9 @@ class AlarmClock(VirtualClock):
         self.passed: Callable[[], None] = lambda: None
         """Called whenever time has passed."""
 
+    def __call__(self) -> float:
+        return self.waited_s
+
     def at(self, time_s: float, call: Callable[[], None]) -> None:
         """Call once when the time is reached."""
         self._alarms.append((time_s, call))

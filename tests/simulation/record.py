@@ -15,8 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from orchestrator import secrets
+from orchestrator.dispatch import worker
 from orchestrator.dispatch.simulated import VirtualClock
-from orchestrator.tracking import connection, lease, lease_table
+from orchestrator.tracking import connection, file_system, lease, lease_table
 from orchestrator.tracking.base import SweepRecord, Tracker
 from orchestrator.tracking.bulk_sql import WAIT_S
 from orchestrator.tracking.database import DatabaseTracker
@@ -192,6 +194,18 @@ class _Store:
             return
 
 
+class _NoAlarm:
+    """Stands for the alarm of a hanging trial: simulated ones hang in virtual time."""
+
+    @staticmethod
+    def dump_traceback_later(timeout: float, **options: object) -> None:
+        return
+
+    @staticmethod
+    def cancel_dump_traceback_later() -> None:
+        return
+
+
 class _Heartbeat:
     """Stands for the thread that renews the lease in real time."""
 
@@ -234,6 +248,11 @@ def simulated_world(clock: VirtualClock, weather: Weather, driver: Callable[[], 
         (connection, "mlflow_store", lambda address, place: _Store()),
         (lease_table, "Heartbeat", _Heartbeat),
         (lease, "os", _processes(driver)),
+        # What costs much and is always the same here: the mounts, and the secrets in the environment.
+        (file_system, "file_system", lambda path, mountinfo: "tmpfs"),
+        (file_system, "MOUNTINFO", Path(os.devnull)),
+        (secrets, "secrets_of", lambda environ: {}),
+        (worker, "faulthandler", _NoAlarm),
     ]
     real_others = [(module, name, getattr(module, name)) for module, name, _ in others]
     for module, name, value in others:
