@@ -2,7 +2,9 @@
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -211,7 +213,8 @@ def stuck(params: dict[str, Any], seed: int, device: str, report: Callable[..., 
         threading.Event().wait()
 
 
-def test_a_function_that_hangs_is_named_with_the_place_where_it_is() -> None:
+def test_a_function_that_hangs_is_named_with_the_place_where_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    """The alarm for workers that cannot run Python stays away: it crashes a process in which Python runs."""
     pack = PackTask(
         pack_id="p",
         job=f"{__name__}:stuck",
@@ -227,3 +230,22 @@ def test_a_function_that_hangs_is_named_with_the_place_where_it_is() -> None:
     assert (last.cause, last.trial_id) == (Cause.TIMED_OUT, "second")
     assert "threading.Event().wait()" in last.error
     assert last.error.endswith("TimeoutError: the trial had not ended after 0.1 s (resources.trial_timeout)")
+    assert "Timeout" not in capfd.readouterr().err
+
+
+class Slow(Ramp):
+    """Its trials end one after another, each in less than its time."""
+
+    def train(self, pack: Sequence[Member[RampParams]], *, device: str) -> Iterator[Report]:
+        for position in range(len(pack)):
+            time.sleep(0.2)
+            members = np.array([position])
+            yield Report(step=1, members=members, values={"value": np.ones(1)}, finished=members)
+
+
+def test_a_pack_whose_trials_end_in_time_raises_no_alarm(capfd: pytest.CaptureFixture[str]) -> None:
+    trials = [ramp(f"{__name__}:Slow", replicate=r) for r in range(5)]
+    progress, last = ran(replace(task(trials), timeout_s=0.3))
+    assert isinstance(last, PackEnded)
+    assert {result.status for result in results(progress).values()} == {Status.FINISHED}
+    assert "Timeout" not in capfd.readouterr().err

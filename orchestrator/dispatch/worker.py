@@ -28,6 +28,9 @@ from orchestrator.reduce import reduce_curves
 
 FLUSH_S = 2.0
 """Rows wait at most this long before they are sent."""
+ALARM_S = 2.0
+"""Beyond `PackTask.timeout_s`: when a worker that cannot run Python prints where it is, before it is killed
+(`pool.GRACE_S`)."""
 _LONGEST_ALARM_S = 1e8
 FLUSH_VALUES = 50_000
 """A chunk is sent earlier once it has this many values."""
@@ -106,7 +109,7 @@ def execute(
     try:
         for report in job.train(members, device=device):
             curves.add(report)
-            if deadline.passed(report.running):
+            if deadline.passed(report):
                 yield from curves.flush_rest()
                 yield deadline.failure(task)
                 return
@@ -150,23 +153,29 @@ class _Deadline:
 
     def __init__(self, timeout_s: float | None, clock: Callable[[], float]) -> None:
         self._timeout_s, self._clock = timeout_s, clock
-        self._running, self._since = -1, 0.0
-        self._start(0)
+        self._running = 0
+        self._start()
 
-    def _start(self, position: int) -> None:
-        self._running, self._since = position, self._clock()
+    def _start(self) -> None:
+        self._since = self._clock()
         if self._timeout_s is not None:
             # A trial that keeps the interpreter's lock stops this thread too. Then the dispatcher kills the worker, and
-            # this prints to the worker's output where the trial was.
-            faulthandler.dump_traceback_later(min(self._timeout_s, _LONGEST_ALARM_S), file=2)
+            # this prints to the worker's output where the trial was. The alarm does not take the lock: it crashes the
+            # process if Python runs meanwhile, so it must not fire where this thread notices the end of the time.
+            faulthandler.dump_traceback_later(min(self._timeout_s + ALARM_S, _LONGEST_ALARM_S), file=2)
 
-    def passed(self, running: int | None) -> bool:
+    def passed(self, report: Report) -> bool:
         """Whether the running trial has exceeded its time."""
-        if self._timeout_s is None or running is None:
+        if self._timeout_s is None:
             return False
-        if running != self._running:
-            self._start(running)
-        return self._clock() - self._since > self._timeout_s
+        running = self._running if report.running is None else report.running
+        if running != self._running or len(report.finished) or report.failed:
+            self._running = running
+            self._start()
+        if self._clock() - self._since <= self._timeout_s:
+            return False
+        self.close()
+        return report.running is not None
 
     def failure(self, task: PackTask) -> PackFailed:
         """The event of the trial that has exceeded its time."""
