@@ -16,7 +16,7 @@ from jobs.grokking.params import GrokkingParams
 from jobs.ridge import random_features
 from jobs.theory import descent, minimum_norm, parallelogram, quadratic_weights, ridge_grokking, weight_decay
 from tests.science import __main__ as program
-from tests.science import grokking, linear, networks
+from tests.science import analysis, grokking, linear, networks
 from tests.science.catalogue import CHECKS
 from tests.science.check import Check, Result, absolute, at_least, at_most, mean_against, passed, relative, results_of
 
@@ -29,7 +29,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-OURS = (*linear.CHECKS, *grokking.CHECKS)
+OURS = (*linear.CHECKS, *grokking.CHECKS, *analysis.CHECKS)
 """The trained networks take minutes (`make science`); what they do is tested below at a small size."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.science import grokking, linear, networks
+from tests.science import analysis, grokking, linear, networks
 from tests.science.check import Check
 
-CHECKS: tuple[Check, ...] = (*linear.CHECKS, *grokking.CHECKS, *networks.CHECKS)
+CHECKS: tuple[Check, ...] = (*linear.CHECKS, *grokking.CHECKS, *analysis.CHECKS, *networks.CHECKS)

@@ -1,0 +1,1 @@
+"""Statistics of curves and observations: pure functions on arrays, every estimate with its interval."""

@@ -1,0 +1,112 @@
+"""The statistics of `orchestrator/analysis` on data whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+from scipy.special import expit
+
+from orchestrator.analysis.emc import Edge, effective_complexity
+from orchestrator.analysis.peaks import find_peak
+from tests.science.check import Check, Result, absolute, at_least, at_most
+
+CURVES = 200
+STEPS_PER_EPOCH = 391
+STEPS = np.unique(np.geomspace(1, 400 * STEPS_PER_EPOCH, 120).astype(int))
+LOG = np.log1p(STEPS)
+
+
+def fluctuations(random: np.random.Generator, replicates: int, positions: np.ndarray, *, white: float) -> np.ndarray:
+    """(R, N) errors of a test error: of a sample of 2,000 examples, which drifts as the network changes, and of SGD."""
+    distance = positions[:, None] - positions
+    drift = np.linalg.cholesky(np.exp(-0.5 * (distance / 0.6) ** 2) + 1e-9 * np.eye(len(positions)))
+    offset = random.standard_normal((replicates, 1))
+    smooth = random.standard_normal((replicates, len(positions))) @ drift.T
+    return 0.01 * offset + 0.007 * smooth + white * random.standard_normal((replicates, len(positions)))
+
+
+MONOTONE = {
+    "clean, power law": lambda u: 0.3 + 0.6 * np.exp(-u / 2.5),
+    "clean, plateau": lambda u: 0.37 + 0.5 * expit(2 * (4 - u)),
+    "overfitting, no second descent": lambda u: 0.37 + 0.5 * expit(2 * (4 - u)) + 0.08 * expit(2 * (u - 8)),
+}
+
+
+def nakkiran(u: np.ndarray) -> np.ndarray:
+    """Test error of ResNet18 of width 64 at 20% label noise; epochs 20, 60 and 280 as published (arXiv 1912.02292)."""
+    epochs = np.array([0, 1, 20, 60, 280, 600])
+    return np.asarray(PchipInterpolator(np.log1p(epochs * STEPS_PER_EPOCH), [0.9, 0.55, 0.175, 0.281, 0.211, 0.205])(u))
+
+
+def greydanus(width: np.ndarray) -> np.ndarray:
+    """Test error of an MLP on MNIST-1D at 15% label noise: 46-51% -> 54.0% at width 47 to 61 -> 45.5% at 300."""
+    known = np.array([2, 9, 27, 54, 100, 300])
+    return np.asarray(PchipInterpolator(np.log(known), [0.75, 0.51, 0.47, 0.54, 0.49, 0.455])(np.log(width)))
+
+
+def false_peaks() -> Iterator[Result]:
+    replicates = (2, 3, 8)
+    found = np.zeros((len(replicates), len(MONOTONE)))
+    for i, count in enumerate(replicates):
+        for j, curve in enumerate(MONOTONE.values()):
+            random = np.random.default_rng(count)
+            for number in range(CURVES):
+                noise = fluctuations(random, count, LOG, white=(0.003, 0.02)[number % 2])
+                found[i, j] += find_peak(STEPS, curve(LOG) + noise, resamples=1).peak is not None
+    for name, share in zip(MONOTONE, found.mean(0) / CURVES, strict=True):
+        yield at_most(f"share of false peaks, {name}", float(share), 0.05)
+    for count, share in zip(replicates, found.mean(1) / CURVES, strict=True):
+        yield at_most(f"share of false peaks, {count} replicates", float(share), 0.05)
+
+
+def power() -> Iterator[Result]:
+    widths = np.unique(np.geomspace(2, 300, 20).astype(int))
+    cases = {
+        "along steps, Nakkiran": (STEPS, nakkiran(LOG), LOG, 1.5, 60 * STEPS_PER_EPOCH),
+        "along width, Greydanus": (widths, greydanus(widths), np.log(widths), 1.0, 54),
+    }
+    for name, (x, curve, positions, window, place) in cases.items():
+        random = np.random.default_rng(0)
+        searches = [
+            find_peak(x, curve + fluctuations(random, 8, positions, white=0.01), window=window, resamples=200)
+            for _ in range(CURVES)
+        ]
+        peaks = [search.peak for search in searches if search.peak is not None]
+        yield at_least(f"share of peaks found, {name}, 8 replicates", len(peaks) / CURVES, 0.95)
+        places = np.array([peak.x.value for peak in peaks])
+        yield absolute(f"its place, {name}", float(np.exp(np.log(places).mean())), place, limit=0.1 * place)
+        covered = sum(peak.x.covers(place) for peak in peaks) / len(peaks)
+        yield at_least(f"coverage of the 90% interval of its place, {name}", covered, 0.85)
+
+
+def complexity() -> Iterator[Result]:
+    """By hand: mean errors 0, 0.05, 0.15, 0.3, so 0.1 lies half-way between 200 and 400 in log n."""
+    n = [100, 200, 400, 800]
+    error = np.array([[0.0, 0.04, 0.14, 0.3], [0.0, 0.06, 0.16, 0.3]])
+    found = effective_complexity(n, error)
+    yield absolute("EMC", found.samples.value, 200 * 2**0.5, limit=1e-9)
+    yield absolute("EMC, lower bound", found.samples.low, 200 * 2**0.4, limit=1e-9)
+    yield absolute("EMC, upper bound", found.samples.high, 200 * 2**0.6, limit=1e-9)
+    mean = effective_complexity([100, 200], [[0.0, 0.05], [0.0, 0.05], [0.0, 0.9]])
+    yield absolute("largest n that the mean error allows (the median allows 200)", mean.largest_fitted, 100)
+    edges = [effective_complexity(n, error * 0 + constant).edge for constant in (0.0, 1.0)]
+    yield absolute("censored at both edges", float(edges == [Edge.ABOVE, Edge.BELOW]), 1.0)
+
+
+CHECKS = (
+    Check(
+        name="peaks where there are none",
+        source="monotone curves and overfitting, with the noise of a test set and of SGD",
+        run=false_peaks,
+        slow=True,
+    ),
+    Check(
+        name="power to find a peak",
+        source="published double descent, Nakkiran et al. 2019 and Greydanus 2020",
+        run=power,
+        slow=True,
+    ),
+    Check(name="effective model complexity", source="Nakkiran et al. 2019, definition 1; by hand", run=complexity),
+)
