@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from orchestrator.dispatch.base import Cause, PackEnded, PackTask
+from orchestrator.dispatch.base import Cause, PackEnded, PackProgress, PackTask
 from orchestrator.dispatch.engine import EngineEvent, PackNews, WorkerDied, WorkerReady
 from orchestrator.dispatch.simulated import VirtualClock
 from orchestrator.dispatch.simulated_engine import Forever, SimulatedEngine, SimulatedWorker, Training
@@ -90,6 +90,24 @@ def test_news_of_a_node_that_is_cut_off_comes_late_and_in_order(engine: Simulate
     assert after(engine, 24.0) == []
     late = after(engine, 2.0)
     assert [event.event.pack_id for event in late if isinstance(event, PackNews)] == ["p", "q"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_news_of_a_node_that_was_cut_off_is_not_overtaken(seed: int) -> None:
+    random = Random(seed)
+
+    def counting(task: PackTask, worker: SimulatedWorker) -> Training:
+        for number in range(200):
+            yield random.uniform(0.0, 0.3), PackProgress(pack_id=str(number), rows=None, results=())
+        yield 0.0, PackEnded(pack_id="end", train_s=1.0)
+
+    clock = VirtualClock(real=lambda: 0.0)
+    engine = SimulatedEngine({"a": 1}, train=counting, clock=clock, random=random)
+    started(engine, 1, "a/1")
+    engine.start_pack(1, task("p"))
+    engine.cut_off("a", random.uniform(10.0, 25.0))
+    seen = [event.event.pack_id for event in after(engine, 60.0) if isinstance(event, PackNews)]
+    assert seen == [*map(str, range(200)), "end"]
 
 
 def test_nothing_is_heard_of_a_killed_worker(engine: SimulatedEngine) -> None:

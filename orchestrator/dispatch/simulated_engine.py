@@ -55,6 +55,8 @@ class SimulatedNode:
     """How often it has joined: it gets another id each time."""
     silent_until_s: float = 0.0
     """Cut off: what its workers report arrives at this time."""
+    held: list[tuple[SimulatedWorker, EngineEvent]] = field(default_factory=list)
+    """What they have reported since then, in order."""
     stillborn: bool = False
     """Workers die while they start."""
 
@@ -250,11 +252,21 @@ class SimulatedEngine(Engine):
 
     def _tell(self, worker: SimulatedWorker, event: EngineEvent) -> None:
         """The pool hears of it now, or when the node is no longer cut off."""
-        wait_s = worker.node.silent_until_s - self.clock()
-        if wait_s > 0:
-            self.later(wait_s, lambda: self._tell(worker, event))
-        else:
+        node = worker.node
+        if not node.held and self.clock() >= node.silent_until_s:
             self._news.append((worker, event))
+            return
+        node.held.append((worker, event))
+        if len(node.held) == 1:
+            self.later(node.silent_until_s - self.clock(), lambda: self._heard(node))
+
+    def _heard(self, node: SimulatedNode) -> None:
+        """A node is no longer cut off, unless it was cut off again."""
+        if self.clock() < node.silent_until_s:
+            self.later(node.silent_until_s - self.clock(), lambda: self._heard(node))
+            return
+        self._news += node.held
+        node.held.clear()
 
     def _free(self, node: SimulatedNode) -> int:
         return node.room - sum(worker.placed and worker.node is node for worker in self.workers.values())

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from orchestrator import secrets
+from orchestrator import runner, secrets
 from orchestrator.dispatch import worker
 from orchestrator.dispatch.simulated import VirtualClock
 from orchestrator.tracking import connection, file_system, lease, lease_table
@@ -248,6 +248,7 @@ def simulated_world(clock: VirtualClock, weather: Weather, driver: Callable[[], 
         (connection, "mlflow_store", lambda address, place: _Store()),
         (lease_table, "Heartbeat", _Heartbeat),
         (lease, "os", _processes(driver)),
+        (runner, "POLL_S", 1.0),  # fewer turns in which nothing happens
         # What costs much and is always the same here: the mounts, and the secrets in the environment.
         (file_system, "file_system", lambda path, mountinfo: "tmpfs"),
         (file_system, "MOUNTINFO", Path(os.devnull)),
