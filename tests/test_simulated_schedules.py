@@ -6,9 +6,12 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from tests.simulation.driver import run_schedule
 from tests.simulation.job import HEALTHY
+from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.schedule import Fault, Schedule, schedule_of
 from tests.simulation.search import shrunk
 
@@ -65,6 +68,20 @@ ONCE_BROKEN = {
 
 @pytest.mark.parametrize("schedule", ONCE_BROKEN.values(), ids=ONCE_BROKEN.keys())
 def test_what_was_once_broken_holds(schedule: Schedule) -> None:
+    assert run_schedule(schedule).violations == []
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=25, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+def test_no_schedule_of_faults_breaks_an_invariant(seed: int) -> None:  # `make simulate` runs thousands
+    assert run_schedule(schedule_of(Random(seed))).violations == []
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_defect_that_is_put_back_is_found(mutation: Mutation) -> None:
+    schedule = schedule_of(Random(mutation.found_by))
+    with mutation.put_back():
+        assert run_schedule(schedule).violations != []
     assert run_schedule(schedule).violations == []
 
 

@@ -1,4 +1,4 @@
-"""Run many simulated schedules: `python -m tests.simulation [--schedules N] [--seed FIRST] [--replay SEED]`.
+"""Run many simulated schedules: `python -m tests.simulation --help` names the options.
 
 Prints how many schedules ran, the faults by kind, and each schedule that broke an invariant; exit code 1 if one did.
 """
@@ -11,10 +11,13 @@ import time
 from random import Random
 
 from tests.simulation.driver import run_schedule
+from tests.simulation.mutations import MUTATIONS
 from tests.simulation.schedule import KINDS, schedule_of
 from tests.simulation.search import Findings, search, shrunk
 
 BATCH = 250
+MUTATION_SCHEDULES = 1000
+"""A defect that is put back should be found within so many schedules."""
 
 
 def main() -> int:
@@ -22,7 +25,10 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1, help="of the first schedule; the others have the next ones")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run this one schedule, and show what happens in it")
+    parser.add_argument("--mutations", action="store_true", help="put old defects back, and search for each of them")
     arguments = parser.parse_args()
+    if arguments.mutations:
+        return find_mutations(arguments.seed, min(arguments.schedules, MUTATION_SCHEDULES))
     if arguments.replay is not None:
         return replay(arguments.replay)
     began, findings = time.perf_counter(), Findings()
@@ -69,6 +75,24 @@ def replay(seed: int) -> int:
     for violation in outcome.violations:
         print(f"VIOLATED {violation}")
     return 1 if outcome.violations else 0
+
+
+def find_mutations(first: int, schedules: int) -> int:
+    """Search for each defect that is put back; exit code 1 if one is not found, or breaks nothing by itself."""
+    missed = 0
+    for mutation in MUTATIONS:
+        found = mutation.search(first, schedules)
+        if found is None:
+            missed += 1
+            print(f"{mutation.name}: NOT FOUND in {schedules} schedules", flush=True)
+            continue
+        seed, outcome = found
+        print(f"{mutation.name}: seed {seed} (schedule {seed - first + 1})", flush=True)
+        print(f"    {outcome.violations[0].strip().splitlines()[-1][:140]}")
+        if violated := run_schedule(schedule_of(Random(seed))).violations:
+            missed += 1
+            print(f"    VIOLATED without it too: {violated[0]}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

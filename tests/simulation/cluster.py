@@ -11,11 +11,23 @@ from orchestrator.dispatch.simulated import VirtualClock
 from orchestrator.dispatch.simulated_engine import Death, Forever, SimulatedEngine, SimulatedWorker, Training
 from orchestrator.dispatch.worker import execute
 from tests.simulation.job import TROUBLE_AT, Drill
-from tests.simulation.schedule import LATE, NODE_DEFECTS, NODE_LOSSES, STILLBORN, WORKER_FAULTS, Fault, Schedule
+from tests.simulation.schedule import (
+    FOLLOWED,
+    LATE,
+    NODE_DEFECTS,
+    NODE_LOSSES,
+    PREEMPTIONS,
+    STILLBORN,
+    WORKER_FAULTS,
+    Fault,
+    Schedule,
+)
 
 KILLS_PER_TRIAL = 2
 """The infrastructure kills the worker of a trial at most so often: a third time is the trial's own fault."""
 
+FOLLOWED_FOR_S = 300.0
+PREEMPTED = "The actor died because its node has died. The node was preempted."
 DEFECTS: dict[str, tuple[type[Exception], tuple[object, ...]]] = {
     "node lacks a module": (ModuleNotFoundError, ("No module named 'rare'",)),
     "node's disk full": (OSError, (28, "No space left on device")),
@@ -54,6 +66,8 @@ class ScheduledEngine(SimulatedEngine):
             self.later(fault.lasts_s, lambda: self.join(node_name(fault.node)))
         elif fault.kind in NODE_LOSSES:
             self.later(fault.at_s, lambda: self._lose(fault))
+        elif fault.kind == FOLLOWED:
+            self.later(fault.at_s, lambda: self._follow(fault, PREEMPTIONS))
         elif fault.kind == STILLBORN:
             node = self.machines[node_name(fault.node)]
             self.later(fault.at_s, lambda: setattr(node, "stillborn", True))
@@ -73,9 +87,21 @@ class ScheduledEngine(SimulatedEngine):
         self.lose_node(
             name,
             noticed_after_s=self._chance.uniform(0.1, 12.0) if killed else 0.5,
-            error="The actor died because its node has died." + ("" if killed else " The node was preempted."),
+            error="The actor died because its node has died." if killed else PREEMPTED,
             back_after_s=fault.lasts_s if fault.lasts_s < 1e5 else None,
         )
+
+    def _follow(self, fault: Fault, times: int) -> None:
+        """Preempt the node on which a trial runs, as often as this; wait for the trial for a while."""
+        running = (w for w in self.busy if any(params["number"] == fault.node for params in w.packs[0].params))
+        worker = next(running, None)
+        if worker is not None:
+            self._met(fault.kind)
+            back_s = fault.lasts_s
+            self.lose_node(worker.node.name, noticed_after_s=0.5, error=PREEMPTED, back_after_s=back_s)
+            times -= 1
+        if times and self.clock() < fault.at_s + FOLLOWED_FOR_S:
+            self.later(0.5, lambda: self._follow(fault, times))
 
     def _harm(self, fault: Fault) -> None:
         """Let a busy worker suffer, unless the policy would be right to blame one of its trials."""
@@ -98,6 +124,11 @@ class ScheduledEngine(SimulatedEngine):
                 error="Task was killed due to the node running low on memory." if memory else "The worker died.",
             )
             self.kill_process(worker, death, noticed_after_s=self._chance.uniform(0.0, 1.0))
+
+    def _started(self, worker: SimulatedWorker) -> None:
+        if worker.node.alive and worker.node.stillborn and not worker.dead:
+            self._met(STILLBORN)
+        super()._started(worker)
 
     def _training(self, task: PackTask, worker: SimulatedWorker) -> Training:
         """A pack on a worker: the real worker code, or what a defect makes of it."""

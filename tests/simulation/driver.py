@@ -42,6 +42,8 @@ ENDS_WITHIN_S = 3600.0
 EXPLAINED_S = 60.0
 """How long a reason counts that was stated before the last progress: the record is away, and said to be."""
 MOST_DRIVERS = 30
+LOST_EVENTS = "the pack ended without reporting this trial"
+"""What the runner says then: it would hide the loss by a retry."""
 
 
 class Endless(BaseException):
@@ -193,6 +195,8 @@ class Simulation:
         """Whatever is said while nothing happens counts as the reason, until something happens again."""
         self._explained, self._said_s = True, self.clock()
         self.outcome.log.append((self.clock(), text))
+        if LOST_EVENTS in text:
+            self._violated(f"events of a pack were lost: {text}")
 
     def _time_passed(self) -> None:
         now = self.clock()

@@ -23,7 +23,10 @@ WORKER_FAULTS = ("worker killed", "worker frozen", "worker killed for memory", "
 RECORD_FAULTS = ("record away", "record locked", "record's disk full", "write lost", "answer lost")
 DRIVER_FAULTS = ("driver killed", "driver stopped")
 LATE = "node joins late"
-KINDS = (*NODE_LOSSES, *NODE_DEFECTS, STILLBORN, *WORKER_FAULTS, *RECORD_FAULTS, *DRIVER_FAULTS, LATE)
+FOLLOWED = "trial preempted"
+"""The node on which one trial runs is preempted, and again when the trial runs again, `PREEMPTIONS` times in all."""
+PREEMPTIONS = 4
+KINDS = (*NODE_LOSSES, FOLLOWED, *NODE_DEFECTS, STILLBORN, *WORKER_FAULTS, *RECORD_FAULTS, *DRIVER_FAULTS, LATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,8 @@ class Fault:
     lasts_s: float = 0.0
     """How long it lasts; 0 for what happens at one moment."""
     node: int = 0
-    """The node that is meant; for the fault of a worker, the rank of its victim among the workers that are busy."""
+    """The node that is meant; for the fault of a worker, the rank of its victim among the workers that are busy; for
+    `FOLLOWED`, the number of the trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,9 @@ def schedule_of(random: Random) -> Schedule:
     sound = not any(fault.kind in NODE_DEFECTS for fault in faults)
     for _ in range(random.choice((0, 1, 1, 2, 3, 5))):
         faults.append(_fault(random, len(nodes), horizon_s, sound=sound))
+    if sound and random.random() < 0.1:
+        at_s, number = random.uniform(0.0, horizon_s), random.randrange(len(trials))
+        faults.append(Fault(kind=FOLLOWED, at_s=at_s, lasts_s=random.uniform(2.0, 30.0), node=number))
     faults += [
         Fault(kind=LATE, at_s=0.0, lasts_s=random.uniform(1.0, 150.0), node=node)
         for node in range(len(nodes))
