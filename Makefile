@@ -4,6 +4,7 @@
 #   CHAOS=300 SEED=1         how many faults `make chaos` injects, and which
 #   SCHEDULES=5000 SEED=1    how many schedules `make simulate` runs, and the seed of the first
 #   PYTEST_ARGS='-k map'     further arguments for pytest in `make test`
+#   TEST_PROCESSES=3         how many processes run tests; many tests wait for servers, so one more than two cores
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -57,7 +58,7 @@ lint: $(DEV_STAMP)  ## check format, style, types and import rules
 	$(BIN)/lint-imports --cache-dir .import_linter_cache
 
 test: lint  ## lint, then all tests; a test is skipped, with the reason, if its system package is missing
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(or $(TEST_PROCESSES),3) --dist loadfile $(PYTEST_ARGS)
 
 bench: $(DEV_STAMP)  ## run the benchmarks; print the results with hardware and versions
 	$(BIN)/python -m tests.benchmarks
