@@ -213,6 +213,13 @@ def stuck(params: dict[str, Any], seed: int, device: str, report: Callable[..., 
         threading.Event().wait()
 
 
+@pytest.fixture
+def late_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alarm comes only where this process does not run Python for a minute beyond a trial's time."""
+    monkeypatch.setattr("orchestrator.dispatch.worker.ALARM_S", 60.0)
+
+
+@pytest.mark.usefixtures("late_alarm")
 def test_a_function_that_hangs_is_named_with_the_place_where_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     """The alarm for workers that cannot run Python stays away: it crashes a process in which Python runs."""
     pack = PackTask(
@@ -243,6 +250,7 @@ class Slow(Ramp):
             yield Report(step=1, members=members, values={"value": np.ones(1)}, finished=members)
 
 
+@pytest.mark.usefixtures("late_alarm")
 def test_a_pack_whose_trials_end_in_time_raises_no_alarm(capfd: pytest.CaptureFixture[str]) -> None:
     trials = [ramp(f"{__name__}:Slow", replicate=r) for r in range(5)]
     progress, last = ran(replace(task(trials), timeout_s=0.3))

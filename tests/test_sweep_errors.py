@@ -37,6 +37,11 @@ CASES = {
     "name is a path": ("name: a/b", "2:7: 'name' must be text without /", "value: 'a/b'"),
     "axes as a list": ("axes: [a]", "2:7: 'axes' must be a mapping of parameter to axis", "value: ['a']"),
     "unknown resource": ("resources: {wokers: 2}", "2:13: unknown key 'wokers'", "did you mean 'workers'?"),
+    "no time": (
+        "resources: {trial_timeout: 0s}",
+        "2:28: 'trial_timeout' must be a number of seconds > 0, a duration such as 90s",
+        "write for example 'trial_timeout: 30m'",
+    ),
     "resource range": ("resources: {workers: 0}", "2:22: 'workers' must be a whole number >= 1, or auto", "value: 0"),
     "resource choice": (
         "resources: {device: cudda}",

@@ -94,11 +94,20 @@ def test_examples_in_the_documentation_validate(validator: Any) -> None:
         (("zip",), ["width"]),
         (("resources", "workers"), 0),
         (("resources", "device"), "gpu"),
+        (("resources", "trial_timeout"), 0),
+        (("resources", "trial_timeout"), "0s"),
+        (("resources", "trial_timeout"), "0.0 h"),
+        (("tracking",), {"patience": "00m"}),
         (("tracking",), {"url": "x"}),
     ],
 )
 def test_the_schema_refuses_values_that_the_program_refuses(validator: Any, keys: tuple[str, ...], value: Any) -> None:
     assert list(validator.iter_errors(changed(*keys, to=value)))
+
+
+@pytest.mark.parametrize("value", [0.5, "90s", "0.5 h", "10m", None])
+def test_the_schema_accepts_durations(validator: Any, value: Any) -> None:
+    assert list(validator.iter_errors(changed("resources", "trial_timeout", to=value))) == []
 
 
 def test_a_user_defined_job_may_have_any_parameters(validator: Any) -> None:

@@ -41,7 +41,7 @@ Duration = Annotated[
         {
             "anyOf": [
                 {"type": "number", "exclusiveMinimum": 0},
-                {"type": "string", "pattern": "^[0-9]+([.][0-9]+)?\\s*[smh]$"},
+                {"type": "string", "pattern": r"^(?![0.]+\s*[smh]$)[0-9]+([.][0-9]+)?\s*[smh]$"},
             ]
         }
     ),
