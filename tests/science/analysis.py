@@ -9,7 +9,9 @@ from scipy.interpolate import PchipInterpolator
 from scipy.special import expit
 
 from orchestrator.analysis.emc import Edge, effective_complexity
+from orchestrator.analysis.logrank import logrank
 from orchestrator.analysis.peaks import find_peak
+from orchestrator.analysis.survival import contains, kaplan_meier, median_time, turnbull
 from tests.science.check import Check, Result, absolute, at_least, at_most
 
 CURVES = 200
@@ -95,6 +97,61 @@ def complexity() -> Iterator[Result]:
     yield absolute("censored at both edges", float(edges == [Edge.ABOVE, Edge.BELOW]), 1.0)
 
 
+def survival_libraries() -> Iterator[Result]:
+    """Kaplan-Meier, its interval and median, the log-rank test and Turnbull's estimate against two other libraries."""
+    from lifelines import KaplanMeierFitter
+    from statsmodels.duration.survfunc import SurvfuncRight, survdiff
+
+    random = np.random.default_rng(0)
+    differences: dict[str, list[float]] = {}
+
+    def compare(what: str, ours: np.ndarray | float, theirs: np.ndarray | float) -> None:
+        differences.setdefault(what, []).append(float(np.max(np.abs(np.asarray(ours) - np.asarray(theirs)))))
+
+    for _ in range(20):
+        time = np.round(np.exp(random.normal(3, 1, 40))) + 1
+        reached, group = random.random(40) < 0.7, np.arange(40) % 2
+        curve, fitted = kaplan_meier(time, reached, level=0.95), KaplanMeierFitter().fit(time, reached)
+        inside = (curve.survival > 0) & (curve.survival < 1)
+        right = SurvfuncRight(time, reached)
+        compare("Kaplan-Meier, lifelines", curve.survival, fitted.survival_function_.to_numpy()[1:, 0])
+        compare("Kaplan-Meier, statsmodels", np.interp(right.surv_times, curve.time, curve.survival), right.surv_prob)
+        bounds = np.stack([curve.low, curve.high], 1)[inside]
+        compare("its 95% interval, lifelines", bounds, fitted.confidence_interval_.to_numpy()[1:][inside])
+        compare("its median, lifelines", curve.median.value, fitted.median_survival_time_)
+        excess = logrank(time, np.where(reached, time, np.inf), group, permutations=1).excess[0]
+        variance = 0.0
+        for at in np.unique(time[reached]):
+            risk, first = (time >= at).sum(), ((time >= at) & (group == 0)).sum()
+            events = ((time == at) & reached).sum()
+            variance += events * first / risk * (1 - first / risk) * (risk - events) / max(risk - 1, 1)
+        compare("log-rank chi-squared, statsmodels", excess**2 / variance, survdiff(time, reached, group)[0])
+        event = np.exp(random.normal(7, 1, 8))
+        above, to = event * random.uniform(0.5, 1, 8), event * random.uniform(1, 1.6, 8)
+        estimate = turnbull(above, to)
+        theirs = KaplanMeierFitter().fit_interval_censoring(above, to, tol=1e-12).survival_function_
+        mass = -np.diff(np.append(1.0, theirs["NPMLE_estimate_lower"].to_numpy()))
+        ends = theirs.index.to_numpy()
+        share = [mass[(ends > left) & (ends <= right)].sum() for left, right in zip(above, to, strict=True)]
+        own = contains(estimate, above, to) @ estimate.mass
+        # Their EM stops 4e-5 from the maximum of a flat likelihood.
+        compare("log-likelihood of Turnbull's estimate, lifelines", np.log(own).sum(), np.log(share).sum())
+    for what, values in differences.items():
+        yield absolute(f"largest difference in 20 data sets, {what}", max(values), 0.0, limit=1e-6)
+
+
+def median_coverage() -> Iterator[Result]:
+    """The interval of a median on a coarse schedule with a horizon that a third of the trials do not reach."""
+    schedule = np.geomspace(10, 1700, 30)
+    for count in (5, 20):
+        random, covered = np.random.default_rng(count), 0
+        for _ in range(500):
+            place = np.searchsorted(schedule, np.exp(random.normal(7, 1, count)))
+            above, to = np.append(0, schedule)[place], np.append(schedule, np.inf)[place]
+            covered += median_time(above, to).covers(float(np.exp(7)))
+        yield at_least(f"coverage of the 90% interval of a median, {count} seeds", covered / 500, 0.88)
+
+
 CHECKS = (
     Check(
         name="peaks where there are none",
@@ -109,4 +166,6 @@ CHECKS = (
         slow=True,
     ),
     Check(name="effective model complexity", source="Nakkiran et al. 2019, definition 1; by hand", run=complexity),
+    Check(name="survival curves and tests", source="lifelines, statsmodels", run=survival_libraries, slow=True),
+    Check(name="medians of censored times", source="coverage over samples", run=median_coverage),
 )
