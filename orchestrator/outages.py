@@ -9,16 +9,18 @@ from __future__ import annotations
 import errno
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypeVar
 
-from orchestrator.errors import NOTHING, Outage, UserError
+from orchestrator.errors import Outage, UserError
 from orchestrator.printable import printable
 from orchestrator.progress import duration
 
 PATIENCE_S = 600.0
 """How long a run waits for a record that does not answer, unless the sweep says otherwise."""
+READING_PATIENCE_S = 15.0
+"""The same for commands that a user waits for, such as `status`."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 """Between two attempts; each pause is twice as long as the one before."""
 SILENT_S = 3.0
@@ -68,25 +70,46 @@ _AWAY_NAMES = frozenset({"ConnectionError", "Timeout", "TimeoutError", "ChunkedE
 _MLFLOW_CODES = frozenset({"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"})
 
 
-class Unreachable(UserError):
-    """A database or server cannot be reached: a wrong address if it never could, otherwise an outage.
+_WRONG = (
+    "Name or service not known",
+    "nodename nor servname",
+    "No address associated",
+    "label too long",
+    "label empty",
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "not permitted to log in",
+    "permission denied",
+    "does not exist",
+    "does not support SSL",
+    "invalid port",
+    "invalid integer",
+    "Invalid URL",
+    "Failed to parse",
+    "CERTIFICATE_VERIFY_FAILED",
+    "certificate verify failed",
+    "WRONG_VERSION_NUMBER",
+)
+"""In the message of a database driver or an HTTP library where the address, the user or the password is wrong."""
 
-    Args:
-        busy: it is there, but does not accept this connection now; then it is an outage in any case.
+
+class Unreachable(Outage):
+    """A database or server does not answer."""
+
+
+class WrongAddress(UserError):
+    """An address, user or password is wrong. Of an address that has answered before, it is an outage."""
+
+
+def is_wrong_address(error: BaseException) -> bool:
+    """Whether an error of a connection that was never made says that trying again is of no use.
+
+    What it does not recognise, such as a message in another language, counts as an outage: then it is said, and tried
+    again.
     """
-
-    def __init__(
-        self,
-        rule: str,
-        *,
-        place: str = "",
-        value: object = NOTHING,
-        choices: Sequence[object] = (),
-        next_step: str = "",
-        busy: bool = False,
-    ) -> None:
-        super().__init__(rule, place=place, value=value, choices=choices, next_step=next_step)
-        self.busy = busy
+    text = str(_telling(error))
+    return any(wrong in text for wrong in _WRONG)
 
 
 class Kind(Enum):
@@ -116,7 +139,7 @@ def _telling(error: BaseException) -> BaseException:
 
 
 def _kind(error: BaseException) -> Kind:
-    if isinstance(error, Unreachable):
+    if isinstance(error, Unreachable | WrongAddress):
         return Kind.AWAY
     if isinstance(error, (UserError, Outage)):
         return Kind.OTHER
@@ -160,12 +183,19 @@ def reason(error: BaseException) -> str:
     return printable(lines[0] if lines else type(error).__name__, longest=300)
 
 
+RESUMES = (
+    "recorded results are safe, trials that ended meanwhile train again; tracking.patience sets how long a run waits"
+)
+"""What is true of a `run` that has given up."""
+
+
 class Patience:
     """Counts the time for which something is away, says so, and gives up in the end.
 
     Args:
         what: what is away, as the subject of a sentence, without a password.
         limit_s: gives up after this time.
+        resumes: what is true when the same command is run again, for the message at the end.
         say: called with a line to show.
         stopping: whether the run is being stopped; then there is no second attempt.
         clock: seconds by a monotonic clock.
@@ -178,6 +208,7 @@ class Patience:
         what: str,
         *,
         limit_s: float = PATIENCE_S,
+        resumes: str = "",
         say: Callable[[str], None],
         stopping: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
@@ -185,6 +216,7 @@ class Patience:
         meanwhile: Callable[[], str] = lambda: "",
     ) -> None:
         self.what, self._limit_s, self._say, self._stopping = what, limit_s, say, stopping
+        self._resumes = resumes
         self._clock, self._sleep = clock, sleep
         self._began: float | None = None
         """When it first did not answer; None if it answers."""
@@ -194,6 +226,8 @@ class Patience:
         self._next = 0.0
         self._said_at: float | None = None
         self._why, self._meanwhile = "", meanwhile
+        self.answered = False
+        """Whether it has ever answered: an address that never did may be wrong."""
 
     @property
     def away_s(self) -> float:
@@ -204,6 +238,10 @@ class Patience:
     def due(self) -> bool:
         """Whether it is time for the next attempt; a run that is stopped makes its last one at once."""
         return self._clock() >= self._next or self._stopping()
+
+    def is_away(self, error: BaseException) -> bool:
+        """Whether an error is that of an outage, for which it is worth to wait."""
+        return kind_of(error) is Kind.AWAY and (self.answered or not isinstance(error, WrongAddress))
 
     def failed(self, error: BaseException) -> None:
         """Note that an attempt has failed.
@@ -216,7 +254,7 @@ class Patience:
         if self._began is None:
             self._began, self._since, self._pause_s, self._said_at = now, now, FIRST_PAUSE_S, None
         if now - self._since >= self._limit_s or self._stopping():
-            raise self._outage() from error
+            raise self._outage(error) from error
         self._next = min(now + self._pause_s, self._since + self._limit_s)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         self.report()
@@ -232,13 +270,12 @@ class Patience:
     def _state(self) -> str:
         return f"{self.what} has not answered for {duration(self.away_s)}"
 
-    def _outage(self) -> Outage:
+    def _outage(self, error: BaseException) -> Outage:
         stopped = " when the run was stopped" if self._stopping() else ""
-        return Outage(
-            f"{self._state()}{stopped}: {self._why}",
-            next_step="run the same command again when it is back: recorded results are safe, trials that ended "
-            "meanwhile train again; tracking.patience sets how long a run waits",
-        )
+        step = "run the same command again when it is back" + (f": {self._resumes}" if self._resumes else "")
+        if isinstance(error, Unreachable) and error.next_step:
+            step = f"{error.next_step}; {step}"
+        return Outage(f"{self._state()}{stopped}: {self._why}", next_step=step)
 
     def progressed(self) -> None:
         """Note that something has worked: the limit counts from now on. Say so, unless something was said lately."""
@@ -249,6 +286,7 @@ class Patience:
 
     def succeeded(self) -> None:
         """Note that an attempt has worked."""
+        self.answered = True
         if self._began is not None and self._said_at is not None:
             self._say(f"{self.what} is back after {duration(self.away_s)}")
         self._began, self._said_at, self._next = None, None, 0.0
@@ -274,7 +312,7 @@ class Patience:
                     mend()
                 result = do()
             except Exception as error:  # of any database driver or server
-                if kind_of(error) is not Kind.AWAY:
+                if not self.is_away(error):
                     raise
                 self.failed(error)
                 again = True

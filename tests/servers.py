@@ -73,13 +73,17 @@ class PostgresServer:
                 env=self._environment,
                 start_new_session=True,
             )
-        _wait(self._server, lambda: _answers_postgres(self._programs, self._port), log)
+        _wait(self._server, self.answers, log)
 
     def crash(self) -> None:
         """Stop at once, without a checkpoint; the next start recovers from the log."""
         subprocess.run([*self._command("pg_ctl"), "stop", "-m", "immediate"], check=True, capture_output=True, cwd="/")
         assert self._server is not None
         self._server.wait(timeout=30)
+
+    def answers(self) -> bool:
+        """Whether it accepts connections now."""
+        return _answers_postgres(self._programs, self._port)
 
     def close(self) -> None:
         """Stop the server."""

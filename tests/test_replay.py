@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.job import Curves
-from orchestrator.cli import EXIT_MISTAKE, main
+from orchestrator.cli import EXIT_MISTAKE, EXIT_OUTAGE, main
+from orchestrator.commands import wiring
 from orchestrator.dispatch.environment import Environment, TrainingRecord, environment_of, pack_digest
 from orchestrator.replay import compare
 
@@ -205,20 +206,27 @@ def test_the_place_of_the_code_is_said(
 
 
 @pytest.mark.parametrize(
-    ("address", "what"),
+    ("address", "what", "code"),
     [
-        ("foo://x", "is not the address"),
-        ("memory:", "holds nothing"),
-        ("sqlite:///nothere.db", "holds nothing"),
-        ("postgresql://u:secret@127.0.0.1:1/x", "127.0.0.1"),
-        ("http://127.0.0.1:1", "127.0.0.1"),
+        ("foo://x", "is not the address", EXIT_MISTAKE),
+        ("memory:", "holds nothing", EXIT_MISTAKE),
+        ("sqlite:///nothere.db", "holds nothing", EXIT_MISTAKE),
+        ("postgresql://u:secret@nosuch.invalid/x", "not known", EXIT_MISTAKE),
+        ("postgresql://u:secret@127.0.0.1:1/x", "127.0.0.1", EXIT_OUTAGE),
+        ("http://127.0.0.1:1", "127.0.0.1", EXIT_OUTAGE),
     ],
 )
-def test_an_address_without_a_record_is_said_at_once_and_stays_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str, what: str
+def test_an_address_without_a_record_is_said_and_stays_as_it_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    address: str,
+    what: str,
+    code: int,
 ) -> None:
+    monkeypatch.setattr(wiring, "READING_PATIENCE_S", 0.5)
     monkeypatch.chdir(tmp_path)
-    assert main(["replay", "0" * 32, "--tracking", address]) == EXIT_MISTAKE
+    assert main(["replay", "0" * 32, "--tracking", address]) == code
     said = capsys.readouterr().err
     assert what in said
     assert "Traceback" not in said

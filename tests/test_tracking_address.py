@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.errors import UserError
+from orchestrator.errors import Outage, UserError
+from orchestrator.outages import Patience
 from orchestrator.tracking.address import database_address, shown
 from orchestrator.tracking.http_api import MlflowApi
 from orchestrator.tracking.replay_source import ReplaySource
@@ -38,8 +39,10 @@ def test_a_password_reaches_the_driver_and_no_message():
         database_address("mysql://me:secret@host/x")
     assert "secret" not in caught.value.text
     with pytest.raises(UserError) as caught:
-        MlflowApi("http://me:secret@127.0.0.1:1", place="tracking.uri").connect()
+        MlflowApi("http://me:secret@nosuch.invalid:1", place="tracking.uri").connect()
     assert "secret" not in caught.value.text
-    with pytest.raises(UserError) as caught:
-        ReplaySource("http://me:secret@127.0.0.1:1", place="--tracking")
-    assert "secret" not in caught.value.text
+    for host in ("127.0.0.1", "nosuch.invalid"):
+        patience = Patience("the record", limit_s=0.0, say=print)
+        with pytest.raises((UserError, Outage)) as caught_replay:
+            ReplaySource(f"http://me:secret@{host}:1", place="--tracking", patience=patience)
+        assert "secret" not in caught_replay.value.text

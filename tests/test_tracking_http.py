@@ -15,6 +15,7 @@ from tracking_drivers import another_driver
 from tracking_parent import MlflowContract
 
 from orchestrator.errors import UserError
+from orchestrator.outages import Unreachable
 from orchestrator.tracking import layout, lease
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.http_api import whole_steps
@@ -179,8 +180,8 @@ def test_a_batch_never_splits_a_step():
     assert [len(batch) for batch in whole_steps(run, 2)] == [2, 1] * 7
 
 
-def test_a_server_that_does_not_answer_is_a_user_s_error():
+def test_a_server_that_does_not_answer_is_an_outage():
     tracker = open_tracker(f"http://127.0.0.1:{free_port()}", experiment="x")
-    with pytest.raises(UserError, match="cannot be reached"):
+    with pytest.raises(Unreachable, match="cannot be reached"):
         tracker.index(["1" * 32])
     tracker.close()

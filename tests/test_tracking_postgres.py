@@ -15,6 +15,7 @@ from tracking_drivers import another_driver, open_when_free
 from tracking_parent import MlflowContract
 
 from orchestrator.errors import UserError
+from orchestrator.outages import Unreachable
 from orchestrator.records import CurveRows
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.heartbeat import Heartbeat
@@ -185,8 +186,8 @@ def test_a_wrong_password_or_database_is_a_user_s_error_without_the_password(ser
         tracker.close()
 
 
-def test_a_server_that_does_not_answer_is_a_user_s_error():
+def test_a_server_that_does_not_answer_is_an_outage():
     tracker = open_tracker("postgresql://nobody@127.0.0.1:1/x", experiment="x")
-    with pytest.raises(UserError, match="cannot be reached"):
+    with pytest.raises(Unreachable, match="cannot be reached"):
         tracker.open_sweep(None)
     tracker.close()

@@ -15,7 +15,7 @@ from tracking_parent import MlflowContract
 
 from jobs.job import LARGEST_STEP
 from orchestrator.errors import Outage, UserError
-from orchestrator.outages import Kind, Unreachable, kind_of
+from orchestrator.outages import Kind, Unreachable, WrongAddress, kind_of
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.memory import MemoryTracker
@@ -276,12 +276,28 @@ def test_other_errors_are_passed_on(tracker, fragile):
             tracker.index([])
 
 
-def test_an_address_that_never_answered_is_a_user_s_mistake_at_once(fragile, clock, tmp_path):
+def test_a_wrong_address_is_a_mistake_at_once_unless_it_has_answered_before(fragile, clock, tmp_path):
     tracker = ResilientTracker(fragile, what="the record", folder=tmp_path, clock=clock, sleep=clock.sleep)
-    fragile.error = Unreachable("connection refused")
-    with pytest.raises(UserError, match="refused"):
+    fragile.error = WrongAddress("no such host")
+    with pytest.raises(UserError, match="no such host"):
         tracker.index([])
     assert clock.now == 0.0
+    fragile.error = None
+    tracker.index([])
+    fragile.error = WrongAddress("no such host")
+    with pytest.raises(Outage, match="no such host"):
+        tracker.index([])
+
+
+def test_a_record_that_never_answered_is_waited_for_without_a_spool_file(fragile, clock, tmp_path):
+    folder = tmp_path / "output"
+    tracker = ResilientTracker(fragile, what="the record", folder=folder, clock=clock, sleep=clock.sleep)
+    fragile.error = Unreachable("connection refused", next_step="check that it runs")
+    with pytest.raises(Outage, match="refused") as caught:
+        tracker.index([])
+    assert "check that it runs; run the same command again" in caught.value.text
+    assert clock.now == pytest.approx(600.0)
+    assert not folder.exists()
 
 
 def test_the_spool_keeps_the_order_and_returns_what_it_was_given(tmp_path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.audit import Expected, Invariant, Report, audit
 from orchestrator.commands.searching import known_trials
-from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker
+from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, reading_patience
 from orchestrator.secrets import secrets_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def audit_(arguments: argparse.Namespace) -> int:
         if parent is None:
             raise nothing_recorded(sweep, place, f"phasefront run {place}")
         trials = {trial.id: trial for trial in known_trials(sweep, tracker)}
-        reader = open_reader(sweep.tracking.uri, experiment=sweep.tracking.experiment)
+        patience = reading_patience(f"the record ({sweep.record_shown})")
+        reader = open_reader(sweep.tracking.uri, experiment=sweep.tracking.experiment, patience=patience)
         with contextlib.closing(reader):
             secrets = {f"${name}": value for value, name in secrets_of(os.environ).items()}
             driver = reader.has_driver()

@@ -18,15 +18,18 @@ def replay(arguments: argparse.Namespace) -> int:
     """
     from jobs.job import Member, ParamError
     from orchestrator.commands.recorded_job import FOLDER, recorded_job
+    from orchestrator.commands.wiring import reading_patience
     from orchestrator.dispatch.environment import environment_of
     from orchestrator.dispatch.worker import prepare
     from orchestrator.host import visible_gpus
     from orchestrator.printable import last_line
     from orchestrator.replay import compare, train_again
+    from orchestrator.tracking.address import shown
     from orchestrator.tracking.replay_source import ReplaySource
 
     uri = arguments.tracking or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    source = ReplaySource(uri, place="--tracking" if arguments.tracking else "the tracking address")
+    place = "--tracking" if arguments.tracking else "the tracking address"
+    source = ReplaySource(uri, place=place, patience=reading_patience(f"the record ({shown(uri)})"))
     trial = source.trial(arguments.run_id)
     job, code = recorded_job(trial.job, place=f"run {trial.run_id}")
     if job.version != trial.trained.version:

@@ -16,6 +16,7 @@ from orchestrator.dispatch.capacity import Request, Shape
 from orchestrator.dispatch.source import source_of
 from orchestrator.errors import UserError
 from orchestrator.host import usable_cpus, usable_memory_bytes, visible_gpus
+from orchestrator.outages import READING_PATIENCE_S, RESUMES, Patience
 from orchestrator.plan.calibration import Calibration, Machine
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ CPU_MEMORY_SHARE = 0.6
 GPU_MEMORY_SHARE = 0.8
 GPU_MEMORY_BYTES = 16e9
 """Assumed for a GPU that was not measured."""
+
+
+say = partial(print, file=sys.stderr, flush=True)
+"""Show a line beside the result of a command."""
 
 
 def load_sweep(arguments: argparse.Namespace) -> Sweep:
@@ -87,26 +92,33 @@ def sweep_record(sweep: Sweep) -> SweepRecord:
     )
 
 
-def open_tracker(sweep: Sweep, *, stopping: Callable[[], bool] = lambda: False) -> Tracker:
+def open_tracker(sweep: Sweep, *, stopping: Callable[[], bool] | None = None) -> Tracker:
     """The tracker at the sweep's address, which outlives outages; what it has to say goes to stderr.
 
     Args:
         sweep: The sweep.
-        stopping: Whether the run is being stopped: then an outage is not waited for.
+        stopping: Of a run: whether it is being stopped; then an outage is not waited for. Other commands wait for
+            `READING_PATIENCE_S` at most.
     """
     from orchestrator.tracking import factory
     from orchestrator.tracking.resilient import ResilientTracker
 
-    tracking = sweep.tracking
+    tracking, running = sweep.tracking, stopping is not None
     tracker = ResilientTracker(
         factory.open_tracker(tracking.uri, experiment=tracking.experiment, artifacts=tracking.artifacts),
         what=f"the record ({sweep.record_shown})",
         folder=sweep.output,
-        patience_s=tracking.patience,
-        stopping=stopping,
+        patience_s=tracking.patience if running else min(tracking.patience, READING_PATIENCE_S),
+        resumes=RESUMES if running else "",
+        stopping=stopping or (lambda: False),
     )
-    tracker.say = partial(print, file=sys.stderr, flush=True)
+    tracker.say = say
     return tracker
+
+
+def reading_patience(what: str) -> Patience:
+    """The patience of a command that reads, with something that does not answer."""
+    return Patience(what, limit_s=READING_PATIENCE_S, say=say)
 
 
 def nothing_recorded(sweep: Sweep, place: str, run: str) -> UserError:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import Outage, UserError
-from orchestrator.outages import Unreachable
+from orchestrator.outages import Kind, Unreachable, WrongAddress, is_wrong_address, kind_of
 from orchestrator.tracking.address import CHOICES, DatabaseAddress, quiet_mlflow, shown
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
 from orchestrator.tracking.earlier_lock import take_file_lock, take_session_lock
@@ -35,8 +35,6 @@ POSTGRES_OPTIONS = {
     "tcp_user_timeout": 30_000,
 }
 """A server that was cut off is noticed within half a minute; the address may say otherwise."""
-_BUSY = ("is locked", "starting up", "shutting down", "in recovery", "too many clients", "too many connections")
-"""In the message of a database that is there, but does not accept this connection now."""
 
 
 class Experiment(NamedTuple):
@@ -189,7 +187,7 @@ class Database:
         """Replace the connection for writing, which may be broken. The lease stays, and is checked.
 
         Raises:
-            UserError: The database cannot be reached.
+            Unreachable: The database does not answer.
             Outage: Another driver has taken the lease, or the database has lost what it had confirmed.
         """
         table = self._table
@@ -209,7 +207,7 @@ class Database:
                 next_step="what it has is consistent: run the same command again, and these trials train again",
             )
         if self._address.file is None and not take_session_lock(bulk, table.experiment_id):
-            raise unreachable(self._address, TimeoutError("the lost connection has not ended yet"), self.place)
+            raise Unreachable("the lost connection to the database has not ended yet")
         self.lease.bind(bulk)
 
     def artifacts_of(self, run_id: str) -> str:
@@ -236,7 +234,8 @@ def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None
     """A connection to the database, or None if its file does not exist.
 
     Raises:
-        UserError: The database cannot be reached, or the file is not a database.
+        Unreachable: The database does not answer.
+        WrongAddress: The address is wrong, or the file is not a database.
     """
     if address.file is not None:
         if not address.file.exists():
@@ -273,7 +272,8 @@ def mlflow_store(address: DatabaseAddress, place: str) -> BulkSqlAlchemyStore:
     """MLflow's own store over this database; its constructor creates the schema if it is missing.
 
     Raises:
-        UserError: The database cannot be reached, or its schema is of another version.
+        Unreachable: The database does not answer.
+        UserError: The address is wrong, or the schema is of another version.
     """
     quiet_mlflow("mlflow.store.tracking.sqlalchemy_store")
     from mlflow.exceptions import MlflowException
@@ -330,24 +330,19 @@ def deleted_experiment(name: str, number: int) -> UserError:
     )
 
 
-def unreachable(address: DatabaseAddress, error: Exception, place: str) -> Unreachable:
+def unreachable(address: DatabaseAddress, error: Exception, place: str) -> Unreachable | WrongAddress:
     """The database does not answer, or the file is not a database."""
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
     why = lines[0] if lines else type(error).__name__
-    busy = any(text in why for text in _BUSY)
+    away = kind_of(error) is Kind.AWAY and not is_wrong_address(error)
     if address.file is not None:
-        return Unreachable(
-            f"the tracking database cannot be opened: {why}",
-            place=place,
-            value=str(address.file),
-            choices=CHOICES,
-            next_step="name a SQLite file of MLflow's, or a new file in a folder that you may write to",
-            busy=busy,
-        )
-    return Unreachable(
-        f"the tracking database cannot be reached: {why}",
-        place=place,
-        value=shown(address.uri),
-        next_step="check host, port, user, password and database name, and that the server is running",
-        busy=busy,
-    )
+        rule = f"the tracking database cannot be opened: {why}"
+        if away and "unable to open" not in why:
+            return Unreachable(rule, next_step="end the process that uses it, or free its disk")
+        step = "name a SQLite file of MLflow's, or a new file in a folder that you may write to"
+        return WrongAddress(rule, place=place, value=str(address.file), choices=CHOICES, next_step=step)
+    rule = f"the tracking database cannot be reached: {why}"
+    if away:
+        return Unreachable(rule, next_step="check that its server runs, and its host and port")
+    step = "check host, port, user, password and database name"
+    return WrongAddress(rule, place=place, value=shown(address.uri), next_step=step)

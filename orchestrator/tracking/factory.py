@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.outages import Patience
 from orchestrator.tracking.address import PREFIX, unknown_address
 from orchestrator.tracking.base import Tracker
 from orchestrator.tracking.facts import RecordReader
@@ -20,7 +21,8 @@ def open_tracker(uri: str, *, experiment: str, artifacts: str | None = None, pla
         place: Where the user wrote the address, for messages.
 
     Raises:
-        UserError: The address is none of these. Later, from any method of the tracker: it cannot be reached.
+        UserError: The address is none of these. Later, from any method of the tracker: it is wrong.
+        Unreachable: From any method of the tracker.
     """
     scheme = uri.partition(":")[0].removeprefix(PREFIX)
     if uri == MEMORY:
@@ -38,19 +40,25 @@ def open_tracker(uri: str, *, experiment: str, artifacts: str | None = None, pla
     raise unknown_address(uri, place)
 
 
-def open_reader(uri: str, *, experiment: str, place: str = "tracking.uri") -> RecordReader:
+def open_reader(uri: str, *, experiment: str, patience: Patience, place: str = "tracking.uri") -> RecordReader:
     """The reader of all runs at an address, see `open_tracker`; there is none for `memory:`.
 
+    Args:
+        uri: The address.
+        experiment: Name of the experiment.
+        patience: With a record that does not answer.
+        place: Where the user wrote the address, for messages.
+
     Raises:
-        UserError: The address is of no database or server. Later, from `runs`: it cannot be reached.
+        UserError: The address is of no database or server.
     """
     scheme = uri.partition(":")[0].removeprefix(PREFIX)
     if scheme in ("http", "https") and not uri.startswith(PREFIX):
         from orchestrator.tracking.facts_http import HttpReader
 
-        return HttpReader(uri, experiment=experiment, place=place)
+        return HttpReader(uri, experiment=experiment, place=place, patience=patience)
     if scheme.partition("+")[0] in ("sqlite", "postgresql"):
         from orchestrator.tracking.facts_sql import DatabaseReader
 
-        return DatabaseReader(uri, experiment=experiment, place=place)
+        return DatabaseReader(uri, experiment=experiment, place=place, patience=patience)
     raise unknown_address(uri, place)

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.outages import Patience
+
 RUNS_A_PAGE = 2_000
 
 
@@ -53,7 +55,10 @@ class RunFacts:
 
 
 class RecordReader(ABC):
-    """Reads the runs of one experiment."""
+    """Reads the runs of one experiment; a request that fails because the record is away is repeated, with patience."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
 
     @abstractmethod
     def runs(self) -> Iterator[RunFacts]:

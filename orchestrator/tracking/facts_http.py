@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from orchestrator.outages import Patience
 from orchestrator.tracking.facts import CurveFacts, RecordReader, RunFacts
 from orchestrator.tracking.http_api import HISTORY_RUNS, MlflowApi, ServerRun
 from orchestrator.tracking.run_table import chunked
@@ -14,17 +15,21 @@ from orchestrator.tracking.run_table import chunked
 class HttpReader(RecordReader):
     """The runs of an experiment behind an MLflow server; arguments as for `open_reader`."""
 
-    def __init__(self, uri: str, *, experiment: str, place: str) -> None:
+    def __init__(self, uri: str, *, experiment: str, place: str, patience: Patience) -> None:
+        super().__init__(patience)
         self._api, self._experiment = MlflowApi(uri, place=place), experiment
 
     def runs(self) -> Iterator[RunFacts]:
-        experiment = self._api.experiment(self._experiment)
+        experiment = self._patience.call(lambda: self._api.experiment(self._experiment))
         if experiment is None or experiment["lifecycle_stage"] != "active":
             return
-        for page in chunked(self._api.search(experiment["experiment_id"], ""), HISTORY_RUNS):
-            yield from self._facts(page)
+        token: str | None = ""
+        while token is not None:
+            page, token = self._patience.call(partial(self._api.page, experiment["experiment_id"], "", token))
+            for some in chunked(page, HISTORY_RUNS):
+                yield from self._patience.call(partial(self._facts, some))
 
-    def _facts(self, page: Sequence[ServerRun]) -> Iterator[RunFacts]:
+    def _facts(self, page: Sequence[ServerRun]) -> list[RunFacts]:
         metrics = sorted({name for run in page for name in run.newest})
         histories = self._api.each(partial(self._api.histories, [run.run_id for run in page]), metrics)
         rows: dict[str, dict[str, list[tuple[int, int, float]]]] = {run.run_id: {} for run in page}
@@ -32,8 +37,7 @@ class HttpReader(RecordReader):
             for row in history:
                 point = (int(row.get("step", 0)), int(row["timestamp"]), float(row["value"]))
                 rows[row["run_id"]].setdefault(metric, []).append(point)
-        for run in page:
-            yield _summary(run, rows[run.run_id])
+        return [_summary(run, rows[run.run_id]) for run in page]
 
     def close(self) -> None:
         self._api.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
+from orchestrator.outages import Patience
 from orchestrator.tracking import lease_table
 from orchestrator.tracking.address import database_address
 from orchestrator.tracking.bulk_sql import Row
@@ -13,6 +15,8 @@ from orchestrator.tracking.connection import Database
 from orchestrator.tracking.facts import RUNS_A_PAGE, CurveFacts, RecordReader, RunFacts
 from orchestrator.tracking.lease import Process
 from orchestrator.tracking.run_table import RunTable
+
+T = TypeVar("T")
 
 _RUNS = (
     "SELECT run_uuid, name, status, start_time, end_time, artifact_uri FROM runs WHERE experiment_id = ? "
@@ -45,22 +49,29 @@ _INVENTED = (
 class DatabaseReader(RecordReader):
     """The runs of an experiment in a SQLite or PostgreSQL database; arguments as for `open_reader`."""
 
-    def __init__(self, uri: str, *, experiment: str, place: str) -> None:
+    def __init__(self, uri: str, *, experiment: str, place: str, patience: Patience) -> None:
+        super().__init__(patience)
         address = database_address(uri, place=place)
         self._database = Database(address, experiment=experiment, artifacts=None, place=place)
 
     def runs(self) -> Iterator[RunFacts]:
-        table, last = self._database.existing(), ""
-        if table is None:
-            return
-        while page := table.bulk.query(_RUNS, table.experiment_id, last, RUNS_A_PAGE):
-            yield from _facts(table, page)
-            last = page[-1][0]
+        last = ""
+        while page := self._ask(partial(_page, after=last)):
+            yield from page
+            last = page[-1].run_id
+
+    def _ask(self, read: Callable[[RunTable], T]) -> T | None:
+        """What `read` returns; None if there is no record yet."""
+
+        def asked() -> T | None:
+            table = self._database.existing()
+            return None if table is None else read(table)
+
+        return self._patience.call(asked, mend=self._database.reconnect)
 
     def has_driver(self) -> bool | None:
         """By the lease: None if no driver of this version has taken it, or if its holder is on another machine."""
-        table = self._database.existing()
-        lease = None if table is None else lease_table.find(table.bulk, table.experiment_id)
+        lease = self._ask(lambda table: lease_table.find(table.bulk, table.experiment_id))
         if lease is None:
             return None
         if lease.holder is None or lease.holder.is_dead(Process.this()):
@@ -71,7 +82,9 @@ class DatabaseReader(RecordReader):
         self._database.close()
 
 
-def _facts(table: RunTable, page: Sequence[Row]) -> Iterator[RunFacts]:
+def _page(table: RunTable, *, after: str) -> list[RunFacts]:
+    """The next runs, in the order of their ids."""
+    page = table.bulk.query(_RUNS, table.experiment_id, after, RUNS_A_PAGE)
     ids = [row[0] for row in page]
 
     def grouped(sql: str) -> dict[str, list[Row]]:
@@ -85,8 +98,8 @@ def _facts(table: RunTable, page: Sequence[Row]) -> Iterator[RunFacts]:
     metrics, latest = grouped(_METRICS), grouped(_LATEST)
     behind, invented = grouped(_BEHIND), grouped(_INVENTED)
     steps: dict[str, int] = dict(table.bulk.query(_STEPS, ids))
-    for run, name, status, start, end, artifacts in page:
-        yield RunFacts(
+    return [
+        RunFacts(
             run_id=run,
             name=name or "",
             status=status,
@@ -101,6 +114,8 @@ def _facts(table: RunTable, page: Sequence[Row]) -> Iterator[RunFacts]:
             latest={key: _value(value, is_nan) for _, key, value, is_nan in latest[run]},
             outdated=tuple(sorted({row[1] for row in (*behind[run], *invented[run])})),
         )
+        for run, name, status, start, end, artifacts in page
+    ]
 
 
 def _curve(row: Row) -> CurveFacts:

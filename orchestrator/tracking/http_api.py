@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
-from orchestrator.outages import Unreachable
+from orchestrator.outages import Unreachable, WrongAddress, is_wrong_address
 from orchestrator.printable import printable
 from orchestrator.records import Status
 from orchestrator.tracking.address import quiet_mlflow, shown
@@ -39,7 +39,8 @@ _NAME_BYTES = 6
 _LONGEST_REASON = 300
 """Characters of what a server says."""
 _UNAUTHORISED, _FORBIDDEN = 401, 403
-_NO_MLFLOW = "the server at this address is not an MLflow server"
+_CAUSE = re.compile(r"Caused by (.*)\)$", re.DOTALL)
+"""What urllib3 says about a request that failed."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -100,7 +101,8 @@ class MlflowApi:
         """Import mlflow and check that the server's port is open (MLflow itself would retry for minutes).
 
         Raises:
-            UserError: It is not.
+            Unreachable: It is not.
+            WrongAddress: The address is none.
         """
         if self._pool is not None:
             return
@@ -111,7 +113,7 @@ class MlflowApi:
                 raise ValueError("the address has no host")
             socket.create_connection((host, port), timeout=10).close()
         except (OSError, ValueError) as error:
-            raise self._unreachable(str(error)) from None
+            raise self._unreachable(error) from None
         quiet_mlflow("mlflow.utils.rest_utils", "mlflow.utils.credentials")
         from mlflow.utils.credentials import get_default_host_creds
 
@@ -149,20 +151,20 @@ class MlflowApi:
                 self._credentials, endpoint, method, raise_on_status=False, max_retries=0, **content
             )
         except MlflowException as error:
-            raise self._unreachable(error.message) from error
+            raise self._unreachable(error) from error
         try:
             answer = json.loads(response.text) if response.text.strip() else {}
         except ValueError:
             answer = {}
             if response.status_code == 200:
-                raise self._unreachable(_NO_MLFLOW) from None
+                raise self._no_mlflow() from None
         if response.status_code in (_UNAUTHORISED, _FORBIDDEN):
             raise self._denied(response.status_code, answer, response.text)
         if response.status_code != 200:
             code = answer.get("error_code", "")
             raise ServerError(endpoint, response.status_code, code, answer.get("message", response.text[:500]))
         if not isinstance(answer, dict):
-            raise self._unreachable(_NO_MLFLOW)
+            raise self._no_mlflow()
         return answer
 
     def _denied(self, status: int, answer: object, text: str) -> UserError:
@@ -182,14 +184,22 @@ class MlflowApi:
             next_step=next_step,
         )
 
-    def _unreachable(self, why: str) -> Unreachable:
-        return Unreachable(
-            f"the MLflow server cannot be reached: {why}",
-            place=self._place,
-            value=shown(self._uri),
-            next_step="check the address and that the server runs: mlflow server --backend-store-uri "
-            "phasefront-sqlite:///mlflow.db; or record to a file: sqlite:///mlflow.db",
+    def _unreachable(self, error: Exception) -> Unreachable | WrongAddress:
+        said = _CAUSE.search(str(error))
+        rule = f"the MLflow server cannot be reached: {said[1] if said else error}"
+        if isinstance(error, ValueError) or is_wrong_address(error):
+            return self._wrong(rule)
+        return Unreachable(rule, next_step="check that it runs (`mlflow server`), and its host and port")
+
+    def _no_mlflow(self) -> WrongAddress:
+        return self._wrong("the server at this address is not an MLflow server")
+
+    def _wrong(self, rule: str) -> WrongAddress:
+        step = (
+            "check the address; or start a server: mlflow server --backend-store-uri phasefront-sqlite:///mlflow.db; "
+            "or record to a file: sqlite:///mlflow.db"
         )
+        return WrongAddress(rule, place=self._place, value=shown(self._uri), next_step=step)
 
     def experiment(self, name: str) -> dict[str, Any] | None:
         """The experiment of this name, or None."""
@@ -200,7 +210,7 @@ class MlflowApi:
             if error.code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             if error.status == 404:
-                raise self._unreachable(_NO_MLFLOW) from error
+                raise self._no_mlflow() from error
             raise
         return experiment
 
@@ -252,18 +262,31 @@ class MlflowApi:
 
     def search(self, experiment_id: str, condition: str, page: int = RUNS_A_PAGE) -> Iterator[ServerRun]:
         """The active runs that meet a condition, read page by page."""
+        token: str | None = ""
+        while token is not None:
+            runs, token = self.page(experiment_id, condition, token, page)
+            yield from runs
+
+    def page(
+        self, experiment_id: str, condition: str, token: str, size: int = RUNS_A_PAGE
+    ) -> tuple[list[ServerRun], str | None]:
+        """One page of the active runs that meet a condition, and the token of the next page; None after the last.
+
+        Args:
+            experiment_id: The experiment.
+            condition: MLflow's filter; empty for all runs.
+            token: Of the page; empty for the first.
+            size: The most runs of a page.
+        """
         body: dict[str, Any] = {
             "experiment_ids": [experiment_id],
             "filter": condition,
-            "max_results": page,
+            "max_results": size,
             "order_by": ["attributes.start_time ASC"],
+            **({"page_token": token} if token else {}),
         }
-        while True:
-            answer = self.post("runs/search", body)
-            yield from map(ServerRun.parse, answer.get("runs", ()))
-            if not answer.get("next_page_token"):
-                return
-            body["page_token"] = answer["next_page_token"]
+        answer = self.post("runs/search", body)
+        return [ServerRun.parse(run) for run in answer.get("runs", ())], answer.get("next_page_token") or None
 
     def runs(self, experiment_id: str, run_ids: Sequence[str]) -> dict[str, ServerRun]:
         """These runs, without those that the user has deleted."""

@@ -11,6 +11,7 @@ import numpy as np
 from jobs.job import Curves, Scalar
 from orchestrator.dispatch.environment import TrainingRecord
 from orchestrator.errors import UserError
+from orchestrator.outages import Kind, Patience, Unreachable, kind_of, reason
 from orchestrator.tracking import layout
 from orchestrator.tracking.address import PREFIX, database_address, quiet_mlflow, shown
 from orchestrator.tracking.factory import MEMORY, open_tracker
@@ -41,11 +42,12 @@ class ReplaySource:
     """Reads runs at one tracking address; creates nothing there.
 
     Raises:
-        UserError: The address is invalid, has no record, or cannot be reached.
+        UserError: The address is invalid, or has no record.
+        Outage: The record does not answer.
     """
 
-    def __init__(self, uri: str, *, place: str) -> None:
-        _check_record(uri, place)
+    def __init__(self, uri: str, *, place: str, patience: Patience) -> None:
+        patience.call(lambda: _check_record(uri, place))
         quiet_mlflow("mlflow.tracking")
         from mlflow.tracking import MlflowClient
 
@@ -64,6 +66,8 @@ class ReplaySource:
         try:
             run = self._client.get_run(run_id)
         except (MlflowException, OSError) as error:
+            if kind_of(error) is Kind.AWAY:
+                raise Unreachable(f"the record does not answer: {reason(error)}") from error
             raise UserError(
                 "no such run is recorded there",
                 value=f"run {run_id} in {shown(self._uri)} ({str(error).splitlines()[0]})",

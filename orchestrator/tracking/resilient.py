@@ -25,7 +25,7 @@ import numpy as np
 
 from jobs.job import Curves
 from orchestrator.errors import Outage
-from orchestrator.outages import PATIENCE_S, SAY_EVERY_S, Kind, Patience, Unreachable, kind_of, reason
+from orchestrator.outages import PATIENCE_S, RESUMES, SAY_EVERY_S, Kind, Patience, kind_of, reason
 from orchestrator.progress import amount_of_bytes, duration
 from orchestrator.records import CurveRows, Recorded, Status, TrialResult
 from orchestrator.tracking.base import Refusal, Refused, SweepRecord, Tracker, TrialRow
@@ -47,6 +47,7 @@ class ResilientTracker(Tracker):
         what: The record, as the subject of a sentence, without a password.
         folder: Where the spool is.
         patience_s: How long the record may stay away.
+        resumes: What is true when the same command is run again, see `Patience`.
         spool_bytes: Size of the spool at which the runner has to wait.
         stopping: Whether the run is being stopped: then nothing is waited for.
         clock: Seconds by a monotonic clock.
@@ -60,6 +61,7 @@ class ResilientTracker(Tracker):
         what: str,
         folder: Path,
         patience_s: float = PATIENCE_S,
+        resumes: str = RESUMES,
         spool_bytes: int = SPOOL_BYTES,
         stopping: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
@@ -67,12 +69,17 @@ class ResilientTracker(Tracker):
     ) -> None:
         self._inner, self._folder, self._spool_bytes = inner, folder, spool_bytes
         self._patience = Patience(
-            what, limit_s=patience_s, say=self._say, stopping=stopping, clock=clock, sleep=sleep, meanwhile=self._state
+            what,
+            limit_s=patience_s,
+            resumes=resumes,
+            say=self._say,
+            stopping=stopping,
+            clock=clock,
+            sleep=sleep,
+            meanwhile=self._state,
         )
         self._spool: Spool | None = None
         """None while the record answers."""
-        self._answered = False
-        """Whether the record has ever answered: an address that never did may be wrong."""
         self._outage: Outage | None = None
         """Why the tracker has given up."""
         self._bad: set[str] = set()
@@ -128,7 +135,7 @@ class ResilientTracker(Tracker):
                 with self._asking():
                     self._apply(write)
             except Exception as error:  # of any database driver or server
-                if kind_of(error) is not Kind.AWAY:
+                if not self._patience.is_away(error):
                     raise
                 self._lost(error).append(write)
             return
@@ -209,7 +216,7 @@ class ResilientTracker(Tracker):
         try:
             self._settle()
         except Exception as error:  # of any database driver or server
-            if kind_of(error) is not Kind.AWAY:
+            if not self._patience.is_away(error):
                 raise
             self._lost(error)
 
@@ -278,7 +285,7 @@ class ResilientTracker(Tracker):
                 self._patience.progressed()
             self._flush()
         except Exception as error:  # of any database driver or server
-            if kind_of(error) is not Kind.AWAY:
+            if not self._patience.is_away(error):
                 raise
             self._lost(error)
             return False
@@ -302,18 +309,17 @@ class ResilientTracker(Tracker):
             while not self._recovered():
                 self._patience.wait()
             try:
-                with self._asking():
-                    result = do()
-            except Refused as error:
-                self._refuse(error.trials)
+                try:
+                    with self._asking():
+                        result = do()
+                except Refused as error:
+                    self._refuse(error.trials)
+                    continue
             except Exception as error:  # of any database driver or server
-                if kind_of(error) is not Kind.AWAY or (
-                    not self._answered and isinstance(error, Unreachable) and not error.busy
-                ):
+                if not self._patience.is_away(error):
                     raise
                 self._lost(error)
             else:
-                self._answered = True
                 self._patience.succeeded()
                 return result
 
@@ -405,7 +411,7 @@ class ResilientTracker(Tracker):
         if self._closed:
             return
         try:
-            if self._outage is None and self._answered:
+            if self._outage is None and self._patience.answered:
                 self._now(self._inner.flush)
         finally:
             self._closed = True

@@ -47,14 +47,10 @@ class Spool:
     """
 
     def __init__(self, folder: Path, *, limit_bytes: int = SPOOL_BYTES) -> None:
-        self._limit, self._size, self._broken = limit_bytes, 0, False
+        self._folder, self._limit, self._size, self._broken = folder, limit_bytes, 0, False
         self._queue: deque[_Waiting] = deque()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file, name = tempfile.mkstemp(prefix="phasefront-spool-", dir=folder)
-        except OSError:
-            self._file, name = tempfile.mkstemp(prefix="phasefront-spool-")
-        Path(name).unlink()
+        self._file = -1
+        """Opened by the first write that it keeps."""
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -85,9 +81,19 @@ class Spool:
     def _stored(self, content: bytes) -> bool:
         """Put the content at the end of the file; False if the disk is full."""
         try:
+            if self._file < 0:
+                self._open()
             return os.pwrite(self._file, content, self._size) == len(content)
         except OSError:
             return False
+
+    def _open(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file, name = tempfile.mkstemp(prefix="phasefront-spool-", dir=self._folder)
+        except OSError:
+            self._file, name = tempfile.mkstemp(prefix="phasefront-spool-")
+        Path(name).unlink()
 
     def first(self) -> Write:
         """The oldest write, which stays in the queue."""

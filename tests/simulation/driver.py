@@ -16,7 +16,6 @@ from orchestrator.dispatch.base import Dispatcher, Event, PackTask
 from orchestrator.dispatch.pool import PooledDispatcher
 from orchestrator.dispatch.simulated import VirtualClock
 from orchestrator.errors import Outage, UserError
-from orchestrator.outages import Unreachable
 from orchestrator.plan.calibration import Calibration
 from orchestrator.plan.planner import Planner
 from orchestrator.progress import ProgressDisplay, Snapshot
@@ -268,8 +267,6 @@ class Simulation:
         except Endless:
             self._violated(f"the run has not ended after {self.clock():.0f} s")
             return 70
-        except Unreachable:  # nothing tells a record that is away from a wrong address before it has ever answered
-            return 2
         except UserError as error:
             self._violated(f"exit 2, though no user made a mistake: {error.text}")
             return 70

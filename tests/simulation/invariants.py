@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orchestrator.audit import Expected, Invariant, audit
+from orchestrator.outages import Patience
 from orchestrator.tracking.factory import open_reader, open_tracker
 from orchestrator.trial import Trial
 from tests.simulation.job import HEALTHY, Drill, DrillThresholds
@@ -45,7 +46,9 @@ def violations(file: Path, trials: Mapping[str, Trial], *, ended: bool) -> list[
     )
     with (
         contextlib.closing(open_tracker(uri, experiment=EXPERIMENT)) as tracker,
-        contextlib.closing(open_reader(uri, experiment=EXPERIMENT)) as reader,
+        contextlib.closing(
+            open_reader(uri, experiment=EXPERIMENT, patience=Patience("the record", say=print))
+        ) as reader,
     ):
         report = audit(expected, reader.runs(), tracker.curves, {})
     found = [
