@@ -15,7 +15,7 @@ from tests.simulation.mutations import MUTATIONS
 from tests.simulation.schedule import KINDS, schedule_of
 from tests.simulation.search import Findings, search, shrunk
 
-BATCH = 250
+BATCH = 100
 MUTATION_SCHEDULES = 1000
 """A defect that is put back should be found within so many schedules."""
 
@@ -34,6 +34,8 @@ def main() -> int:
     began, findings = time.perf_counter(), Findings()
     for first in range(arguments.seed, arguments.seed + arguments.schedules, BATCH):
         part = search(first, min(BATCH, arguments.seed + arguments.schedules - first))
+        for seed, _, outcome in part.broken:
+            print(f"seed {seed}: {outcome.violations[0]}")
         findings.merge(part)
         seconds = time.perf_counter() - began
         print(

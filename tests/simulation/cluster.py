@@ -59,6 +59,11 @@ class ScheduledEngine(SimulatedEngine):
         for fault in schedule.faults:
             self._arm(fault)
 
+    def is_hopeless(self) -> bool:
+        """Whether the cluster consists of nodes on which no worker starts: it looks like a user's mistake."""
+        bad = {node_name(fault.node) for fault in self._schedule.faults if fault.kind == STILLBORN}
+        return all(node.name in bad for node in self.machines.values() if node.listed)
+
     def _arm(self, fault: Fault) -> None:
         if fault.kind == LATE:
             self._met(fault.kind)

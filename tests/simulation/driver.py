@@ -268,6 +268,8 @@ class Simulation:
             self._violated(f"the run has not ended after {self.clock():.0f} s")
             return 70
         except UserError as error:
+            if self.engine.is_hopeless():
+                return 2
             self._violated(f"exit 2, though no user made a mistake: {error.text}")
             return 70
         except Exception:  # anything else would be shown as a fault of phasefront

@@ -144,8 +144,8 @@ MUTATIONS = (
     Mutation(name="1: a step near 2^63", replaced=_any_step, found_by=3),
     Mutation(name="2: an exception fails its trial at once", replaced=_no_second_attempt, found_by=3),
     Mutation(name="2: the second attempt runs anywhere", replaced=_second_attempt_anywhere, found_by=3),
-    Mutation(name="3: three stillborn workers end the run", replaced=_three_stillborn_workers_anywhere, found_by=8),
-    Mutation(name="4: a lost node counts against its trials", replaced=_lost_nodes_count, found_by=41),
+    Mutation(name="3: three stillborn workers end the run", replaced=_three_stillborn_workers_anywhere, found_by=63),
+    Mutation(name="4: a lost node counts against its trials", replaced=_lost_nodes_count, found_by=12),
     Mutation(name="7: a hanging trial has no deadline", replaced=_no_deadline, found_by=5),
     Mutation(name="8: an outage of the record ends the run", replaced=_no_patience, found_by=2),
 )

@@ -71,7 +71,7 @@ def schedule_of(random: Random) -> Schedule:
     """Draw a schedule."""
     nodes = tuple(random.randint(1, 3) for _ in range(random.randint(1, 4)))
     step_s = random.choice((0.3, 1.0, 3.0))
-    trials = [HEALTHY] * random.randint(8, 40)
+    trials = [HEALTHY] * random.randint(6, 20)
     for _ in range(random.choice((0, 0, 1, 2, 3))):
         trials[random.randrange(len(trials))] = random.choice(TROUBLES)
     pack_models = random.choice((1, 2, 4, 8))
