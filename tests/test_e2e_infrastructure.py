@@ -56,6 +56,7 @@ def test_a_local_ray_that_dies_ends_the_run_resumably(tmp_path: Path, victim: st
     assert f"the local Ray has died: its process {victim} ended" in text
     assert "run the same command again" in text
     assert "Traceback" not in text
+    assert "(raylet)" not in text, "Ray prints nothing itself"
     assert "RUNNING" not in statuses(tmp_path)
     code, text = run("run", "sweep.yaml", "--no-map", cwd=tmp_path)
     assert code == 0, text

@@ -39,6 +39,10 @@ class Nodes:
         self._added.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def kill_raylet_of_head(self) -> None:
+        """That of the drivers on this machine; the head's other processes go on."""
+        self._cluster.head_node.kill_raylet()
+
     def clear(self) -> None:
         for node in list(self._added):
             self.kill(node)
@@ -104,3 +108,25 @@ def test_a_cluster_without_a_node_is_waited_for_and_a_trial_that_loses_its_node_
         assert running.popen.returncode == 0, text
     assert "no node has room for a worker, which needs 1 CPUs" in text
     assert statuses(tmp_path) == {"FINISHED": 1}
+
+
+def test_a_driver_whose_own_node_dies_ends_resumably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Last, with a cluster of its own, which notices within seconds."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    write_sweep(tmp_path, "report(1, loss=1.0)\ntime.sleep(0.5)\nreport(2, loss=1.0)", count=400, resources="{}")
+    cluster = Nodes()
+    try:
+        cluster.add(1)
+        with driver("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ=cluster.environ) as running:
+            wait_for("rows", lambda: rows_recorded(tmp_path / "mlflow.db") > 4, running)
+            cluster.kill_raylet_of_head()
+            text = running.finish()
+    finally:
+        cluster.close()
+    assert running.popen.returncode == 75, text
+    assert "the Ray node of this driver has died" in text
+    assert "run the same command again" in text
+    assert "Traceback" not in text
+    assert "(raylet)" not in text, "Ray prints nothing itself"
+    assert "RUNNING" not in statuses(tmp_path)

@@ -155,10 +155,11 @@ def resources_at_hand(sweep: Sweep, *, inline: bool) -> Shape:
         device = inline_device(sweep)
         return Shape(workers=1, device=device, need=wanted.need(device), memory_bytes=usable_memory_bytes())
     if on_cluster():
-        from orchestrator.dispatch.ray_connection import cluster_nodes, connected
+        from orchestrator.dispatch.ray_connection import connected
+        from orchestrator.dispatch.ray_nodes import alive_nodes
 
         with connected():
-            shape = wanted.shape(cluster_nodes())
+            shape = wanted.shape(node.total for node in alive_nodes().values())
         return replace(shape, workers=max(1, shape.workers))
     shape = wanted.shape([wanted.local_node()])
     if not shape.workers:

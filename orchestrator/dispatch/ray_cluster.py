@@ -7,18 +7,16 @@ thread of their own; the driver's thread reads what that thread has learnt.
 from __future__ import annotations
 
 import contextlib
-import math
 import queue
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
-from orchestrator.dispatch.capacity import Need, Node, fits
+from orchestrator.dispatch.capacity import Need, fits
 from orchestrator.dispatch.engine import NodeRoom
 from orchestrator.dispatch.ray_connection import disconnect
+from orchestrator.dispatch.ray_nodes import AliveNode, alive_nodes
 from orchestrator.errors import Outage
 
 LOOK_S = 5.0
@@ -27,15 +25,6 @@ NO_ANSWER_S = 30.0
 """The head counts as dead after this long without an answer; Ray ends this process after 60 s."""
 DISCONNECT_S = 10.0
 """The longest wait for a dead Ray to disconnect."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Known:
-    """A node that is alive."""
-
-    name: str
-    total: Node
-    available: Node | None
 
 
 class RayCluster:
@@ -50,7 +39,8 @@ class RayCluster:
         """Whether that Ray is a child of this process, and consists of this machine alone."""
         self._owned = owned
         self._prefix = f"phasefront/{uuid.uuid4().hex}/"
-        self._nodes: Mapping[str, _Known] = _alive_nodes()
+        self._own = _own_node()
+        self._nodes: Mapping[str, AliveNode] = alive_nodes()
         self._answered_at = time.monotonic()
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._kept: list[str] = []
@@ -72,7 +62,7 @@ class RayCluster:
                 call()
 
     def _look(self) -> None:
-        self._nodes = _alive_nodes()
+        self._nodes = alive_nodes()
         self._answered_at = time.monotonic()
 
     # --- what the driver's thread asks ---
@@ -86,7 +76,8 @@ class RayCluster:
         """See whether Ray is still there; cheap.
 
         Raises:
-            Outage: a process of the local Ray has ended, or the head does not answer.
+            Outage: a process of the local Ray has ended, this machine's part of the cluster is dead, or the head does
+                not answer.
         """
         if not self._dead:
             self._dead = self._what_is_dead()
@@ -97,6 +88,8 @@ class RayCluster:
         if self.local:
             gone = _dead_processes()
             return f"the local Ray has died: its process {' and '.join(gone)} ended" if gone else ""
+        if self._own and self._own not in self._nodes:
+            return "the Ray node of this driver has died: the cluster goes on, but this run cannot reach it"
         silent_s = time.monotonic() - self._answered_at
         return f"the Ray cluster has not answered for {silent_s:.0f} s" if silent_s > NO_ANSWER_S else ""
 
@@ -160,45 +153,19 @@ class RayCluster:
         end.join(DISCONNECT_S)
 
 
-def _alive_nodes() -> dict[str, _Known]:
-    """The nodes that are alive, by id."""
-    import ray
-
-    available = _available()
-    return {
-        node["NodeID"]: _Known(
-            name=node.get("NodeManagerHostname") or node["NodeManagerAddress"],
-            total=_offer(node["Resources"], node["Resources"].get("memory", math.inf)),
-            available=None if available is None else _free(node, available.get(node["NodeID"], {})),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    }
-
-
-def _offer(resources: Mapping[str, float], memory_bytes: float) -> Node:
-    return Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), memory_bytes=memory_bytes)
-
-
-def _free(node: Mapping[str, Any], available: Mapping[str, float]) -> Node:
-    """What is not in use; Ray leaves out what is used up."""
-    return _offer(available, available.get("memory", 0.0) if "memory" in node["Resources"] else math.inf)
-
-
-def _available() -> Mapping[str, Mapping[str, float]] | None:
-    """What is not in use on each node; None if this version of Ray does not say."""
-    try:
-        from ray._private.state import available_resources_per_node
-    except ImportError:
-        return None
-    return dict(available_resources_per_node())
-
-
 def _started_here() -> bool:
     from ray._private import worker
 
     node = worker._global_node
     return node is not None and bool(node.all_processes)
+
+
+def _own_node() -> str:
+    """The id of the node that this driver is attached to; empty for a Ray client, which has none."""
+    import ray
+    from ray._private import worker
+
+    return "" if worker._global_node is None else str(ray.get_runtime_context().get_node_id())
 
 
 def _dead_processes() -> list[str]:

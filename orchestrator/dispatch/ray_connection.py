@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import socket
 import subprocess
@@ -119,6 +118,7 @@ def connect(local: Node | None = None) -> bool:
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "phasefront"}
+    _print_nothing()
     if not address or address == "local":
         local = local or Request().local_node()
         least, most = OBJECT_STORE_BYTES
@@ -161,6 +161,16 @@ def connect(local: Node | None = None) -> bool:
     return True
 
 
+def _print_nothing() -> None:
+    """Keep messages of Ray's daemons, whole logs among them, off the terminal: `log_to_driver` is for workers only.
+
+    What matters of them is stated by the pool and by `RayCluster`.
+    """
+    from ray._private import worker
+
+    worker._worker_logs_enabled = False
+
+
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
     """Connect to the cluster for the duration of the block."""
@@ -170,18 +180,6 @@ def connected() -> Iterator[None]:
     finally:
         if owned:
             disconnect()
-
-
-def cluster_nodes() -> list[Node]:
-    """What each living node of the connected cluster offers, whether or not it is in use."""
-    import ray
-
-    return [
-        Node(cpus=offered.get("CPU", 0.0), gpus=offered.get("GPU", 0.0), memory_bytes=offered.get("memory", math.inf))
-        for node in ray.nodes()
-        if node["Alive"]
-        for offered in [node["Resources"]]
-    ]
 
 
 def _first_line(text: str) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from orchestrator.dispatch.capacity import Request
 from orchestrator.dispatch.pool import PooledDispatcher
 from orchestrator.dispatch.ray_cluster import RayCluster
-from orchestrator.dispatch.ray_connection import cluster_nodes, connect
+from orchestrator.dispatch.ray_connection import connect
 from orchestrator.dispatch.ray_engine import RayEngine
+from orchestrator.dispatch.ray_nodes import alive_nodes
 from orchestrator.dispatch.source import Source
 
 WARM_S = 25.0
@@ -33,7 +34,7 @@ class RayDispatcher(PooledDispatcher):
         request = request or Request()
         cluster = RayCluster(owned=connect(request.local_node()))
         try:
-            shape = request.shape(cluster_nodes())
+            shape = request.shape(node.total for node in alive_nodes().values())
             if cluster.local and shape.workers < 1:
                 raise request.no_room(shape)
             self._ray = RayEngine(cluster, need=shape.need, device=shape.device, job=job)

@@ -1,0 +1,55 @@
+"""The living nodes of the connected Ray, and what each offers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.dispatch.capacity import Node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AliveNode:
+    """A node that is alive."""
+
+    name: str
+    """As it is shown to the user."""
+    total: Node
+    available: Node | None
+    """What is not in use; None if this version of Ray does not say."""
+
+
+def alive_nodes() -> dict[str, AliveNode]:
+    """The nodes that are alive, by id."""
+    import ray
+
+    available = _available()
+    return {
+        node["NodeID"]: AliveNode(
+            name=node.get("NodeManagerHostname") or node["NodeManagerAddress"],
+            total=_offer(node["Resources"], node["Resources"].get("memory", math.inf)),
+            available=None if available is None else _free(node, available.get(node["NodeID"], {})),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+
+
+def _offer(resources: Mapping[str, float], memory_bytes: float) -> Node:
+    return Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), memory_bytes=memory_bytes)
+
+
+def _free(node: Mapping[str, Any], available: Mapping[str, float]) -> Node:
+    """What is not in use; Ray leaves out what is used up."""
+    return _offer(available, available.get("memory", 0.0) if "memory" in node["Resources"] else math.inf)
+
+
+def _available() -> Mapping[str, Mapping[str, float]] | None:
+    """What is not in use on each node; None if this version of Ray does not say."""
+    try:
+        from ray._private.state import available_resources_per_node
+    except ImportError:
+        return None
+    return dict(available_resources_per_node())
