@@ -305,16 +305,25 @@ def test_one_success_clears_the_failures_of_a_node() -> None:
     for _ in range(FAILURES_BEFORE_PAUSE):
         health.failed("A", workers=1, now=0.0)
     assert health.paused("A", 1.0)
-    health.succeeded("A")
+    health.succeeded("A", began=0.0)
     assert not health.paused("A", 1.0)
     assert health.failures("A") == 0
+
+
+def test_a_success_that_began_before_a_failure_does_not_prove_a_node() -> None:
+    health = NodeHealth()
+    health.failed("A", workers=1, now=10.0)
+    health.succeeded("A", began=9.0)
+    assert not health.is_proved("A")
+    health.succeeded("A", began=10.0)
+    assert health.is_proved("A")
 
 
 def test_trials_that_fail_now_and_then_exclude_no_node() -> None:
     health = NodeHealth()
     for _ in range(200):
         for _ in range(4):
-            health.succeeded("A")
+            health.succeeded("A", began=0.0)
         assert not health.refuted("A", 0.0)
 
 

@@ -59,6 +59,21 @@ ONCE_BROKEN = {
             Fault(kind="node joins late", at_s=0.0, lasts_s=19.05, node=1),
         ),
     ),
+    "a bad node finishes a trial that began before it was bad": replace(
+        CALM,
+        seed=3344650478,
+        trials=(HEALTHY,) * 3 + ("raise",) + (HEALTHY,) * 2 + ("step",) + (HEALTHY,) * 2,
+        nodes=(1, 1, 3),
+        step_s=3.0,
+        pack_models=4,
+        room=4,
+        timeout_s=None,
+        faults=(
+            Fault(kind="node joins late", at_s=0.0, lasts_s=95.49041292119007, node=1),
+            Fault(kind="worker killed for memory", at_s=12.212073054431889, node=5),
+            Fault(kind="node's disk full", at_s=13.510794253725445, lasts_s=60.0, node=2),
+        ),
+    ),
     "the answer to the transaction that takes the lease is lost": replace(
         CALM, faults=(Fault(kind="answer lost", at_s=0.0),)
     ),

@@ -174,6 +174,27 @@ def test_a_reason_is_said_within_thirty_seconds_and_again_every_thirty(tracker, 
     assert len(lines) <= 4
 
 
+def test_that_spooled_rows_are_being_written_is_said_every_thirty_seconds(tracker, fragile, clock, monkeypatch):
+    lines = []
+    tracker.say = lambda line: lines.append((clock.now, line))
+    fragile.error = LOCKED
+    train(tracker, [trial(n) for n in range(5)])
+    clock.sleep(10.0)
+    tracker.settle()
+    fragile.error, record = None, fragile.record
+
+    def slowly(rows):
+        clock.sleep(10.0)
+        record(rows)
+
+    monkeypatch.setattr(fragile, "record", slowly)
+    tracker.flush()
+    times = [0.0, *(at for at, _ in lines), clock.now]
+    assert clock.now > 100.0
+    assert all(later - earlier < 41.0 for earlier, later in itertools.pairwise(times))
+    assert any("the record answers again; training goes on" in line for _, line in lines)
+
+
 def test_a_lost_answer_doubles_and_loses_nothing(tracker, fragile, clock):
     trials, times = [trial(n) for n in range(6)], itertools.cycle([1, 0, 0, 2, 0])
 

@@ -35,6 +35,9 @@ class _Standing:
     next_start_at: float = 0.0
     failures: int = 0
     """Failed trials and packs since the last success."""
+    last_failure: float = float("-inf")
+    proved: bool = False
+    """Whether a trial of a pack that began after the last failure has finished."""
     paused_until: float = 0.0
     pauses: int = 0
     excluded_until: float = 0.0
@@ -91,9 +94,10 @@ class NodeHealth:
 
     # --- outcomes of packs ---
 
-    def succeeded(self, node: str) -> None:
-        """A trial finished there."""
+    def succeeded(self, node: str, *, began: float) -> None:
+        """A trial finished there; its pack began at `began`."""
         standing = self._of(node)
+        standing.proved |= began >= standing.last_failure
         standing.failures = standing.pauses = 0
         standing.paused_until = 0.0
         standing.outcomes.append(True)
@@ -102,6 +106,7 @@ class NodeHealth:
         """A trial or a pack failed there; pause the node where that is repeated. `workers` run on it."""
         standing = self._of(node)
         standing.failures += 1
+        standing.last_failure, standing.proved = now, False
         if standing.failures >= max(FAILURES_BEFORE_PAUSE, workers) and now >= standing.paused_until:
             standing.paused_until = now + min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(20, standing.pauses))
             standing.pauses += 1
@@ -111,8 +116,8 @@ class NodeHealth:
         return self._nodes[node].failures if node in self._nodes else 0
 
     def is_proved(self, node: str) -> bool:
-        """Whether a trial has finished there, and none has failed since."""
-        return node in self._nodes and True in self._nodes[node].outcomes and not self._nodes[node].failures
+        """Whether a trial of a pack that began there after the last failure has finished."""
+        return node in self._nodes and self._nodes[node].proved
 
     def paused(self, node: str, now: float) -> bool:
         """Whether it has failed repeatedly and should get no pack now, if another node can take it."""

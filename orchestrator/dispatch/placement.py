@@ -68,7 +68,7 @@ class Placement:
         self._specials.clear()
 
     def _give(self, worker: Worker, task: PackTask, now: float) -> None:
-        worker.packs.append(Held(task, now, Silence.of(task, now), now))
+        worker.packs.append(Held(task, now, Silence.of(task, now), now, now))
         worker.used, worker.reserved_for = True, ""
         if task.alone:
             self._roster.alone[worker.number] = worker.node

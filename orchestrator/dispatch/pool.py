@@ -212,7 +212,7 @@ class PooledDispatcher(Dispatcher):
         for result in event.results:
             if result.status is Status.FINISHED:
                 worker.failures = 0
-                self._health.succeeded(worker.node)
+                self._health.succeeded(worker.node, began=held.began)
                 self._last_success = (now, worker.number)
                 for node in held.task.avoid_nodes - {worker.node}:
                     if self._health.refuted(node, now):

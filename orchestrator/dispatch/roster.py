@@ -30,10 +30,12 @@ class Held:
     silence: Silence
     member_since: float
     """When it began, or its last trial ended."""
+    began: float
+    """When it began; if it waits behind another pack, when it was given to the worker."""
 
     def begin(self, now: float) -> None:
         """The worker starts it."""
-        self.member_since = now
+        self.began = self.member_since = now
         self.silence.news(now)
 
     def shift(self, seconds: float) -> None:
