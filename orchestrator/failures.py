@@ -1,16 +1,6 @@
-"""Decides what happens after a failure. Each cause has one policy; the runner carries it out.
+"""Decides what happens after a failure: each cause has one policy (docs/failures.md); the runner carries it out.
 
 Only trials that have not ended are split or retried.
-
-| cause | policy |
-|---|---|
-| user error | split the pack until the trial that raises is found; it is retried once on another node, or in a fresh \
-worker where there is one node, and fails if it raises again |
-| out of memory | split the pack; a trial alone is retried once with no other pack on its node, then fails |
-| worker lost | retry on another node; a pack that lost three workers is split; a single trial that lost three fails |
-| node lost | retry; never counted |
-| timed out | split the pack; a trial alone is retried like one that raises, because its worker may have been frozen; \
-the trial that its worker names as hanging fails at once |
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Data that worker, runner and tracker exchange. Arrays are columnar."""
+"""Data that worker, runner, tracker and commands exchange. Arrays are columnar."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from jobs.job import Observations
 from orchestrator.printable import printable
+from orchestrator.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,3 +71,39 @@ class Recorded:
     """Fingerprint of the thresholds that `phase` and `observations` depend on."""
     through_step: int
     """The last recorded step; -1 if there is none, and for finished trials."""
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """What a run did."""
+
+    done: int = 0
+    """Trials finished in this run."""
+    failed: int = 0
+    skipped: int = 0
+    """Trials that had finished before."""
+    relabelled: int = 0
+    """Those of them whose phase was computed again because the thresholds had changed."""
+    killed: int = 0
+    """Trials that were running when the run was stopped."""
+    stopped: bool = False
+    """Whether the run was stopped from outside."""
+    gave_up: str = ""
+    """Why the run stopped by itself; empty if it did not."""
+    phases: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[Trial, TrialResult]] = field(default_factory=list)
+    """The first few failed trials."""
+    seconds: float = 0.0
+    """From the first dispatched pack to the last recorded trial, without start-up."""
+    workers: int = 0
+    """Workers of the pool when it was ready; 0 if none was needed."""
+    startup_s: float = 0.0
+    """Until the pool of workers was ready."""
+    train_s: float = 0.0
+    """Training seconds of the packs that ended, summed over workers."""
+    estimated_s: float = 0.0
+    """The estimate for these packs."""
+    record_s: float = 0.0
+    """Seconds spent in the tracker for trials of this run."""
+    measured: bool = False
+    """Whether any trial of this run reported a metric."""

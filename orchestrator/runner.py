@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from jobs.job import Params, as_dict
@@ -29,7 +29,7 @@ from orchestrator.plan.pack import Pack
 from orchestrator.plan.planner import Planner
 from orchestrator.printable import last_line
 from orchestrator.progress import ProgressDisplay, Snapshot
-from orchestrator.records import Status, TrialResult
+from orchestrator.records import Status, Summary, TrialResult
 from orchestrator.relabel import relabel_stale
 from orchestrator.search.base import Sampler
 from orchestrator.tracking.base import Tracker
@@ -43,42 +43,6 @@ POLL_S = 0.2
 """The longest wait for events, and so the delay before a stop is noticed."""
 FAILURES_KEPT = 50
 """Failed trials that the summary keeps for printing; the record holds all of them."""
-
-
-@dataclass(kw_only=True)
-class Summary:
-    """What a run did."""
-
-    done: int = 0
-    """Trials finished in this run."""
-    failed: int = 0
-    skipped: int = 0
-    """Trials that had finished before."""
-    relabelled: int = 0
-    """Those of them whose phase was computed again because the thresholds had changed."""
-    killed: int = 0
-    """Trials that were running when the run was stopped."""
-    stopped: bool = False
-    """Whether the run was stopped from outside."""
-    gave_up: str = ""
-    """Why the run stopped by itself; empty if it did not."""
-    phases: Counter[str] = field(default_factory=Counter)
-    failures: list[tuple[Trial, TrialResult]] = field(default_factory=list)
-    """The first few failed trials."""
-    seconds: float = 0.0
-    """From the first dispatched pack to the last recorded trial, without start-up."""
-    workers: int = 0
-    """Workers of the pool when it was ready; 0 if none was needed."""
-    startup_s: float = 0.0
-    """Until the pool of workers was ready."""
-    train_s: float = 0.0
-    """Training seconds of the packs that ended, summed over workers."""
-    estimated_s: float = 0.0
-    """The estimate for these packs."""
-    record_s: float = 0.0
-    """Seconds spent in the tracker for trials of this run."""
-    measured: bool = False
-    """Whether any trial of this run reported a metric."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,6 +67,7 @@ class Runner:
         progress: displays the state of the run.
         thresholds: of the job, used to reduce curves to phases.
         fingerprint: of the thresholds, compared with the recorded one.
+        axes: the parameters that vary, which name a trial in messages.
         trial_timeout_s: seconds after which a trial counts as hanging; None: never.
         stop: set from outside (a signal handler) to stop the run.
         stopped: called once a stopped run is recorded, before its workers are released.
@@ -120,6 +85,7 @@ class Runner:
         progress: ProgressDisplay,
         thresholds: Params,
         fingerprint: str,
+        axes: Sequence[str] = (),
         trial_timeout_s: float | None = None,
         stop: threading.Event | None = None,
         stopped: Callable[[Summary], None] | None = None,
@@ -128,7 +94,7 @@ class Runner:
     ) -> None:
         self._job_name, self._planner, self._sampler, self._tracker = job_name, planner, sampler, tracker
         self._pool, self._progress, self._starting, self._clock = pool, progress, starting, clock
-        self._thresholds, self._fingerprint = thresholds, fingerprint
+        self._thresholds, self._fingerprint, self._axes = thresholds, fingerprint, axes
         self._trial_timeout_s = trial_timeout_s
         self._stop = stop or threading.Event()
         self._stopped = stopped
@@ -205,13 +171,10 @@ class Runner:
             return True
         self._feed(dispatcher)
         self._handle(dispatcher.poll(POLL_S))
-        self._say_notices(dispatcher)
-        self._show(note=dispatcher.note)
-        return True
-
-    def _say_notices(self, dispatcher: Dispatcher) -> None:
         for notice in dispatcher.notices():
             self._progress.say(notice)
+        self._show(note=dispatcher.note)
+        return True
 
     def _ready_dispatcher(self) -> Dispatcher:
         if self._dispatcher is None:
@@ -311,6 +274,7 @@ class Runner:
             params=tuple(dict(trial.settings()) for trial in pack.trials),
             seeds=tuple(trial.seed for trial in pack.trials),
             thresholds=as_dict(self._thresholds),
+            label=pack.trials[0].text(self._axes),
             avoid_nodes=attempt.avoid_nodes,
             fresh_worker=attempt.fresh_worker,
             alone=attempt.alone,
@@ -360,16 +324,18 @@ class Runner:
         """Trials that the record could not hold have failed, whatever they were counted as; it says so itself."""
         for refusal in self._tracker.refused():
             error = f"the record cannot hold a value of this trial: {refusal.error}"
+            name = refusal.trial_id
             out = next((out for out in self._out.values() if refusal.trial_id in out.left), None)
             if out is not None:
                 trial = out.left.pop(refusal.trial_id)
+                name = trial.text(self._axes)
                 self._trials_out -= 1
                 self._begun.discard(trial.id)
                 self._tell(trial, TrialResult(trial.id, Status.FAILED, error=error))
             elif refusal.ended_as is Status.FINISHED:
                 self._summary.done -= 1
                 self._summary.failed += 1
-            self._progress.say(f"trial {refusal.trial_id} is recorded as failed: {error}")
+            self._progress.say(f"trial {name} is recorded as failed: {error}")
 
     def _pack_ended(self, event: PackEnded, out: _Dispatched, ended: list[tuple[Trial, TrialResult]]) -> None:
         del self._out[event.pack_id]
@@ -434,7 +400,9 @@ class Runner:
         key = signature(error)
         if key not in self._said and len(self._said) < FAILURES_KEPT:
             self._said.add(key)
-            self._progress.say(f"trial {trial.id} failed ({last_line(error)}); such trials are retried once")
+            self._progress.say(
+                f"trial {trial.text(self._axes)} failed ({last_line(error)}); such trials are retried once"
+            )
 
     def _tell(self, trial: Trial, result: TrialResult) -> None:
         if result.status is Status.FINISHED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jobs.job import Params, Scalar, as_dict, identity
@@ -50,3 +50,9 @@ class Trial:
     def settings(self) -> Mapping[str, Scalar]:
         """The parameters as plain data."""
         return as_dict(self.params)
+
+    def text(self, axes: Iterable[str]) -> str:
+        """The trial in messages: `width=8, replicate=0`, with its values of these parameters."""
+        settings = self.settings()
+        shown = [f"{name}={settings[name]}" for name in axes if name in settings]
+        return ", ".join([*shown, f"replicate={self.replicate}"])

@@ -14,8 +14,8 @@ from orchestrator.dispatch.inline import InlineDispatcher
 from orchestrator.plan.calibration import Calibration
 from orchestrator.plan.planner import Planner
 from orchestrator.progress import ProgressDisplay, Silent
-from orchestrator.records import CurveRows, Recorded, Status, TrialResult
-from orchestrator.runner import Runner, Summary
+from orchestrator.records import CurveRows, Recorded, Status, Summary, TrialResult
+from orchestrator.runner import Runner
 from orchestrator.search.base import Sampler
 from orchestrator.tracking.base import SweepRecord, Tracker
 from orchestrator.tracking.memory import MemoryTracker
@@ -93,6 +93,7 @@ def run(
         progress=progress or Silent(),
         thresholds=thresholds,
         fingerprint=str(as_dict(thresholds)),
+        axes=("slope",),
         stop=stop,
     ).run()
 

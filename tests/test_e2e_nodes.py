@@ -106,7 +106,7 @@ def test_a_cluster_without_a_node_is_waited_for_and_a_trial_that_loses_its_node_
         go.touch()
         text = running.finish()
         assert running.popen.returncode == 0, text
-    assert "no node has room for a worker, which needs 1 CPUs" in text
+    assert "no node has room for a worker, which needs 1 CPU" in text
     assert statuses(tmp_path) == {"FINISHED": 1}
 
 

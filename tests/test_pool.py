@@ -216,8 +216,9 @@ def test_a_node_where_workers_die_while_starting_is_tried_more_and_more_rarely()
     assert list(bench.engine.where.values()).count("A") == 1
 
 
-def test_the_run_ends_if_no_worker_can_live_anywhere() -> None:
-    bench = Bench(A=2, B=1)
+@pytest.mark.parametrize(("others", "where"), [({"B": 1}, "on each of 2 nodes"), ({}, "on node host A")])
+def test_the_run_ends_if_no_worker_can_live_anywhere(others: dict[str, int], where: str) -> None:
+    bench = Bench(A=2, **others)
 
     def all_die() -> None:
         for _ in range(60):
@@ -227,7 +228,7 @@ def test_the_run_ends_if_no_worker_can_live_anywhere() -> None:
 
     with pytest.raises(UserError, match="no such module") as ended:
         all_die()
-    assert "on each of 2 nodes" in ended.value.text
+    assert f"3 times in a row {where}" in ended.value.text
     assert bench.engine.started.count("A") <= 2 + STILLBORN_LIMIT
 
 

@@ -11,8 +11,7 @@ import pytest
 from orchestrator.commands.publishing import is_published, keep_summary, publish_record
 from orchestrator.commands.wiring import sweep_record
 from orchestrator.phases.publish import MAP_FILES
-from orchestrator.records import CurveRows, Status, TrialResult
-from orchestrator.runner import Summary
+from orchestrator.records import CurveRows, Status, Summary, TrialResult
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.trial import Trial

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jobs.catalogue import load_job
 from orchestrator.dispatch.base import Event, PackEnded, PackProgress, PackTask
 from orchestrator.dispatch.inline import InlineDispatcher
+from orchestrator.progress import Silent
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.trial import Trial
 from tests.jobs_for_runner import STEPS
@@ -292,3 +293,22 @@ def test_whether_anything_was_measured_is_known_at_the_end() -> None:
     summary = run([Trial(job=job, job_version=1, params=each, replicate=0) for each in params], Kept())
     assert (summary.done, summary.measured) == (3, False)
     assert run(slopes(2), Kept()).measured
+
+
+class Said(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_retry_is_mentioned_with_the_values_of_the_axes() -> None:
+    said = Said()
+    run([ramp(slope=2.0, trouble="raise")], Kept(), progress=said)
+    expected = (
+        "trial slope=2.0, replicate=0 failed (ValueError: this setting is impossible); such trials are retried once"
+    )
+    assert said.lines == [expected]

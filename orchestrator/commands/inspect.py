@@ -207,7 +207,5 @@ def _relabelled(sweep: Sweep, tracker: Tracker, stale: Mapping[str, Trial]) -> d
 
 def failure_line(trial: Trial, error: str | None, sweep: Sweep) -> str:
     """A failed trial in one line: its values of the axes, and its error."""
-    settings = trial.settings()
-    shown = [f"{axis.name}={settings[axis.name]}" for axis in sweep.axes if axis.name in settings]
-    place = ", ".join([*shown, f"replicate={trial.replicate}"])
+    place = trial.text(axis.name for axis in sweep.axes)
     return f"failed    {place}: {last_line(error) if error else 'see its run'}"

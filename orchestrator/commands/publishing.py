@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from orchestrator.commands.again import command_line
 from orchestrator.commands.searching import history, known_trials
 from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, sweep_record
-from orchestrator.records import Status
+from orchestrator.records import Status, Summary
 from orchestrator.relabel import relabel_stale
 from orchestrator.sweep.file import MOST_BUDGET
 from orchestrator.tracking.base import Tracker
@@ -21,7 +21,6 @@ from orchestrator.trial import Trial
 if TYPE_CHECKING:
     from orchestrator.phases.publish import Published
     from orchestrator.phases.publish_map import Drawing
-    from orchestrator.runner import Summary
     from orchestrator.sweep.sweep import Sweep
 
 

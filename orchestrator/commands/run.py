@@ -29,8 +29,8 @@ from orchestrator.commands.wiring import (
 )
 from orchestrator.dispatch.base import Dispatcher
 from orchestrator.progress import duration, for_stream, phase_counts
-from orchestrator.records import Status
-from orchestrator.runner import Runner, Summary
+from orchestrator.records import Status, Summary
+from orchestrator.runner import Runner
 
 if TYPE_CHECKING:
     from orchestrator.plan.planner import Planner
@@ -141,6 +141,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                     progress=progress,
                     thresholds=sweep.thresholds(),
                     fingerprint=sweep.thresholds_fingerprint(),
+                    axes=[axis.name for axis in sweep.axes],
                     trial_timeout_s=sweep.resources.trial_timeout,
                     stop=stopper.stop,
                     stopped=lambda summary: _say_stopped(arguments, summary, stopper),

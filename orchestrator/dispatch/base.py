@@ -23,6 +23,8 @@ class PackTask:
     params: tuple[dict[str, Scalar], ...]
     seeds: tuple[int, ...]
     thresholds: dict[str, Scalar]
+    label: str = ""
+    """Its first trial as messages name it (`Trial.text`)."""
     avoid_nodes: frozenset[str] = frozenset()
     """Nodes on which an earlier attempt failed: it runs elsewhere if any other node has a worker."""
     fresh_worker: bool = False

@@ -42,9 +42,9 @@ class Need:
 
     @property
     def text(self) -> str:
-        """In words: `2 CPUs, 1 GPUs and 4 GB of memory`."""
-        parts = [f"{self.cpus:g} CPUs"]
-        parts += [f"{self.gpus:g} GPUs"] if self.gpus else []
+        """In words: `2 CPUs, 1 GPU and 4 GB of memory`."""
+        counts = (("CPU", self.cpus), ("GPU", self.gpus))
+        parts = [f"{count:g} {name}{'' if count == 1 else 's'}" for name, count in counts if count]
         parts += [f"{self.memory_bytes / 1e9:.3g} GB of memory"] if self.memory_bytes else []
         return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 

@@ -260,7 +260,9 @@ class Roster:
         limit = STILLBORN_LIMIT if not self._health.lived else STILLBORN_LIMIT_ONCE_LIVED
         if nodes and all(self._health.start_failures(node) >= limit for node in nodes):
             error = last_line(self._health.start_error(nodes[0]))
-            where = "on this machine" if not self._grows else f"on each of {len(nodes)} nodes"
+            where = "on this machine"
+            if self._grows:
+                where = f"on each of {len(nodes)} nodes" if len(nodes) > 1 else f"on node {self.name(nodes[0])}"
             what = f"workers died while starting, {limit} times in a row {where}"
             if self._health.lived:
                 raise Outage(f"{what}: {error}", next_step="run the same command again when the cluster is well")

@@ -46,7 +46,7 @@ class Silence:
     def text(silent: Sequence[tuple[float, PackTask, str]]) -> str:
         """The warning for packs that are silent: (seconds, pack, name of its node)."""
         seconds, task, node = max(silent, key=lambda item: item[0])
-        first = task.trial_ids[0][:12]
+        first = task.label or task.trial_ids[0][:12]
         trials = f"trial {first}" if len(task.trial_ids) == 1 else f"{len(task.trial_ids)} trials ({first}, ...)"
         more = f", and from {len(silent) - 1} more packs" if len(silent) > 1 else ""
         limit = "" if task.timeout_s is not None else "; resources.trial_timeout sets a limit"

@@ -19,8 +19,8 @@ from orchestrator.errors import Outage, UserError
 from orchestrator.plan.calibration import Calibration
 from orchestrator.plan.planner import Planner
 from orchestrator.progress import ProgressDisplay, Snapshot
-from orchestrator.records import Status
-from orchestrator.runner import Runner, Summary
+from orchestrator.records import Status, Summary
+from orchestrator.runner import Runner
 from orchestrator.search.grid import GridSampler
 from orchestrator.tracking.base import Tracker
 from orchestrator.tracking.factory import open_tracker
