@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from hypothesis import HealthCheck, settings
 # As workers train. Before torch is imported: several threads of one product wait for each other on a busy machine.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+
+# Under `nohup`, programs that tests start would ignore it too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Two busy cores make no example fail; in CI the same examples run every time, so that a red run can be repeated.
 settings.register_profile(

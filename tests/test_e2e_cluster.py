@@ -68,6 +68,7 @@ def head() -> Iterator[Head]:
             MARK: mark,
             "PORT": str(port),
             "DASHBOARD_PORT": str(dashboard),
+            "COLUMNS": "40",  # as a shell may export it
         }
     )
     options = [

@@ -29,8 +29,8 @@ for role in worker head; do
     pid_file="$directory/$role.pid"
     [ -e "$pid_file" ] || continue
     pid="$(cat "$pid_file")"
-    # The pid may have been reused by another program.
-    if ! ps -o args= -p "$pid" | grep -q "ray start --block --temp-dir=$directory "; then
+    # The pid may have been reused by another program. -ww: COLUMNS, where it is exported, would cut the line.
+    if ! ps -ww -o args= -p "$pid" | grep -q "ray start --block --temp-dir=$directory "; then
         echo "the $role is no longer running"
         rm -f "$pid_file"
         continue

@@ -118,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folder with logs and records")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup`, the drivers would ignore it too
 
     skipped, why = [], can_isolate()
     if why:
