@@ -139,3 +139,13 @@ def test_an_address_that_is_plainly_wrong_is_a_mistake(database: PostgresServer,
         code, out = finish(*command, uri=uri, cwd=folder)
         assert (code, why in out) == (2, True), out
         assert "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_a_driver_whose_claim_of_the_lease_lost_its_answer_does_not_lock_itself_out(mlflow: str, folder: Path) -> None:
+    with Proxy.to(mlflow) as proxy:
+        proxy.lose(b"set-experiment-tag")
+        code, out = finish(*RUN, "--set", "tracking.experiment=lost", uri=proxy.uri, cwd=folder)
+        assert code == 0, out
+        assert proxy.fired == 1
+        assert "2 trials finished" in out

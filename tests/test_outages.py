@@ -22,10 +22,12 @@ from orchestrator.errors import Outage
 from orchestrator.outages import Patience
 from orchestrator.search import study
 from orchestrator.search.study import SweepStudy
+from orchestrator.tracking import connection
 from orchestrator.tracking import resilient as resilient_tracker
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.tracking.resilient import ResilientTracker
+from tests.driving import wait_for
 
 HERE = Path(__file__).parent
 TRIALS = 6
@@ -147,20 +149,20 @@ def test_a_database_that_lost_what_it_had_confirmed_ends_the_run(server, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_request_that_hangs_is_mentioned(server, tmp_path, monkeypatch):
+def test_a_request_that_hangs_is_mentioned_and_becomes_an_outage(server, tmp_path, monkeypatch):
     monkeypatch.setattr(resilient_tracker, "WATCH_S", 0.1)
     monkeypatch.setattr(resilient_tracker, "SAY_EVERY_S", 1.0)
+    monkeypatch.setitem(connection.POSTGRES_OPTIONS, "connect_timeout", 2)
     said = []
     with Proxy.to(server.uri) as proxy:
         tracker = resilient(proxy.uri, tmp_path, said, experiment="hang")
         with proxy.hanging():
             asking = threading.Thread(target=tracker.index, args=([trial().id],))
             asking.start()
-            while not said:
-                assert asking.is_alive()
-                time.sleep(0.1)
+            wait_for("the hung connection to be cut", lambda: any("timeout expired" in line for line in said))
         asking.join()
         assert "the record has not answered a request for" in said[0]
+        assert "is back after" in said[-1]
         tracker.close()
 
 

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from jobs.job import Scalar
 from orchestrator.errors import UserError
-from orchestrator.outages import Patience
+from orchestrator.outages import Kind, Patience, Unreachable, is_wrong_address, kind_of, reason
 from orchestrator.tracking.address import shown
 from orchestrator.tracking.file_system import journal_mode
 
@@ -115,8 +115,8 @@ class SweepStudy:
             try:
                 return _open(storage, name)
             except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
-                if "is locked" in str(error):
-                    raise  # it is there, so it is waited for
+                if kind_of(error) is Kind.AWAY and not is_wrong_address(error) and "unable to open" not in str(error):
+                    raise  # it is waited for
                 raise RuntimeError(_first_line(error)) from None
 
         try:
@@ -235,7 +235,11 @@ def study_name(storage: str, names: StudyNames) -> str:
 
 @contextmanager
 def _reading(storage: str) -> Iterator[BaseStorage | None]:
-    """The storage at an address; None if it cannot be opened, or is a file that does not exist."""
+    """The storage at an address; None if it cannot be opened, or is a file that does not exist.
+
+    Raises:
+        Unreachable: A server does not answer.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]*).*", storage)
     if file is not None and not Path(file[1]).exists():
@@ -243,7 +247,12 @@ def _reading(storage: str) -> Iterator[BaseStorage | None]:
         return
     try:
         rdb = optuna.storages.get_storage(_rdb(storage))
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError):
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
+        if kind_of(error) is Kind.AWAY and file is None and not is_wrong_address(error):
+            raise Unreachable(
+                f"the study ({shown(storage)}) does not answer: {reason(error)}",
+                next_step="run the same command again when it is back",
+            ) from None
         yield None
         return
     try:

@@ -215,6 +215,13 @@ class Tracker(ABC):
         """
         self.flush()
 
+    def cut_if_hung(self) -> None:
+        """Cut the connection if the record does not answer a new one either; a request that hangs then fails.
+
+        Called by another thread, while a request has not been answered for long.
+        """
+        return
+
     def abandon(self) -> None:
         """Close without writing what is buffered, because the record does not answer."""
         self.close()

@@ -11,6 +11,8 @@ import contextlib
 import io
 import itertools
 import json
+import os
+import socket
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -201,6 +203,10 @@ class Bulk(ABC):
             list(run_ids),
         )
 
+    def cut(self) -> None:
+        """Let a statement that waits for the server fail; on another thread."""
+        return
+
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
@@ -327,6 +333,10 @@ class PostgresBulk(Bulk):
             calls = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
             super().query(f"SELECT {calls}")
             connection.commit()
+
+    def cut(self) -> None:
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
 
     def _render(self, sql: str) -> str:
         return sql.replace("%", "%%").replace("$in", "= ANY(?)").replace("?", "%s")

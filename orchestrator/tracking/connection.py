@@ -34,7 +34,7 @@ POSTGRES_OPTIONS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-"""A server that was cut off is noticed within half a minute; the address may say otherwise."""
+"""A server that was cut off is noticed within half a minute; the address may say otherwise. See also `cut_if_hung`."""
 
 
 class Experiment(NamedTuple):
@@ -209,6 +209,23 @@ class Database:
         if self._address.file is None and not take_session_lock(bulk, table.experiment_id):
             raise Unreachable("the lost connection to the database has not ended yet")
         self.lease.bind(bulk)
+
+    def cut_if_hung(self) -> None:
+        """Cut the connection to a PostgreSQL server that does not answer a new one either; on another thread.
+
+        A server that is stopped, or a proxy that swallows what it gets, leaves a connection open, and no time limit of
+        TCP or of the server ends a request. A statement that merely takes long is left alone.
+        """
+        table = self._table
+        if table is None or self._address.file is not None:
+            return
+        try:
+            probe = connect(self._address, write=False, place=self.place)
+        except Unreachable:
+            table.bulk.cut()
+        else:
+            if probe is not None:
+                probe.close()
 
     def artifacts_of(self, run_id: str) -> str:
         """The artifact location of a run, as MLflow sets it; call `create` before."""

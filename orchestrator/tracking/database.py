@@ -319,6 +319,9 @@ class DatabaseTracker(RecordTracker):
         self._database.reconnect()
         self._write_all()
 
+    def cut_if_hung(self) -> None:
+        self._database.cut_if_hung()
+
     def abandon(self) -> None:
         """The lease expires if the database does not answer."""
         self._closed = True

@@ -49,6 +49,8 @@ class HttpTracker(RecordTracker):
         """Trial id -> run id of every trial of the experiment."""
         self._parent = OpenRun(run_id="", status="", start_time=0)
         self._open: dict[str, OpenRun] = {}
+        self._tag: HttpTag | None = None
+        """The same in each attempt to take the lease."""
         self._lease: HeldTag | None = None
 
     @property
@@ -77,7 +79,8 @@ class HttpTracker(RecordTracker):
     def _take(self, experiment: str) -> None:
         if self._lease is not None:
             return
-        tag, lasts_s, place = HttpTag(self._api, experiment), lease_s(), shown(self._uri)
+        self._tag = tag = self._tag or HttpTag(self._api, experiment)
+        lasts_s, place = lease_s(), shown(self._uri)
         take(tag, Process.this(), experiment=self._experiment, place=place, lasts_s=lasts_s, say=self.say)
         self._lease = HeldTag(tag, experiment=self._experiment, lasts_s=lasts_s)
         self._api.before_write = self._lease.check

@@ -107,7 +107,10 @@ class HttpTag(LeaseStore):
         self._api.tag_experiment(self._experiment_id, KEY, tag.text)
 
     def read(self) -> Lease | None:
+        """A lease that an earlier attempt has claimed, whose answer was lost, counts as released."""
         tag = self._tag()
+        if tag is not None and tag.owner == self._owner:
+            tag = replace(tag, owner="")
         return tag.lease() if tag else None
 
     def claim(self, before: Lease | None, me: Process, lasts_s: float) -> int | None:

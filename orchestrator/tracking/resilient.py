@@ -101,10 +101,11 @@ class ResilientTracker(Tracker):
             self._asked_at = None
 
     def _warn(self) -> None:
-        """Say that a request hangs; on a thread of its own."""
+        """Say that a request hangs, and cut its connection if the record is hung; on a thread of its own."""
         asked_at = self._asked_at
         if asked_at is not None and (waits_s := time.monotonic() - asked_at) >= SAY_EVERY_S - WATCH_S:
             self._say(f"{self._patience.what} has not answered a request for {duration(waits_s)}; still waiting")
+            self._inner.cut_if_hung()
 
     def _say(self, line: str) -> None:
         self.say(line)
@@ -113,7 +114,7 @@ class ResilientTracker(Tracker):
         spool = self._spool
         if spool is None or not len(spool):
             return ""
-        amount = f"{amount_of_bytes(spool.size)} of results wait on disk"
+        amount = f"{spool.rows:,} rows wait on disk ({amount_of_bytes(spool.size)})"
         return f"{amount}, and training waits until they are written" if spool.full else f"training goes on, {amount}"
 
     # --- writes that wait in the spool ---
@@ -279,8 +280,8 @@ class ResilientTracker(Tracker):
                 self._refuse(error.trials)
             self._end_refused()
             while len(spool):
-                write = spool.first()
-                self._apply(write)
+                with self._asking():
+                    self._apply(spool.first())
                 spool.drop_first()
                 self._patience.progressed()
             self._flush()

@@ -31,6 +31,7 @@ class Write:
 class _Waiting:
     held: Write | None
     """The write itself where it is in memory; None where it is in the file."""
+    rows: int
     start: int = 0
     length: int = 0
 
@@ -49,6 +50,8 @@ class Spool:
     def __init__(self, folder: Path, *, limit_bytes: int = SPOOL_BYTES) -> None:
         self._folder, self._limit, self._size, self._broken = folder, limit_bytes, 0, False
         self._queue: deque[_Waiting] = deque()
+        self.rows = 0
+        """Metric rows that wait."""
         self._file = -1
         """Opened by the first write that it keeps."""
 
@@ -67,15 +70,17 @@ class Spool:
 
     def append(self, write: Write) -> None:
         """Add a write at the end."""
+        rows = 0 if write.rows is None else write.rows.values.size
+        self.rows += rows
         if write.begun or self._broken:
-            self._queue.append(_Waiting(write))
+            self._queue.append(_Waiting(write, rows))
             return
         content = pickle.dumps((write.rows, write.results), protocol=pickle.HIGHEST_PROTOCOL)
         if not self._stored(content):
             self._broken = True
-            self._queue.append(_Waiting(write))
+            self._queue.append(_Waiting(write, rows))
             return
-        self._queue.append(_Waiting(None, self._size, len(content)))
+        self._queue.append(_Waiting(None, rows, self._size, len(content)))
         self._size += len(content)
 
     def _stored(self, content: bytes) -> bool:
@@ -106,7 +111,7 @@ class Spool:
 
     def drop_first(self) -> None:
         """Remove the oldest write."""
-        self._queue.popleft()
+        self.rows -= self._queue.popleft().rows
 
     def close(self) -> None:
         """Delete the file."""
