@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import numpy as np
 
 from jobs.job import Censored, Curves, Job, Observations, Params
 from orchestrator.dispatch.environment import TrainingRecord
-from orchestrator.records import Status
+from orchestrator.records import Status, phase_metric
 from orchestrator.reduce import reduce_curves
 from orchestrator.secrets import hide_addresses
 from orchestrator.tracking import layout
@@ -446,7 +445,7 @@ class _WholeSweep:
         yield "trials", len(self._expected.trials)
         yield "failed", len(self._failed - self._finished.keys())
         for label in self._expected.job.phases:
-            yield re.sub(r"[^\w/.: -]", "_", f"phase/{label}"), phases[label]
+            yield phase_metric(label), phases[label]
 
     def _counted(self, parent: RunFacts, known: Mapping[str, int]) -> Iterator[Violation]:
         for name, count in known.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -29,6 +30,11 @@ class CurveRows:
     """(R, K) values; NaN is a measured NaN."""
     present: NDArray[np.bool_] | None = None
     """(R, K); None if every metric was reported in every row (a plain function may leave some out)."""
+
+
+def phase_metric(label: str) -> str:
+    """The metric of a sweep's parent run that counts the trials of a phase, in characters that MLflow accepts."""
+    return re.sub(r"[^\w/.: -]", "_", f"phase/{label}")
 
 
 class Status(StrEnum):

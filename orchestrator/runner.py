@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -335,6 +335,8 @@ class Runner:
             elif refusal.ended_as is Status.FINISHED:
                 self._summary.done -= 1
                 self._summary.failed += 1
+                if refusal.phase is not None:
+                    self._summary.phases -= Counter([refusal.phase])
             self._progress.say(f"trial {name} is recorded as failed: {error}")
 
     def _pack_ended(self, event: PackEnded, out: _Dispatched, ended: list[tuple[Trial, TrialResult]]) -> None:

@@ -1,8 +1,10 @@
 """Exit codes tell the truth, and neither a closed terminal nor a closed pipe leaves a record half written."""
 
+import contextlib
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -52,12 +54,34 @@ def statuses(folder: Path) -> list[str]:
     return sorted(run.status for run in trials(record(folder / "mlflow.db")))
 
 
+def counts(folder: Path) -> dict[str, float]:
+    """The counts of the sweep's parent run."""
+    select = (
+        "SELECT l.key, l.value FROM latest_metrics l JOIN tags t USING (run_uuid) "
+        "WHERE t.key = 'phasefront.sweep_id' AND l.key IN ('trials', 'failed', 'missing') AND run_uuid NOT IN "
+        "(SELECT run_uuid FROM tags WHERE key = 'phasefront.trial_id')"
+    )
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as connection:
+        return dict(connection.execute(select).fetchall())
+
+
 def test_failed_trials_are_exit_code_1_unless_they_are_allowed(folder: Path) -> None:
     code, out, err = finish(*RUN, *FAILS, cwd=folder)
     assert (code, statuses(folder)) == (1, ["FAILED", "FINISHED"]), out + err
     code, out, err = finish(*RUN, *FAILS, "--allow-failures", cwd=folder)
     assert (code, statuses(folder)) == (0, ["FAILED", "FINISHED"]), out + err
     assert "1 failed" in out
+
+
+def test_the_next_command_has_the_options_of_this_one_and_the_parent_s_counts_follow(folder: Path) -> None:
+    options = ("--workers", "1", "--allow-failures")
+    code, out, err = finish(*RUN, *FAILS, *options, cwd=folder)
+    assert (code, counts(folder)) == (0, {"trials": 2.0, "failed": 1.0, "missing": 0.0}), out + err
+    again = "phasefront run sweep.yaml --set 'axes.lr=[2.0, 3.0]' --inline --workers 1 --allow-failures --no-map"
+    assert again in err
+    (folder / "mine.py").write_text(JOB.replace("> 2.5", "> 9.0"))
+    code, out, err = finish(*RUN, *FAILS, cwd=folder)
+    assert (code, counts(folder)) == (0, {"trials": 2.0, "failed": 0.0, "missing": 0.0}), out + err
 
 
 def test_failures_are_not_allowed_where_the_run_gave_up(folder: Path) -> None:

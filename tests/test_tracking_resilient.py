@@ -379,7 +379,7 @@ def test_a_value_that_the_database_refuses_fails_its_trial_and_no_other(real):
     real.end([finished(one, phase="caf\udce9" if n == 3 else "low", a=1.0) for n, one in enumerate(trials)])
     real.flush()
     (refusal,) = real.refused()
-    assert (refusal.trial_id, refusal.ended_as) == (trials[3].id, Status.FINISHED)
+    assert (refusal.trial_id, refusal.ended_as, refusal.phase) == (trials[3].id, Status.FINISHED, "caf\udce9")
     status = {n: real.index([one.id])[one.id].status for n, one in enumerate(trials)}
     assert status == {n: Status.FAILED if n == 3 else Status.FINISHED for n in range(7)}
     assert [len(curves.step) for _, curves in real.curves([one.id for one in trials if one is not trials[3]])] == [

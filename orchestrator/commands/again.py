@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from orchestrator.secrets import secrets_in, secrets_of
 
 _STANDS_FOR = "PASSWORD"
+_OPTIONS = {"run": ("inline", "workers", "quiet", "allow_failures", "no_map"), "map": ("classifier",)}
+"""Command -> its options beside `--set`."""
 
 
 def command_line(arguments: argparse.Namespace, command: str) -> str:
-    """The shell command for the same sweep, with its `--set` options.
+    """The shell command for the same sweep, with the options that were given and that the command has.
 
     A secret in an option is replaced by a reference to the variable that holds it or, where none does, to `PASSWORD`,
     for which the line has a place to fill in.
@@ -22,6 +24,10 @@ def command_line(arguments: argparse.Namespace, command: str) -> str:
     options = [_referring(override, os.environ, missing) for override in arguments.overrides]
     given = [f"{name}=..." for name in missing.values()]
     words = ["phasefront", command, str(arguments.file), *(word for option in options for word in ("--set", option))]
+    for name in _OPTIONS.get(command, ()):
+        value = getattr(arguments, name, None)
+        if value:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return " ".join([*given, shlex.join(words)])
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from orchestrator.commands.again import command_line
 from orchestrator.commands.searching import history, known_trials
 from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, sweep_record
-from orchestrator.records import Status, Summary
+from orchestrator.records import Status, Summary, phase_metric
 from orchestrator.relabel import relabel_stale
 from orchestrator.sweep.file import MOST_BUDGET
 from orchestrator.tracking.base import Tracker
@@ -135,6 +135,15 @@ def is_published(sweep: Sweep, summary: Summary, parent: str) -> bool:
         return bool(drawn and whole and same)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def counts_of(sweep: Sweep, summary: Summary) -> dict[str, float]:
+    """The parent run's counts after a run that has not stopped, for a run that draws no map."""
+    ended = summary.done + summary.skipped + summary.failed
+    trials = ended if sweep.is_search else sweep.most_trials
+    counts = {"trials": trials, "failed": summary.failed, "missing": trials - ended}
+    counts |= {phase_metric(label): summary.phases[label] for label in sweep.job_object().phases}
+    return {name: float(count) for name, count in counts.items()}
 
 
 def print_files(published: Published) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.commands.again import command_line
 from orchestrator.commands.browse import browse_lines
 from orchestrator.commands.inspect import FAILURES_SHOWN, failure_line
-from orchestrator.commands.publishing import is_published, keep_summary, print_files, publish_record
+from orchestrator.commands.publishing import counts_of, is_published, keep_summary, print_files, publish_record
 from orchestrator.commands.searching import history, known_trials, opened_sampler
 from orchestrator.commands.wiring import (
     load_sweep,
@@ -153,7 +153,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                 return 128 + stopper.signal
             stopper.at_once = True
             _learn(planner, summary, inline=arguments.inline)
-            metrics: dict[str, float] = {}
+            metrics = counts_of(sweep, summary) if arguments.no_map else {}
             if is_published(sweep, summary, parent):
                 print(f"nothing to do: all {summary.skipped} trials are recorded, and drawn in {sweep.output}")
             elif not arguments.no_map and (summary.done or summary.skipped):

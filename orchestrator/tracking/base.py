@@ -63,6 +63,8 @@ class Refusal:
     """What the database said."""
     ended_as: Status | None = None
     """The status that the trial has ended with, if it has ended."""
+    phase: str | None = None
+    """The phase that it has ended with."""
 
 
 class Refused(Exception):

@@ -401,6 +401,7 @@ class DatabaseTracker(RecordTracker):
         trials = {run.run_id: trial for trial, run in self._open.items()}
         trials |= {run: trial for trial, run in self._ended_unwritten.items()}
         ended = {run: status for status, run in self._waiting.results}
+        phases = {run: str(label) for key, label, run in self._waiting.tags if key == layout.PHASE}
 
         def write(runs: list[str]) -> None:
             of = frozenset(runs)
@@ -419,7 +420,8 @@ class DatabaseTracker(RecordTracker):
                 with bulk.transaction():
                     self._put(bulk, RowBuffer(), self._waiting.of(of).begun(), ())
                 trial = trials.get(runs[0], runs[0])
-                refused.append(Refusal(trial_id=trial, error=reason(error), ended_as=ended.get(runs[0])))
+                status, phase = ended.get(runs[0]), phases.get(runs[0])
+                refused.append(Refusal(trial_id=trial, error=reason(error), ended_as=status, phase=phase))
 
         write(list(dict.fromkeys([*self._waiting.all_runs, *self._buffer.run_ids, *(row[-1] for row in late)])))
 

@@ -170,8 +170,8 @@ class ResilientTracker(Tracker):
         if len(trials) == 1:
             if write.begun:
                 raise error  # the parameters of the sweep itself
-            ended = write.results[0].status if write.results else None
-            self._refuse([Refusal(trial_id=trials[0], error=reason(error), ended_as=ended)])
+            ended, phase = (write.results[0].status, write.results[0].phase) if write.results else (None, None)
+            self._refuse([Refusal(trial_id=trials[0], error=reason(error), ended_as=ended, phase=phase)])
             return
         middle = len(trials) // 2
         for half in (trials[:middle], trials[middle:]):
