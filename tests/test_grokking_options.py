@@ -1,5 +1,6 @@
 """Laws of the grokking job's options: each is what its paper says, and a packed trial with it is still the trial."""
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -22,6 +23,7 @@ from jobs.grokking.modular import OPERATIONS
 from jobs.grokking.params import GrokkingParams
 from jobs.grokking.quadratic import QuadraticBlock
 from jobs.job import Curves, Member, ParamError, identity, params_from, specs
+from jobs.packed import loop, optim
 from orchestrator.trial import Trial
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -410,3 +412,35 @@ def test_an_unknown_loss_is_refused() -> None:
         row_loss("hinge", outputs, label)
     with pytest.raises(ValueError, match="unknown loss 'hinge'"):
         replace_by_gradient("hinge", outputs, label, -torch.ones(1, 1, 1))
+
+
+# Numbers below the smallest normal one
+
+
+def with_gradients_scaled(by: float, **values: Any) -> Curves:
+    """Curves of a trial of which Adam sees every gradient times `by`."""
+    update = optim.Adam.update
+
+    def scaled(self: optim.Adam) -> None:
+        self.gradient.flat.mul_(by)
+        update(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim.Adam, "update", scaled)
+        return curves_of(JOB, [member(optimiser="adam", steps=60, modulus=7, width=16, **values)])[0]
+
+
+def test_with_a_small_epsilon_the_size_of_the_gradient_does_not_matter_to_adam() -> None:
+    """Second moments below 1.2e-38 are in its denominator, also on a CPU; as zeros, the training would blow up."""
+    plain, tiny = (with_gradients_scaled(by, epsilon=1e-30) for by in (1.0, 1e-15))
+    np.testing.assert_allclose(tiny.values["weight_norm"], plain.values["weight_norm"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("by", [1.0, 1e-10, 1e-15, 1e-18, 1e-20, 1e-23])
+def test_where_small_numbers_are_treated_as_zero_no_step_changes(by: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert optim.hides_denormals("adam", 1e-11)
+    flushed = with_gradients_scaled(by, epsilon=1e-11)
+    monkeypatch.setattr(loop, "flushed_denormals", contextlib.nullcontext)
+    exact = with_gradients_scaled(by, epsilon=1e-11)
+    for name in exact.values:
+        np.testing.assert_allclose(flushed.values[name], exact.values[name], rtol=1e-6, atol=1e-30)

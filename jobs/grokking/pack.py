@@ -20,7 +20,7 @@ from jobs.job import Member, Report, log_spaced_steps
 from jobs.packed import random
 from jobs.packed.cost import models_per_block, padded_width
 from jobs.packed.loop import neighbours, run_blocks
-from jobs.packed.optim import FlatParameters
+from jobs.packed.optim import FlatParameters, hides_denormals
 
 _BLOCKS: dict[str, type[ModularBlock]] = {
     "quadratic_mlp": QuadraticBlock,
@@ -40,7 +40,8 @@ def train(pack: Sequence[Member[GrokkingParams]], device: str) -> Iterator[Repor
     schedules = [log_spaced_steps(m.params.steps, m.params.curve_points) for m in pack]
     level = first.stop_accuracy
     stop = {"train_accuracy": level, "test_accuracy": level} if level else None
-    yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop)
+    flush = hides_denormals(first.optimiser, first.epsilon)
+    yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop, flush=flush)
 
 
 def make_block(members: Sequence[Member[GrokkingParams]], device: str) -> ModularBlock:
