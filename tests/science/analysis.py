@@ -9,6 +9,8 @@ from scipy.interpolate import PchipInterpolator
 from scipy.special import expit
 
 from orchestrator.analysis.emc import Edge, effective_complexity
+from orchestrator.analysis.fits import fit, observations
+from orchestrator.analysis.laws import CRITICAL, POWER, Law
 from orchestrator.analysis.logrank import logrank
 from orchestrator.analysis.peaks import find_peak
 from orchestrator.analysis.survival import contains, kaplan_meier, median_time, turnbull
@@ -152,6 +154,47 @@ def median_coverage() -> Iterator[Result]:
         yield at_least(f"coverage of the 90% interval of a median, {count} seeds", covered / 500, 0.88)
 
 
+SWEEPS = 200
+SIGMA = 0.3
+"""Of the log of a time, over seeds."""
+
+
+def exponents(law: Law, x: np.ndarray, times: np.ndarray, truth: dict[str, float]) -> Iterator[Result]:
+    """Known parameters recovered from steps on a schedule of 80 reports, at three shares of censored trials."""
+    for share in (0.0, 0.2, 0.5):
+        random = np.random.default_rng(7)
+        many = times * np.exp(SIGMA * random.standard_normal((2000, len(x))))
+        horizon = float(np.quantile(many, 1 - share)) if share else 10 * float(times.max())
+        schedule = np.append(0, np.geomspace(times.min() / 4, horizon, 80))
+        fits = []
+        for _ in range(SWEEPS):
+            place = np.searchsorted(schedule, times * np.exp(SIGMA * random.standard_normal(len(x))))
+            data = observations(x, above=schedule[place - 1], to=np.append(schedule, np.inf)[place])
+            fits.append(fit(law, data, resamples=200).parameters)
+        for name, value in truth.items():
+            found = np.array([parameters[name].value for parameters in fits])
+            covered = sum(parameters[name].covers(value) for parameters in fits) / SWEEPS
+            where = f"{name}, {share:.0%} censored"
+            yield absolute(
+                f"mean of {where}",
+                float(found.mean()),
+                value,
+                limit=float(found.std()),
+                unit="absolute",
+            )
+            yield absolute(f"coverage of the 90% interval of {where}", covered, 0.9, limit=0.05)
+
+
+def exponent_of_decay() -> Iterator[Result]:
+    decay = np.repeat(np.geomspace(0.1, 10, 8), 8)
+    yield from exponents(POWER, decay, 300 / decay, {"b": 1.0})
+
+
+def exponent_of_divergence() -> Iterator[Result]:
+    fraction = np.repeat([0.3, 0.32, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7], 8)
+    yield from exponents(CRITICAL, fraction, 50 * (fraction - 0.27) ** -1.5, {"nu": 1.5, "x_c": 0.27})
+
+
 CHECKS = (
     Check(
         name="peaks where there are none",
@@ -168,4 +211,16 @@ CHECKS = (
     Check(name="effective model complexity", source="Nakkiran et al. 2019, definition 1; by hand", run=complexity),
     Check(name="survival curves and tests", source="lifelines, statsmodels", run=survival_libraries, slow=True),
     Check(name="medians of censored times", source="coverage over samples", run=median_coverage),
+    Check(
+        name="exponent of the weight decay",
+        source="200 synthetic sweeps of 8 settings and 8 seeds, t ~ wd^-1",
+        run=exponent_of_decay,
+        slow=True,
+    ),
+    Check(
+        name="exponent near a critical point",
+        source="200 synthetic sweeps of 8 settings and 8 seeds, t ~ (f - f_c)^-1.5",
+        run=exponent_of_divergence,
+        slow=True,
+    ),
 )
