@@ -29,8 +29,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-OURS = (*linear.CHECKS, *grokking.CHECKS, *analysis.CHECKS)
-"""The trained networks take minutes (`make science`); what they do is tested below at a small size."""
+OURS = (*linear.CHECKS, *grokking.CHECKS, *(check for check in analysis.CHECKS if not check.slow))
+"""The trained networks and the coverage of intervals take minutes (`make science`). What the networks do is tested
+below at a small size; the statistics have tests of their own."""
 
 
 @pytest.mark.parametrize(

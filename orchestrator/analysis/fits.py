@@ -199,7 +199,6 @@ def fit(
         np.tile(theta, (len(counts), 1)),
         metric=problem.metric(theta),
         tolerance=1e-8,
-        iterations=100,
     )
     resampled = again.theta[np.isfinite(again.value)]
     count = len(law.parameters)
@@ -207,7 +206,7 @@ def fit(
     spread = law.natural(resampled[:, :count], problem.origin)
     scale, likelihood = problem.likelihood(theta)
     free, n = count + 1, len(data.above)
-    wider = _expanded(level, size, n - free)
+    wider = _expanded(level, size, int(np.isfinite(data.to).sum()), free)
     return Fit(
         law=law,
         loss=loss,
@@ -396,17 +395,18 @@ def _resample(settings: Integers, units: Any, strata: Any, resamples: int) -> tu
     return multiplicities(random, groups, resamples)[:, member.reshape(-1)], float(np.median(sizes))
 
 
-def _expanded(level: float, size: float, freedom: int) -> float:
+def _expanded(level: float, size: float, events: int, free: int) -> float:
     """The percentile level with which a bootstrap of few has the coverage `level` (Hesterberg 2015, Amer. Statist. 69,
     371: the expanded percentile interval).
 
-    A resample of n varies with n - 1 in place of n, and its errors have a known scale where those of the data do not.
+    A resample of n units varies with n - 1 in place of n, and the scale of errors about a fit of `free` parameters to
+    `events` observed events is too small by that of a maximum-likelihood estimate.
     """
     from scipy.special import ndtr, stdtrit
 
-    if size < 2 or freedom < 1:
+    if size < 2 or events <= free:
         return level
-    quantile = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(size / (size - 1))
+    quantile = float(stdtrit(events - free, (1 + level) / 2)) * math.sqrt(size / (size - 1) * events / (events - free))
     return float(2 * ndtr(quantile) - 1)
 
 

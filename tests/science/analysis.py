@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.special import expit
+from scipy.stats import norm
 
+from orchestrator.analysis.critical import scaled_threshold, threshold
 from orchestrator.analysis.emc import Edge, effective_complexity
 from orchestrator.analysis.fits import fit, observations
 from orchestrator.analysis.laws import CRITICAL, POWER, Law
@@ -159,40 +161,79 @@ SIGMA = 0.3
 """Of the log of a time, over seeds."""
 
 
-def exponents(law: Law, x: np.ndarray, times: np.ndarray, truth: dict[str, float]) -> Iterator[Result]:
-    """Known parameters recovered from steps on a schedule of 80 reports, at three shares of censored trials."""
+def exponents(
+    law: Law, x: np.ndarray, times: np.ndarray, truth: dict[str, float], *, one_horizon: bool
+) -> Iterator[Result]:
+    """Known parameters recovered from steps on a schedule of 80 reports, at three shares of censored trials.
+
+    With one horizon for all settings the slow settings are censored; otherwise it is a multiple of a setting's median.
+    """
     for share in (0.0, 0.2, 0.5):
         random = np.random.default_rng(7)
-        many = times * np.exp(SIGMA * random.standard_normal((2000, len(x))))
-        horizon = float(np.quantile(many, 1 - share)) if share else 10 * float(times.max())
-        schedule = np.append(0, np.geomspace(times.min() / 4, horizon, 80))
+        beyond = float(norm.ppf(1 - share)) if share else 5.0
+        horizon = times * np.exp(SIGMA * beyond)
+        if one_horizon and share:
+            many = times * np.exp(SIGMA * random.standard_normal((2000, len(x))))
+            horizon = np.full(len(x), np.quantile(many, 1 - share))
+        schedule = np.append(0, np.geomspace(times.min() / 4, horizon.max(), 80))
         fits = []
         for _ in range(SWEEPS):
-            place = np.searchsorted(schedule, times * np.exp(SIGMA * random.standard_normal(len(x))))
-            data = observations(x, above=schedule[place - 1], to=np.append(schedule, np.inf)[place])
-            fits.append(fit(law, data, resamples=200).parameters)
+            time = times * np.exp(SIGMA * random.standard_normal(len(x)))
+            place, late = np.searchsorted(schedule, time), time > horizon
+            above = np.where(late, horizon, schedule[np.maximum(place, 1) - 1])
+            to = np.where(late, np.inf, np.append(schedule, np.inf)[place])
+            fits.append(fit(law, observations(x, above=above, to=to), resamples=150).parameters)
         for name, value in truth.items():
             found = np.array([parameters[name].value for parameters in fits])
             covered = sum(parameters[name].covers(value) for parameters in fits) / SWEEPS
             where = f"{name}, {share:.0%} censored"
-            yield absolute(
-                f"mean of {where}",
-                float(found.mean()),
-                value,
-                limit=float(found.std()),
-                unit="absolute",
-            )
+            yield absolute(f"mean of {where}", float(found.mean()), value, limit=float(found.std()))
             yield absolute(f"coverage of the 90% interval of {where}", covered, 0.9, limit=0.05)
 
 
 def exponent_of_decay() -> Iterator[Result]:
     decay = np.repeat(np.geomspace(0.1, 10, 8), 8)
-    yield from exponents(POWER, decay, 300 / decay, {"b": 1.0})
+    yield from exponents(POWER, decay, 300 / decay, {"b": 1.0}, one_horizon=True)
 
 
 def exponent_of_divergence() -> Iterator[Result]:
     fraction = np.repeat([0.3, 0.32, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7], 8)
-    yield from exponents(CRITICAL, fraction, 50 * (fraction - 0.27) ** -1.5, {"nu": 1.5, "x_c": 0.27})
+    times = 50 * (fraction - 0.27) ** -1.5
+    yield from exponents(CRITICAL, fraction, times, {"nu": 1.5, "x_c": 0.27}, one_horizon=False)
+
+
+def thresholds() -> Iterator[Result]:
+    """The critical fraction and its scaling with the size, from shares of seeds."""
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
+
+    random = np.random.default_rng(0)
+    fraction, trials = np.linspace(0.2, 0.5, 7), np.full(7, 20)
+    covered, difference = 0, 0.0
+    for number in range(SWEEPS):
+        reached = random.binomial(trials, expit((fraction - 0.33) / 0.05))
+        found = threshold(fraction, reached, trials)
+        covered += found.critical.covers(0.33)
+        if number < 20:
+            design = np.stack([np.ones(7), fraction], 1)
+            theirs = GLM(np.stack([reached, trials - reached], 1), design, family=Binomial()).fit(tol=1e-12).params
+            difference = max(difference, abs(found.critical.value + theirs[0] / theirs[1]))
+    yield absolute("largest difference in 20 data sets, critical point, statsmodels", difference, 0.0, limit=1e-6)
+    yield absolute("coverage of the 90% interval of a critical point, 20 seeds", covered / SWEEPS, 0.9, limit=0.05)
+    size, x = np.repeat([31, 59, 97, 151], 9), np.tile(np.linspace(0.15, 0.55, 9), 4)
+    many = np.full(36, 20)
+    fits = [
+        scaled_threshold(size, x, random.binomial(many, expit((x - 0.33) * 2 * size**0.5)), many, resamples=200)
+        for _ in range(SWEEPS)
+    ]
+    for what, values, truth in (
+        ("x_c of four sizes", [f.critical for f in fits], 0.33),
+        ("1/nu of four sizes", [f.inverse_nu for f in fits], 0.5),
+    ):
+        found_ = np.array([value.value for value in values])
+        yield absolute(f"mean of {what}", float(found_.mean()), truth, limit=float(found_.std()))
+        covered = sum(value.covers(truth) for value in values)
+        yield absolute(f"coverage of the 90% interval of {what}", covered / SWEEPS, 0.9, limit=0.05)
 
 
 CHECKS = (
@@ -221,6 +262,12 @@ CHECKS = (
         name="exponent near a critical point",
         source="200 synthetic sweeps of 8 settings and 8 seeds, t ~ (f - f_c)^-1.5",
         run=exponent_of_divergence,
+        slow=True,
+    ),
+    Check(
+        name="critical fraction and its finite-size scaling",
+        source="200 synthetic sweeps, 20 seeds a setting; statsmodels",
+        run=thresholds,
         slow=True,
     ),
 )
