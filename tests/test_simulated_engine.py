@@ -9,7 +9,7 @@ import pytest
 from orchestrator.dispatch.base import Cause, PackEnded, PackProgress, PackTask
 from orchestrator.dispatch.engine import EngineEvent, PackNews, WorkerDied, WorkerReady
 from orchestrator.dispatch.simulated import VirtualClock
-from orchestrator.dispatch.simulated_engine import Forever, SimulatedEngine, SimulatedWorker, Training
+from orchestrator.dispatch.simulated_engine import Death, Forever, SimulatedEngine, SimulatedWorker, Training
 
 
 def task(pack_id: str) -> PackTask:
@@ -108,6 +108,18 @@ def test_news_of_a_node_that_was_cut_off_is_not_overtaken(seed: int) -> None:
     engine.cut_off("a", random.uniform(10.0, 25.0))
     seen = [event.event.pack_id for event in after(engine, 60.0) if isinstance(event, PackNews)]
     assert seen == [*map(str, range(200)), "end"]
+
+
+def test_a_driver_hears_nothing_of_the_workers_of_an_earlier_one_whose_node_was_cut_off(
+    engine: SimulatedEngine,
+) -> None:
+    started(engine, 1, "a/1")
+    engine.cut_off("a", 20.0)
+    engine.kill_process(engine.workers[1], Death(cause=Cause.WORKER_LOST, error="killed"), noticed_after_s=1.0)
+    assert after(engine, 5.0) == []
+    engine.close()
+    engine.start_worker(1, "a/1")
+    assert after(engine, 60.0) == [WorkerReady(worker=1)]
 
 
 def test_nothing_is_heard_of_a_killed_worker(engine: SimulatedEngine) -> None:

@@ -178,6 +178,8 @@ class SimulatedEngine(Engine):
         for number in list(self.workers):
             self.kill_worker(number)
         self._news.clear()
+        for node in self.machines.values():
+            node.held.clear()  # a driver hears nothing of the workers of an earlier one
         self.requested = 0
 
     # --- what a script of faults does ---
