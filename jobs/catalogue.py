@@ -19,6 +19,11 @@ BUILT_IN = {
 """Names of built-in jobs in a sweep file; any other job is `package.module:Name`."""
 
 
+def is_built_in(spec: str) -> bool:
+    """Whether this is a built-in job, by its name or by its class."""
+    return spec in BUILT_IN or spec in BUILT_IN.values()
+
+
 @cache
 def load_job(spec: str) -> Job[Any]:
     """The job with a built-in name, or that of `module:Class` or `module:function`.

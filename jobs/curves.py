@@ -5,6 +5,7 @@ Shapes: N report steps of a trial.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -52,6 +53,25 @@ def gap(first: float | Censored, second: float | Censored, end: float) -> float 
 def final_values(curves: Curves, names: Iterable[str]) -> dict[str, float | Censored]:
     """`final_<metric>`: the last value of each of these metrics; censored at 0 without any step."""
     return {f"final_{name}": float(v[-1]) if len(v := curves.values[name]) else Censored(0.0) for name in names}
+
+
+def best_value(curves: Curves, metric: str, *, largest: bool) -> dict[str, float | Censored]:
+    """`best_<metric>`: the largest or smallest finite value of a metric over the reported steps.
+
+    NaN where no value is finite; censored at 0 without any step.
+    """
+    values = curves.values[metric]
+    finite = values[np.isfinite(values)]
+    if len(finite):
+        return {f"best_{metric}": float(finite.max() if largest else finite.min())}
+    return {f"best_{metric}": math.nan if len(values) else Censored(0.0)}
+
+
+def parameter_counts(trained: int, *, examples: int, outputs: int) -> dict[str, float]:
+    """`parameters`: the trained parameters of a network, without padding; `parameters_per_label`: per number that it
+    is trained to output, which are `examples` times `outputs` (the classes, or 1 in regression).
+    """
+    return {"parameters": float(trained), "parameters_per_label": trained / (examples * outputs)}
 
 
 def most_prominent_peak(values: Values, prominence: float) -> int | None:

@@ -9,6 +9,7 @@ import pytest
 from jobs.double_descent.job import DoubleDescent
 from jobs.double_descent.params import DoubleDescentParams, DoubleDescentThresholds
 from jobs.job import Censored, Curves, Member, Observations
+from tests.plain_mlp import network_of
 
 JOB = DoubleDescent()
 LIMITS = DoubleDescentThresholds()
@@ -64,6 +65,22 @@ def test_thresholds_move_the_numbers() -> None:
     assert observed(errors, tests, interpolated_error=0.1)["interpolation_step"] == 100.0
     assert observed(errors, tests)["test_error_peak"] == 0.45
     assert observed(errors, tests, prominence=0.1)["test_error_peak"] == Censored(1000.0)
+
+
+def test_the_best_error_is_not_the_last() -> None:
+    seen = observed([0.9, 0.5, 0.3, 0.0], [0.9, 0.4, math.nan, 0.5])
+    assert (seen["best_test_error"], seen["final_test_error"]) == (0.4, 0.5)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("data", ["gaussian_teacher", "gaussian_linear"])
+def test_the_observed_parameters_are_those_of_pytorchs_network(depth: int, data: str) -> None:
+    loss = "squared" if data == "gaussian_linear" else "cross_entropy"
+    params = member(depth=depth, width=13, sample_count=20, data=data, loss=loss).params
+    trained = sum(p.numel() for p in network_of(params, seed=1).parameters())
+    seen = JOB.observe(params, curve([0.5], [0.5]), LIMITS)
+    assert seen["parameters"] == trained
+    assert seen["parameters_per_label"] == trained / (20 * (1 if data == "gaussian_linear" else 10))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -157,6 +157,40 @@ def test_final_values_are_those_of_the_last_report() -> None:
     }
 
 
+def test_best_and_last_accuracy_are_different_observations() -> None:
+    seen = JOB.observe(PARAMS, curves([0.2, 0.6, 0.9], [0.3, 0.8, math.nan], steps=(1, 9, 10)), LIU)
+    assert seen["best_test_accuracy"] == 0.8
+    assert math.isnan(seen["final_test_accuracy"])  # type: ignore[arg-type]
+    never = JOB.observe(PARAMS, curves([0.2, 0.6], [math.nan, math.nan], steps=(1, 9)), LIU)
+    assert math.isnan(never["best_test_accuracy"])  # type: ignore[arg-type]
+
+
+def test_a_finite_loss_far_above_the_start_is_a_divergence() -> None:
+    """More than ten times the first loss (2), and not memorised; a spike that is over is none."""
+    assert JOB.phase(PARAMS, observed(None, None, loss=19.9), LIU) == "confusion"
+    blown = observed(None, None, loss=20.1)
+    assert blown["blow_up_step"] == STEPS[-1]
+    assert blown["diverged_step"] == Censored(STEPS[-1])
+    assert JOB.phase(PARAMS, blown, LIU) == "diverged"
+    assert observed(10, None, loss=20.1)["blow_up_step"] == Censored(STEPS[-1]), "the training set is memorised"
+    made = curves(rising_at(None), rising_at(None), steps=STEPS, loss=30.0)
+    made.values["train_loss"][2:] = [50.0, 40.0, 3.0, 30.0, 25.0, 21.0, 30.0]
+    assert JOB.observe(PARAMS, made, LIU)["blow_up_step"] == 1000.0
+
+
+def test_a_record_without_the_observation_of_a_blow_up_keeps_its_phase() -> None:
+    seen = dict(observed(None, None, loss=1e6))
+    del seen["blow_up_step"]
+    assert JOB.phase(PARAMS, seen, LIU) == "confusion"
+
+
+def test_a_first_step_that_increases_the_loss_is_no_divergence() -> None:
+    """A small start's loss is at least that of outputs of zero, 0.5: 4.9 is less than ten times that."""
+    made = curves(rising_at(None), rising_at(None), steps=STEPS, loss=4.9)
+    made.values["train_loss"][:-1] = 1e-3
+    assert isinstance(JOB.observe(PARAMS, made, LIU)["blow_up_step"], Censored)
+
+
 def test_a_trial_without_a_report_has_reached_nothing() -> None:
     empty = Curves(step=np.zeros(0, dtype=np.int64), values={name: np.zeros(0) for name in JOB.metrics})
     seen = JOB.observe(PARAMS, empty, LIU)
@@ -267,6 +301,17 @@ def test_a_training_that_blows_up_ends_as_diverged_and_leaves_its_neighbours_alo
     assert got[0].step[-1] < wild.steps
     assert got[1].step[-1] == calm.steps
     assert np.isfinite(got[1].values["train_loss"]).all()
+
+
+def test_a_training_that_ends_while_it_blows_up_has_diverged() -> None:
+    """The loss is 1e10 or more at the end, but finite: it would be NaN at step 6."""
+    p = GrokkingParams(
+        modulus=11, model="embedding_mlp", width=32, embedding=16, loss="cross_entropy", optimiser="sgd", steps=4
+    )
+    p = dataclasses.replace(p, learning_rate=50.0)
+    (got,) = curves_of(JOB, [Member(params=p, seed=1)]).values()
+    assert 1e10 < got.values["train_loss"][-1] < math.inf
+    assert JOB.phase(p, JOB.observe(p, got, LIU), LIU) == "diverged"
 
 
 @pytest.mark.slow

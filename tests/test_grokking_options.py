@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from packing import assert_packed_is_solo, assert_same_curves, curves_of
-from plain_grokking import fresh_block, plain_curves
+from plain_grokking import fresh_block, plain_curves, plain_network
 
 from jobs.grokking import digits
 from jobs.grokking.job import Grokking
 from jobs.grokking.losses import log_stable, replace_by_gradient, row_loss
 from jobs.grokking.modular import OPERATIONS
-from jobs.grokking.params import GrokkingParams
+from jobs.grokking.params import GrokkingParams, GrokkingThresholds
 from jobs.grokking.quadratic import QuadraticBlock
 from jobs.job import Curves, Member, ParamError, identity, params_from, specs
 from jobs.packed import loop, optim
@@ -394,6 +394,29 @@ def test_the_counted_parameters_are_those_of_the_block(**values: Any) -> None:
     padding = modular_cost.padded_outputs(params.outputs) / params.outputs
     counted = modular_cost.parameters(params, 16)
     assert counted <= held * 1.05 <= counted * padding * 1.1
+
+
+@given(
+    model=st.sampled_from(("quadratic_mlp", "embedding_mlp", "image_mlp", "transformer")),
+    combine=st.sampled_from(("sum", "concatenate")),
+    embedding=st.sampled_from((0, 5)),
+    layers=st.integers(1, 3),
+    layer_norm=st.booleans(),
+    biases=st.booleans(),
+    width=st.sampled_from((4, 12, 20)),
+)
+@settings(max_examples=30)
+def test_the_observed_parameters_are_those_that_plain_pytorch_trains(model: str, **values: Any) -> None:
+    data = {"operation": "digits"} if model == "image_mlp" else {"modulus": 7}
+    params = GrokkingParams(**values, **data, model=model, data_fraction=0.3, optimiser="sgd")
+    network = plain_network(
+        params, [view[0] for view in fresh_block([Member(params=params, seed=1)]).parameters.views()]
+    )
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    row = Curves(step=np.ones(1, dtype=np.int64), values={name: np.zeros(1) for name in params.metrics})
+    seen = JOB.observe(params, row, GrokkingThresholds())
+    assert seen["parameters"] == trained
+    assert seen["parameters_per_label"] == trained / (params.train_pairs * params.outputs)
 
 
 @pytest.mark.parametrize("loss", specs(GrokkingParams)["loss"].choices)

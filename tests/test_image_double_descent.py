@@ -14,7 +14,8 @@ from jobs.double_descent.image_block import CROP_PADDING
 from jobs.double_descent.image_job import ImageDoubleDescent
 from jobs.double_descent.image_pack import _block, _images
 from jobs.double_descent.image_params import ImageParams
-from jobs.job import Member, ParamError
+from jobs.double_descent.params import DoubleDescentThresholds
+from jobs.job import Curves, Member, ParamError
 from jobs.packed.optim import FlatParameters
 from tests.image_files import write_cifar
 from tests.packing import assert_packed_is_solo, curves_of
@@ -158,6 +159,21 @@ def test_a_padded_network_computes_what_pytorch_computes(model: str) -> None:
             _cut(outside, parameter).zero_()
             assert not outside.any(), "a padded entry must have no gradient"
         torch.testing.assert_close(evaluated[m], alone.eval()(x_MBCHW[m]).detach(), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("model", ["cnn5", "preact_resnet18", "cnn_1d"])
+def test_the_observed_parameters_are_those_of_pytorchs_network(model: str) -> None:
+    if model == "cnn_1d":
+        p = ImageParams(data="mnist1d", model=model, augment=False, width=7, pool=500)
+        layers = [nn.Conv1d(1, 7, 5), nn.Conv1d(7, 7, 3), nn.Conv1d(7, 7, 3), nn.Linear(5 * 7, 10)]
+        network: nn.Module = nn.Sequential(*layers)
+    else:
+        p, network = ImageParams(model=model, width=7, pool=500), modules(model, 7)
+    row = Curves(step=np.ones(1, dtype=np.int64), values={name: np.zeros(1) for name in JOB.metrics})
+    seen = JOB.observe(p, row, DoubleDescentThresholds())
+    trained = sum(parameter.numel() for parameter in network.parameters())
+    assert seen["parameters"] == trained
+    assert seen["parameters_per_label"] == trained / 5000
 
 
 def _in_module_order(parameters: FlatParameters, network: Any, model: int, kind: str) -> list[Tensor]:

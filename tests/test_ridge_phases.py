@@ -87,6 +87,14 @@ def test_the_epoch_wise_peak_stands_between_its_two_minima() -> None:
     assert isinstance(flat["test_loss_peak"], Censored) and flat["first_minimum_step"] == 4.0
 
 
+def test_the_parameters_are_the_features_fitted_and_the_best_loss_is_not_the_last() -> None:
+    params = RidgeParams(inputs=12, features=5, sample_count=20)
+    values = {"train_loss": [1.0, 0.5, 0.2], "relative_train_loss": [1.0, 0.5, 0.2], "test_loss": [1.0, 0.4, 0.7]}
+    seen = JOB.observe(params, curves([1, 10, 100], **values), LIMITS)
+    assert (seen["parameters"], seen["parameters_per_label"]) == (5.0, 0.25)
+    assert (seen["best_test_loss"], seen["final_test_loss"]) == (0.4, 0.7)
+
+
 def test_every_phase_and_headline_is_one_that_the_job_knows() -> None:
     seen = JOB.observe(RidgeParams(), curves([1]), LIMITS)
     assert set(JOB.headline) <= set(seen)

@@ -219,6 +219,17 @@ def test_a_metric_that_no_trial_has_is_a_users_mistake() -> None:
     assert "depth" in caught.value.text
 
 
+def test_a_trial_of_an_earlier_version_without_the_metric_has_no_value() -> None:
+    """The job observes it: the file has been checked."""
+    storage = optuna.storages.InMemoryStorage()
+    sampler = boundary(storage=storage, target=LevelTarget(metric="m", level=1.0), metric_known=True)
+    old, new = sampler.ask(2)
+    sampler.tell(finished(old, "near", depth=0.5))
+    sampler.tell(finished(new, "near", m=2.0))
+    rows = optuna.load_study(storage=storage, study_name="study").trials[:2]
+    assert [row.user_attrs["phase"] for row in rows] == ["no value", "at or above"]
+
+
 def test_a_level_search_receives_sides_and_censored_bounds() -> None:
     storage = optuna.storages.InMemoryStorage()
     sampler = boundary(storage=storage, target=LevelTarget(metric="m", level=1.0))

@@ -26,6 +26,9 @@ class ImageDoubleDescent(DescentJob[ImageParams]):
         # Batch statistics need batches of one size.
         return (*self.shared(params), params.batch, params.batch == params.used)
 
+    def trained_parameters(self, params: ImageParams) -> int:
+        return networks.parameters(params.layers, params.width)
+
     def extent(self, params: ImageParams) -> tuple[int, ...]:
         return (params.width,)
 

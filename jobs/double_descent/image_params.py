@@ -95,6 +95,11 @@ class ImageParams(Params):
         return self.source.classes
 
     @property
+    def outputs(self) -> int:
+        """As `classes`, by the name that perceptrons have."""
+        return self.classes
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
         return self.source.shape

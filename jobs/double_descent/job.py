@@ -8,6 +8,7 @@ redrawn); Belkin et al. 2019 (arXiv 1812.11118) for two-layer networks on a subs
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -46,10 +47,14 @@ class DescentJob(Job[P]):
         """The parameters that all models of a pack have in common."""
         return tuple(value for name, value in as_dict(params).items() if name not in _PER_MODEL)
 
+    @abstractmethod
+    def trained_parameters(self, params: P) -> int:
+        """Number of trained parameters of the trial's network, without padding."""
+
     def report_steps(self, params: Any) -> int:
         return len(log_spaced_steps(params.horizon, params.curve_points))
 
-    def observe(self, params: P, curves: Curves, thresholds: Any) -> Observations:
+    def observe(self, params: Any, curves: Curves, thresholds: Any) -> Observations:
         """Reduce a trial's curves; `test_error_peak` is the peak of epoch-wise double descent."""
         step, values = curves.step, curves.values
         return {
@@ -57,6 +62,10 @@ class DescentJob(Job[P]):
             **reductions.final_values(curves, values),
             "interpolation_step": reductions.first_at_most(step, values["train_error"], thresholds.interpolated_error),
             **reductions.peak_and_minima(curves, "test_error", thresholds.prominence),
+            **reductions.best_value(curves, "test_error", largest=False),
+            **reductions.parameter_counts(
+                self.trained_parameters(params), examples=params.used, outputs=params.outputs
+            ),
         }
 
     def phase(self, params: P, observations: Observations, thresholds: Any) -> str:
@@ -100,6 +109,9 @@ class DoubleDescent(DescentJob[DoubleDescentParams]):
     def pack_key(self, params: DoubleDescentParams) -> Hashable:
         # Full batches and minibatches are drawn differently.
         return (*self.shared(params), params.batch == params.used)
+
+    def trained_parameters(self, params: DoubleDescentParams) -> int:
+        return mlp.parameters(mlp.layer_sizes(params.inputs, params.width, params.depth, params.outputs))
 
     def extent(self, params: DoubleDescentParams) -> tuple[int, ...]:
         return (params.width,) if params.depth else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jobs.grokking.params import GrokkingParams
+from jobs.grokking.params import PERCEPTRONS, GrokkingParams
 from jobs.job import Cost
 from jobs.packed.cost import models_per_block, padded_width
 
@@ -16,7 +16,7 @@ def padded_outputs(outputs: int) -> int:
 
 
 def parameters(params: GrokkingParams, width: int) -> int:
-    """Number of parameters of one network of this (padded) width."""
+    """Number of parameters that one network of this (padded) width stores, at most."""
     elements, outputs = params.elements, params.outputs
     if params.model == "quadratic_mlp":
         return (2 * elements + outputs) * width
@@ -26,6 +26,16 @@ def parameters(params: GrokkingParams, width: int) -> int:
     if params.embedding and not params.images:
         first += elements * params.embedding
     return first + width + (params.layers - 1) * width * (width + 1) + (width + 1) * outputs
+
+
+def trained_parameters(params: GrokkingParams) -> int:
+    """Number of trained parameters of one network, without padding: biases that stay zero do not count."""
+    count = parameters(params, params.width)
+    if params.model == "transformer" and not params.layer_norm:
+        count -= 4 * params.layers * params.width
+    if params.model in PERCEPTRONS and not params.biases:
+        count -= params.layers * params.width + params.outputs
+    return count
 
 
 def row_macs(params: GrokkingParams, width: int) -> float:

@@ -10,13 +10,16 @@ Humayun et al. 2024, arXiv 2402.15555 (local complexity, measured in training).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, ClassVar
+
+import numpy as np
 
 from jobs import curves as reductions
 from jobs.grokking import cost
 from jobs.grokking.params import BASE_METRICS, GrokkingParams, GrokkingThresholds
-from jobs.job import AnyParams, Cost, Curves, Job, Member, Observations, Report, as_dict, log_spaced_steps
+from jobs.job import AnyParams, Censored, Cost, Curves, Job, Member, Observations, Report, as_dict, log_spaced_steps
 
 _PER_MODEL = {
     "data_fraction",
@@ -35,6 +38,9 @@ _PER_MODEL = {
     "complexity_radius",
 }
 """Parameters in which the models of a pack may differ."""
+
+BLOW_UP = 10.0
+"""A training that ends at more than this many times its loss before training has diverged."""
 
 
 class Grokking(Job[GrokkingParams]):
@@ -80,16 +86,24 @@ class Grokking(Job[GrokkingParams]):
             "generalisation_step": generalised,
             "generalisation_gap": reductions.gap(memorised, generalised, reductions.horizon(step)),
             "diverged_step": reductions.first_not_finite(step, values["train_loss"]),
+            "blow_up_step": _blow_up_step(params, curves, thresholds.memorised_accuracy),
             **reductions.final_values(curves, params.metrics),
+            **reductions.best_value(curves, "test_accuracy", largest=True),
+            **reductions.parameter_counts(
+                cost.trained_parameters(params), examples=params.train_pairs, outputs=params.outputs
+            ),
         }
 
     def phase(self, params: GrokkingParams, observations: Observations, thresholds: Any) -> str:
-        """The phases of `jobs.curves.learning_phase`.
+        """The phases of `jobs.curves.learning_phase`, or "diverged".
+
+        A trial has diverged if its training loss is not finite, or ends at more than ten times the loss before
+        training (`_blow_up_step`; trials of earlier versions have no such observation).
 
         A network that had memorised wrong labels and has given them up is "inversion" too: at the end of the training
         the test criterion is met and the training criterion is not.
         """
-        if isinstance(observations["diverged_step"], float):
+        if any(isinstance(observations.get(name), float) for name in ("diverged_step", "blow_up_step")):
             return "diverged"
         train, test = (observations.get(f"final_{name}_accuracy") for name in ("train", "test"))
         given_up = isinstance(train, float) and train < thresholds.memorised_accuracy
@@ -98,3 +112,20 @@ class Grokking(Job[GrokkingParams]):
         names = ("memorisation_step", "generalisation_step", "generalisation_gap")
         memorised, generalised, gap = (observations[name] for name in names)
         return reductions.learning_phase(memorised, generalised, gap, thresholds.grokking_gap)
+
+
+def _blow_up_step(params: GrokkingParams, curves: Curves, memorised_accuracy: float) -> float | Censored:
+    """The first report from which on the training loss stays above `BLOW_UP` times the loss before training.
+
+    The loss before training is that of the first report, after one step, or that of outputs of zero if it is larger: so
+    a first step that increases the loss does not count. Censored at the last step without such a report, where the
+    last loss is not finite (`diverged_step`), and where the trial ends with its training set memorised.
+    """
+    step, loss = curves.step, curves.values["train_loss"]
+    never = Censored(reductions.horizon(step))
+    if not len(step) or not np.isfinite(loss[-1]) or curves.values["train_accuracy"][-1] >= memorised_accuracy:
+        return never
+    of_zeros = 0.5 if params.loss == "squared" else math.log(params.outputs)
+    below = np.flatnonzero(loss <= BLOW_UP * max(loss[0], of_zeros))
+    first = below[-1] + 1 if len(below) else 0
+    return float(step[first]) if first < len(step) else never

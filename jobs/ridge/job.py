@@ -76,6 +76,8 @@ class Ridge(Job[RidgeParams]):
             "level_gap": reductions.gap(train, test, reductions.horizon(step)),
             **reductions.final_values(curves, (name for name in self.metrics if not name.endswith("_step"))),
             **reductions.peak_and_minima(curves, "test_loss", thresholds.prominence),
+            **reductions.best_value(curves, "test_loss", largest=False),
+            **reductions.parameter_counts(params.fitted, examples=params.sample_count, outputs=1),
         }
 
     def phase(self, params: RidgeParams, observations: Observations, thresholds: Any) -> str:

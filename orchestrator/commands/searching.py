@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from jobs.catalogue import is_built_in
 from orchestrator.outages import Patience
 from orchestrator.records import Status
 from orchestrator.search.base import Sampler
@@ -69,6 +70,7 @@ def opened_sampler(
             workers=workers,
             seed=sweep.search_seed,
             metric_place=sweep.metric_place,
+            metric_known=is_built_in(sweep.job),
             progress=lambda points: tracker.trace(CURVE, points),
             remembered=known_trials(sweep, tracker, finished=True),
         )

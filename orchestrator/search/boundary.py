@@ -65,6 +65,7 @@ class BoundarySampler(Sampler):
             lacks are asked first.
         surrogate_of: the surrogate of a slice, in place of the target's own.
         metric_place: where the sweep file names the metric, for messages.
+        metric_known: the job is known to observe the metric; trials of earlier versions may lack it.
         progress: receives (trials told, uncertain area) before every batch, and at a stop by uncertain area; also for
             earlier runs of the search, as far as the study knows. May receive the same point again.
     """
@@ -87,6 +88,7 @@ class BoundarySampler(Sampler):
         remembered: Iterable[Trial] = (),
         surrogate_of: Callable[[Slice], Surrogate[Any]] | None = None,
         metric_place: str = "search.target",
+        metric_known: bool = False,
         progress: Callable[[Sequence[tuple[int, float]]], None] | None = None,
     ) -> None:
         self._study, self._target, self._trial_of, self._stop = study, target, trial_of, stop
@@ -122,7 +124,7 @@ class BoundarySampler(Sampler):
         """Trials to ask first, each with its setting where the study does not hold it yet."""
         self._done = False
         self._metric_place = metric_place
-        self._metric_seen = not isinstance(target, MetricTarget)
+        self._metric_seen = metric_known or not isinstance(target, MetricTarget)
         self._progress, self._progressed = progress, 0
         self._recall(remembered)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from jobs.catalogue import BUILT_IN
+from jobs.catalogue import is_built_in
 from jobs.job import Curves, Params, Scalar
 from orchestrator.axes import Axis, Cycle, TooManyTrials
 from orchestrator.errors import did_you_mean
@@ -126,7 +126,7 @@ def check_metric(
     A user's own job may observe it for some trials only, so it is not checked before the search runs.
     """
     keys = metric_keys(search)
-    if keys is None or known.spec not in {*BUILT_IN, *BUILT_IN.values()}:
+    if keys is None or not is_built_in(known.spec):
         return
     name, valid = document.get(keys), observations(known, first, thresholds)
     if not valid or name in valid:
