@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TextIO
 
 LINE_EVERY_S = 5.0
 """The least time between two plain lines."""
+STILL_EVERY_S = 25.0
+"""A step that blocks the run, such as the start of Ray, is mentioned after so long without a line, and again."""
 RATE_WINDOW_S = 60.0
 """Trials/s are averaged over the last minute, so that the time left follows a change of pace."""
 
@@ -242,3 +246,37 @@ def for_stream(stream: TextIO, *, quiet: bool = False) -> ProgressDisplay:
     if quiet:
         return Silent()
     return Live(stream) if stream.isatty() else Lines(stream)
+
+
+@contextlib.contextmanager
+def still(doing: str, say: Callable[[str], None], *, every_s: float = STILL_EVERY_S) -> Iterator[Callable[[str], None]]:
+    """While the block runs, say what it is doing whenever nothing else was said for some time.
+
+    Args:
+        doing: what the block does, as in "starting workers".
+        say: prints a line; called from another thread.
+        every_s: seconds without a line.
+
+    Yields:
+        A `say` for lines of the block itself, after which the next reminder waits.
+    """
+    began = said_at = time.monotonic()
+    ended = threading.Event()
+
+    def say_other(text: str) -> None:
+        nonlocal said_at
+        said_at = time.monotonic()
+        say(text)
+
+    def remind() -> None:
+        while not ended.wait(max(0.0, said_at + every_s - time.monotonic())):
+            if time.monotonic() - said_at >= every_s:
+                say_other(f"still {doing}, for {duration(time.monotonic() - began)} so far")
+
+    reminder = threading.Thread(target=remind, name="still", daemon=True)
+    reminder.start()
+    try:
+        yield say_other
+    finally:
+        ended.set()
+        reminder.join()

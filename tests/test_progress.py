@@ -1,11 +1,24 @@
 """Progress output of a run."""
 
 import io
+import queue
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.progress import Lines, Live, Rate, Snapshot, amount_of_bytes, duration, for_stream, line, time_left
+from orchestrator.progress import (
+    Lines,
+    Live,
+    Rate,
+    Snapshot,
+    amount_of_bytes,
+    duration,
+    for_stream,
+    line,
+    still,
+    time_left,
+)
 
 
 class Clock:
@@ -135,3 +148,23 @@ def test_a_run_that_was_cut_short_claims_no_time_left_at_its_end() -> None:
     lines.update(Snapshot(total=4, done=2, workers=1, left_s=70.0))
     lines.close()
     assert out.getvalue().splitlines()[-1] == "t 2/4 done, 0 running, 0 failed"
+
+
+def test_a_step_that_blocks_is_mentioned_again_and_again_until_it_ends() -> None:
+    said: queue.Queue[str] = queue.Queue()
+    with still("starting workers", said.put, every_s=0.01) as say:
+        for _ in range(3):
+            assert said.get(timeout=30).startswith("still starting workers, for ")
+    while not said.empty():
+        said.get()
+    say("of the block")
+    assert said.get(timeout=30) == "of the block"
+    with pytest.raises(queue.Empty):
+        said.get(timeout=0.05)
+
+
+def test_a_step_that_speaks_or_ends_soon_is_not_mentioned() -> None:
+    said: list[str] = []
+    with still("starting workers", said.append, every_s=1000) as say:
+        say("the record is away")
+    assert said == ["the record is away"]

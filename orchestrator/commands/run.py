@@ -28,7 +28,7 @@ from orchestrator.commands.wiring import (
     sweep_record,
 )
 from orchestrator.dispatch.base import Dispatcher
-from orchestrator.progress import duration, for_stream, phase_counts
+from orchestrator.progress import ProgressDisplay, duration, for_stream, phase_counts, still
 from orchestrator.records import Status, Summary
 from orchestrator.runner import Runner
 
@@ -122,9 +122,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: float) -> int:
     tracker = open_tracker(sweep, stopping=stopper.stop.is_set)
     progress = for_stream(sys.stdout, quiet=arguments.quiet)
-    tracker.say = progress.say
     try:
-        parent = tracker.open_sweep(sweep_record(sweep))
+        with still("opening the record", progress.say) as tracker.say:
+            parent = tracker.open_sweep(sweep_record(sweep))
+        tracker.say = progress.say
         try:
             most = f"at most {sweep.most_trials} trials" if sweep.is_search else f"{sweep.most_trials} trials"
             progress.say(f"sweep {sweep.name}: {most}, recorded in {sweep.record_shown} (run {parent})")
@@ -137,7 +138,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                     planner=planner,
                     sampler=sampler,
                     tracker=tracker,
-                    pool=_pool(arguments, sweep, stopper),
+                    pool=_pool(arguments, sweep, stopper, progress),
                     progress=progress,
                     thresholds=sweep.thresholds(),
                     fingerprint=sweep.thresholds_fingerprint(),
@@ -180,12 +181,15 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
     return 1 if failed and not accepted else 0
 
 
-def _pool(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper) -> Callable[[], Dispatcher]:
+def _pool(
+    arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, progress: ProgressDisplay
+) -> Callable[[], Dispatcher]:
     make = make_pool(sweep, inline=arguments.inline)
 
     def ready() -> Dispatcher:
         try:
-            pool = make()
+            with still("starting workers", progress.say):
+                pool = make()
         finally:
             stopper.install()  # Ray installs handlers of its own
         stopper.at_once = False

@@ -15,8 +15,9 @@ from typing import Any
 from orchestrator.dispatch import reaper
 from orchestrator.dispatch.capacity import Node, Request
 from orchestrator.dispatch.session import Session, remove_left
-from orchestrator.errors import UserError
+from orchestrator.errors import Outage, UserError
 from orchestrator.host import usable_memory_bytes
+from orchestrator.outages import Kind, kind_of
 
 OBJECT_STORE_BYTES = (80e6, 300e6)
 """Least and most shared memory of a local Ray. Only rows of curves pass through it, a few chunks at a time."""
@@ -106,7 +107,8 @@ def connect(local: Node | None = None) -> bool:
         Whether this process owns the connection and must close it.
 
     Raises:
-        UserError: there is no cluster at the address, or it refuses this user.
+        UserError: there is no cluster at the address, or it refuses this user; a local Ray has no folder to use.
+        Outage: a local Ray did not start.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -123,17 +125,21 @@ def connect(local: Node | None = None) -> bool:
         local = local or Request().local_node()
         least, most = OBJECT_STORE_BYTES
         with _reaped() as mark:
-            context = ray.init(
-                address="local",
-                num_cpus=int(local.cpus),
-                num_gpus=int(local.gpus),
-                include_dashboard=False,
-                object_store_memory=int(min(most, max(least, usable_memory_bytes() / 10))),
-                _memory=int(local.memory_bytes),
-                # Ray ends this process at once if it reads shared memory after the raylet has died.
-                _system_config={"max_direct_call_object_size": LARGEST_EVENT_BYTES},
-                **quiet,
-            )
+            try:
+                context = ray.init(
+                    address="local",
+                    num_cpus=int(local.cpus),
+                    num_gpus=int(local.gpus),
+                    include_dashboard=False,
+                    object_store_memory=int(min(most, max(least, usable_memory_bytes() / 10))),
+                    _memory=int(local.memory_bytes),
+                    # Ray ends this process at once if it reads shared memory after the raylet has died.
+                    _system_config={"max_direct_call_object_size": LARGEST_EVENT_BYTES},
+                    **quiet,
+                )
+            except Exception as error:  # Ray raises many types here
+                disconnect()  # ends what has started already
+                raise _not_started(error) from error
         session = Session(Path(context.address_info["session_dir"]), mark)
         _sessions.append(session)
         remove_left(session.folder.parent, lives=reaper.marked)
@@ -159,6 +165,15 @@ def connect(local: Node | None = None) -> bool:
             next_step=f"start one (see cluster/), or unset RAY_ADDRESS for a local Ray. Ray said: {_first_line(text)}",
         ) from error
     return True
+
+
+def _not_started(error: Exception) -> UserError | Outage:
+    """What to tell about a local Ray that did not start."""
+    what = f"Ray did not start on this machine: {_first_line(str(error))}"
+    if isinstance(error, OSError) and kind_of(error) is not Kind.AWAY:
+        return UserError(what, next_step="set RAY_TMPDIR to a folder on a local disk with a short path, such as /tmp")
+    step = "make sure that it has free memory, disk space and processor time, then run the same command again"
+    return Outage(what, next_step=step)
 
 
 def _print_nothing() -> None:

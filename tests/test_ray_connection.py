@@ -1,0 +1,32 @@
+"""A Ray of this machine that does not start."""
+
+from pathlib import Path
+
+import pytest
+import ray
+from driving import environment, run
+
+from orchestrator.dispatch.ray_connection import connect
+from orchestrator.errors import Outage
+
+
+def test_a_folder_that_ray_cannot_use_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def train(params, seed, device, report):\n    report(1, loss=1.0)\n")
+    (tmp_path / "sweep.yaml").write_text("name: mine\njob: mine:train\naxes: {lr: [1.0]}\n")
+    code, text = run("run", "sweep.yaml", cwd=tmp_path, environ=environment({"RAY_TMPDIR": "/dev/null/x"}))
+    assert code == 2, text
+    assert "Ray did not start on this machine: [Errno 20] Not a directory: '/dev/null/x'" in text
+    assert "set RAY_TMPDIR" in text
+    assert "Traceback" not in text
+
+
+def test_a_ray_that_does_not_start_in_time_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:  # Ray raises this after 30 s on a machine that is busy
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(Outage, match="Ray did not start on this machine: The current node timed out") as raised:
+        connect()
+    assert "run the same command again" in raised.value.next_step
