@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from jobs.data.labels import noisy_labels
-from jobs.data.mnist1d import mnist1d
+from jobs.data.mnist1d import mnist1d, package_seed
 from jobs.double_descent.gaussian import gaussian_linear, gaussian_teacher
 from jobs.double_descent.params import DoubleDescentParams
 from jobs.job import Curves, Member, log_spaced_steps
@@ -32,13 +32,16 @@ class Examples:
 def examples_of(p: DoubleDescentParams, seed: int) -> Examples:
     """The data that a trial trains and is tested on."""
     if p.data == "mnist1d":
-        x, y, x_test, y_test = (torch.from_numpy(a.copy()) for a in mnist1d(p.pool, p.test_count))
+        x, y, x_test, y_test = (
+            torch.from_numpy(a.copy()) for a in mnist1d(p.pool, p.test_count, package_seed(p.data_seed, seed))
+        )
     else:
+        seed_of_data = p.data_seed if p.data_seed > 0 else seed
         sizes = {"train": p.pool, "test": p.test_count, "inputs": p.inputs, "device": "cpu"}
         if p.data == "gaussian_linear":
-            made = gaussian_linear([seed], noise_std=[p.noise_std], **sizes)  # type: ignore[arg-type]
+            made = gaussian_linear([seed_of_data], noise_std=[p.noise_std], **sizes)  # type: ignore[arg-type]
         else:
-            made = gaussian_teacher([seed], **sizes)  # type: ignore[arg-type]
+            made = gaussian_teacher([seed_of_data], **sizes)  # type: ignore[arg-type]
         x, y, x_test, y_test = (part[0] for part in made)
     if p.data != "gaussian_linear":
         noise = {"rates": [p.label_noise], "classes": 10, "convention": p.noise_convention}

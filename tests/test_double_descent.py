@@ -13,13 +13,18 @@ from hypothesis import strategies as st
 
 from jobs.data.labels import noisy_labels
 from jobs.data.mnist1d import mnist1d
+from jobs.double_descent.block import PackData
 from jobs.double_descent.gaussian import gaussian_linear, gaussian_teacher
+from jobs.double_descent.image_params import ImageParams
 from jobs.double_descent.job import DoubleDescent
+from jobs.double_descent.pack import _data
 from jobs.double_descent.params import DoubleDescentParams, DoubleDescentThresholds
 from jobs.job import Member, ParamError, log_spaced_steps
 from jobs.packed import random
+from orchestrator.trial import Trial
 from tests.image_files import write_idx
 from tests.packing import assert_packed_is_solo, assert_same_curves, course_of, curves_of
+from tests.plain_mlp import plain_curves
 
 JOB = DoubleDescent()
 LIMITS = DoubleDescentThresholds()
@@ -87,6 +92,7 @@ def packs(draw: st.DrawFn) -> list[Member[DoubleDescentParams]]:
         own = {
             "width": draw(st.integers(1, 70)),
             "sample_count": draw(st.sampled_from([0, 0, 12, 31, 59])),
+            "data_seed": draw(st.sampled_from([0, 0, -1, 3])),
             "label_noise": 0.0 if regression else draw(st.sampled_from([0.0, 0.15, 1.0])),
             "noise_std": draw(st.sampled_from([0.0, 0.7])) if regression else 0.0,
             "init_scale": draw(st.sampled_from([0.3, 1.0, 1.5])),
@@ -190,6 +196,7 @@ def test_parameters_that_may_differ_in_a_pack_do_not_split_it() -> None:
             {"init_scale": 2.0},
             {"epochs": 3},
             {"curve_points": 5},
+            {"data_seed": -1},
         )
     }
     assert len(keys) == 1
@@ -389,6 +396,34 @@ def test_a_subset_as_large_as_the_pool_is_the_pool() -> None:
     assert_same_curves(whole, named, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("data", ["mnist1d", "gaussian_teacher"])
+def test_the_data_seed_tells_which_data_set_is_drawn(data: str) -> None:
+    """0: as it was; -1: each seed's own; else the same for all seeds."""
+    values: dict[str, Any] = {"data": data, "inputs": 40, "steps": 3, "curve_points": 2}
+    published, third, own = (data_of(seed=5, data_seed=d, **values) for d in (0, 3, -1))
+    same = {d: data_of(seed=6, data_seed=d, **values) for d in (0, 3, -1)}
+    assert torch.equal(third.x_SND, same[3].x_SND)
+    assert not torch.equal(own.x_SND, same[-1].x_SND)
+    assert torch.equal(published.x_SND, same[0].x_SND) == (data == "mnist1d")
+    assert torch.equal(published.x_SND, own.x_SND) == (data != "mnist1d")
+    assert not torch.equal(third.x_SND, published.x_SND)
+
+
+def data_of(seed: int, **values: Any) -> PackData:
+    one = member(seed, **values)
+    return _data([one.params], [one.seed], "cpu")
+
+
+def test_replicates_may_have_data_of_their_own_in_one_pack() -> None:
+    """Three data sets of MNIST-1D in one pack; each trial is as in plain PyTorch."""
+    pack = [
+        member(seed, data="mnist1d", inputs=40, data_seed=-1, width=width, steps=12, sample_count=count)
+        for seed, width, count in ((1, 9, 0), (2, 33, 30), (1, 20, 30), (3, 9, 0))
+    ]
+    for position, curves in curves_of(JOB, pack).items():
+        assert_same_curves(curves, plain_curves(pack[position]), rtol=2e-4, atol=2e-5, atols=ONE_WRONG)
+
+
 @pytest.mark.slow
 def test_mnist1d_is_the_packages_own() -> None:
     from mnist1d.data import get_dataset_args, make_dataset
@@ -399,6 +434,25 @@ def test_mnist1d_is_the_packages_own() -> None:
     np.testing.assert_array_equal(y, theirs["y"])
     np.testing.assert_array_equal(x_test, theirs["x_test"].astype(np.float32))
     np.testing.assert_array_equal(y_test, theirs["y_test"])
+
+
+@pytest.mark.parametrize(
+    ("job", "params", "trial_id"),
+    [
+        ("double_descent", DoubleDescentParams(), "d69524298ffefc4201892382808268f0"),
+        ("image_double_descent", ImageParams(), "cb7293b36355be9180bdfaae9ac1d44b"),
+    ],
+)
+def test_the_default_data_seed_leaves_a_trial_its_identity(job: str, params: Any, trial_id: str) -> None:
+    """The ids are those before the option."""
+    assert Trial(job=job, job_version=1, params=params, replicate=0).id == trial_id
+
+
+def test_the_data_seed_is_the_packages_seed() -> None:
+    """42 is the package's own: the published data."""
+    for part, published, other in zip(mnist1d(60, 40, 42), mnist1d(60, 40), mnist1d(60, 40, 7), strict=True):
+        np.testing.assert_array_equal(part, published)
+        assert not np.array_equal(part, other)
 
 
 @pytest.mark.parametrize(("train", "test"), [(60, 40), (70, 130), (63, 41), (33, 10)])

@@ -1,5 +1,6 @@
 """Convolutional networks: packed as alone, equal to PyTorch's own modules, and trained on files of CIFAR's format."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -73,10 +74,18 @@ def test_a_packed_one_dimensional_network_is_the_network() -> None:
         "test_count": 300,
     }
     members = [
-        Member(params=ImageParams(width=width, label_noise=noise, **common), seed=seed)
-        for width, noise, seed in ((2, 0.0, 1), (9, 0.15, 2), (24, 0.15, 3))
+        Member(params=ImageParams(width=width, label_noise=noise, data_seed=data, **common), seed=seed)
+        for width, noise, seed, data in ((2, 0.0, 1, 0), (9, 0.15, 2, -1), (24, 0.15, 3, 0), (4, 0.0, 3, -1))
     ]
-    assert_packed_is_solo(JOB, members, rtol=2e-3, atol=2e-4)
+    packed = assert_packed_is_solo(JOB, members, rtol=2e-3, atol=2e-4)
+    published = Member(params=dataclasses.replace(members[3].params, data_seed=0), seed=3)
+    (other,) = curves_of(JOB, [published]).values()
+    assert not np.allclose(packed.curves[3].values["test_loss"], other.values["test_loss"], rtol=2e-3)
+
+
+def test_images_from_files_have_no_data_seed(archive: str) -> None:
+    with pytest.raises(ParamError, match="data_seed: is for data: mnist1d"):
+        params(archive, data_seed=-1)
 
 
 # --- against PyTorch's own modules ---

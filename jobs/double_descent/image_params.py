@@ -36,6 +36,7 @@ class ImageParams(Params):
     train_evaluated: int = param(
         0, unit="images", low=0, high=1_000_000, meaning="training images that the curves are measured on; 0: all"
     )
+    data_seed: int = fields.data_seed()
     model: str = param("preact_resnet18", choices=tuple(TABLES), meaning="network")
     width: int = param(64, unit="channels", low=1, high=1_024, meaning="channels k of the first layer")
     init_scale: float = fields.init_scale()
@@ -71,6 +72,8 @@ class ImageParams(Params):
             raise ParamError("augment", "is for images; set it to false for data: mnist1d", self.augment, (False,))
         if self.data == "mnist1d" and self.archive:
             raise ParamError("archive", "is not for data: mnist1d, which is generated", self.archive, ("",))
+        if self.data_seed and self.data != "mnist1d":
+            raise ParamError("data_seed", f"is for data: mnist1d, not {self.data}", self.data_seed, (0,))
         if self.used < 2:
             raise ParamError("sample_count", "must be at least 2 (batch normalisation)", self.used)
 

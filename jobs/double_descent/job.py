@@ -23,6 +23,7 @@ from jobs.packed import cost as mlp
 _PER_MODEL = {
     "width",
     "sample_count",
+    "data_seed",
     "label_noise",
     "noise_std",
     "init_scale",

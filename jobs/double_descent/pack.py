@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jobs.data.images import SOURCES, first_images
 from jobs.data.labels import noisy_labels
-from jobs.data.mnist1d import mnist1d
+from jobs.data.mnist1d import mnist1d, package_seed
 from jobs.double_descent.block import MLPBlock, PackData
 from jobs.double_descent.gaussian import gaussian_linear, gaussian_teacher
 from jobs.double_descent.params import DoubleDescentParams
@@ -38,16 +38,19 @@ def train(pack: Sequence[Member[DoubleDescentParams]], device: str) -> Iterator[
 def _data(params: Sequence[DoubleDescentParams], seeds: Sequence[int], device: str) -> PackData:
     first = params[0]
     train, test = first.pool, first.test_count
+    # Equal seeds of the data (and noise) share one data set.
+    keys = [(_data_seed(p, seed), p.noise_std) for seed, p in zip(seeds, params, strict=True)]
+    distinct = list(dict.fromkeys(keys))
+    source = torch.tensor([distinct.index(key) for key in keys], device=device)
+    own = [seed for seed, _ in distinct]
     if first.data == "mnist1d" or first.data in SOURCES:
-        arrays = mnist1d(train, test) if first.data == "mnist1d" else _pixels(first)
-        x, y, x_test, y_test = (torch.from_numpy(a).to(device).unsqueeze(0) for a in arrays)
-        source = torch.zeros(len(params), dtype=torch.int64, device=device)
+        sets = [mnist1d(train, test, seed) for seed in own] if first.data == "mnist1d" else [_pixels(first)]
+        x, y, x_test, y_test = (
+            # Without a copy where there is one data set, which may be large.
+            torch.from_numpy(arrays[0][None] if len(sets) == 1 else np.stack(arrays)).to(device)
+            for arrays in zip(*sets, strict=True)
+        )
     else:
-        # Equal seeds (and noise) share one data set.
-        keys = [(seed, p.noise_std) for seed, p in zip(seeds, params, strict=True)]
-        distinct = list(dict.fromkeys(keys))
-        source = torch.tensor([distinct.index(key) for key in keys], device=device)
-        own = [seed for seed, _ in distinct]
         if first.data == "gaussian_linear":
             noise = [std for _, std in distinct]
             x, y, x_test, y_test = gaussian_linear(own, train, test, first.inputs, noise, device)
@@ -58,6 +61,15 @@ def _data(params: Sequence[DoubleDescentParams], seeds: Sequence[int], device: s
         rates = [p.label_noise for p in params]
         labels = noisy_labels(labels, seeds, rates, first.outputs, first.noise_convention)
     return _subsets(PackData(x_SND=x, y_MN=labels, xt_STD=x_test, yt_ST=y_test, source_M=source), params, seeds)
+
+
+def _data_seed(params: DoubleDescentParams, seed: int) -> int:
+    """What the data of a trial with this seed are drawn from."""
+    if params.data == "mnist1d":
+        return package_seed(params.data_seed, seed)
+    if params.data in SOURCES:
+        return 0
+    return params.data_seed if params.data_seed > 0 else seed
 
 
 def _pixels(

@@ -33,6 +33,7 @@ class DoubleDescentParams(Params):
         added=True,
         meaning="an image data set's file or folder on the worker's disk; empty: the standard one in the data folder",
     )
+    data_seed: int = fields.data_seed()
     inputs: int = param(
         40, low=1, high=10_000, meaning="input features (40 for mnist1d, 784 for mnist, 3072 for cifar10)"
     )
@@ -67,6 +68,8 @@ class DoubleDescentParams(Params):
             raise ParamError("inputs", f"must be {INPUTS[self.data]} for data: {self.data}", self.inputs)
         if self.archive and self.data not in SOURCES:
             raise ParamError("archive", "is for image data", self.archive, ("",))
+        if self.data_seed and self.data in SOURCES:
+            raise ParamError("data_seed", f"is for generated data, not {self.data}", self.data_seed, (0,))
         if self.data == "gaussian_linear" and self.loss != "squared":
             raise ParamError("loss", "must be squared for data: gaussian_linear (regression)", self.loss, ("squared",))
         if self.data == "gaussian_linear" and self.label_noise:

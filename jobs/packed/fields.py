@@ -22,6 +22,16 @@ noise_convention = partial(
     choices=NOISE_CONVENTIONS,
     meaning="a replaced label is one of all classes, or one of the wrong ones",
 )
+data_seed = partial(
+    param,
+    0,
+    low=-1,
+    high=(1 << 32) - 1,
+    added=True,
+    meaning="which data set is generated: 0: MNIST-1D as published, Gaussian data of each replicate's own; -1: each"
+    " replicate's own; otherwise the same one for all replicates, drawn with this seed",
+)
+"""Of generated data. Subsets, label noise, batches and initial weights are each replicate's own in any case."""
 optimiser = partial(param, choices=("sgd", "adam", "adamw"), meaning="optimiser")
 learning_rate = partial(param, unit="1/step", above=0, high=100)
 momentum = partial(param, low=0, below=1, meaning="momentum (sgd)")
