@@ -181,6 +181,9 @@ def test_the_curve_of_a_corrected_function_comes_from_one_training(folder: Path)
         ("2.0", ((1, 2.0), (2, 1.0), (3, 2 / 3))),
         ("3.0", ((2, 15.0), (4, 7.5), (6, 5.0), (8, 3.75))),
     }
+    plan = phasefront("plan", "sweep.yaml", cwd=folder)
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stdout.splitlines() == ["trials    6: 6 finished, 0 to run", "nothing to run"]
 
 
 STUCK = """\

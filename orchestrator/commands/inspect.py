@@ -83,13 +83,15 @@ def plan(arguments: argparse.Namespace) -> int:
     if sweep.is_search:
         todo += sweep.sample(max(0, sweep.most_trials - len(trials)))
         print("\n".join(search_lines(sweep)))
+    print(f"trials    {len(todo) + finished}: {finished} finished, {len(todo)} to run")
+    if not todo:
+        print("nothing to run")
+        return 0
     shape = resources_at_hand(sweep, inline=arguments.inline)
     planner = make_planner(sweep, measured(sweep, todo, shape.device), shape=shape)
     planner = rehearsed(planner, sweep, todo, shape=shape)
     packs = planner.plan(todo, workers=shape.workers)
-    print(f"trials    {len(todo) + finished}: {finished} finished, {len(todo)} to run")
-    lines = plan_lines(planner, packs, workers=shape.workers, inline=arguments.inline)
-    print("\n".join(lines if todo else ["nothing to run"]))
+    print("\n".join(plan_lines(planner, packs, workers=shape.workers, inline=arguments.inline)))
     return 0
 
 
