@@ -354,6 +354,13 @@ class Job(ABC, Generic[P]):
     def phase(self, params: P, observations: Observations, thresholds: AnyParams) -> str:
         """The trial's label, one of `phases`."""
 
+    def doubt(self, params: P, observations: Observations) -> str:
+        """Why the recorded curve of a finished trial may be wrong, where an earlier version may have trained it.
+
+        "", the default, where nothing is known against it.
+        """
+        return ""
+
     def summarise(self, trials: Sequence[tuple[P, Observations]], thresholds: AnyParams) -> dict[str, float]:
         """Quantities of a whole sweep (e.g. the width at the test-error peak); none by default."""
         return {}

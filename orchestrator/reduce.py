@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numbers
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,17 @@ def reduce_curves(job: Job[Any], params: Params, curves: Curves, thresholds: Par
     if phase not in job.phases:
         raise ValueError(f"phase returned {phase!r}, which is not in the job's phases: {', '.join(job.phases)}")
     return phase, observations
+
+
+def doubts(job: Job[Any], finished: Iterable[tuple[Params, Observations]]) -> Counter[str]:
+    """How many finished trials the job doubts for which reason (`Job.doubt`)."""
+    reasons = (job.doubt(params, observations) for params, observations in finished)
+    return Counter(reason for reason in reasons if reason)
+
+
+def doubt_lines(doubted: Counter[str]) -> list[str]:
+    """What `status` and `map` say of `doubts`, a line for each reason."""
+    return [f"{count} finished: {reason}" for reason, count in doubted.items()]
 
 
 def _observation(name: object, value: object) -> float | Censored:

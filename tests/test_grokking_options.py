@@ -23,7 +23,7 @@ from jobs.grokking.modular import OPERATIONS
 from jobs.grokking.params import GrokkingParams, GrokkingThresholds
 from jobs.grokking.quadratic import QuadraticBlock
 from jobs.job import Curves, Member, ParamError, identity, params_from, specs
-from jobs.packed import loop, optim
+from jobs.packed import fields, loop, optim
 from orchestrator.trial import Trial
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -461,7 +461,7 @@ def test_with_a_small_epsilon_the_size_of_the_gradient_does_not_matter_to_adam()
 
 @pytest.mark.parametrize("by", [1.0, 1e-10, 1e-15, 1e-18, 1e-20, 1e-23])
 def test_where_small_numbers_are_treated_as_zero_no_step_changes(by: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert optim.hides_denormals("adam", 1e-11)
+    assert fields.hides_denormals("adam", 1e-11)
     flushed = with_gradients_scaled(by, epsilon=1e-11)
     monkeypatch.setattr(loop, "flushed_denormals", contextlib.nullcontext)
     exact = with_gradients_scaled(by, epsilon=1e-11)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.job import Censored
 from orchestrator.cli import main
 from orchestrator.commands import inspect
 from orchestrator.commands.wiring import open_tracker, sweep_record
@@ -64,3 +65,38 @@ def test_phases_are_counted_under_the_sweeps_own_thresholds(
     many = said()
     assert "phases  " not in many
     assert "others    near 3, arrived 1: the labels of 4 trials under other thresholds" in many
+
+
+def test_curves_that_an_earlier_version_may_have_got_wrong_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Adam with an epsilon below 1e-11: the trial without the observations of this version, and no other."""
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        f"job: grokking\naxes: {{epsilon: [1.0e-25, 1.0e-20, 1.0e-8]}}\noutput: {tmp_path / 'map'}\n"
+        f'tracking: {{uri: "sqlite:///{tmp_path / "record.db"}"}}\n'
+    )
+    sweep = Sweep.load(file)
+    tracker = open_tracker(sweep)
+    tracker.open_sweep(sweep_record(sweep))
+    trials = sweep.trials()
+    tracker.begin(trials)
+    seen = {1e-25: {}, 1e-20: {"blow_up_step": Censored(10.0)}, 1e-8: {}}
+    tracker.end(
+        [
+            TrialResult(
+                t.id,
+                Status.FINISHED,
+                "grokking",
+                {"final_test_accuracy": 1.0, **seen[t.settings()["epsilon"]]},  # type: ignore[index]
+            )
+            for t in trials
+        ]
+    )
+    tracker.close()
+    assert main(["status", str(file)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("doubtful")]
+    assert "1 finished: an earlier version trained them with an epsilon below 1e-11" in line
+    assert main(["map", str(file)]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count("doubtful curves: 1 finished") == 1

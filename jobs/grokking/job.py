@@ -20,6 +20,7 @@ from jobs import curves as reductions
 from jobs.grokking import cost
 from jobs.grokking.params import BASE_METRICS, GrokkingParams, GrokkingThresholds
 from jobs.job import AnyParams, Censored, Cost, Curves, Job, Member, Observations, Report, as_dict, log_spaced_steps
+from jobs.packed.fields import hides_denormals
 
 _PER_MODEL = {
     "data_fraction",
@@ -112,6 +113,15 @@ class Grokking(Job[GrokkingParams]):
         names = ("memorisation_step", "generalisation_step", "generalisation_gap")
         memorised, generalised, gap = (observations[name] for name in names)
         return reductions.learning_phase(memorised, generalised, gap, thresholds.grokking_gap)
+
+    def doubt(self, params: GrokkingParams, observations: Observations) -> str:
+        """Of trials of versions before `blow_up_step` was observed, which flushed small numbers to zero on a CPU."""
+        if "blow_up_step" in observations or hides_denormals(params.optimiser, params.epsilon):
+            return ""
+        return (
+            "an earlier version trained them with an epsilon below 1e-11; if on a CPU, steps of Adam were too "
+            "long (see CHANGELOG.md). Train them again in another experiment: --set tracking.experiment=NAME"
+        )
 
 
 def _blow_up_step(params: GrokkingParams, curves: Curves, memorised_accuracy: float) -> float | Censored:

@@ -19,8 +19,9 @@ from jobs.grokking.quadratic import QuadraticBlock
 from jobs.job import Member, Report, log_spaced_steps
 from jobs.packed import random
 from jobs.packed.cost import models_per_block, padded_width
+from jobs.packed.fields import hides_denormals
 from jobs.packed.loop import neighbours, run_blocks
-from jobs.packed.optim import FlatParameters, hides_denormals
+from jobs.packed.optim import FlatParameters
 
 _BLOCKS: dict[str, type[ModularBlock]] = {
     "quadratic_mlp": QuadraticBlock,

@@ -40,3 +40,13 @@ beta2 = partial(param, low=0, below=1, meaning="decay of the second moment (adam
 weight_decay = partial(param, 0.0, low=0, high=1e3, meaning="L2 term in the gradient (sgd, adam), or decoupled (adamw)")
 prominence = partial(param, 0.01, low=0)
 """Of a peak, in a job's thresholds (see `jobs.curves.most_prominent_peak`)."""
+
+
+def hides_denormals(kind: str, epsilon: float) -> bool:
+    """Whether a step is the same if numbers below the smallest normal one, 1.2e-38, are treated as zero.
+
+    Adam divides by sqrt(second moment) + epsilon. The root of a moment below 1.2e-38 is below 1.1e-19, times at most
+    32 by the correction of the first steps; an epsilon of 1e-11 exceeds that beyond the precision of float32. With the
+    epsilon of 1e-25 of Prieto et al. (2025) the step would be 10^6 times too long.
+    """
+    return kind == "sgd" or epsilon >= 1e-11

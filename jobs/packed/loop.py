@@ -31,7 +31,7 @@ def flushed_denormals() -> Iterator[None]:
     """Treat numbers below 1.2e-38 as zero on the CPU, in this thread and context.
 
     Second moments and errors of a converged model fall below that, where operations are ten times slower. Adam's step
-    does not change where epsilon hides such a moment: `jobs.packed.optim.hides_denormals`.
+    does not change where epsilon hides such a moment: `jobs.packed.fields.hides_denormals`.
     """
     before = float(torch.full((1,), 1e-40) * 1.0) == 0.0
     torch.set_flush_denormal(True)

@@ -27,6 +27,7 @@ from orchestrator.plan.planner import Planner
 from orchestrator.printable import last_line
 from orchestrator.progress import amount_of_bytes, duration, phase_counts
 from orchestrator.records import Status
+from orchestrator.reduce import doubt_lines, doubts
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.base import Tracker, TrialRow
 from orchestrator.trial import Trial
@@ -140,11 +141,13 @@ def time_estimate(planner: Planner, packs: Sequence[Pack], *, workers: int, slow
 def status(arguments: argparse.Namespace) -> int:
     """Show how many of the sweep's trials are recorded, and in which status and phase."""
     sweep = load_sweep(arguments)
+    job = sweep.job_object()
     counts: Counter[Status] = Counter()
     phases: Counter[str] = Counter()
     stale: dict[str, str] = {}
     """Trial id -> its label under thresholds that are not this sweep's."""
     failed: list[tuple[Trial, TrialRow]] = []
+    doubted: Counter[str] = Counter()
     fingerprint = sweep.thresholds_fingerprint()
     with contextlib.closing(open_tracker(sweep)) as tracker:
         by_id = {trial.id: trial for trial in known_trials(sweep, tracker)}
@@ -154,6 +157,7 @@ def status(arguments: argparse.Namespace) -> int:
         for row in tracker.rows(by_id):
             counts[row.recorded.status] += 1
             if row.recorded.status is Status.FINISHED:
+                doubted.update(doubts(job, [(by_id[row.trial_id].params, row.recorded.observations)]))
                 label = row.recorded.phase or "no phase"
                 if row.recorded.thresholds != fingerprint:
                     stale[row.trial_id] = label
@@ -182,6 +186,7 @@ def status(arguments: argparse.Namespace) -> int:
         lines.append(f"others    {phase_counts(others)}: the labels of {others.total()} trials under other thresholds")
     if stale:
         lines.append(f"          to relabel them in the record, without training: {command_line(arguments, 'map')}")
+    lines += [f"doubtful  {line}" for line in doubt_lines(doubted)]
     for trial, row in failed:
         lines += [failure_line(trial, row.error, sweep), f"          run {row.run_id}"]
     if counts[Status.FAILED] > FAILURES_SHOWN:

@@ -45,6 +45,7 @@ def publish_record(
         The files, notes and metrics; the last value of a curve is the metric `map/<name>`.
     """
     from orchestrator.phases.publish import publish
+    from orchestrator.reduce import doubt_lines, doubts
 
     rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
     drawing = drawing_of(sweep, history) if classifier or sweep.is_search else None
@@ -57,6 +58,12 @@ def publish_record(
     # The last point of a curve is the search's own; this map may be drawn under other thresholds.
     metrics = {f"map/{name}" if name in published.curves else name: v for name, v in published.metrics.items()}
     warnings = published.warnings
+    finished = (
+        (trial.params, row.recorded.observations)
+        for trial in trials
+        if (row := rows.get(trial.id)) and row.recorded.status is Status.FINISHED
+    )
+    warnings += tuple(f"doubtful curves: {line}" for line in doubt_lines(doubts(sweep.job_object(), finished)))
     if replaced:
         warnings += (replaced,)
     if left:
