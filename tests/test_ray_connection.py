@@ -1,5 +1,7 @@
 """A Ray of this machine that does not start."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,23 @@ def test_a_folder_that_ray_cannot_use_is_named(tmp_path: Path) -> None:
     assert "Ray did not start on this machine: [Errno 20] Not a directory: '/dev/null/x'" in text
     assert "set RAY_TMPDIR" in text
     assert "Traceback" not in text
+
+
+def test_a_ray_that_was_imported_before_is_started_with_a_token(tmp_path: Path) -> None:
+    """Ray reads the mode of authentication when it is imported, a notebook's first cell for example."""
+    code = (
+        "import ray\n"
+        "from orchestrator.dispatch.ray_connection import connect, disconnect\n"
+        "from orchestrator.dispatch.capacity import Node\n"
+        "connect(Node(cpus=1, memory_bytes=2e9))\n"
+        "print(ray.cluster_resources()['CPU'])\n"
+        "disconnect()\n"
+    )
+    environ = {name: value for name, value in environment().items() if name not in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines() == ["1.0"], done.stderr
 
 
 def test_a_ray_that_does_not_start_in_time_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:

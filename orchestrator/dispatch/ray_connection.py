@@ -119,6 +119,8 @@ def connect(local: Node | None = None) -> bool:
 
     if ray.is_initialized():
         return False
+    # Ray reads RAY_AUTH_MODE when it is imported, which a notebook may have done before.
+    ray._raylet.Config.initialize("")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "phasefront"}
     _print_nothing()
     if not address or address == "local":
