@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.dispatch.capacity import WORKER_BYTES, Need, Node, Request, capacity, fits
+from orchestrator.dispatch.ray_nodes import names_of
 
 GB = 1e9
 
@@ -123,3 +124,9 @@ def test_no_node_at_all_is_room_for_no_worker_and_says_what_one_needs() -> None:
     text = asked.no_room(shape).text
     assert "4 CPUs, 0.5 GPUs and 0.25 GB of memory" in text
     assert "set resources.device to cpu" in text
+
+
+def test_hosts_that_share_a_name_are_shown_with_their_addresses() -> None:
+    hosts = {"1": ("vm", "10.0.0.1"), "2": ("vm", "10.0.0.2"), "3": ("big", "10.0.0.3"), "4": (None, "10.0.0.4")}
+    nodes = [{"NodeID": n, "NodeManagerHostname": h, "NodeManagerAddress": a} for n, (h, a) in hosts.items()]
+    assert names_of(nodes) == {"1": "vm (10.0.0.1)", "2": "vm (10.0.0.2)", "3": "big", "4": "10.0.0.4"}

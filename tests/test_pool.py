@@ -5,11 +5,17 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.dispatch.base import Cause, PackEnded, PackProgress
-from orchestrator.dispatch.health import EXCLUDED_S, FAILURES_BEFORE_PAUSE, STILLBORN_LIMIT, NodeHealth
+from orchestrator.dispatch.health import (
+    EXCLUDED_S,
+    FAILURES_BEFORE_PAUSE,
+    STILLBORN_LIMIT,
+    STILLBORN_LIMIT_OF_CLUSTER,
+    NodeHealth,
+)
 from orchestrator.dispatch.placement import ALONE_S, AVOID_S, TAKE_BACK_S
-from orchestrator.dispatch.pool import FAILURES_BEFORE_REPLACEMENT, GRACE_S
+from orchestrator.dispatch.pool import FAILURES_BEFORE_REPLACEMENT, GRACE_S, LOOK_S
 from orchestrator.dispatch.roster import GONE_S
-from orchestrator.errors import UserError
+from orchestrator.errors import Outage, UserError
 from tests.scripted_engine import Bench, scripted_task
 
 # --- packs ---
@@ -216,20 +222,71 @@ def test_a_node_where_workers_die_while_starting_is_tried_more_and_more_rarely()
     assert list(bench.engine.where.values()).count("A") == 1
 
 
+def all_die(bench: Bench) -> None:
+    """Every worker dies while it starts."""
+    for _ in range(200):
+        for worker in list(bench.engine.where):
+            bench.engine.die(worker, error="ModuleNotFoundError: no such module")
+        bench.poll(1)
+
+
 @pytest.mark.parametrize(("others", "where"), [({"B": 1}, "on each of 2 nodes"), ({}, "on node host A")])
-def test_the_run_ends_if_no_worker_can_live_anywhere(others: dict[str, int], where: str) -> None:
+def test_a_cluster_on_which_no_worker_lives_is_waited_for_and_is_an_outage(others: dict[str, int], where: str) -> None:
+    """A sound node may join meanwhile, or before the next attempt."""
     bench = Bench(A=2, **others)
+    bench.submit("1")
+    began = bench.engine.now
+    with pytest.raises(Outage, match="no such module") as ended:
+        all_die(bench)
+    assert 60 < bench.engine.now - began < 120
+    assert f"{STILLBORN_LIMIT_OF_CLUSTER} times in a row {where}" in ended.value.text
+    assert "--working-dir" in ended.value.next_step
+    assert bench.engine.started.count("A") <= 2 + STILLBORN_LIMIT_OF_CLUSTER
+    assert any("workers died while starting on host A" in line and "next attempt in" in line for line in bench.said)
 
-    def all_die() -> None:
-        for _ in range(60):
-            for worker in list(bench.engine.where):
-                bench.engine.die(worker, error="no such module")
-            bench.poll(1)
 
+def test_a_sound_node_that_joins_a_bad_one_saves_the_run() -> None:
+    bench = Bench(A=1)
+    bench.submit("1")
+    for _ in range(20):
+        for worker in list(bench.engine.where):
+            bench.engine.die(worker)
+        bench.poll(1)
+    bench.engine.rooms |= Bench(B=1).engine.rooms
+    bench.poll(LOOK_S + 1)
+    bench.engine.ready(next(worker for worker, node in bench.engine.where.items() if node == "B"))
+    bench.poll()
+    assert bench.pool.running() == ["1"]
+
+
+def test_a_machine_on_which_no_worker_lives_is_a_mistake() -> None:
     with pytest.raises(UserError, match="no such module") as ended:
-        all_die()
-    assert f"3 times in a row {where}" in ended.value.text
+        all_die(bench := Bench(grows=False, A=2))
+    assert "3 times in a row on this machine" in ended.value.text
     assert bench.engine.started.count("A") <= 2 + STILLBORN_LIMIT
+
+
+def test_a_bad_node_is_mentioned_when_it_first_fails_and_when_it_goes_on_to_fail() -> None:
+    bench = Bench(A=1, B=3)
+    bench.engine.ready(next(worker for worker, node in bench.engine.where.items() if node == "A"))
+    for _ in range(300):
+        for worker, node in list(bench.engine.where.items()):
+            if node == "B":
+                bench.engine.die(worker, error="ModuleNotFoundError: no such module")
+                bench.poll()
+        bench.poll(1)
+    first, further = bench.said
+    assert first.startswith("a worker on host B died while starting (ModuleNotFoundError: no such module)")
+    assert "3 times in a row" in further and "every node needs phasefront" in further
+
+
+def test_workers_that_never_start_beside_others_are_mentioned_once_for_each_node() -> None:
+    bench = Bench(A=1, B=3)
+    bench.engine.ready(next(worker for worker, node in bench.engine.where.items() if node == "A"))
+    bench.poll(300)
+    (said,) = bench.said
+    assert said.startswith("3 workers are still starting on host B after 60 s")
+    assert "logs" in said
 
 
 def test_workers_that_die_together_while_starting_count_once() -> None:

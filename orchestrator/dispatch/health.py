@@ -9,7 +9,11 @@ from collections import deque
 from dataclasses import dataclass, field
 
 STILLBORN_LIMIT = 3
-"""The run ends when workers have died while starting this often on every node, and no worker lives."""
+"""A node on which workers died while starting this often in a row is unlikely to hold any. A run on this machine alone
+then ends."""
+STILLBORN_LIMIT_OF_CLUSTER = 6
+"""On a cluster the run ends when this has happened on every node, and no worker lives: with the pauses, a node may join
+for a minute or two."""
 STILLBORN_LIMIT_ONCE_LIVED = 10
 """The same if a worker has lived before: a node that died may come back meanwhile (with the pauses, 20 minutes)."""
 FIRST_BACKOFF_S = 2.0

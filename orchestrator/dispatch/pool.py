@@ -7,18 +7,19 @@ in a simulation.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.engine import Engine, EngineEvent, PackNews, WorkerDied, WorkerReady
-from orchestrator.dispatch.health import NodeHealth
+from orchestrator.dispatch.health import STILLBORN_LIMIT, NodeHealth
 from orchestrator.dispatch.output import with_output
 from orchestrator.dispatch.placement import Placement
 from orchestrator.dispatch.roster import STUCK_S, Held, Roster, Worker
 from orchestrator.dispatch.source import Source
 from orchestrator.dispatch.versions import JobVersions
-from orchestrator.dispatch.waiting import Silence, Waiting
+from orchestrator.dispatch.waiting import Silence, Waiting, workers_are
 from orchestrator.printable import last_line
 from orchestrator.records import Status
 
@@ -32,6 +33,8 @@ STALL_S = 5.0
 """A longer time between two polls is the driver's own: it counts as nobody's silence."""
 FAILURES_BEFORE_REPLACEMENT = 5
 """Failures in a row of one worker, while others succeed, before it is replaced."""
+SLOW_START_S = 60.0
+"""A worker that has been starting for this long is mentioned."""
 STICKY = ("CUDA error", "device-side assert", "unspecified launch failure", "CUDNN_STATUS", "CUBLAS_STATUS")
 """Errors after which a process cannot use its device any more."""
 
@@ -63,6 +66,8 @@ class PooledDispatcher(Dispatcher):
         self._placement = Placement(engine, self._roster, self._health)
         self._lost: set[str] = set()
         """Nodes that died, each of which is mentioned once."""
+        self._slow: set[str] = set()
+        """Nodes with slow starts that were mentioned."""
         self._notices: list[str] = []
         self._waiting = Waiting(engine.worker_needs)
         self._last_success: tuple[float, int] = (float("-inf"), 0)
@@ -122,6 +127,7 @@ class PooledDispatcher(Dispatcher):
         if now - self._checked >= CHECK_S:
             self._checked = now
             self._check_deadlines(now, events)
+            self._say_slow_starts(now)
             self._say_waiting(now, progress=bool(happened))
         self._placement.assign(now)
         self._polled = now
@@ -162,6 +168,7 @@ class PooledDispatcher(Dispatcher):
         if isinstance(happened, WorkerReady):
             self._roster.has_started(worker)
             self._health.started(worker.node)
+            self._slow.discard(worker.node)
         elif isinstance(happened, WorkerDied):
             self._bury(worker, happened, events, now)
         else:
@@ -246,15 +253,27 @@ class PooledDispatcher(Dispatcher):
             self._lost.add(worker.node)
             self._say(f"node {self._roster.name(worker.node)} was lost; its trials are run again")
         if death.cause is not Cause.NODE_LOST and not worker.used:
+            before = self._health.start_failures(worker.node)
             self._health.start_failed(worker.node, started_at=worker.started_at, now=now, error=death.error)
-            if self._health.start_failures(worker.node) == 1:
-                name, error = self._roster.name(worker.node), last_line(death.error)
-                self._say(f"a worker on {name} died while starting ({error}); it is tried again after a pause")
+            self._say_start_failed(worker.node, before, last_line(death.error))
         if worker.packs:
             task = worker.packs.popleft().task
             events.append(PackFailed(pack_id=task.pack_id, cause=death.cause, error=death.error, node=worker.node))
         self._placement.requeue(worker)
         self._looked = float("-inf")
+
+    def _say_start_failed(self, node: str, before: int, error: str) -> None:
+        """Mention the first failed start of a node, and the one from which on it is unlikely to hold a worker."""
+        failures, name = self._health.start_failures(node), self._roster.name(node)
+        if failures == before:
+            return
+        if failures == 1:
+            self._say(f"a worker on {name} died while starting ({error}); it is tried again after a pause")
+        elif failures == STILLBORN_LIMIT and self._roster.grows:
+            self._say(
+                f"workers on {name} died while starting, {failures} times in a row; it is tried again at growing "
+                f"intervals, and trials run on other nodes; next: {self._roster.remedy(node)}"
+            )
 
     def _dismiss(self, worker: Worker) -> None:
         self._roster.dismiss(worker)
@@ -319,6 +338,22 @@ class PooledDispatcher(Dispatcher):
                 silent.append((silent_s, held.task, self._roster.name(worker.node)))
         if silent:
             self._notices.append(Silence.text(silent))
+
+    def _say_slow_starts(self, now: float) -> None:
+        """Mention nodes on which workers take long to start, although others run or could."""
+        slow = Counter(
+            worker.node
+            for worker in self._roster.workers.values()
+            if not worker.ready and now - worker.started_at >= SLOW_START_S and worker.node not in self._slow
+        )
+        for node, count in slow.items():
+            self._slow.add(node)
+            if self._roster.ready():
+                self._say(
+                    f"{workers_are(count)} still starting on {self._roster.name(node)} after {SLOW_START_S:.0f} s: the "
+                    "node is slow, its resources are in use, or processes of Ray die there. Its logs tell: "
+                    "/tmp/ray/session_latest/logs on that node"
+                )
 
     def _say_waiting(self, now: float, *, progress: bool) -> None:
         """State why nothing runs, if that has lasted for a while."""

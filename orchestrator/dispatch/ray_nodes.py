@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +27,28 @@ def alive_nodes() -> dict[str, AliveNode]:
     import ray
 
     available = _available()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    names = names_of(alive)
     return {
         node["NodeID"]: AliveNode(
-            name=node.get("NodeManagerHostname") or node["NodeManagerAddress"],
+            name=names[node["NodeID"]],
             total=_offer(node["Resources"], node["Resources"].get("memory", math.inf)),
             available=None if available is None else _free(node, available.get(node["NodeID"], {})),
         )
-        for node in ray.nodes()
-        if node["Alive"]
+        for node in alive
     }
+
+
+def names_of(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Node id -> the name of its host, with its address where hosts share a name."""
+    addresses: defaultdict[str, set[str]] = defaultdict(set)
+    for node in nodes:
+        addresses[node.get("NodeManagerHostname") or ""].add(node["NodeManagerAddress"])
+    names = {}
+    for node in nodes:
+        host, address = node.get("NodeManagerHostname"), node["NodeManagerAddress"]
+        names[node["NodeID"]] = address if not host else f"{host} ({address})" if len(addresses[host]) > 1 else host
+    return names
 
 
 def _offer(resources: Mapping[str, float], memory_bytes: float) -> Node:

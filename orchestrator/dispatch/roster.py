@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 
 from orchestrator.dispatch.base import PackTask
 from orchestrator.dispatch.engine import Engine, NodeRoom
-from orchestrator.dispatch.health import STILLBORN_LIMIT, STILLBORN_LIMIT_ONCE_LIVED, NodeHealth
+from orchestrator.dispatch.health import (
+    STILLBORN_LIMIT,
+    STILLBORN_LIMIT_OF_CLUSTER,
+    STILLBORN_LIMIT_ONCE_LIVED,
+    NodeHealth,
+)
 from orchestrator.dispatch.versions import JobVersions
 from orchestrator.dispatch.waiting import Silence
 from orchestrator.errors import Outage, UserError
@@ -79,7 +84,7 @@ class Roster:
     def __init__(
         self, engine: Engine, *, wanted: int | None, grows: bool, health: NodeHealth, versions: JobVersions
     ) -> None:
-        self._engine, self._wanted, self._grows, self._health = engine, wanted, grows, health
+        self._engine, self._wanted, self.grows, self._health = engine, wanted, grows, health
         self._versions = versions
         self.workers: dict[int, Worker] = {}
         self.nodes: Mapping[str, NodeRoom] = {}
@@ -238,7 +243,7 @@ class Roster:
 
     def request(self, packs: int, capacity: int) -> None:
         """Announce the workers that are missing for these packs, so that an autoscaler adds nodes."""
-        if not self._grows:
+        if not self.grows:
             return
         wanted = packs if self._wanted is None else self._wanted
         request = wanted if wanted > capacity else 0
@@ -251,26 +256,35 @@ class Roster:
         nodes = sorted(usable)
         if not nodes and (other := self._versions.error(self.nodes)):
             raise other
-        if not nodes and not self._grows:
+        if not nodes and not self.grows:
             raise UserError(
                 f"no worker fits: one needs {self._engine.worker_needs}",
                 place="resources",
                 next_step="lower resources.cpus_per_worker, or set resources.device to cpu",
             )
-        limit = STILLBORN_LIMIT if not self._health.lived else STILLBORN_LIMIT_ONCE_LIVED
-        if nodes and all(self._health.start_failures(node) >= limit for node in nodes):
-            error = last_line(self._health.start_error(nodes[0]))
-            where = "on this machine"
-            if self._grows:
-                where = f"on each of {len(nodes)} nodes" if len(nodes) > 1 else f"on node {self.name(nodes[0])}"
-            what = f"workers died while starting, {limit} times in a row {where}"
-            if self._health.lived:
-                raise Outage(f"{what}: {error}", next_step="run the same command again when the cluster is well")
-            raise UserError(
-                what,
-                place="resources",
-                next_step=(
-                    "on a cluster, every node needs phasefront in the Python environment of Ray, or the project in "
-                    f"the job's working directory (`ray job submit --working-dir .`). The last error: {error}"
-                ),
+        limit = STILLBORN_LIMIT_OF_CLUSTER if self.grows else STILLBORN_LIMIT
+        if self._health.lived:
+            limit = STILLBORN_LIMIT_ONCE_LIVED
+        if not nodes or any(self._health.start_failures(node) < limit for node in nodes):
+            return
+        error = last_line(self._health.start_error(nodes[0]))
+        where = "on this machine"
+        if self.grows:
+            where = f"on each of {len(nodes)} nodes" if len(nodes) > 1 else f"on node {self.name(nodes[0])}"
+        what = f"workers died while starting, {limit} times in a row {where}"
+        if not self.grows and not self._health.lived:
+            raise UserError(what, place="resources", next_step=f"correct what the last error names: {error}")
+        raise Outage(
+            f"{what}: {error}",
+            next_step=f"{self.remedy(nodes[0])}, then run the same command again when the cluster is well",
+        )
+
+    def remedy(self, node: str) -> str:
+        """What a user can do about a node on which workers die while starting."""
+        error = self._health.start_error(node)
+        if "ModuleNotFoundError" in error or "ImportError" in error:
+            return (
+                "every node needs phasefront in the Python environment of Ray, or the project in the job's working "
+                "directory (`ray job submit --working-dir .`)"
             )
+        return f"see Ray's logs on {self.name(node)}: /tmp/ray/session_latest/logs"

@@ -53,6 +53,11 @@ class Silence:
         return f"no news from {trials} on {node} for {seconds:.0f} s{more}{limit}"
 
 
+def workers_are(count: int) -> str:
+    """The beginning of a sentence about so many workers."""
+    return "1 worker is" if count == 1 else f"{count} workers are"
+
+
 class Waiting:
     """Why nothing runs."""
 
@@ -111,5 +116,5 @@ class Waiting:
         if failed and not starting:
             return f"workers died while starting on {', '.join(failed[:3])}; next attempt in {retry_s:.0f} s{waited}"
         if starting:
-            return f"{starting} workers are still starting{waited}"
+            return f"{workers_are(starting)} still starting{waited}"
         return f"no worker can take the packs that wait{waited}"
