@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 
+from orchestrator.dispatch import reaper
 from orchestrator.dispatch.session import MARKER, Session, remove_left
 from tests.driving import driver, environment, rows_recorded, run, wait_for
 
@@ -79,6 +81,36 @@ def test_a_link_that_looks_like_a_session_is_not_followed(tmp_path: Path) -> Non
     (temporary / "session_x").symlink_to(elsewhere)
     assert remove_left(temporary, gone) == []
     assert (elsewhere / MARKER).exists()
+
+
+@pytest.mark.parametrize(("end", "stays"), [(None, False), (reaper.CLEAN, True)])
+def test_the_session_of_a_driver_that_was_killed_while_ray_started_is_removed(
+    tmp_path: Path, end: bytes | None, stays: bool
+) -> None:
+    """It has no marker yet, so that no later run would remove it; one with a marker is left to that."""
+    new, known, other = (session_in(tmp_path, name) for name in ("2026-11-27_1", "2026-11-27_2", "2026-11-27_3"))
+    (known / MARKER).write_text("mark")
+    (tmp_path / "session_latest").symlink_to(new)
+    mark = uuid.uuid4().hex
+    named = [
+        f"--raylet_socket_name={new}/sockets/raylet",
+        f"--log_dir={known}/logs",
+        str(other / "logs" / "worker.out"),
+    ]
+    sleep = ["-c", "import time; time.sleep(600)"]
+    gcs, worker = ["gcs_server", *sleep, *named[:2]], ["python", *sleep, named[2]]
+    environ = {**os.environ, reaper.MARK: mark}
+    ray = [subprocess.Popen(command, executable=sys.executable, env=environ) for command in (gcs, worker)]
+    watch = subprocess.Popen([sys.executable, "-I", reaper.__file__, mark], stdin=subprocess.PIPE)
+    try:
+        watch.communicate(end, timeout=60)
+    finally:
+        for process in ray:
+            process.kill()
+            process.wait()
+    assert new.exists() == stays
+    assert known.exists() and other.exists()
+    assert (tmp_path / "session_latest").is_symlink() == stays
 
 
 @pytest.mark.slow

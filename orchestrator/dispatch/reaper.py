@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,8 @@ MARK = "PHASEFRONT_LOCAL_RAY"
 """Environment variable that all processes of a local Ray inherit from the driver that started it."""
 WORKER_MARK = "PHASEFRONT_WORKER"
 """The same for what a worker starts."""
+MARKER = "phasefront-driver"
+"""The file in a session folder of Ray that says whose it is (see `session`)."""
 CLEAN = b"clean"
 """Sent by a driver that has shut down its own Ray."""
 QUIET_S = 0.5
@@ -63,9 +67,36 @@ def guard_children() -> None:
 
 
 def after_driver(mark: str) -> None:
-    """Wait for the end of the driver, then kill what is left of its Ray."""
+    """Wait for the end of the driver, then kill what is left of its Ray.
+
+    A driver that was killed before it could mark its session folder leaves one that no later run would remove.
+    """
     clean = sys.stdin.buffer.read() == CLEAN
+    sessions = {session for pid in marked(mark) for session in _sessions(pid)}
     _kill(mark, MARK, 0, quiet_s=0.0 if clean else QUIET_S)
+    for session in sessions:
+        if not clean and not (session / MARKER).exists():
+            remove_session(session)
+
+
+def _sessions(pid: int) -> list[Path]:
+    """The session folders that a process of Ray names in its command."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # it has ended
+        return []
+    if Path(command[0]).name not in ("gcs_server", "raylet"):
+        return []
+    return [Path(found[0]) for word in command if (found := re.search(r"/[^=]*/session_[\d_-]+", word))]
+
+
+def remove_session(session: Path) -> None:
+    """Remove a session folder of Ray, and the link to the latest one if it is that."""
+    shutil.rmtree(session, ignore_errors=True)
+    latest = session.parent / "session_latest"
+    with contextlib.suppress(OSError):
+        if latest.is_symlink() and latest.readlink() == session:
+            latest.unlink()
 
 
 def after_worker(mark: str, worker: int, started: int, session: int) -> None:

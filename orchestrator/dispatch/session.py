@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-MARKER = "phasefront-driver"
+from orchestrator.dispatch.reaper import MARKER, remove_session
 
 
 class Session:
@@ -34,7 +33,7 @@ class Session:
     def remove(self) -> None:
         """Remove the folder. This Ray has been shut down."""
         if self._marker is not None:
-            _remove(self.folder)
+            remove_session(self.folder)
             self._marker.close()
 
 
@@ -51,7 +50,7 @@ def remove_left(folder: Path, lives: Callable[[str], object]) -> list[Path]:
         with contextlib.suppress(OSError), _locked(marker) as mark:
             if session.is_symlink() or session.stat().st_uid != os.getuid() or not mark or lives(mark):
                 continue
-            _remove(session)
+            remove_session(session)
             removed.append(session)
     return removed
 
@@ -66,11 +65,3 @@ def _locked(marker: Path) -> Iterator[str]:
     with marker.open("r") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield file.read()
-
-
-def _remove(session: Path) -> None:
-    shutil.rmtree(session, ignore_errors=True)
-    latest = session.parent / "session_latest"
-    with contextlib.suppress(OSError):
-        if latest.is_symlink() and latest.readlink() == session:
-            latest.unlink()
