@@ -99,7 +99,7 @@ class Unreachable(Outage):
 
 
 class WrongAddress(UserError):
-    """An address, user or password is wrong. Of an address that has answered before, it is an outage."""
+    """An address, user, password or permission is wrong. Of an address that has answered before, it is an outage."""
 
 
 def is_wrong_address(error: BaseException) -> bool:
@@ -273,8 +273,9 @@ class Patience:
     def _outage(self, error: BaseException) -> Outage:
         stopped = " when the run was stopped" if self._stopping() else ""
         step = "run the same command again when it is back" + (f": {self._resumes}" if self._resumes else "")
-        if isinstance(error, Unreachable) and error.next_step:
-            step = f"{error.next_step}; {step}"
+        own = error.next_step if isinstance(error, Unreachable) else ""
+        own = error.mistakes[0].next_step if isinstance(error, WrongAddress) else own
+        step = f"{own}; {step}" if own else step
         return Outage(f"{self._state()}{stopped}: {self._why}", next_step=step)
 
     def progressed(self) -> None:

@@ -142,6 +142,24 @@ def test_an_address_that_is_plainly_wrong_is_a_mistake(database: PostgresServer,
 
 
 @pytest.mark.slow
+def test_access_that_is_denied_in_the_middle_of_a_run_is_an_outage(mlflow: str, folder: Path) -> None:
+    with Proxy.to(mlflow) as proxy:
+        proxy.answer(401, times=1000)
+        code, out = finish("status", "sweep.yaml", uri=proxy.uri, cwd=folder)
+        assert (code, "set MLFLOW_TRACKING_USERNAME" in out) == (2, True), out
+        proxy.calm()
+        proxy.answer(403, pattern=b"log-batch", times=1000)
+        code, out = finish(*RUN, "--set", "replicates=2", *SHORT, uri=proxy.uri, cwd=folder)
+        assert code == 75, out
+        assert "denied access (403)" in out
+        assert "ask for a permission" in out
+        assert "run the same command again" in out
+        proxy.calm()
+        code, out = finish(*RUN, "--set", "replicates=2", uri=proxy.uri, cwd=folder)
+        assert (code, "4 trials finished" in out) == (0, True), out
+
+
+@pytest.mark.slow
 def test_a_driver_whose_claim_of_the_lease_lost_its_answer_does_not_lock_itself_out(mlflow: str, folder: Path) -> None:
     with Proxy.to(mlflow) as proxy:
         proxy.lose(b"set-experiment-tag")

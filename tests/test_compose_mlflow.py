@@ -88,7 +88,7 @@ def test_a_wrong_password_is_told_from_a_wrong_name(port: int, tmp_path: Path) -
     code, text = phasefront("status", "sweep.yaml", folder=tmp_path, uri=uri, password="a wrong password")
     assert code == 2, text
     assert "denied access (401)" in text
-    assert "MLFLOW_TRACKING_PASSWORD" in text
+    assert "refuses this user and password: correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in text
     assert "a wrong password" not in text
     stranger = http.client.HTTPConnection("127.0.0.1", port)
     with contextlib.closing(stranger):

@@ -12,7 +12,6 @@ from itertools import zip_longest
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from orchestrator.errors import UserError
 from orchestrator.outages import Unreachable, WrongAddress, is_wrong_address
 from orchestrator.printable import printable
 from orchestrator.records import Status
@@ -167,17 +166,24 @@ class MlflowApi:
             raise self._no_mlflow()
         return answer
 
-    def _denied(self, status: int, answer: object, text: str) -> UserError:
+    def _denied(self, status: int, answer: object, text: str) -> WrongAddress:
         """The server answers 401 or 403; what it says tells a wrong password from a missing permission or a proxy."""
         said = str(answer["message"]) if isinstance(answer, dict) and "message" in answer else text
         said = printable(" ".join(re.sub(r"<[^>]*>", " ", said).split()), longest=_LONGEST_REASON)
         next_step = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        if self._credentials.token:
+            next_step = "the server refuses MLFLOW_TRACKING_TOKEN, which is set: renew it"
+        elif self._credentials.username or urlsplit(self._uri).username:
+            next_step = (
+                "the server refuses this user and password: correct MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or what ~/.mlflow/credentials or the address has"
+            )
         if "host header" in said.casefold():
             host = urlsplit(self._uri).hostname
             next_step = f"start the server with this name: mlflow server --allowed-hosts '{host},{host}:*'"
         elif status == _FORBIDDEN:
             next_step = "ask for a permission of this user for the experiment, or use another user or experiment"
-        return UserError(
+        return WrongAddress(
             f"the MLflow server denied access ({status})" + (f": {said}" if said else ""),
             place=self._place,
             value=shown(self._uri),
