@@ -139,6 +139,18 @@ def _size(record: Query, run: str) -> int:
     return int(json.loads(_tag(record, run))["of"])
 
 
+def test_a_damaged_tag_of_another_trial_of_the_pack_is_treated_alike(
+    record: Query, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = next(run for run in trial_runs(record) if _size(record, run) > 1)
+    pack = json.loads(_tag(record, run))["pack"]
+    other = next(r for r in trial_runs(record) if r != run and json.loads(_tag(record, r))["pack"] == pack)
+    damaged = f"UPDATE tags SET value = substr(value, 1, 60) WHERE run_uuid = '{other}' AND key = 'phasefront.trained'"
+    record(damaged)
+    assert replay(run) == 0
+    assert "not all of the" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
@@ -150,6 +162,9 @@ def _size(record: Query, run: str) -> int:
             "version",
         ),
         ("UPDATE tags SET value = 'no_such_module:Job' WHERE key = 'phasefront.job'", "cannot be imported"),
+        ("UPDATE tags SET value = substr(value, 1, 9) WHERE key = 'phasefront.trained'", "tags must be as"),
+        ("UPDATE tags SET value = '{' WHERE key = 'phasefront.params'", "tags must be as"),
+        ("DELETE FROM tags WHERE key = 'phasefront.job'", "tags must be as"),
     ],
 )
 def test_a_run_that_cannot_be_replayed_is_reported_without_a_traceback(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,19 +80,24 @@ class ReplaySource:
             raise UserError(
                 "only a trial's run can be replayed", value=f"{run_id}, which {what}", next_step=_WHERE_TRIALS
             )
-        text = tags.get(layout.TRAINED)
-        if text is None:
+        if layout.TRAINED not in tags:
             raise UserError(
                 "the run must have a record of its training",
                 value=f"{run_id} has no tag {layout.TRAINED}: its training did not end, or it is from an older release",
                 next_step=_WHERE_TRIALS,
             )
+        try:
+            job, member = tags[layout.JOB], _member(tags)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                "the run's tags must be as they were recorded", value=f"{run_id}: {error}", next_step=_WHERE_TRIALS
+            ) from error
         return RecordedTrial(
             run_id=run_id,
-            trial_id=tags[layout.TRIAL_ID],
-            job=tags[layout.JOB],
-            params=layout.decode_params(tags[layout.PARAMS]),
-            trained=TrainingRecord.parse(text),
+            trial_id=member.trial_id,
+            job=job,
+            params=member.params,
+            trained=member.trained,
             curves=self._curves(run),
         )
 
@@ -108,7 +114,7 @@ class ReplaySource:
     def pack(self, trial: RecordedTrial) -> list[PackMember]:
         """The trials of the pack that it was trained in, in order, itself included.
 
-        Fewer than `trial.trained.of` if some have been trained again since, in another pack.
+        Fewer than `trial.trained.of` if some have been trained again since, in another pack, or have damaged tags.
         """
         experiment = self._client.get_run(trial.run_id).info.experiment_id
         condition = f"tags.`{layout.TRAINED}` LIKE '%{trial.trained.pack}%'"
@@ -117,17 +123,27 @@ class ReplaySource:
         while True:
             page = self._client.search_runs([experiment], condition, max_results=PAGE, page_token=token)
             for run in page:
-                tags = run.data.tags
-                trained = TrainingRecord.parse(tags[layout.TRAINED])
-                if trained.pack == trial.trained.pack:
-                    members[trained.at] = PackMember(
-                        trial_id=tags[layout.TRIAL_ID],
-                        params=layout.decode_params(tags[layout.PARAMS]),
-                        trained=trained,
-                    )
+                with contextlib.suppress(KeyError, ValueError):
+                    member = _member(run.data.tags)
+                    if member.trained.pack == trial.trained.pack:
+                        members[member.trained.at] = member
             token = page.token
             if not token:
                 return [members[at] for at in sorted(members)]
+
+
+def _member(tags: Mapping[str, str]) -> PackMember:
+    """A trial as the tags of its run name it.
+
+    Raises:
+        KeyError: a tag is missing.
+        ValueError: a tag cannot be read.
+    """
+    return PackMember(
+        trial_id=tags[layout.TRIAL_ID],
+        params=layout.decode_params(tags[layout.PARAMS]),
+        trained=TrainingRecord.parse(tags[layout.TRAINED]),
+    )
 
 
 def _check_record(uri: str, place: str) -> None:
