@@ -429,8 +429,8 @@ class Runner:
 
     def _end_as_killed(self) -> None:
         """Record every trial that was begun and has not ended as KILLED; the next run retries it."""
+        self._summary.killed = self._running()
         self._out.clear()
-        self._summary.killed = len(self._begun)
         if self._begun:
             error = "the run was stopped"
             self._tracker.end([TrialResult(trial, Status.KILLED, error=error) for trial in sorted(self._begun)])

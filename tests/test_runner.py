@@ -199,6 +199,28 @@ def test_stopped_anywhere_no_trial_is_left_running_and_the_next_run_completes(ev
     assert stood == ("KILLED" if first.stopped else "RUNNING")
 
 
+class NeverReady(InlineDispatcher):
+    """Holds packs, as a cluster without a node does; the run is stopped meanwhile."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self._stop = stop
+
+    def running(self) -> list[str]:
+        return []
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        self._stop.set()
+        return []
+
+
+def test_trials_that_wait_for_a_worker_are_not_counted_as_interrupted() -> None:
+    trials, tracker, stop = slopes(6), Kept(), threading.Event()
+    summary = run(trials, tracker, pool=lambda: NeverReady(stop), stop=stop)
+    assert (summary.stopped, summary.killed) == (True, 0)
+    assert set(tracker.status.values()) == {Status.KILLED}
+
+
 class Greedy(InlineDispatcher):
     """Remembers how many packs it held at most."""
 

@@ -209,8 +209,8 @@ def _learn(planner: Planner, summary: Summary, *, inline: bool) -> None:
 
 def _say_stopped(arguments: argparse.Namespace, summary: Summary, stopper: Stopper) -> None:
     kept = summary.done + summary.skipped
-    again = command_line(arguments, "run")
-    print(f"stopped: {kept} trials are finished, {summary.killed} were interrupted. To resume: {again}")
+    interrupted = f", {summary.killed} were interrupted" if summary.killed else ""
+    print(f"stopped: {kept} trials are finished{interrupted}. To resume: {command_line(arguments, 'run')}")
     stopper.recorded.set()
 
 
