@@ -60,7 +60,9 @@ _PULSE_S = 1.0
 _THREAD = "phasefront function"
 _LONGEST_SHOWN = 200
 """Characters of a value that a message shows."""
-_LONGEST_NAME = LONGEST_METRIC_NAME - len("final_")
+FINAL = "final_"
+"""Before the name of a metric: its observation."""
+_LONGEST_NAME = LONGEST_METRIC_NAME - len(FINAL)
 _SIGNATURE = "train(params, seed, device, report)"
 
 
@@ -157,14 +159,14 @@ class FunctionJob(Job[Any]):
     def observe(self, params: ParamsBase, curves: Curves, thresholds: Any) -> Observations:
         """`final_<metric>`: the value last reported, for each metric."""
         last = {name: _last_reported(curves, name) for name in curves.values}
-        return {f"final_{name}": value for name, value in last.items() if value is not None}
+        return {f"{FINAL}{name}": value for name, value in last.items() if value is not None}
 
     def phase(self, params: ParamsBase, observations: Observations, thresholds: Any) -> str:
         """By the final value of the metric `phases: metric`; "diverged" where it (without one: any) is not finite."""
         finals = {name: value for name, value in observations.items() if isinstance(value, float)}
         if not thresholds.metric:
             return "finished" if all(map(np.isfinite, finals.values())) else "diverged"
-        value = finals.get(f"final_{thresholds.metric}")
+        value = finals.get(f"{FINAL}{thresholds.metric}")
         if value is None:
             return "not reported"
         if not np.isfinite(value):

@@ -287,6 +287,22 @@ def test_a_metric_that_an_option_adds_may_be_looked_for_with_it(tmp_path: Path) 
     assert Sweep.load(path, ["axes.progress=[none, basic]"]).is_search
 
 
+def test_a_metric_that_no_function_can_have_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain_function.py").write_text("def train(params, seed, device, report):\n    report(1, loss=1.0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "it.yaml"
+    path.write_text(
+        "job: plain_function:train\naxes: {lr: {scale: log, from: 0.1, to: 1}}\n"
+        "search: {kind: boundary, budget: 9, target: {metric: loss, level: 0.5}}\n"
+    )
+    with pytest.raises(UserError, match="did you mean 'final_loss'") as caught:
+        Sweep.load(path)
+    assert "it.yaml:3:" in caught.value.text
+    assert Sweep.load(path, ["search.target={metric: final_any, level: 0.5}"]).is_search
+
+
 def test_a_user_defined_job_may_have_observations_that_are_not_known_in_advance(tmp_path: Path) -> None:
     sweep = load(tmp_path, AXES + "search: {kind: boundary, budget: 9, target: {metric: peak, level: 0.5}}\n")
     assert sweep.metric_place.endswith(":6:54")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from jobs.catalogue import is_built_in
+from jobs.function import FINAL, FunctionJob
 from jobs.job import Curves, Params, Scalar
 from orchestrator.axes import Axis, Cycle, TooManyTrials
 from orchestrator.errors import did_you_mean
@@ -121,14 +122,24 @@ def metric_keys(search: SearchKeys) -> Keys | None:
 def check_metric(
     document: Document, search: SearchKeys, known: Vocabulary, first: Iterable[Trial], thresholds: Params
 ) -> None:
-    """Note a metric that no trial of a built-in job observes.
+    """Note a metric that no trial of a built-in job observes, or that is no observation of a function.
 
-    A user's own job may observe it for some trials only, so it is not checked before the search runs.
+    Another class of a user's may observe it for some trials only, so it is not checked before the search runs.
     """
     keys = metric_keys(search)
-    if keys is None or not is_built_in(known.spec):
+    if keys is None:
         return
-    name, valid = document.get(keys), observations(known, first, thresholds)
+    name = str(document.get(keys))
+    if isinstance(known.job, FunctionJob) and not name.startswith(FINAL):
+        document.add(
+            keys,
+            f"the observations of a function are the last values of its metrics, '{FINAL}<metric>'",
+            value=name,
+            next_step=f"did you mean '{FINAL}{name}'?",
+        )
+    if not is_built_in(known.spec):
+        return
+    valid = observations(known, first, thresholds)
     if not valid or name in valid:
         return
     document.add(
