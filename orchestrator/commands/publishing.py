@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ def publish_record(
 
     rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
     drawing = drawing_of(sweep, history) if classifier or sweep.is_search else None
-    replaced = _of_another(sweep)
+    replaced = _of_another(sweep, {row.run_id for row in rows.values()})
     published = publish(sweep, trials, rows, sweep.output, drawing=drawing, curves=tracker.curves, sweep_id=sweep.id)
     tracker.attach(published.files)
     left = tracker.detach(published.gone)
@@ -72,19 +72,27 @@ def publish_record(
     return replace(published, metrics=metrics, warnings=warnings, notes=notes)
 
 
-def _of_another(sweep: Sweep) -> str | None:
-    """A warning where the map in the output folder belongs to another sweep."""
-    from orchestrator.phases.table import read_note
+def _of_another(sweep: Sweep, runs: Collection[str] = ()) -> str | None:
+    """A warning where the map in the output folder belongs to another sweep, or to another record (without `runs`)."""
+    from orchestrator.phases.table import read_note, read_table
 
+    file = sweep.output / "trials.parquet"
     try:
-        note = read_note(sweep.output / "trials.parquet")
+        note = read_note(file)
+        drawn = set(read_table(file).run_id) - {None} if runs else set()
     except (OSError, ValueError, KeyError, TypeError):  # not a table that `map` wrote: pyarrow raises a ValueError
         return None
-    if note is None or note.sweep_id in ("", sweep.id):
+    if note is None or not note.sweep_id:
+        return None
+    if note.sweep_id != sweep.id:
+        what = f"another sweep, {note.name} ({note.sweep_id[:12]})"
+    elif drawn and drawn.isdisjoint(runs):
+        what = "this sweep from another record (its trials are other runs)"
+    else:
         return None
     return (
-        f"{sweep.output} held the map of another sweep, {note.name} ({note.sweep_id[:12]}); it was replaced. "
-        "To keep both, give one of them another `name:` or another folder: --set output=FOLDER"
+        f"{sweep.output} held the map of {what}; it was replaced. To keep both, give one of them another `name:` or "
+        "another folder: --set output=FOLDER"
     )
 
 
