@@ -211,9 +211,11 @@ def _child() -> Iterator[_Child]:
         yield child
     finally:
         child.process.kill()
-        child.reader.join()
-        with contextlib.suppress(OSError), child.process:  # closes its pipes and waits for it
-            pass
+        child.process.wait()
+        child.reader.join(GRACE_S)  # what the job has started may hold the pipe
+        if not child.reader.is_alive():
+            with contextlib.suppress(OSError), child.process:  # closes its pipes
+                pass
 
 
 def _ask(planner: Planner, requests: Sequence[Mapping[str, Any]], threads: int, seconds: float) -> list[dict[str, Any]]:

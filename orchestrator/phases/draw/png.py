@@ -77,7 +77,7 @@ def sheet(
 
 def columns_for(panels: int) -> int:
     """How many panels a row holds, with few places left empty."""
-    return panels if panels <= 3 else 2 if panels == 4 else 3 if panels in (5, 6, 9) else 4
+    return max(1, panels) if panels <= 3 else 2 if panels == 4 else 3 if panels in (5, 6, 9) else 4
 
 
 def shared_labels(axes: Sequence[Any], across: int) -> None:
