@@ -48,10 +48,18 @@ def _pickle(x: np.ndarray, y: np.ndarray, name: str) -> bytes:
 
 def write_idx(folder: Path, *, train: int = 50, test: int = 20, packed: bool = True) -> Path:
     """The four files of MNIST with this many images."""
+    x, y = pictures(train, 10, (1, 28, 28), 0)
+    x_test, y_test = pictures(test, 10, (1, 28, 28), 1)
+    return write_idx_of(folder, (x[:, 0], y), (x_test[:, 0], y_test), packed=packed)
+
+
+def write_idx_of(
+    folder: Path, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], *, packed: bool = True
+) -> Path:
+    """The four files of MNIST with these images (N, 28, 28) and classes (N,)."""
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, (name, count) in enumerate((("train", train), ("t10k", test))):
-        x, y = pictures(count, 10, (1, 28, 28), seed)
-        for kind, array in ((f"{name}-images-idx3-ubyte", x[:, 0]), (f"{name}-labels-idx1-ubyte", y.astype(np.uint8))):
+    for name, (x, y) in (("train", train), ("t10k", test)):
+        for kind, array in ((f"{name}-images-idx3-ubyte", x), (f"{name}-labels-idx1-ubyte", y.astype(np.uint8))):
             content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
             if packed:
                 (folder / f"{kind}.gz").write_bytes(gzip.compress(content))

@@ -53,17 +53,20 @@ def examples_of(p: DoubleDescentParams, seed: int) -> Examples:
 
 
 def network_of(p: DoubleDescentParams, seed: int) -> nn.Sequential:
-    """The network with the trial's initial weights: uniform within scale / sqrt(fan in)."""
+    """The network with the trial's initial weights: uniform within scale / sqrt(fan in), or normal."""
     sizes = [p.inputs, *[p.width] * p.depth, p.outputs]
     layers: list[nn.Module] = []
     for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         linear = nn.Linear(fan_in, fan_out, dtype=torch.float64)
         bound = p.init_scale / fan_in**0.5
         counter = torch.arange(fan_in)[:, None] * (1 << 24) + torch.arange(fan_out)
-        weight = random.uniform(random.stream_keys([seed], f"init/weight/{layer}"), counter[None])[0]
+        keys = random.stream_keys([seed], f"init/weight/{layer}")
+        weight = (2 * random.uniform(keys, counter[None])[0].double() - 1) * bound
+        if p.weight_std:
+            weight = random.normal(keys, counter[None])[0].double() * p.weight_std * p.init_scale
         bias = random.uniform(random.stream_keys([seed], f"init/bias/{layer}"), torch.arange(fan_out))[0]
         with torch.no_grad():
-            linear.weight.copy_((2 * weight.double() - 1).T * bound)
+            linear.weight.copy_(weight.T)
             linear.bias.copy_((2 * bias.double() - 1) * bound)
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
@@ -74,6 +77,8 @@ def loss_of(p: DoubleDescentParams, output: torch.Tensor, y: torch.Tensor) -> to
     if p.loss == "cross_entropy":
         return nn.functional.cross_entropy(output, y)
     target = y.double()[:, None] if p.outputs == 1 else nn.functional.one_hot(y, p.outputs).double()
+    if p.loss == "class_mean_squared":
+        return nn.functional.mse_loss(output, target)
     return 0.5 * (output - target).square().sum(1).mean()
 
 
@@ -106,6 +111,8 @@ def plain_curves(member: Member[DoubleDescentParams]) -> Curves:
     points = []
     for step in range(p.horizon):
         rows = batches.draw(step, 1)[0, 0]
+        for group in optimiser.param_groups:
+            group["lr"] = rate * p.rate_decay ** (step // p.decay_steps if p.decay_steps else 0)
         optimiser.zero_grad()
         loss_of(p, network(data.x[rows].double()), data.y[rows]).backward()  # type: ignore[no-untyped-call]
         optimiser.step()

@@ -72,7 +72,7 @@ def packs(draw: st.DrawFn) -> list[Member[DoubleDescentParams]]:
     regression = data == "gaussian_linear"
     optimiser = draw(st.sampled_from(["sgd", "adam", "adamw"]))
     full = draw(st.booleans())
-    loss = "squared" if regression else draw(st.sampled_from(["cross_entropy", "squared"]))
+    loss = "squared" if regression else draw(st.sampled_from(["cross_entropy", "squared", "class_mean_squared"]))
     shared = {
         "data": data,
         "pool": 60,
@@ -96,6 +96,7 @@ def packs(draw: st.DrawFn) -> list[Member[DoubleDescentParams]]:
             "label_noise": 0.0 if regression else draw(st.sampled_from([0.0, 0.15, 1.0])),
             "noise_std": draw(st.sampled_from([0.0, 0.7])) if regression else 0.0,
             "init_scale": draw(st.sampled_from([0.3, 1.0, 1.5])),
+            "weight_std": draw(st.sampled_from([0.0, 0.0, 0.1])),
             "learning_rate": draw(st.floats(most / 30, most)),
             "weight_decay": draw(st.sampled_from([0.0, 0.01, 0.3])),
             "steps": draw(st.integers(1, 40)),
@@ -150,6 +151,40 @@ def test_those_who_finish_early_leave_the_rest_unchanged() -> None:
     assert mixed.finished[:4] == [0, 2, 4, 6]
     for place, one in zip((1, 3, 5), long, strict=True):
         assert_same_curves(mixed.curves[place], curves_of(JOB, [one])[0], rtol=2e-4, atol=2e-5, atols=ONE_WRONG)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("batch_size", [0, 16])
+def test_a_decaying_rate_is_that_of_plain_pytorch(optimiser: str, batch_size: int) -> None:
+    """Rate, momentum and loss as torch.optim has them, when the rate decays three times; packed as alone."""
+    common = {
+        "optimiser": optimiser,
+        "batch_size": batch_size,
+        "loss": "class_mean_squared",
+        "rate_decay": 0.5,
+        "rate_decay_epochs": 3 if batch_size else 10,
+        "steps": 45,
+        "learning_rate": 0.05 if optimiser == "sgd" else 0.005,
+    }
+    pack = [member(seed, width=width, weight_std=std, **common) for seed, width, std in [(1, 5, 0.1), (2, 20, 0.0)]]
+    course = assert_packed_is_solo(DoubleDescent(), pack)
+    for position, alone in enumerate(pack):
+        curves = plain_curves(alone)
+        assert_same_curves(course.curves[position], curves, rtol=2e-4, atol=2e-5, atols=ONE_WRONG)
+    constant = curves_of(DoubleDescent(), [member(1, width=5, weight_std=0.1, **{**common, "rate_decay": 1.0})])[0]
+    assert abs(constant.values["train_loss"][-1] / course.curves[0].values["train_loss"][-1] - 1) > 0.001
+
+
+def test_only_networks_below_the_threshold_decay() -> None:
+    """Belkin et al.: 795 * h + 10 parameters on 4,000 images of 10 classes, equal between 50 and 51 units."""
+    common: dict[str, Any] = {"data": "mnist", "inputs": 784, "pool": 4000, "depth": 1, "batch_size": 128}
+    decay = {"rate_decay": 0.9, "rate_decay_networks": "underparameterised"}
+    below, above = (DoubleDescentParams(width=width, **common, **decay) for width in (50, 51))
+    assert (below.parameters, below.decay_steps, above.decay_steps) == (39_760, 500 * 32, 0)
+    assert DoubleDescentParams(width=51, **common, rate_decay=0.9).decay_steps == 500 * 32
+    job = DoubleDescent()
+    assert job.pack_key(above) == job.pack_key(DoubleDescentParams(width=50, **common)), "the key as before the option"
+    assert job.pack_key(below) != job.pack_key(above)
 
 
 def test_a_longer_horizon_extends_a_curve() -> None:

@@ -12,7 +12,7 @@ H padded width, O outputs, S data sets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
@@ -56,12 +56,15 @@ class MLPBlock(Block):
     """M perceptrons of the same depth, trained by minibatches.
 
     The loss "cross_entropy" is the mean of -log softmax at the label; "squared" is the mean over examples of half the
-    squared distance to the one-hot label (or to the target, for regression).
+    squared distance to the one-hot label (or to the target, for regression); "class_mean_squared" is the mean squared
+    difference over examples and classes.
     """
 
     def __init__(self, data: PackData, params: Sequence[DoubleDescentParams], seeds: Sequence[int]) -> None:
         first = params[0]
         self.data, self._loss = data, first.loss
+        self._squared_weight = 0.5 if first.loss == "squared" else 1.0 / first.outputs
+        self._rate_decay, self._decay_steps = first.rate_decay, first.decay_steps
         self._regression = data.y_MN.dtype != torch.int64
         self._device = data.x_SND.device
         used, batch_sizes = [p.used for p in params], [p.batch for p in params]
@@ -75,9 +78,14 @@ class MLPBlock(Block):
         self._allocate()
 
     def _initialise(self, params: Sequence[DoubleDescentParams], seeds: Sequence[int]) -> None:
-        """PyTorch's default for linear layers: uniform in +-1/sqrt(fan in), times the model's scale."""
+        """PyTorch's default for linear layers: uniform in +-1/sqrt(fan in), times the model's scale.
+
+        The weights of a model with a standard deviation of its own are normal.
+        """
         scale = torch.tensor([p.init_scale for p in params], device=self._device)
         width_M = torch.tensor([p.width for p in params], device=self._device)
+        std_M11 = torch.tensor([p.weight_std * p.init_scale for p in params], device=self._device)[:, None, None]
+        any_normal = any(p.weight_std for p in params)
         depth = params[0].depth
         for layer in range(depth + 1):
             in_M = width_M if layer else torch.full_like(width_M, params[0].inputs)
@@ -89,11 +97,14 @@ class MLPBlock(Block):
                 columns = torch.arange(view.shape[2], device=self._device)
                 keys = random.stream_keys(seeds, f"init/{kind}/{layer}", self._device)
                 # The counter is the entry's place without padding, so padding does not change the draw.
-                u = random.uniform(keys, (rows[:, None] * (1 << 24) + columns).unsqueeze(0))
+                counter = (rows[:, None] * (1 << 24) + columns).unsqueeze(0)
+                drawn = (2 * random.uniform(keys, counter) - 1) * bound_M11
+                if any_normal and kind == "weight":
+                    drawn = torch.where(std_M11 > 0, random.normal(keys, counter) * std_M11, drawn)
                 real = columns < out_M[:, None, None]
                 if kind == "weight":
                     real = real & (rows[:, None] < in_M[:, None, None])
-                view.copy_(torch.where(real, (2 * u - 1) * bound_M11, 0.0))
+                view.copy_(torch.where(real, drawn, 0.0))
 
     def _allocate(self) -> None:
         """Make buffers and views for the current number of models."""
@@ -115,6 +126,8 @@ class MLPBlock(Block):
         self._minus_one = torch.full((models, 1, batch), -1.0, device=self._device)
         weight = self.batches.weights[:, None, : 1 if self.batches.uniform_weights else None]
         scale = self._optimiser.gradient_scale
+        if self._loss != "cross_entropy" and self._squared_weight != 0.5:
+            weight = weight * (2 * self._squared_weight)
         self._delta_scale = weight if scale is None else weight * scale[:, None, None]
         sets, examples = self.data.x_SND.shape[:2]
         self._row_offset = (self.data.source_M * examples)[:, None] if sets > 1 else None
@@ -132,6 +145,12 @@ class MLPBlock(Block):
     def advance(self, step: int, count: int) -> None:
         while count:
             steps = min(count, _CHUNK_STEPS)
+            train: Callable[..., None] = self._step
+            if self._decay_steps and step:
+                steps = min(steps, self._decay_steps - step % self._decay_steps)
+                if self._decay(step // self._decay_steps):
+                    # This step rescales the momentum too: it is not the one that is repeated.
+                    steps, train = 1, self._train_step
             rows_KMB = self.batches.draw(step, steps)
             models = rows_KMB.shape[1]
             if steps == 1 or self.batches.full:
@@ -144,9 +163,19 @@ class MLPBlock(Block):
             if self.batches.full:
                 self._gather(rows_KMB[0])
             for k in range(steps):
-                self._step(targets_KMB[k], *(() if self.batches.full else (rows_KMB[k],)))
+                train(targets_KMB[k], *(() if self.batches.full else (rows_KMB[k],)))
             step += steps
             count -= steps
+
+    def _decay(self, times: int) -> bool:
+        """Set the learning rate after this number of decays; returns whether it has changed."""
+        optimiser = self._optimiser
+        before = optimiser.rate
+        optimiser.set_rate(self._rate_decay**times)
+        if optimiser.rate == before:
+            return False
+        self._allocate()
+        return True
 
     def _gather(self, rows_MB: Tensor) -> None:
         torch.index_select(self._x_flat, 0, rows_MB.reshape(-1), out=self._x_MBD.flatten(0, 1))
@@ -233,14 +262,14 @@ class MLPBlock(Block):
     def _row_losses(self, output_MOR: Tensor, y_MR: Tensor) -> tuple[Tensor, Tensor]:
         if self._regression:
             squared = (output_MOR[:, 0] - y_MR).square_()
-            return squared / 2, squared
+            return squared * self._squared_weight, squared
         wrong = (predicted(output_MOR) != y_MR).to(torch.float32)
         if self._loss == "cross_entropy":
             output_MOR = torch.log_softmax(output_MOR, 1)
         at_label = output_MOR.gather(1, y_MR[:, None, :]).squeeze(1)
         if self._loss == "cross_entropy":
             return -at_label, wrong
-        return (output_MOR.square().sum(1) - 2 * at_label + 1) / 2, wrong
+        return (output_MOR.square().sum(1) - 2 * at_label + 1) * self._squared_weight, wrong
 
 
 def _accumulate(gradient: Tensor, left: Tensor, right: Tensor, beta: float) -> None:

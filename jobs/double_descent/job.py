@@ -27,7 +27,11 @@ _PER_MODEL = {
     "label_noise",
     "noise_std",
     "init_scale",
+    "weight_std",
     "learning_rate",
+    "rate_decay",
+    "rate_decay_epochs",
+    "rate_decay_networks",
     "weight_decay",
     "steps",
     "epochs",
@@ -108,11 +112,13 @@ class DoubleDescent(DescentJob[DoubleDescentParams]):
     Params: ClassVar[type[AnyParams]] = DoubleDescentParams
 
     def pack_key(self, params: DoubleDescentParams) -> Hashable:
-        # Full batches and minibatches are drawn differently.
-        return (*self.shared(params), params.batch == params.used)
+        # Full batches and minibatches are drawn differently. The models of a pack share the schedule of the rate.
+        decay = params.decay_steps
+        schedule = ((params.rate_decay, decay),) if decay else ()
+        return (*self.shared(params), params.batch == params.used, *schedule)
 
     def trained_parameters(self, params: DoubleDescentParams) -> int:
-        return mlp.parameters(mlp.layer_sizes(params.inputs, params.width, params.depth, params.outputs))
+        return params.parameters
 
     def extent(self, params: DoubleDescentParams) -> tuple[int, ...]:
         return (params.width,) if params.depth else ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jobs.data.images import SOURCES
 from jobs.job import ParamError, Params, param
-from jobs.packed import fields
+from jobs.packed import cost, fields
 
 INPUTS = {"mnist1d": 40} | {name: math.prod(source.shape) for name, source in SOURCES.items()}
 """Data set -> its number of inputs, where the data set fixes it; images are rows of pixels from 0 to 1."""
@@ -40,14 +40,40 @@ class DoubleDescentParams(Params):
     width: int = param(64, unit="units", low=1, high=16_384, meaning="units of each hidden layer")
     depth: int = param(2, unit="layers", low=0, high=16, meaning="hidden layers; 0 is a linear model")
     init_scale: float = fields.init_scale()
+    weight_std: float = param(
+        0.0,
+        added=True,
+        low=0,
+        high=100,
+        meaning="standard deviation of normal initial weights, times init_scale; 0: they are uniform within"
+        " 1/sqrt(fan in), as the biases are in any case",
+    )
     label_noise: float = fields.label_noise()
     noise_convention: str = fields.noise_convention("redrawn")
     noise_std: float = param(
         0.0, low=0, high=1e3, meaning="standard deviation of the training targets' noise (gaussian_linear)"
     )
-    loss: str = param("cross_entropy", choices=("cross_entropy", "squared"), meaning="training loss")
+    loss: str = param(
+        "cross_entropy",
+        choices=("cross_entropy", "squared", "class_mean_squared"),
+        meaning="training loss; squared: half the squared distance to the one-hot label; class_mean_squared: the mean"
+        " squared difference over examples and classes (torch's MSELoss)",
+    )
     optimiser: str = fields.optimiser("sgd")
-    learning_rate: float = fields.learning_rate(0.01, meaning="constant learning rate")
+    learning_rate: float = fields.learning_rate(0.01, meaning="learning rate, constant unless rate_decay is below 1")
+    rate_decay: float = param(
+        1.0, added=True, above=0, high=1, meaning="factor on the learning rate after every rate_decay_epochs epochs"
+    )
+    rate_decay_epochs: int = param(
+        500, added=True, unit="epochs", low=1, high=10_000_000, meaning="epochs between two decays of the learning rate"
+    )
+    rate_decay_networks: str = param(
+        "all",
+        added=True,
+        choices=("all", "underparameterised"),
+        meaning="networks whose learning rate decays: all, or those with at most as many parameters as training"
+        " examples times outputs",
+    )
     momentum: float = fields.momentum(0.9)
     beta1: float = fields.beta1()
     beta2: float = fields.beta2(0.999)
@@ -91,6 +117,19 @@ class DoubleDescentParams(Params):
     def horizon(self) -> int:
         """Optimiser steps of the whole training."""
         return self.epochs * -(-self.used // self.batch) if self.epochs else self.steps
+
+    @property
+    def parameters(self) -> int:
+        """Trained parameters of the network, without padding."""
+        return cost.parameters(cost.layer_sizes(self.inputs, self.width, self.depth, self.outputs))
+
+    @property
+    def decay_steps(self) -> int:
+        """Optimiser steps between two decays of the learning rate; 0: it is constant."""
+        over = self.parameters > self.used * self.outputs
+        if self.rate_decay == 1 or (over and self.rate_decay_networks == "underparameterised"):
+            return 0
+        return self.rate_decay_epochs * -(-self.used // self.batch)
 
     @property
     def outputs(self) -> int:

@@ -114,6 +114,11 @@ class Optimiser(ABC):
         self._rate = 1.0
         self._prepare()
 
+    @property
+    def rate(self) -> float:
+        """The factor of `set_rate`."""
+        return self._rate
+
     def set_rate(self, factor: float) -> None:
         """Multiply the learning rates by this factor > 0 of a schedule, from the next gradient on."""
         if factor != self._rate:
