@@ -88,6 +88,16 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="draw the map of a grid with the classifier, as that of a search, and write the boundary as data",
     )
+    map_.add_argument(
+        "--step",
+        metavar="METRIC",
+        action="append",
+        default=[],
+        help="also draw a recorded metric over an axis and the step, with its peaks; may be repeated",
+    )
+    map_.add_argument(
+        "--along", metavar="AXIS", help="the axis beside the step [the one with the most values, numbers before text]"
+    )
     compare = command("compare", "draw two phase maps and their difference side by side", file=False)
     for name, which in (("first", "one"), ("second", "the other")):
         compare.add_argument(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.again import command_line
+from orchestrator.commands.figures import check_figures, draw_figures
 from orchestrator.commands.searching import history, known_trials
 from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, sweep_record
 from orchestrator.records import Status, Summary, phase_metric
@@ -174,6 +175,7 @@ def print_files(published: Published) -> None:
 def map_(arguments: argparse.Namespace) -> int:
     """Rebuild the diagram from the record alone; trials labelled under other thresholds are relabelled."""
     sweep = load_sweep(arguments)
+    check_figures(sweep, arguments)
     with contextlib.closing(open_tracker(sweep)) as tracker:
         trials = known_trials(sweep, tracker)
         recorded = tracker.index([trial.id for trial in trials])
@@ -188,6 +190,8 @@ def map_(arguments: argparse.Namespace) -> int:
             sweep, trials, tracker, classifier=arguments.classifier, history=history(sweep, tracker)
         )
         tracker.annotate(published.metrics)
+        for figures in draw_figures(sweep, trials, tracker, arguments):
+            published = published.beside(figures.files, figures.notes, figures.warnings)
     print(f"{len(finished)} of {len(trials)} trials are finished")
     if relabelled:
         print(f"{relabelled} were relabelled under the thresholds of {arguments.file}")

@@ -29,6 +29,8 @@ class Panel:
     """Those values as text; empty if there are none."""
     fixed: Mapping[str, Scalar | None]
     """Axis -> the value."""
+    where: Mapping[str, str]
+    """The same in words."""
     cells: NDArray[np.int64]
     """Indices of its cells."""
 
@@ -58,18 +60,21 @@ def lay_out(diagram: PhaseDiagram) -> Layout:
     x, y = (*best, None, None)[:2]
     others = [a for a in range(len(axes)) if a not in best]
     in_lines = x is not None and axes[x].numeric and len(axes) <= 2 and size[x] > 2 and (y is None or size[y] <= FEW)
-    lines = _cut(diagram, [] if y is None else [y]) if in_lines else ()
-    return Layout(x=x, y=y, panels=_cut(diagram, others), lines=lines)
+    lines = cut(diagram, [] if y is None else [y]) if in_lines else ()
+    return Layout(x=x, y=y, panels=cut(diagram, others), lines=lines)
 
 
-def _cut(diagram: PhaseDiagram, by: Sequence[int]) -> tuple[Panel, ...]:
+def cut(diagram: PhaseDiagram, by: Sequence[int]) -> tuple[Panel, ...]:
+    """A panel for each combination of values of the axes `by` (indices) that has cells."""
     panels = []
     for values in itertools.product(*(range(len(diagram.axes[a].values)) for a in by)):
         cells = np.flatnonzero((diagram.codes[:, list(by)] == np.array(values, dtype=np.int64)).all(axis=1))
         if len(cells) or not by:
             chosen = [(diagram.axes[a], v) for a, v in zip(by, values, strict=True)]
-            title = ", ".join(f"{words(axis.name)} {axis.text(v)}" for axis, v in chosen)
-            panels.append(Panel(title=title, fixed={axis.name: axis.values[v] for axis, v in chosen}, cells=cells))
+            where = {words(axis.name): axis.text(v) for axis, v in chosen}
+            title = ", ".join(f"{name} {text}" for name, text in where.items())
+            fixed = {axis.name: axis.values[v] for axis, v in chosen}
+            panels.append(Panel(title=title, fixed=fixed, where=where, cells=cells))
     return tuple(panels)
 
 

@@ -7,7 +7,7 @@ import math
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ class Published:
     """What the map shows, as lines of text."""
     curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     """Numbers about the whole sweep over its course: (trials spent, value)."""
+
+    def beside(self, files: Mapping[str, Path], notes: Sequence[str], warnings: Sequence[str]) -> Published:
+        """With further files and lines."""
+        notes, warnings = (*self.notes, *notes), (*self.warnings, *warnings)
+        return replace(self, files={**self.files, **files}, notes=notes, warnings=warnings)
 
 
 def publish(
@@ -95,7 +100,7 @@ def publish(
     files: dict[str, Path] = {}
 
     def write(name: str, make: Callable[[Path], None]) -> None:
-        files[name] = _replaced(folder / name, make)
+        files[name] = replaced(folder / name, make)
 
     fitted = MapFiles()
     if drawing is not None:
@@ -167,7 +172,8 @@ def sweep_metrics(
     return {re.sub(r"[^\w/.: -]", "_", name): value for name, value in metrics.items()}, warnings
 
 
-def _replaced(path: Path, make: Callable[[Path], None]) -> Path:
+def replaced(path: Path, make: Callable[[Path], None]) -> Path:
+    """Let `make` write a file, which replaces that at `path` at once."""
     aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
     try:
         make(aside)

@@ -54,14 +54,11 @@ def write_html(
         note: follows the summary.
         theory: its predictions are drawn beside the measurements; None if the diagram joins values.
     """
-    from plotly.offline import get_plotlyjs
-
     layout = lay_out(diagram)
     ever = [name for name, cells in diagram.observations.items() if cells.reached.any() or cells.censored.any()]
     first = headline(wanted, diagram.observations)
     names = [*first, *(name for name in ever if name not in first)]
     views = [*before, *_views(diagram, layout, names, first, metrics, theory)]
-    page = {"views": views, "texts": {"cells": hover_texts(diagram, table, names)}}
     varying = {axis.name for axis in diagram.axes} | {p for ps in diagram.partners.values() for p in ps}
     units = {name: f" {spec.unit}" for name, spec in params.items() if spec.unit}
     fixed = [
@@ -69,15 +66,52 @@ def write_html(
         for name, column in table.params.items()
         if name not in varying and column and len(set(column)) == 1
     ]
-    text = PAGE.substitute(
-        title=html.escape(diagram.name),
-        summary=html.escape(summary(diagram) + note),
-        plotly=get_plotlyjs(),
-        data=json.dumps(page, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
-        fixed=_rows(fixed),
-        metrics=_rows([(name, number(value)) for name, value in metrics.items()]),
+    write_page(
+        path,
+        diagram.name,
+        summary(diagram) + note,
+        views,
+        texts={"cells": hover_texts(diagram, table, names)},
+        numbers=[(name, number(value)) for name, value in metrics.items()],
+        fixed=fixed,
     )
-    path.write_text(text, encoding="utf-8")
+
+
+def write_page(
+    path: Path,
+    title: str,
+    text: str,
+    views: Sequence[dict[str, Any]],
+    *,
+    texts: Mapping[str, Sequence[str]] | None = None,
+    numbers: Sequence[tuple[str, str]] = (),
+    fixed: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write a page with these views, which needs no network.
+
+    Args:
+        path: where to write.
+        title: its heading.
+        text: a line below it.
+        views: see `slices_view`.
+        texts: the lists of texts that the `meta` of traces name.
+        numbers: of the whole sweep, listed below the plot.
+        fixed: parameters that do not vary, listed too.
+    """
+    from plotly.offline import get_plotlyjs
+
+    page = {"views": views, "texts": texts or {}}
+    path.write_text(
+        PAGE.substitute(
+            title=html.escape(title),
+            summary=html.escape(text),
+            plotly=get_plotlyjs(),
+            data=json.dumps(page, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
+            fixed=_rows(fixed),
+            metrics=_rows(numbers),
+        ),
+        encoding="utf-8",
+    )
 
 
 def _views(
@@ -94,14 +128,16 @@ def _views(
         return [slices_view("phase", [("", _bars(diagram), base_layout())])]
     shape = map_layout(diagram.axes[x], None if y is None else diagram.axes[y])
     panels = layout.panels
-    maps = [slices_view("phase", [(p.title, label_traces(diagram, p, x, y, theory), shape) for p in panels])]
+    where = [panel.where for panel in panels]
+    maps = [slices_view("phase", [(p.title, label_traces(diagram, p, x, y, theory), shape) for p in panels], where)]
     for name in names:
-        maps.append(slices_view(words(name), [(p.title, value_traces(diagram, p, x, y, name), shape) for p in panels]))
+        of_name = [(p.title, value_traces(diagram, p, x, y, name), shape) for p in panels]
+        maps.append(slices_view(words(name), of_name, where))
     lines = []
     for group in [*alike(first), *alike([n for n in names if n not in first])] if layout.lines else ():
         shape = _line_layout(diagram, x, group)
         slices = [(p.title, line_traces(diagram, p, group, x, metrics, theory), shape) for p in layout.lines]
-        lines.append(slices_view("lines: " + ", ".join(map(words, group)), slices))
+        lines.append(slices_view("lines: " + ", ".join(map(words, group)), slices, [p.where for p in layout.lines]))
     return [*lines, maps[0]] if lines and y is None else [*maps, *lines]
 
 
@@ -146,6 +182,9 @@ PAGE = Template("""<!DOCTYPE html>
   p.summary { color: #777; margin: .2rem 0 1rem; }
   .controls { display: flex; flex-wrap: wrap; gap: 1.2rem; margin-bottom: .4rem; }
   .controls label { color: #777; }
+  #sliders { display: contents; }
+  #sliders input { width: 11rem; margin: 0 .5rem; vertical-align: middle; accent-color: #555; }
+  #sliders output { color: #222; font-variant-numeric: tabular-nums; }
   select { font: inherit; color: #222; padding: .2rem .4rem; margin-left: .4rem; background: white;
     border: 1px solid #bbb; border-radius: 4px; }
   #plot { width: 100%; height: 72vh; min-height: 430px; }
@@ -162,6 +201,7 @@ PAGE = Template("""<!DOCTYPE html>
 <div class="controls">
   <label>show<select id="view"></select></label>
   <label id="slice-label">where<select id="slice"></select></label>
+  <span id="sliders"></span>
 </div>
 <div id="plot"></div>
 <details><summary>Numbers of the whole sweep</summary><table>$metrics</table></details>
@@ -173,9 +213,37 @@ PAGE = Template("""<!DOCTYPE html>
 (function () {
   const page = JSON.parse(document.getElementById("data").textContent);
   const view = document.getElementById("view"), slice = document.getElementById("slice");
+  const sliders = document.getElementById("sliders");
   const textOf = (all, cells) => cells.map(c => Array.isArray(c) ? textOf(all, c) : c < 0 ? "" : all[c]);
   function options(select, names) {
     select.replaceChildren(...names.map((name, i) => new Option(name, i)));
+  }
+  // One slider for each axis that the slices fix; a combination without a slice goes to the most similar one.
+  function makeSliders(slices) {
+    const axes = Object.keys(slices[0].where || {});
+    sliders.replaceChildren(...(slices.length < 2 ? [] : axes).map(axis => {
+      const texts = [...new Set(slices.map(s => s.where[axis]))];
+      const label = document.createElement("label"), input = document.createElement("input");
+      Object.assign(input, {type: "range", min: 0, max: texts.length - 1, step: 1, name: axis});
+      input.texts = texts;
+      input.setAttribute("aria-label", axis);
+      input.addEventListener("input", () => {
+        const wanted = {};
+        for (const other of sliders.querySelectorAll("input")) wanted[other.name] = other.texts[other.value];
+        const score = s => axes.reduce((n, a) => n + (s.where[a] === wanted[a]) * (a === axis ? axes.length : 1), 0);
+        slice.value = slices.reduce((best, s, i) => score(s) > score(slices[best]) ? i : best, 0);
+        draw();
+      });
+      label.append(axis, input, document.createElement("output"));
+      label.hidden = texts.length < 2;
+      return label;
+    }));
+  }
+  function moveSliders(where) {
+    for (const input of sliders.querySelectorAll("input")) {
+      input.value = input.texts.indexOf(where[input.name]);
+      input.nextSibling.value = where[input.name];
+    }
   }
   function draw() {
     const slices = page.views[view.value].slices;
@@ -183,6 +251,7 @@ PAGE = Template("""<!DOCTYPE html>
     for (const trace of chosen.traces) {
       if (trace.meta && !trace.text) trace.text = textOf(page.texts[trace.meta.texts], trace.meta.cells);
     }
+    moveSliders(chosen.where || {});
     // Plotly keeps what it is given: each drawing gets a layout of its own.
     return Plotly.react("plot", chosen.traces, structuredClone(chosen.layout), {responsive: true, displaylogo: false});
   }
@@ -192,6 +261,7 @@ PAGE = Template("""<!DOCTYPE html>
     options(slice, titles);
     if (titles.includes(kept)) slice.value = titles.indexOf(kept);
     document.getElementById("slice-label").hidden = titles.length < 2;
+    makeSliders(page.views[view.value].slices);
     return draw();
   }
   options(view, page.views.map(v => v.name));

@@ -302,6 +302,16 @@ def map_layout(x: AxisScale, y: AxisScale | None) -> dict[str, Any]:
     return base | {"xaxis": axis_layout(x), "yaxis": upright, "legend": legend}
 
 
-def slices_view(name: str, slices: Sequence[tuple[str, list[Trace], dict[str, Any]]]) -> dict[str, Any]:
-    """A view of the page: its slices are given by title, traces and layout."""
-    return {"name": name, "slices": [{"title": t, "traces": traces, "layout": layout} for t, traces, layout in slices]}
+def slices_view(
+    name: str,
+    slices: Sequence[tuple[str, list[Trace], dict[str, Any]]],
+    where: Sequence[Mapping[str, str]] = (),
+) -> dict[str, Any]:
+    """A view of the page: its slices are given by title, traces and layout.
+
+    With `where`, the values (axis -> text) of the axes that each slice fixes, the page has a slider for each of them.
+    """
+    made = [{"title": t, "traces": traces, "layout": layout} for t, traces, layout in slices]
+    for one, fixed in zip(made, where, strict=bool(where)):
+        one["where"] = dict(fixed)
+    return {"name": name, "slices": made}
