@@ -179,6 +179,24 @@ class TrackerContract(ABC):
         assert after.step.tolist() == [0, 1, 2, 3]
         assert after.values["loss"][:3].tolist() == before.values["loss"].tolist()
 
+    def test_some_metrics_are_read_at_the_steps_at_which_they_were_reported(self, tracker):
+        one, two, three = trial(0), trial(1), trial(2)
+        tracker.begin([one, two, three])
+        tracker.record(rows([one, two], [0, 1], metrics=("loss", "accuracy")))
+        tracker.record(rows([one], [4], metrics=("loss",)))
+        tracker.record(rows([three], [3], metrics=("accuracy",)))
+        tracker.end([finished(each, accuracy=1.0) for each in (one, two, three)])
+        ids = [one.id, two.id, three.id]
+        every = {name: plain_curves(curves)[1] for name, curves in tracker.curves(ids)}
+        some = {name: plain_curves(curves) for name, curves in tracker.curves(ids, ["accuracy"])}
+        assert some == {
+            one.id: ([0, 1], {"accuracy": every[one.id]["accuracy"][:2]}),
+            two.id: ([0, 1], {"accuracy": every[two.id]["accuracy"]}),
+            three.id: ([3], {"accuracy": every[three.id]["accuracy"]}),
+        }
+        assert [name for name, _ in tracker.curves(ids, ["loss", "absent"])] == [one.id, two.id]
+        assert list(tracker.curves(ids, ["absent"])) == list(tracker.curves(ids, [])) == []
+
     @pytest.mark.parametrize("status", [Status.FAILED, Status.KILLED, Status.RUNNING])
     def test_a_trial_that_is_trained_again_has_only_its_new_curve(self, tracker, status):
         mended, other = trial(0), trial(1)

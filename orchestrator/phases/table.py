@@ -180,13 +180,25 @@ def _as_json(note: TableNote) -> dict[str, Any]:
 
 
 def write_table(table: TrialTable, path: Path, note: TableNote | None = None) -> None:
-    """Write the table as Parquet (see the module for its columns), with a note about its sweep.
+    """Write `arrow_table` as Parquet."""
+    import pyarrow.parquet as pq
 
-    A parameter or observation whose name is taken by another column is stored as `param.<name>` or
+    pq.write_table(arrow_table(table, note), path, compression="zstd")
+
+
+def names_of(table: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """The columns of an `arrow_table`: parameter -> column, and observation -> column."""
+    names = json.loads(table.schema.metadata[_META])
+    return names["params"], names["observations"]
+
+
+def arrow_table(table: TrialTable, note: TableNote | None = None) -> Any:
+    """The table as a `pyarrow.Table` (see the module for its columns), with a note about its sweep.
+
+    A parameter or observation whose name is taken by another column is the column `param.<name>` or
     `observation.<name>`.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     arrays: dict[str, Any] = {
         "trial_id": pa.array(table.trial_id, pa.string()),
@@ -210,7 +222,7 @@ def write_table(table: TrialTable, path: Path, note: TableNote | None = None) ->
     meta = {_META: json.dumps({"params": params, "observations": observations}).encode()}
     if note is not None:
         meta[_ABOUT] = json.dumps(_as_json(note)).encode()
-    pq.write_table(pa.table(arrays).replace_schema_metadata(meta), path, compression="zstd")
+    return pa.table(arrays).replace_schema_metadata(meta)
 
 
 def read_table(path: Path) -> TrialTable:

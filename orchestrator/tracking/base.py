@@ -156,8 +156,13 @@ class Tracker(ABC):
         """The recorded ones of these trials, in the order of `trial_ids`."""
 
     @abstractmethod
-    def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
-        """The recorded curves of these trials, in the order of `trial_ids`, a bounded number in memory at a time."""
+    def curves(self, trial_ids: Iterable[str], metrics: Sequence[str] | None = None) -> Iterator[tuple[str, Curves]]:
+        """The recorded curves of these trials, in the order of `trial_ids`, a bounded number in memory at a time.
+
+        Args:
+            trial_ids: The trials; those without rows are left out.
+            metrics: Only these metrics, and only the steps at which one of them was reported; None for all.
+        """
 
     @abstractmethod
     def attach(self, files: Mapping[str, Path]) -> None:

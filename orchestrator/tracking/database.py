@@ -136,13 +136,14 @@ class DatabaseTracker(RecordTracker):
                     of_run = tags[run.run_id]
                     yield trial, run, of_run, layout.recorded(run.status, of_run, through.get(run.run_id, -1))
 
-    def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
+    def curves(self, trial_ids: Iterable[str], metrics: Sequence[str] | None = None) -> Iterator[tuple[str, Curves]]:
         table = self._existing()
         if table is None:
             return
         for chunk in chunked(trial_ids, CHUNK):
             found, _ = table.locate(chunk)
-            yield from table.curves({trial: found[trial].run_id for trial in dict.fromkeys(chunk) if trial in found})
+            runs = {trial: found[trial].run_id for trial in dict.fromkeys(chunk) if trial in found}
+            yield from table.curves(runs, metrics)
 
     def begin(self, trials: Sequence[Trial]) -> None:
         """All trials are begun, or none; new ones are buffered."""

@@ -114,15 +114,16 @@ class HttpTracker(RecordTracker):
             for trial, run in self._runs(chunk).items():
                 yield layout.trial_row(trial, run.run_id, run.tags, _recorded(run))
 
-    def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
+    def curves(self, trial_ids: Iterable[str], metrics: Sequence[str] | None = None) -> Iterator[tuple[str, Curves]]:
         """One request for a metric of 100 runs."""
         for chunk in chunked(trial_ids, HISTORY_RUNS):
             runs = self._runs(chunk)
-            metrics = sorted({name for run in runs.values() for name in run.newest})
+            recorded = {name for run in runs.values() for name in run.newest}
+            names = sorted(recorded if metrics is None else recorded.intersection(metrics))
             start = {run.run_id: run.start_time for run in runs.values()}
             points: dict[str, dict[str, list[tuple[int, float]]]] = {run: {} for run in start}
-            histories = self._api.each(partial(self._api.histories, list(start)), metrics)
-            for metric, history in zip(metrics, histories, strict=True):
+            histories = self._api.each(partial(self._api.histories, list(start)), names)
+            for metric, history in zip(names, histories, strict=True):
                 for row in history:
                     if int(row["timestamp"]) >= start[row["run_id"]]:
                         point = (int(row.get("step", 0)), float(row["value"]))

@@ -147,13 +147,14 @@ class MemoryTracker(RecordTracker):
                 error=run.error,
             )
 
-    def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
+    def curves(self, trial_ids: Iterable[str], metrics: Sequence[str] | None = None) -> Iterator[tuple[str, Curves]]:
         for run in self._runs(trial_ids):
-            if run.points:
-                points = run.points.values()
-                names = sorted({name for point in points for name in point})
-                values = {name: np.array([point.get(name, np.nan) for point in points]) for name in names}
-                yield run.trial_id, Curves(step=np.array(list(run.points), dtype=np.int64), values=values)
+            wanted = {name for point in run.points.values() for name in point}
+            wanted = wanted if metrics is None else wanted.intersection(metrics)
+            points = {step: point for step, point in run.points.items() if not wanted.isdisjoint(point)}
+            if points:
+                values = {n: np.array([point.get(n, np.nan) for point in points.values()]) for n in sorted(wanted)}
+                yield run.trial_id, Curves(step=np.array(list(points), dtype=np.int64), values=values)
 
     def attach(self, files: Mapping[str, Path]) -> None:
         sweep = self._opened()

@@ -48,7 +48,7 @@ class ReplaySource:
     """
 
     def __init__(self, uri: str, *, place: str, patience: Patience) -> None:
-        patience.call(lambda: _check_record(uri, place))
+        patience.call(lambda: check_record(uri, place))
         quiet_mlflow("mlflow.tracking")
         from mlflow.tracking import MlflowClient
 
@@ -146,7 +146,7 @@ def _member(tags: Mapping[str, str]) -> PackMember:
     )
 
 
-def _check_record(uri: str, place: str) -> None:
+def check_record(uri: str, place: str, *, what: str = "replay from") -> None:
     """Check that there is a record at this address: MLflow's client would create a database, or retry for minutes."""
     tracker = open_tracker(uri, experiment="", place=place)
     try:
@@ -159,7 +159,7 @@ def _check_record(uri: str, place: str) -> None:
         nothing = file is None or not file.exists()
     if nothing:
         raise UserError(
-            "there must be a record to replay from",
+            f"there must be a record to {what}",
             place=place,
             value=f"{shown(uri)}, which holds nothing",
             next_step="name the database or the server of the run: --tracking sqlite:///folder/mlflow.db",

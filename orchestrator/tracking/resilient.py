@@ -361,8 +361,8 @@ class ResilientTracker(Tracker):
     def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
         return self._each(self._inner.rows, trial_ids, lambda row: row.trial_id)
 
-    def curves(self, trial_ids: Iterable[str]) -> Iterator[tuple[str, Curves]]:
-        return self._each(self._inner.curves, trial_ids, lambda curve: curve[0])
+    def curves(self, trial_ids: Iterable[str], metrics: Sequence[str] | None = None) -> Iterator[tuple[str, Curves]]:
+        return self._each(lambda trials: self._inner.curves(trials, metrics), trial_ids, lambda curve: curve[0])
 
     def _each(
         self, read: Callable[[Sequence[str]], Iterator[T]], trial_ids: Iterable[str], name: Callable[[T], str]

@@ -177,28 +177,37 @@ class RunTable:
             delete = f"DELETE FROM {table} WHERE run_uuid = ? AND key $in AND timestamp <> ? + step"
             self.bulk.execute(delete, run.run_id, list(names), run.start_time)
 
-    def curves(self, runs: Mapping[str, str]) -> Iterator[tuple[str, Curves]]:
-        """The curves of trials (trial id -> run id), a bounded number of rows in memory at a time."""
+    def curves(self, runs: Mapping[str, str], metrics: Sequence[str] | None = None) -> Iterator[tuple[str, Curves]]:
+        """The curves of trials (trial id -> run id), a bounded number of rows in memory at a time.
+
+        Args:
+            runs: Trial id -> run id.
+            metrics: Those to read; None for all.
+        """
+        only, names = ("", []) if metrics is None else (" AND {}key $in", [list(metrics)])
         for chunk in chunked(runs.items(), CHUNK):
-            count = "SELECT run_uuid, COUNT(*) FROM metrics WHERE run_uuid $in GROUP BY run_uuid"
-            counts: dict[str, int] = dict(self.bulk.query(count, [run for _, run in chunk]))
+            count = f"SELECT run_uuid, COUNT(*) FROM metrics WHERE run_uuid $in{only.format('')} GROUP BY run_uuid"
+            counts: dict[str, int] = dict(self.bulk.query(count, [run for _, run in chunk], *names))
             batch: dict[str, str] = {}
             rows = 0
             for trial, run in chunk:
                 batch[run] = trial
                 rows += counts.get(run, 0)
                 if rows >= CURVE_ROWS:
-                    yield from self._curves_of(batch)
+                    yield from self._curves_of(batch, only.format("m."), names)
                     batch, rows = {}, 0
-            yield from self._curves_of(batch)
+            yield from self._curves_of(batch, only.format("m."), names)
 
-    def _curves_of(self, batch: Mapping[str, str]) -> Iterator[tuple[str, Curves]]:
+    def _curves_of(
+        self, batch: Mapping[str, str], only: str, names: Sequence[list[str]]
+    ) -> Iterator[tuple[str, Curves]]:
         if not batch:
             return
         rows = self.bulk.query(
             "SELECT m.run_uuid, m.key, m.step, m.value, m.is_nan FROM metrics m JOIN runs r ON r.run_uuid = m.run_uuid "
-            "WHERE m.run_uuid $in AND m.timestamp >= r.start_time ORDER BY m.run_uuid, m.key, m.step",
+            f"WHERE m.run_uuid $in AND m.timestamp >= r.start_time{only} ORDER BY m.run_uuid, m.key, m.step",
             list(batch),
+            *names,
         )
         found: dict[str, Curves] = {}
         for run, of_run in groupby(rows, key=itemgetter(0)):

@@ -1,0 +1,93 @@
+"""The data dictionary: what each column of the tables means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.job import ParamSpec, specs
+from orchestrator.axes import Axis
+from orchestrator.phases.table import names_of
+from orchestrator.results.curves import axis_column, metric_column
+from orchestrator.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One column."""
+
+    table: str
+    """"trials" or "curves"."""
+    column: str
+    type: str
+    """Of Arrow: string, int64, double, bool."""
+    unit: str
+    """"" if it has none, or it is not known."""
+    meaning: str
+
+
+_TRIAL = {
+    "trial_id": "Hash of the trial's job, parameters, seed and replicate.",
+    "run_id": "MLflow run; null if the trial was never recorded.",
+    "replicate": "Number of the replicate: it selects the seed.",
+    "phase": "Label of the trial under the sweep's thresholds; null unless it is finished.",
+    "status": "RUNNING, FINISHED, FAILED, KILLED, or MISSING (never recorded).",
+}
+_PREFIXES = {
+    "final_": "Value of {} at the last step (not the best one).",
+    "best_": "Largest or smallest finite value of {} over all reported steps (not the last one).",
+}
+
+
+def trial_entries(table: Any, trials: Sequence[Trial]) -> list[Entry]:
+    """The columns of the table of trials, an `arrow_table`."""
+    params, observations = names_of(table)
+    known = _specs(trials)
+    meanings = {name: ("", meaning) for name, meaning in _TRIAL.items()}
+    for name, column in params.items():
+        meanings[column] = _of_param(name, known)
+    for name, column in observations.items():
+        unit = "steps" if name.endswith("_step") else ""
+        meanings[column] = unit, _of_observation(name)
+        meanings[f"{column}_censored_at"] = unit, f"Bound up to which {name} was not reached; null if it was reached."
+    return [
+        Entry(table="trials", column=f.name, type=str(f.type), unit=meanings[f.name][0], meaning=meanings[f.name][1])
+        for f in table.schema
+    ]
+
+
+def curve_entries(metrics: Sequence[str], axes: Sequence[Axis], trials: Sequence[Trial]) -> list[Entry]:
+    """The columns of the table of curves with these metrics."""
+    known = _specs(trials)
+    entries = [
+        ("trial_id", "string", "", _TRIAL["trial_id"]),
+        ("step", "int64", "steps", "Optimiser steps until the values of the row were measured."),
+    ]
+    taken = [metric_column(name) for name in metrics]
+    for axis in axes:
+        values = {type(getattr(trial.params, axis.name, None)) for trial in trials} - {type(None)}
+        kind = {bool: "bool", int: "int64", float: "double"}.get(next(iter(values), str), "string")
+        entries.append((axis_column(axis.name, taken), kind, *_of_param(axis.name, known)))
+    entries.append(("replicate", "int64", "", _TRIAL["replicate"]))
+    absent = "null: not reported at this step; NaN: measured as NaN."
+    entries += [(metric_column(name), "double", "", f"Metric {name} of the job; {absent}") for name in metrics]
+    return [Entry(table="curves", column=c, type=k, unit=u, meaning=m) for c, k, u, m in entries]
+
+
+def _specs(trials: Sequence[Trial]) -> dict[str, ParamSpec]:
+    kinds = dict.fromkeys(type(trial.params) for trial in trials)
+    return {name: spec for kind in kinds for name, spec in specs(kind).items()}
+
+
+def _of_param(name: str, known: dict[str, ParamSpec]) -> tuple[str, str]:
+    spec = known.get(name)
+    return (spec.unit, f"Parameter: {spec.meaning}") if spec else ("", f"Parameter {name}.")
+
+
+def _of_observation(name: str) -> str:
+    absent = "null: not reached, or not observed."
+    for prefix, meaning in _PREFIXES.items():
+        if name.startswith(prefix):
+            return f"{meaning.format(name.removeprefix(prefix))} {absent[0].upper()}{absent[1:]}"
+    return f"Observation {name} of the job; {absent}"

@@ -1,0 +1,186 @@
+"""The results of one sweep: what `phasefront.load` and `phasefront.run` return."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.phases.table import MISSING, TrialTable, arrow_table, collect, note_of
+from orchestrator.records import Status
+from orchestrator.results import curves as curve_tables
+from orchestrator.results.dictionary import Entry, curve_entries, trial_entries
+from orchestrator.results.frames import Format, check_format, in_format
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.tracking.base import Tracker
+from orchestrator.trial import Trial
+
+STATUSES = (*(status.value for status in Status), MISSING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How the record of a sweep is read."""
+
+    open: Callable[[], Tracker]
+    """A tracker at the sweep's address; the caller closes it."""
+    trials: Callable[[Tracker], list[Trial]]
+    """All trials of the sweep; of a search those that it has asked for so far, in that order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResults:
+    """Reads the results of a sweep. Each call reads the record as it is now; nothing is written to it.
+
+    Tables are pandas data frames, or with `format="arrow"` a `pyarrow.Table`, with `format="polars"` a polars one.
+    """
+
+    sweep: Sweep
+    """The sweep file, checked."""
+    access: Access = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return self.sweep.name
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of the axes, in the order of the sweep file."""
+        return tuple(axis.name for axis in self.sweep.axes)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that the job declares; empty where any may be reported (a plain function)."""
+        trials = self.sweep.trials() or self.sweep.sample(64)
+        return curve_tables.declared_metrics(trials, self.sweep.job_object())
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Tracker]:
+        """The record, open for the duration of the block."""
+        with contextlib.closing(self.access.open()) as tracker:
+            yield tracker
+
+    def table(self, tracker: Tracker | None = None) -> TrialTable:
+        """All trials as columns, as the commands use them; warns of phases labelled under other thresholds."""
+        if tracker is None:
+            with self.reading() as opened:
+                return self.table(opened)
+        trials = self.access.trials(tracker)
+        rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
+        own = self.sweep.thresholds_fingerprint()
+        recorded = [row.recorded for row in rows.values() if row.recorded.status is Status.FINISHED]
+        stale = sum(each.thresholds != own for each in recorded)
+        if stale:
+            text = f"{stale} trials of {self.name} are labelled under other thresholds: run `phasefront map` first"
+            warnings.warn(text, stacklevel=3)
+        return collect(trials, rows)
+
+    def trials(self, *, format: Format = "pandas") -> Any:
+        """One row per trial, in an order that depends on the trials' content alone: the table of `trials.parquet`.
+
+        Columns: `trial_id` and `run_id` (text; no run id if never recorded), `replicate` (int64), every parameter,
+        axes among them, `phase` (categorical; none unless finished), `status` (categorical: RUNNING, FINISHED, FAILED,
+        KILLED, or MISSING), and two per observation (float64): `<name>`, NaN where it was not reached, and
+        `<name>_censored_at`, the bound up to which it was not reached, NaN if it was.
+
+        Raises:
+            UserError: there is no such format, or its library is not installed.
+            Outage: the record stayed away.
+        """
+        check_format(format)
+        phases = tuple(self.sweep.job_object().phases)
+        return in_format(self._arrow(self.table()), format, {"phase": phases, "status": STATUSES})
+
+    def _arrow(self, table: TrialTable) -> Any:
+        sweep = self.sweep
+        return arrow_table(table, note_of(sweep, search=sweep.is_search, job=sweep.job, sweep_id=sweep.id))
+
+    def curves(
+        self,
+        metrics: Sequence[str] | None = None,
+        *,
+        axes: bool = False,
+        trials: Sequence[str] | None = None,
+        format: Format = "pandas",
+    ) -> Any:
+        """All curves as one long table, not sampled: a row per trial and recorded step, in the order of the trials.
+
+        Columns: `trial_id` (categorical), `step` (int64), with `axes` each axis and `replicate`, and each metric
+        (float64). A metric that was not reported at a step is NaN in pandas and null in Arrow and polars; a measured
+        NaN is NaN in all of them. Trials without a curve have no rows.
+
+        Args:
+            metrics: which metrics; all if None.
+            axes: whether to add the axes and the replicate of each trial.
+            trials: ids of trials, such as a column of `trials()`; all if None.
+            format: pandas, arrow or polars.
+
+        Raises:
+            UserError: a metric or a trial is none of the sweep.
+            Outage: the record stayed away.
+        """
+        check_format(format)
+        with self.reading() as tracker:
+            tables = self._curve_tables(tracker, metrics, axes=axes, trials=trials)
+            return in_format(curve_tables.joined(tables), format)
+
+    def curve_chunks(
+        self,
+        metrics: Sequence[str] | None = None,
+        *,
+        axes: bool = False,
+        trials: Sequence[str] | None = None,
+        trials_a_chunk: int = curve_tables.TRIALS_A_CHUNK,
+        format: Format = "pandas",
+    ) -> Iterator[Any]:
+        """The table of `curves` in parts of at most `trials_a_chunk` trials, for curves that do not fit in memory."""
+        check_format(format)
+        with self.reading() as tracker:
+            for table in self._curve_tables(tracker, metrics, axes=axes, trials=trials, at_once=trials_a_chunk):
+                yield in_format(table, format)
+
+    def _curve_tables(
+        self,
+        tracker: Tracker,
+        metrics: Sequence[str] | None,
+        *,
+        axes: bool,
+        trials: Sequence[str] | None,
+        at_once: int = curve_tables.TRIALS_A_CHUNK,
+    ) -> Iterator[Any]:
+        wanted = self._chosen(tracker, trials)
+        known = curve_tables.declared_metrics(wanted, self.sweep.job_object())
+        if metrics is not None:
+            curve_tables.check_metrics(metrics, known)
+        names = known if metrics is None else tuple(metrics)
+        if metrics is None and not known:
+            names = curve_tables.recorded_metrics(tracker, wanted)
+        shown = self.sweep.axes if axes else None
+        return curve_tables.curve_tables(tracker, wanted, names, axes=shown, trials_a_table=at_once)
+
+    def _chosen(self, tracker: Tracker, trials: Sequence[str] | None) -> list[Trial]:
+        known = self.access.trials(tracker)
+        if trials is None:
+            return known
+        by_id = {trial.id: trial for trial in known}
+        wanted = list(dict.fromkeys(trials))
+        for trial in wanted:
+            if trial not in by_id:
+                step = "take them from the column trial_id of trials()"
+                raise UserError("is no trial of this sweep", place="trials", value=trial, next_step=step)
+        return [by_id[trial] for trial in wanted]
+
+    def dictionary(self) -> Any:
+        """What each column means, a row per column: `table`, `column`, `type`, `unit`, `meaning` (a pandas frame)."""
+        import pandas
+
+        return pandas.DataFrame([vars(entry) for entry in self.entries(self._arrow(self.table()))])
+
+    def entries(self, table: Any) -> list[Entry]:
+        """What each column means, for an Arrow table of the trials."""
+        trials = self.sweep.trials() or self.sweep.sample(64)
+        return [*trial_entries(table, trials), *curve_entries(self.metrics, self.sweep.axes, trials)]
