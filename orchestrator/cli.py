@@ -121,6 +121,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="X",
         help="allowed difference in another environment: X, plus X times the value (default 0.02)",
     )
+    export = command("export", "write the results of a sweep as files, with a data dictionary")
+    export.add_argument(
+        "--format", choices=("parquet", "csv", "netcdf"), default="parquet", help="of the files [parquet]"
+    )
+    export.add_argument("--metrics", metavar="A,B", help="the metrics whose curves are written; all by default")
+    export.add_argument("-o", "--output", metavar="FOLDER", help="where [the sweep's output folder]/export")
     command("schema", "print the JSON Schema of sweep files, for editors", file=False)
     return main_parser
 

@@ -1,8 +1,6 @@
 """`import phasefront`: tables of trials and curves, counted against SQL on a real record of an earlier version."""
 
 import json
-import lzma
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,62 +10,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from results_kit import EXPECTED, environment, points_of, recorded_folder, runs_of, sql
 
 import phasefront
 from orchestrator.cli import main
 from orchestrator.errors import UserError
 
-RECORDS = Path(__file__).parent / "records"
-EXPECTED: dict[str, Any] = json.loads((RECORDS / "expected.json").read_text())
-ROOT = Path(__file__).resolve().parent.parent
 METRICS = ["train_accuracy", "test_accuracy"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recorded grid and two recorded searches."""
-    folder = tmp_path_factory.mktemp("results")
-    for name in ("record.db", "optuna.db"):
-        (folder / name).write_bytes(lzma.decompress((RECORDS / f"{name}.xz").read_bytes()))
-    for path in RECORDS.glob("*.yaml"):
-        (folder / path.name).write_text(path.read_text())
-    with sqlite3.connect(folder / "record.db") as connection:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            connection.execute(f"UPDATE {table} SET {column} = replace({column}, '{{folder}}', ?)", (str(folder),))
-    connection.close()
-    return folder
+    return recorded_folder(tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(autouse=True)
 def _beside_the_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-
-
-def sql(query: str, *values: object) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect("record.db")
-    try:
-        return connection.execute(query, values).fetchall()
-    finally:
-        connection.close()
-
-
-def runs_of(name: str) -> dict[str, str]:
-    """Trial id -> run id of a sweep, by MLflow's tables alone."""
-    query = """SELECT t.value, t.run_uuid FROM tags t JOIN tags p ON p.run_uuid = t.run_uuid
-        JOIN runs parent ON parent.run_uuid = p.value
-        WHERE t.key = 'phasefront.trial_id' AND p.key = 'mlflow.parentRunId' AND parent.name = ?"""
-    return dict(sql(query, f"earlier-{name.replace('_', '-')}"))
-
-
-def points_of(runs: dict[str, str], metric: str) -> dict[tuple[str, int], float]:
-    """(trial id, step) -> value of every point of the curves of a metric."""
-    rows = sql(
-        "SELECT m.run_uuid, m.step, m.value FROM metrics m JOIN runs r ON r.run_uuid = m.run_uuid "
-        "WHERE m.key = ? AND m.timestamp >= r.start_time",
-        metric,
-    )
-    trial = {run: trial for trial, run in runs.items()}
-    return {(trial[run], step): value for run, step, value in rows if run in trial}
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
@@ -222,14 +181,8 @@ def test_a_library_that_is_not_installed_is_named() -> None:
         "try: phasefront.load('grid.yaml').trials(format='polars')\n"
         "except phasefront.UserError as error: print(error.text)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_env())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert "pip install polars" in done.stdout, done.stderr
-
-
-def _env() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def test_a_mapping_is_the_file_with_its_content() -> None:
@@ -274,5 +227,5 @@ def test_the_import_is_light() -> None:
     code = (
         "import phasefront, sys; print([m for m in ('torch', 'ray', 'mlflow', 'pandas', 'xarray') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_env())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert done.stdout.strip() == "[]", done.stderr

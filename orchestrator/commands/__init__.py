@@ -12,6 +12,7 @@ _FUNCTIONS = {
     "map": "publishing:map_",
     "compare": "compare:compare",
     "replay": "replay:replay",
+    "export": "export:export",
     "schema": "inspect:schema",
 }
 

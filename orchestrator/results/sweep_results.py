@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
@@ -13,7 +14,16 @@ from orchestrator.phases.table import MISSING, TrialTable, arrow_table, collect,
 from orchestrator.records import Status
 from orchestrator.results import curves as curve_tables
 from orchestrator.results.dictionary import Entry, curve_entries, trial_entries
+from orchestrator.results.export import (
+    DICTIONARY,
+    FileFormat,
+    check_file_format,
+    write_dictionary,
+    write_netcdf,
+    write_tables,
+)
 from orchestrator.results.frames import Format, check_format, in_format
+from orchestrator.results.grid import dimensions, to_dataset
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
@@ -174,13 +184,86 @@ class SweepResults:
                 raise UserError("is no trial of this sweep", place="trials", value=trial, next_step=step)
         return [by_id[trial] for trial in wanted]
 
+    def to_xarray(self, metrics: Sequence[str] = ()) -> Any:
+        """The sweep as an `xarray.Dataset`.
+
+        A grid has a dimension per axis (axes that advance together share one), `replicate` and, with metrics, `step`,
+        the union of all steps. A search has one dimension `trial` in place of axes and replicate, which are
+        coordinates. Variables: `status` (also ABSENT, for a combination that is no trial), `phase`, `run_id`, two per
+        observation, as in `trials()`, and each metric, NaN where it was not reported.
+
+        Args:
+            metrics: the metrics whose curves are read; none by default.
+
+        Raises:
+            UserError: xarray is not installed; an axis is conditional (`when`); a metric is none of the sweep's; the
+                array would be too large.
+            Outage: the record stayed away.
+        """
+        sweep = self.sweep
+        if not sweep.is_search:
+            dimensions(sweep.axes)  # refused before the record is read
+        with self.reading() as tracker:
+            table = self.table(tracker)
+            names = list(metrics)
+            if names:
+                known = curve_tables.declared_metrics(self._chosen(tracker, None), sweep.job_object())
+                curve_tables.check_metrics(metrics, known)
+            return to_dataset(
+                sweep.axes,
+                table,
+                self.entries(self._arrow(table), names),
+                search=sweep.is_search,
+                metrics=names,
+                curves=tracker.curves(table.trial_id, names) if names else None,
+                title=self.name,
+            )
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether anything of the sweep is recorded."""
+        with self.reading() as tracker:
+            return any(True for _ in tracker.rows([trial.id for trial in self.access.trials(tracker)]))
+
+    def export(
+        self, folder: str | Path, *, format: FileFormat = "parquet", metrics: Sequence[str] | None = None
+    ) -> list[Path]:
+        """Write the results as files, with the data dictionary; the files.
+
+        Args:
+            folder: where; created if it does not exist.
+            format: "parquet" and "csv" write `trials` and `curves`, "netcdf" the dataset of `to_xarray` as `sweep.nc`.
+            metrics: whose curves are written; all if None.
+
+        Raises:
+            UserError: as `curves` and `to_xarray`.
+            OSError: the folder cannot be written.
+        """
+        check_file_format(format)
+        if format == "netcdf":
+            names = list(metrics if metrics is not None else self._all_metrics())
+            files = [write_netcdf(Path(folder, "sweep.nc"), self.to_xarray(names))]
+            return [*files, write_dictionary(Path(folder, DICTIONARY), self._entries(names))]
+        names = list(metrics if metrics is not None else self._all_metrics())
+        chunks = self.curve_chunks(names, axes=True, format="arrow")
+        return write_tables(Path(folder), format, self.trials(format="arrow"), chunks, self._entries(names))
+
+    def _all_metrics(self) -> tuple[str, ...]:
+        if self.metrics:
+            return self.metrics
+        with self.reading() as tracker:
+            return curve_tables.recorded_metrics(tracker, self.access.trials(tracker))
+
     def dictionary(self) -> Any:
         """What each column means, a row per column: `table`, `column`, `type`, `unit`, `meaning` (a pandas frame)."""
         import pandas
 
-        return pandas.DataFrame([vars(entry) for entry in self.entries(self._arrow(self.table()))])
+        return pandas.DataFrame([asdict(entry) for entry in self._entries(self._all_metrics())])
 
-    def entries(self, table: Any) -> list[Entry]:
-        """What each column means, for an Arrow table of the trials."""
+    def _entries(self, metrics: Sequence[str]) -> list[Entry]:
+        return self.entries(self._arrow(self.table()), metrics)
+
+    def entries(self, table: Any, metrics: Sequence[str]) -> list[Entry]:
+        """What each column means, for an Arrow table of the trials, and curves with these metrics."""
         trials = self.sweep.trials() or self.sweep.sample(64)
-        return [*trial_entries(table, trials), *curve_entries(self.metrics, self.sweep.axes, trials)]
+        return [*trial_entries(table, trials), *curve_entries(metrics, self.sweep.axes, trials)]
