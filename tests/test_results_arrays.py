@@ -53,7 +53,7 @@ def test_a_grid_has_its_axes_replicates_and_steps_as_dimensions() -> None:
     assert int(dataset.test_accuracy.notnull().sum()) == len(points)
     curves = sweep.curves(["test_accuracy"], axes=True)
     for row in curves.sample(40, random_state=0).itertuples():
-        assert dataset.test_accuracy.sel(at(row), step=row.step).item() == points[row.trial_id, row.step]
+        assert dataset.test_accuracy.sel({**at(row), "step": row.step}).item() == points[row.trial_id, row.step]
 
 
 def test_a_trial_that_is_not_recorded_is_missing_in_the_array() -> None:
