@@ -296,6 +296,8 @@ class Job(ABC, Generic[P]):
     """Every label that `phase` can give, in the order a legend shows them."""
     headline: ClassVar[tuple[str, ...]] = ()
     """Observations that get a plot of their own, the most informative first."""
+    analyses: ClassVar[tuple[Mapping[str, Scalar], ...]] = ()
+    """What is computed of a sweep whose file has no `analysis:`, each as the file would write it; where it applies."""
     open_params: ClassVar[bool] = False
     """Whether any parameter name is accepted (a plain function); `Params` is then made by `params_for`."""
 
@@ -360,6 +362,13 @@ class Job(ABC, Generic[P]):
         "", the default, where nothing is known against it.
         """
         return ""
+
+    def amount(self, params: P, name: str) -> float:
+        """A numeric parameter as the amount that it stands for, where one value stands for another.
+
+        The default is the parameter itself.
+        """
+        return float(getattr(params, name))
 
     def summarise(self, trials: Sequence[tuple[P, Observations]], thresholds: AnyParams) -> dict[str, float]:
         """Quantities of a whole sweep (e.g. the width at the test-error peak); none by default."""

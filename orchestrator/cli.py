@@ -98,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     map_.add_argument(
         "--along", metavar="AXIS", help="the axis beside the step [the one with the most values, numbers before text]"
     )
+    command("analyse", "compute the statistics that the sweep file names, from the record, without running trials")
     compare = command("compare", "draw two phase maps and their difference side by side", file=False)
     for name, which in (("first", "one"), ("second", "the other")):
         compare.add_argument(

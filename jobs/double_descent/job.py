@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -48,6 +48,13 @@ class DescentJob(Job[P]):
     phases: ClassVar[tuple[str, ...]] = ("underfitted", "interpolating", "diverged")
     headline: ClassVar[tuple[str, ...]] = ("final_test_error", "final_train_error", "interpolation_step")
 
+    analyses: ClassVar[tuple[Mapping[str, Scalar], ...]] = (
+        {"kind": "peak", "of": "final_test_error", "along": "width"},
+        {"kind": "peak", "of": "final_test_error", "along": "sample_count"},
+        {"kind": "peak", "of": "test_error", "along": "step"},
+        {"kind": "complexity", "of": "final_train_error", "along": "sample_count"},
+    )
+
     def shared(self, params: P) -> tuple[Scalar, ...]:
         """The parameters that all models of a pack have in common."""
         return tuple(value for name, value in as_dict(params).items() if name not in _PER_MODEL)
@@ -55,6 +62,9 @@ class DescentJob(Job[P]):
     @abstractmethod
     def trained_parameters(self, params: P) -> int:
         """Number of trained parameters of the trial's network, without padding."""
+
+    def amount(self, params: Any, name: str) -> float:
+        return float(params.used) if name == "sample_count" else super().amount(params, name)
 
     def report_steps(self, params: Any) -> int:
         return len(log_spaced_steps(params.horizon, params.curve_points))

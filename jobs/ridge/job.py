@@ -13,7 +13,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jobs import curves as reductions
-from jobs.job import AnyParams, Censored, Cost, Curves, Job, Member, Observations, Prediction, Report, log_spaced_steps
+from jobs.job import (
+    AnyParams,
+    Censored,
+    Cost,
+    Curves,
+    Job,
+    Member,
+    Observations,
+    Prediction,
+    Report,
+    Scalar,
+    log_spaced_steps,
+)
 from jobs.ridge import cost, theory
 from jobs.ridge.params import RidgeParams, RidgeThresholds
 
@@ -42,6 +54,12 @@ class Ridge(Job[RidgeParams]):
     )
     headline: ClassVar[tuple[str, ...]] = ("final_test_loss", "test_level_step", "train_level_step")
 
+    analyses: ClassVar[tuple[Mapping[str, Scalar], ...]] = (
+        {"kind": "peak", "of": "final_test_loss", "along": "features"},
+        {"kind": "peak", "of": "final_test_loss", "along": "sample_count"},
+        {"kind": "peak", "of": "test_loss", "along": "step"},
+    )
+
     def pack_key(self, params: RidgeParams) -> Hashable:
         wide = params.iterative and params.fitted > params.sample_count
         levels = params.iterative and bool(params.train_level or params.test_level)
@@ -50,6 +68,9 @@ class Ridge(Job[RidgeParams]):
 
     def extent(self, params: RidgeParams) -> tuple[int, ...]:
         return (params.sample_count, params.fitted)
+
+    def amount(self, params: RidgeParams, name: str) -> float:
+        return float(params.fitted) if name == "features" else super().amount(params, name)
 
     def report_steps(self, params: RidgeParams) -> int:
         return len(log_spaced_steps(params.horizon, params.curve_points))

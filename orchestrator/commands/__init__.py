@@ -10,6 +10,7 @@ _FUNCTIONS = {
     "status": "inspect:status",
     "audit": "audit:audit_",
     "map": "publishing:map_",
+    "analyse": "analysing:analyse",
     "compare": "compare:compare",
     "replay": "replay:replay",
     "export": "export:export",

@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.again import command_line
+from orchestrator.commands.analysing import analysed
 from orchestrator.commands.figures import check_figures, draw_figures
 from orchestrator.commands.searching import history, known_trials
-from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, sweep_record
+from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, relabelled, sweep_record
 from orchestrator.records import Status, Summary, phase_metric
-from orchestrator.relabel import relabel_stale
 from orchestrator.sweep.file import MOST_BUDGET
 from orchestrator.tracking.base import Tracker
-from orchestrator.trial import Trial
+from orchestrator.trial import Trial, digest
 
 if TYPE_CHECKING:
     from orchestrator.phases.publish import Published
@@ -32,6 +32,7 @@ def publish_record(
     *,
     classifier: bool = False,
     history: Sequence[tuple[int, float]] = (),
+    analyses: bool = False,
 ) -> Published:
     """Draw what is recorded of these trials, and keep the files and the search's curve with the parent run.
 
@@ -41,6 +42,7 @@ def publish_record(
         tracker: Its record.
         classifier: Whether the classifier draws the map of a grid; that of a search it always draws.
         history: (trials, uncertain area) in the course of a search, where it is known.
+        analyses: Whether what the sweep file names under `analysis:` is computed too.
 
     Returns:
         The files, notes and metrics; the last value of a curve is the metric `map/<name>`.
@@ -52,6 +54,15 @@ def publish_record(
     drawing = drawing_of(sweep, history) if classifier or sweep.is_search else None
     replaced = _of_another(sweep, {row.run_id for row in rows.values()})
     published = publish(sweep, trials, rows, sweep.output, drawing=drawing, curves=tracker.curves, sweep_id=sweep.id)
+    done = analysed(sweep, trials, rows, tracker) if analyses else None
+    if done is not None:
+        published = replace(
+            published,
+            files=published.files | done.files,
+            gone=published.gone + done.gone,
+            metrics=published.metrics | done.metrics,
+            notes=(*published.notes, *done.lines),
+        )
     tracker.attach(published.files)
     left = tracker.detach(published.gone)
     for name, points in published.curves.items():
@@ -130,7 +141,7 @@ def keep_summary(sweep: Sweep, summary: Summary, tracker: Tracker, parent: str) 
     """Write `run.json`."""
     names = ("done", "failed", "skipped", "workers", "seconds", "startup_s", "train_s", "record_s", "estimated_s")
     content = {name: getattr(summary, name) for name in names}
-    content |= {"parent": parent, "thresholds": sweep.thresholds_fingerprint()}
+    content |= {"parent": parent, "thresholds": sweep.thresholds_fingerprint(), "analyses": _named_analyses(sweep)}
     path = sweep.output / SUMMARY
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(content, indent=1) + "\n")
@@ -148,9 +159,15 @@ def is_published(sweep: Sweep, summary: Summary, parent: str) -> bool:
         drawn = drawn and _of_another(sweep) is None
         whole = last["done"] + last["skipped"] == summary.skipped and not last["failed"]
         same = last["parent"] == parent and last["thresholds"] == sweep.thresholds_fingerprint()
+        same = same and last.get("analyses", "") == _named_analyses(sweep)
         return bool(drawn and whole and same)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _named_analyses(sweep: Sweep) -> str:
+    """A digest of the file's `analysis:`; "" where it has none, as for a run of an earlier version."""
+    return "" if sweep.written.analysis is None else digest("analyses", [a.model_dump() for a in sweep.analyses]).hex()
 
 
 def counts_of(sweep: Sweep, summary: Summary) -> dict[str, float]:
@@ -182,18 +199,16 @@ def map_(arguments: argparse.Namespace) -> int:
         if not recorded:
             raise nothing_recorded(sweep, str(arguments.file), command_line(arguments, "run"))
         tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
-        finished = [t for t in trials if t.id in recorded and recorded[t.id].status is Status.FINISHED]
-        stale = [t for t in finished if recorded[t.id].thresholds != sweep.thresholds_fingerprint()]
-        results = relabel_stale(tracker, sweep.job_object(), stale, sweep.thresholds())
-        relabelled = sum(result.status is Status.FINISHED for result in results)
+        finished = sum(state.status is Status.FINISHED for state in recorded.values())
+        count = relabelled(sweep, trials, tracker)
         published = publish_record(
             sweep, trials, tracker, classifier=arguments.classifier, history=history(sweep, tracker)
         )
         tracker.annotate(published.metrics)
         for figures in draw_figures(sweep, trials, tracker, arguments):
             published = published.beside(figures.files, figures.notes, figures.warnings)
-    print(f"{len(finished)} of {len(trials)} trials are finished")
-    if relabelled:
-        print(f"{relabelled} were relabelled under the thresholds of {arguments.file}")
+    print(f"{finished} of {len(trials)} trials are finished")
+    if count:
+        print(f"{count} were relabelled under the thresholds of {arguments.file}")
     print_files(published)
     return 0

@@ -159,7 +159,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                 print(f"nothing to do: all {summary.skipped} trials are recorded, and drawn in {sweep.output}")
             elif not arguments.no_map and (summary.done or summary.skipped):
                 published = publish_record(
-                    sweep, known_trials(sweep, tracker), tracker, history=history(sweep, tracker)
+                    sweep, known_trials(sweep, tracker), tracker, history=history(sweep, tracker), analyses=True
                 )
                 metrics = published.metrics
                 keep_summary(sweep, summary, tracker, parent)

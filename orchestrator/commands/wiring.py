@@ -127,6 +127,18 @@ def nothing_recorded(sweep: Sweep, place: str, run: str) -> UserError:
     return UserError(rule, place=place, value=sweep.record_shown, next_step=run)
 
 
+def relabelled(sweep: Sweep, trials: Sequence[Trial], tracker: Tracker) -> int:
+    """Label the finished trials again that have labels under other thresholds; how many were."""
+    from orchestrator.records import Status
+    from orchestrator.relabel import relabel_stale
+
+    recorded = tracker.index([trial.id for trial in trials])
+    finished = [t for t in trials if t.id in recorded and recorded[t.id].status is Status.FINISHED]
+    stale = [t for t in finished if recorded[t.id].thresholds != sweep.thresholds_fingerprint()]
+    results = relabel_stale(tracker, sweep.job_object(), stale, sweep.thresholds())
+    return sum(result.status is Status.FINISHED for result in results)
+
+
 def on_cluster() -> bool:
     """Whether packs run on a Ray cluster that is already started."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")

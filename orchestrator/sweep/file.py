@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 
+from orchestrator.analyses.kinds import KINDS, AnalysisWritten, analysis_kind
 from orchestrator.axes import AXIS_MODELS, AxisModel, AxisWritten, FileModel, ScalarValue, ValuesAxis, axis_kind, key
 from orchestrator.errors import NOTHING, did_you_mean, nearest
 from orchestrator.outages import PATIENCE_S
@@ -182,6 +183,11 @@ class SweepFile(FileModel):
     phases: dict[str, ScalarValue] = key(
         {}, "The job's thresholds, by which a trial gets its phase.", "a mapping of threshold to value"
     )
+    analysis: list[AnalysisWritten] | None = key(
+        None,
+        "What is computed of the finished trials; by default what the job proposes. [] computes nothing.",
+        "a list of analyses such as {kind: peak, of: final_test_error, along: width}",
+    )
     resources: Resources = key(Resources(), "What the sweep may use.", "a mapping")
     tracking: Tracking = key(Tracking(), "Where curves are recorded.", "a mapping")
     output: str | None = key(
@@ -189,7 +195,7 @@ class SweepFile(FileModel):
     )
 
 
-SECTIONS = ("axes", "zip", "fixed", "search", "phases", "resources", "tracking")
+SECTIONS = ("axes", "zip", "fixed", "search", "phases", "analysis", "resources", "tracking")
 """Keys that may have no value, as where everything below them is commented out."""
 
 _AXIS: TypeAdapter[Any] = TypeAdapter(AxisWritten)
@@ -231,6 +237,8 @@ def _note(document: Document, error: ValidationError) -> None:
             unknown(document, keys, "key", names_of(model))
         elif len(keys) == 2 and keys[0] == "axes":
             _bad_axis(document, keys)
+        elif len(keys) == 2 and keys[0] == "analysis":
+            _bad_analysis(document, keys)
         else:
             _bad_value(document, keys, kind)
 
@@ -245,7 +253,7 @@ def _real(document: Document, location: tuple[str | int, ...]) -> Keys:
     """A location of pydantic's without what is not in the file (the names of a union's branches)."""
     keys: Keys = ()
     # axes, NAME, branch of the union, ...: a branch may have the name of a key
-    if location[0] == "axes" or location[:2] == ("search", "target"):
+    if location[0] in ("axes", "analysis") or location[:2] == ("search", "target"):
         location = (*location[:2], *location[3:])
     for part in location:
         if document.get((*keys, part)) is not NOTHING:
@@ -261,6 +269,8 @@ def model_at(document: Document, keys: Keys) -> type[BaseModel] | None:
         return Resources if keys == ("resources",) else Tracking
     if len(keys) == 2 and keys[0] == "axes":
         return AXIS_MODELS.get(axis_kind(document.get(keys)) or "")
+    if len(keys) == 2 and keys[0] == "analysis":
+        return KINDS.get(analysis_kind(document.get(keys)) or "")
     if keys == ("search", "target"):
         target = target_type(document.get(keys))
         return target if target and target.model_fields else None
@@ -316,6 +326,23 @@ def _bad_axis(document: Document, keys: Keys) -> None:
             document.add(keys, rule, key=True, choices=kinds, next_step=next_step)
 
 
+def _bad_analysis(document: Document, keys: Keys) -> None:
+    """An entry of `analysis:` that does not say what it is, or is not an analysis at all."""
+    written = document.get(keys)
+    kinds = tuple(KINDS)
+    if not isinstance(written, dict):
+        rule = "an analysis is a mapping with a kind"
+        document.add(
+            keys, rule, value=written, next_step="for example {kind: peak, of: final_test_error, along: width}"
+        )
+    elif "kind" in written:
+        kind = written["kind"]
+        next_step = did_you_mean(kind, kinds) if isinstance(kind, str) else ""
+        document.add((*keys, "kind"), "unknown kind of analysis", value=kind, choices=kinds, next_step=next_step)
+    else:
+        document.add(keys, "'kind' is missing", choices=kinds, next_step="add for example 'kind: peak'")
+
+
 def _bad_value(document: Document, keys: Keys, kind: str) -> None:
     owner = next((n for n in range(len(keys) - 1, -1, -1) if model_at(document, keys[:n]) is not None), 0)
     name, written = str(keys[owner]), document.get(keys)
@@ -344,6 +371,11 @@ _EXAMPLES = {
     "uncertain_area": "0.01",
     "batch": "32",
     "start": "64",
+    "analysis": "[{kind: peak, of: final_test_error, along: width}]",
+    "of": "final_test_error",
+    "along": "width",
+    "window": "1.5",
+    "error": "0.1",
     "metric": "final_test_accuracy",
     "level": "0.5",
     "ridge": "final_test_error",

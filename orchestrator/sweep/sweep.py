@@ -11,11 +11,14 @@ from typing import Any
 
 from jobs.catalogue import load_job
 from jobs.job import Job, ParamError, Params, Scalar, as_dict
+from orchestrator.analyses.base import Analysis
+from orchestrator.analyses.kinds import defaults
 from orchestrator.axes import Axis, AxisWritten
 from orchestrator.errors import UserError
 from orchestrator.search.space import Slice
 from orchestrator.secrets import learn, secrets_in, shown
 from orchestrator.sweep.check import check_thresholds, check_values, combinations, find_job
+from orchestrator.sweep.check_analysis import check_analyses
 from orchestrator.sweep.check_search import check_metric, check_search, interior, metric_keys, spread
 from orchestrator.sweep.check_secrets import check_secrets
 from orchestrator.sweep.document import Keys
@@ -97,6 +100,8 @@ class Sweep:
         first = combinations(document, known, axes, fixed, replicates=replicates, seed=written.seed, also=also)
         if written.search.kind == "boundary" and thresholds is not None:
             check_metric(document, written.search, known, first, thresholds)
+        if thresholds is not None and not document.wrong_under(("axes",)):
+            check_analyses(document, written.analysis or (), axes, known, first, thresholds)
         document.stop_if_wrong()
         name = written.name or path.stem
         metric = metric_keys(written.search)
@@ -176,6 +181,15 @@ class Sweep:
         """Base of the search's own random numbers."""
         return self.seed if self.search.seed is None else self.search.seed
 
+    @property
+    def analyses(self) -> tuple[Analysis, ...]:
+        """What is computed of its trials: as the file names it, else what the job proposes for a grid."""
+        if self.written.analysis is not None:
+            return tuple(self.written.analysis)
+        if self.is_search:
+            return ()
+        return defaults(self.job_object().analyses, self.axes, settings=len(self.first), replicates=self.replicates)
+
     def job_object(self) -> Job[Any]:
         """The job itself."""
         return load_job(self.job)
@@ -236,6 +250,7 @@ class Sweep:
                 "seed": self.seed,
                 **({"search": search} if self.is_search else {}),
                 "phases": as_dict(self.thresholds()),
+                **({"analysis": _written(file.analysis)} if file.analysis is not None else {}),
                 "resources": {
                     k: "auto" if v is None and k != "trial_timeout" else v
                     for k, v in file.resources.model_dump().items()
@@ -262,6 +277,10 @@ class Sweep:
     def storage_shown(self) -> str:
         """The address of the study, without a password."""
         return shown(self.search.storage)
+
+
+def _written(analyses: Sequence[Analysis]) -> list[Any]:
+    return [analysis.model_dump(exclude_defaults=True) for analysis in analyses]
 
 
 def _plain(axis: AxisWritten) -> Any:

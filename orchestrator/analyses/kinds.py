@@ -1,0 +1,57 @@
+"""The kinds of analysis, and how a sweep file writes one. To add a kind, write its class and name it here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Discriminator, Tag, TypeAdapter
+
+from jobs.job import Scalar
+from orchestrator.analyses.base import Analysis
+from orchestrator.analyses.complexity import ComplexityAnalysis
+from orchestrator.analyses.peak import PeakAnalysis
+from orchestrator.axes import Axis
+
+KINDS: Mapping[str, type[Analysis]] = {kind.kind_name: kind for kind in (PeakAnalysis, ComplexityAnalysis)}
+DEFAULT_SETTINGS = 64
+"""Settings up to which a job's default that reads all curves applies."""
+
+
+def analysis_kind(written: Any) -> str | None:
+    """Which of `KINDS` an entry is meant to be; None where it does not say."""
+    if isinstance(written, BaseModel):
+        return str(getattr(written, "kind", ""))
+    kind = written.get("kind") if isinstance(written, Mapping) else None
+    return kind if isinstance(kind, str) and kind in KINDS else None
+
+
+AnalysisWritten = Annotated[
+    Annotated[PeakAnalysis, Tag("peak")] | Annotated[ComplexityAnalysis, Tag("complexity")],
+    Discriminator(analysis_kind),
+]
+"""An analysis as the file writes it."""
+
+_ONE: TypeAdapter[Any] = TypeAdapter(AnalysisWritten)
+
+
+def defaults(
+    written: Sequence[Mapping[str, Scalar]], axes: Sequence[Axis], *, settings: int, replicates: int
+) -> tuple[Analysis, ...]:
+    """The defaults of a job that apply to a grid: their axes vary enough, and there are enough replicates.
+
+    Args:
+        written: of the job, as a sweep file writes them.
+        axes: of the sweep.
+        settings: of the grid.
+        replicates: of each setting.
+    """
+    varied = {axis.name: len(set(axis.values)) for axis in axes}
+    chosen = []
+    for entry in written:
+        analysis: Analysis = _ONE.validate_python(dict(entry))
+        enough = all(varied.get(axis, 0) >= analysis.fewest for _, axis in analysis.needs.axes)
+        few = not analysis.reads_curves or settings <= DEFAULT_SETTINGS
+        if enough and few and replicates >= analysis.fewest_replicates:
+            chosen.append(analysis)
+    return tuple(chosen)

@@ -1,0 +1,109 @@
+"""From analyses and the record to files and numbers."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from orchestrator.analyses.base import Analysis
+from orchestrator.analyses.result import Result, write_json
+from orchestrator.analyses.source import Source
+
+TABLES = "analysis.json"
+"""All results of a sweep, in one file; also the list of what an earlier analysis has left."""
+TEXT = "analysis.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysed:
+    """What was computed."""
+
+    results: tuple[Result, ...] = ()
+    files: dict[str, Path]
+    """Artifact path -> local file."""
+    gone: tuple[str, ...] = ()
+    """Files of an earlier analysis that this one does not have; they are deleted."""
+
+    @property
+    def lines(self) -> list[str]:
+        """The tables as text."""
+        return [line for result in self.results for line in result.lines()]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the parent run."""
+        return {name: value for result in self.results for name, value in result.metrics().items()}
+
+
+def analyse(
+    sweep: str, analyses: Sequence[Analysis], source: Source, folder: Path, *, sweep_id: str, thresholds: str
+) -> Analysed:
+    """Compute the analyses one after another, and write their tables and figures into a folder.
+
+    Each file is replaced atomically. Without an analysis nothing is written, and files of an earlier one are deleted.
+
+    Args:
+        sweep: its name.
+        analyses: with distinct labels.
+        source: its trials.
+        folder: created if missing.
+        sweep_id: kept in the file of results.
+        thresholds: their fingerprint, kept there too.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    results = tuple(analysis.compute(source) for analysis in analyses)
+    files: dict[str, Path] = {}
+    before = _left_in(folder)
+
+    def write(name: str, make: Callable[[Path], None]) -> None:
+        files[name] = _replaced(folder / name, make)
+
+    if results:
+        folder.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        if result.rows:
+            write(f"analysis_{result.name}.csv", result.write_csv)
+        if result.figure is not None and result.figure.panels:
+            from orchestrator.analyses.view import draw
+
+            write(f"analysis_{result.name}.png", partial(draw, sweep, result))
+    done = Analysed(results=results, files=files)
+    if results:
+        text = "\n".join(done.lines) + "\n"
+        write(TEXT, lambda path: _write_text(path, text))
+        about = {"sweep": sweep, "sweep_id": sweep_id, "thresholds": thresholds, "files": " ".join(sorted(files))}
+        write(TABLES, lambda path: write_json(results, path, **about))
+    gone = tuple(name for name in before if name not in files)
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
+    return Analysed(results=results, files=files, gone=gone)
+
+
+def _left_in(folder: Path) -> list[str]:
+    """The files of an earlier analysis."""
+    try:
+        names = str(json.loads((folder / TABLES).read_text(encoding="utf-8"))["files"]).split()
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    # Only names that `analyse` gives, whatever the file says.
+    return [TABLES, *(name for name in names if name.startswith("analysis") and "/" not in name)]
+
+
+def _replaced(path: Path, make: Callable[[Path], None]) -> Path:
+    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
+    try:
+        make(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

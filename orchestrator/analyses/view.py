@@ -1,0 +1,101 @@
+"""The figures of analyses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.job import specs
+from orchestrator.analyses.base import STEP
+from orchestrator.analyses.result import Figure, Panel, Result
+from orchestrator.analyses.source import Source
+from orchestrator.phases import text
+from orchestrator.phases.draw import png
+
+MOST_PANELS = 12
+"""Settings that a figure shows, evenly chosen; the table has all."""
+
+
+def spread(count: int, most: int) -> frozenset[int]:
+    """At most `most` of the numbers below `count`, evenly chosen."""
+    return frozenset(np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist())
+
+
+def axis_label(source: Source, name: str) -> str:
+    """The label of an axis with its unit."""
+    if name == STEP:
+        return "step"
+    return text.axis_label(name, specs(type(source.params[0])) if source.params else {})
+
+
+def wants_log(source: Source, name: str) -> bool:
+    """Whether an axis is drawn on a logarithmic scale: the steps, and axes that are spaced so."""
+    axis = source.axis(name)
+    if axis is None:
+        return True
+    values = [v for v in axis.values if isinstance(v, int | float)]
+    positive = bool(values) and min(values) > 0
+    return positive and (axis.scale in ("log", "integer") or max(values) >= 20 * min(values))
+
+
+def draw(sweep: str, result: Result, path: Path) -> None:
+    """Write the figure of a result as PNG. `result.figure` is not None and has panels."""
+    figure = result.figure
+    assert figure is not None
+    panels = figure.panels
+    across = png.columns_for(len(panels))
+    rows = -(-len(panels) // across)
+    more = "" if len(result.rows) <= len(panels) else f", {len(panels)} of {len(result.rows)} settings"
+    band = f"  ·  band: {figure.band}" if figure.band else ""
+    summary = f"{result.title}{more}{band}"
+    widths = [6.4] if across == 1 else [4.6] * across
+    with png.sheet(path, sweep, summary, widths, [3.9] * rows + [0.2], least_width=9.0) as (fig, grid):
+        axes: list[Any] = []
+        for k, panel in enumerate(panels):
+            ax = fig.add_subplot(grid[k // across, k % across], sharey=axes[0] if axes else None)
+            axes.append(ax)
+            _draw_panel(ax, figure, panel)
+        png.shared_labels(axes, across)
+
+
+def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
+    if figure.x_log:
+        ax.set_xscale("log")
+    if figure.y_log:
+        ax.set_yscale("log")
+    for k, line in enumerate(panel.lines):
+        colour = (text.INK, *text.PALETTE)[k % (1 + len(text.PALETTE))]
+        drawn = line.x > 0 if figure.x_log else np.ones(len(line.x), dtype=bool)
+        x, y = line.x[drawn], line.y[drawn]
+        style: dict[str, Any] = {"color": colour, "label": line.label, "linewidth": 1.6}
+        if line.points:
+            ax.plot(x, y, linestyle="none", marker="o", markersize=4, color=colour, label=line.label)
+        else:
+            ax.plot(x, y, drawstyle="steps-post" if line.steps else "default", **style)
+        if line.low is not None and line.high is not None:
+            low, high = line.low[drawn], line.high[drawn]
+            if line.points:
+                ax.vlines(x, low, high, color=colour, linewidth=1)
+            else:
+                step = "post" if line.steps else None
+                ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, step=step)
+    if panel.level is not None:
+        ax.axhline(panel.level, color=text.SOFT, linewidth=1, linestyle=":")
+    left, right = ax.get_xlim()
+    for k, (place, what) in enumerate(panel.marks):
+        if not math.isfinite(place.value):
+            continue
+        colour = text.PALETTE[(2 + k) % len(text.PALETTE)]
+        ax.axvline(place.value, color=colour, linewidth=1.3, linestyle="--", label=what)
+        if not (math.isnan(place.low) or math.isnan(place.high)):
+            ax.axvspan(max(place.low, left), min(place.high, right), color=colour, alpha=0.12, linewidth=0)
+    ax.set_xlim(left, right)
+    ax.set_title(panel.title)
+    ax.set_xlabel(figure.x_label)
+    ax.set_ylabel(figure.y_label)
+    ax.grid(axis="y")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="best", fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")

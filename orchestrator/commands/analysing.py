@@ -1,0 +1,75 @@
+"""analyse, and the end of run: compute what the sweep file names, from the record, and keep its files."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.commands.again import command_line
+from orchestrator.commands.searching import known_trials
+from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, relabelled, sweep_record
+
+if TYPE_CHECKING:
+    from orchestrator.analyses.publish import Analysed
+    from orchestrator.sweep.sweep import Sweep
+    from orchestrator.tracking.base import Tracker, TrialRow
+    from orchestrator.trial import Trial
+
+
+def analysed(sweep: Sweep, trials: Sequence[Trial], rows: Mapping[str, TrialRow], tracker: Tracker) -> Analysed:
+    """Compute the sweep's analyses from what is recorded, and write their files into its output folder.
+
+    Args:
+        sweep: The sweep.
+        trials: All its trials so far.
+        rows: Trial id -> what is recorded.
+        tracker: Its record, to read curves.
+    """
+    from orchestrator.analyses.publish import analyse
+    from orchestrator.analyses.source import Source
+    from orchestrator.phases.table import collect
+
+    analyses = sweep.analyses
+    table = collect(trials if analyses else (), rows)
+    params = {trial.id: trial.params for trial in trials}
+    source = Source(
+        job=sweep.job_object(),
+        axes=sweep.axes,
+        table=table,
+        params=[params[trial_id] for trial_id in table.trial_id],
+        read=tracker.curves,
+    )
+    return analyse(
+        sweep.name, analyses, source, sweep.output, sweep_id=sweep.id, thresholds=sweep.thresholds_fingerprint()
+    )
+
+
+def analyse(arguments: argparse.Namespace) -> int:
+    """Compute the analyses from the record alone; trials labelled under other thresholds are relabelled."""
+    sweep = load_sweep(arguments)
+    with contextlib.closing(open_tracker(sweep)) as tracker:
+        trials = known_trials(sweep, tracker)
+        if not tracker.index([trial.id for trial in trials]):
+            raise nothing_recorded(sweep, str(arguments.file), command_line(arguments, "run"))
+        tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
+        count = relabelled(sweep, trials, tracker)
+        rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
+        done = analysed(sweep, trials, rows, tracker)
+        tracker.attach(done.files)
+        left = tracker.detach(done.gone)
+        tracker.annotate(done.metrics)
+    if count:
+        print(f"{count} trials were relabelled under the thresholds of {arguments.file}")
+    if not done.results:
+        print(
+            "nothing to compute: the file has no `analysis:`, and the job proposes none for these axes and replicates"
+        )
+    for line in done.lines:
+        print(line)
+    for name, path in sorted(done.files.items()):
+        print(f"{name:<25} {path}")
+    if left:
+        print(f"warning: artifacts of an earlier analysis that the artifact store cannot delete: {', '.join(left)}")
+    return 0
