@@ -55,9 +55,9 @@ class Ridge(Job[RidgeParams]):
     headline: ClassVar[tuple[str, ...]] = ("final_test_loss", "test_level_step", "train_level_step")
 
     analyses: ClassVar[tuple[Mapping[str, Scalar], ...]] = (
-        {"kind": "peak", "of": "final_test_loss", "along": "features"},
-        {"kind": "peak", "of": "final_test_loss", "along": "sample_count"},
-        {"kind": "peak", "of": "test_loss", "along": "step"},
+        {"kind": "peak", "of": "final_test_loss", "along": "features", "scale": "log"},
+        {"kind": "peak", "of": "final_test_loss", "along": "sample_count", "scale": "log"},
+        {"kind": "peak", "of": "test_loss", "along": "step", "scale": "log"},
     )
 
     def pack_key(self, params: RidgeParams) -> Hashable:

@@ -76,6 +76,7 @@ class ComplexityAnalysis(Analysis):
             rows=tuple(rows),
             setting=tuple(groups[0].setting) if groups else (),
             main=("replicates", "censored", "complexity", "largest_fitted", "not_fitted_below"),
+            estimates=("complexity",),
             level=self.level,
             notes=tuple(notes),
             figure=Figure(

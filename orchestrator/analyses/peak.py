@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -34,6 +35,11 @@ class PeakAnalysis(Analysis):
         min_length=1,
     )
     along: str = key(..., "Along what it peaks.", "the name of an axis with numbers, or step", min_length=1)
+    scale: Literal["linear", "log"] = key(
+        "linear",
+        "log: of the logarithm, whose mean is a geometric mean; for a loss whose values have heavy tails.",
+        "one of linear, log",
+    )
     window: float | None = key(
         None,
         "Half-width of the smoothing window as a factor of x; 1 does not smooth. By default 1.5 along the steps, and 1 "
@@ -63,6 +69,7 @@ class PeakAnalysis(Analysis):
         panels: list[Panel] = []
         groups = source.groups(self.along)
         drawn = spread(len(groups), MOST_PANELS)
+        mean = "geometric mean" if self.scale == "log" else "mean"
         for g, (group, sample) in enumerate(self._samples(source, groups)):
             row, panel = self._row(group, sample)
             rows.append(row)
@@ -71,15 +78,17 @@ class PeakAnalysis(Analysis):
         return Result(
             name=self.label,
             kind=self.kind_name,
-            title=f"peak of the mean {self.of} along {self.along}",
+            title=f"peak of the {mean} {self.of} along {self.along}",
             rows=tuple(rows),
             setting=tuple(groups[0].setting) if groups else (),
             main=("replicates", "peak", "place", "height", "prominence", "standard_error", "p_value"),
+            estimates=_ESTIMATES,
             level=self.level,
             notes=self._notes(rows),
             figure=Figure(
                 x_label=axis_label(source, self.along),
-                y_label=f"mean {self.of.replace('_', ' ')}",
+                y_label=f"{mean} {self.of.replace('_', ' ')}",
+                y_log=self.scale == "log",
                 x_log=wants_log(source, self.along),
                 band="standard error of the mean",
                 panels=tuple(panels),
@@ -98,7 +107,12 @@ class PeakAnalysis(Analysis):
         from orchestrator.analysis.peaks import find_peak
         from orchestrator.analysis.smoothing import WINDOW
 
+        if self.scale == "log":
+            positive = sample.values > 0
+            values = np.log(np.where(positive, sample.values, 1.0))
+            sample = replace(sample, values=np.where(positive, values, np.nan))
         whole = sample.complete()
+        log = self.scale == "log"
         count, left_out = len(whole.replicates), len(sample.replicates) - len(whole.replicates)
         row: dict[str, Cell] = {**group.setting, "replicates": count, "left_out": left_out}
         window = self.window or (WINDOW if self.along == STEP else 1.0)
@@ -111,16 +125,18 @@ class PeakAnalysis(Analysis):
             search = find_peak(whole.x, whole.values, window=window, level=self.level)
             peak = search.peak
             row["peak"] = "none" if peak is None else "yes"
-            found = dict.fromkeys(_ESTIMATES) if peak is None else _estimates(peak)
+            found = dict.fromkeys(_ESTIMATES) if peak is None else _estimates(peak, log=log)
             row |= found
             row |= {name: getattr(search, name) for name in ("prominence", "standard_error", "ratio", "threshold")}
             row["p_value"] = search.p_value
             if peak is not None:
                 marks.append((peak.x, f"peak, {self.level:.0%} interval"))
-        return row, Panel(title=group.title, lines=_lines(whole, window), marks=tuple(marks))
+        return row, Panel(title=group.title, lines=_lines(whole, window, log=log), marks=tuple(marks))
 
     def _notes(self, rows: list[dict[str, Cell]]) -> tuple[str, ...]:
         notes = []
+        if self.scale == "log":
+            notes.append("prominence and standard error are of the natural logarithm")
         tested = sum(not str(row["peak"]).startswith("not tested") for row in rows)
         if tested > 1:
             notes.append(f"{tested} settings were tested, each with a share of false peaks of about 2% to 5%")
@@ -130,18 +146,22 @@ class PeakAnalysis(Analysis):
         return tuple(notes)
 
 
-def _estimates(peak: Peak) -> dict[str, Cell]:
+def _estimates(peak: Peak, *, log: bool) -> dict[str, Cell]:
+    height, first, second = (
+        replace(e, value=math.exp(e.value), low=math.exp(e.low), high=math.exp(e.high)) if log else e
+        for e in (peak.height, peak.first_minimum, peak.second_minimum)
+    )
     return {
         "place": peak.x,
-        "height": peak.height,
-        "first_minimum": peak.first_minimum,
+        "height": height,
+        "first_minimum": first,
         "first_minimum_at": peak.first_minimum_x,
-        "second_minimum": peak.second_minimum,
+        "second_minimum": second,
         "second_minimum_at": peak.second_minimum_x,
     }
 
 
-def _lines(sample: Sample, window: float) -> tuple[Line, ...]:
+def _lines(sample: Sample, window: float, *, log: bool) -> tuple[Line, ...]:
     """The mean with its standard error, and the smoothed mean in which the peak is looked for."""
     from orchestrator.analyses.result import Line
     from orchestrator.analysis.smoothing import smooth
@@ -151,7 +171,9 @@ def _lines(sample: Sample, window: float) -> tuple[Line, ...]:
         return ()
     mean = sample.values.mean(0)
     error: Floats = sample.values.std(0, ddof=1) / math.sqrt(count) if count > 1 else np.zeros_like(mean)
-    lines = [Line(x=sample.x, y=mean, label=f"mean of {count}", low=mean - error, high=mean + error)]
+    shown = np.exp if log else np.asarray
+    low, high = shown(mean - error), shown(mean + error)
+    lines = [Line(x=sample.x, y=shown(mean), label=f"mean of {count}", low=low, high=high)]
     if window > 1:
-        lines.append(Line(x=sample.x, y=smooth(sample.x, mean, window=window), label="smoothed"))
+        lines.append(Line(x=sample.x, y=shown(smooth(sample.x, mean, window=window)), label="smoothed"))
     return tuple(lines)

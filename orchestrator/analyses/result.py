@@ -81,6 +81,8 @@ class Result:
     """The columns that make up the setting."""
     main: tuple[str, ...]
     """The columns that are printed after the setting, and whose numbers become metrics."""
+    estimates: tuple[str, ...]
+    """The columns that have intervals."""
     level: float
     notes: tuple[str, ...] = ()
     """What a reader must know about these numbers."""
@@ -128,7 +130,7 @@ class Result:
 
     def write_csv(self, path: Path) -> None:
         """One row per setting; an estimate has three columns, `<name>`, `<name>_low` and `<name>_high`."""
-        names = {name: any(isinstance(row[name], Estimate) for row in self.rows) for name in self.rows[0]}
+        names = {name: name in self.estimates for name in self.rows[0]}
         with path.open("w", encoding="utf-8", newline="") as file:
             out = csv.writer(file, lineterminator="\n")
             out.writerow([n for name, wide in names.items() for n in _columns(name, wide)])
