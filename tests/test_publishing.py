@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from orchestrator.commands.wiring import sweep_record
 from orchestrator.phases.publish import MAP_FILES
 from orchestrator.records import CurveRows, Status, Summary, TrialResult
 from orchestrator.sweep.sweep import Sweep
+from orchestrator.tracking.base import TrialRow
 from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.trial import Trial
 
@@ -28,9 +31,11 @@ LINES = "phase_diagram_lines.png"
 BOUNDARY = {"boundary.parquet", "boundary.geojson"}
 
 
-def recorded(sweep: Sweep, trials: list[Trial], *, only: str | None = None) -> MemoryTracker:
+def recorded(
+    sweep: Sweep, trials: list[Trial], *, only: str | None = None, tracker: MemoryTracker | None = None
+) -> MemoryTracker:
     """A record in which all trials have melted, or not, or all show the same."""
-    tracker = MemoryTracker()
+    tracker = tracker or MemoryTracker()
     tracker.open_sweep(sweep_record(sweep))
     tracker.begin(trials)
     for one in trials:
@@ -93,6 +98,25 @@ def test_a_searchs_curve_ends_with_its_map_and_stays_as_it_was_written(
 def loaded(tmp_path: Path, text: str, name: str = "sweep") -> Sweep:
     (tmp_path / f"{name}.yaml").write_text(text + f"output: {tmp_path / 'out'}\n")
     return Sweep.load(tmp_path / f"{name}.yaml")
+
+
+class Elsewhere(MemoryTracker):
+    """Another record: its runs have other ids."""
+
+    def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
+        for row in super().rows(trial_ids):
+            yield replace(row, run_id=f"other {row.run_id}")
+
+
+def test_a_map_of_the_same_sweep_in_another_record_is_not_replaced_silently(tmp_path: Path) -> None:
+    sweep = loaded(tmp_path, GRID)
+    trials = sweep.trials()
+    one = recorded(sweep, trials)
+    other = recorded(sweep, trials, tracker=Elsewhere())
+    for tracker, replaces in ((one, False), (one, False), (other, True), (other, False), (one, True)):
+        said = [line for line in publish_record(sweep, trials, tracker).warnings if "it was replaced" in line]
+        assert len(said) == replaces
+        assert all("--set output=FOLDER" in line and str(sweep.output) in line for line in said)
 
 
 @pytest.mark.parametrize(
