@@ -475,7 +475,9 @@ def test_workers_that_cannot_start_because_the_cluster_is_in_use_are_explained()
     bench.poll(25)  # before the first pack: the driver waits for the pool to start
     bench.submit("1")
     bench.poll(15)
-    assert bench.said == ["no worker can start: a worker needs 4 CPUs and the cluster has none free; waiting for 30 s"]
+    (said,) = bench.said
+    assert said.startswith("no worker has started: one needs 4 CPUs, and no node has that free")
+    assert said.endswith("waiting for 30 s")
 
 
 def test_a_worker_that_cannot_start_moves_to_a_node_with_free_resources() -> None:

@@ -83,34 +83,23 @@ def test_a_link_that_looks_like_a_session_is_not_followed(tmp_path: Path) -> Non
     assert (elsewhere / MARKER).exists()
 
 
-@pytest.mark.parametrize(("end", "stays"), [(None, False), (reaper.CLEAN, True)])
+@pytest.mark.parametrize(("end", "stays"), [(b"", False), (reaper.CLEAN, True)])
 def test_the_session_of_a_driver_that_was_killed_while_ray_started_is_removed(
-    tmp_path: Path, end: bytes | None, stays: bool
+    tmp_path: Path, end: bytes, stays: bool
 ) -> None:
     """It has no marker yet, so that no later run would remove it; one with a marker is left to that."""
-    new, known, other = (session_in(tmp_path, name) for name in ("2026-11-27_1", "2026-11-27_2", "2026-11-27_3"))
+    temporary = tmp_path / "ray"
+    temporary.mkdir()
+    earlier, new, known, other = (session_in(temporary, name) for name in ("1_77", "2_77", "3_77", "2_78"))
     (known / MARKER).write_text("mark")
-    (tmp_path / "session_latest").symlink_to(new)
-    mark = uuid.uuid4().hex
-    named = [
-        f"--raylet_socket_name={new}/sockets/raylet",
-        f"--log_dir={known}/logs",
-        str(other / "logs" / "worker.out"),
-    ]
-    sleep = ["-c", "import time; time.sleep(600)"]
-    gcs, worker = ["gcs_server", *sleep, *named[:2]], ["python", *sleep, named[2]]
-    environ = {**os.environ, reaper.MARK: mark}
-    ray = [subprocess.Popen(command, executable=sys.executable, env=environ) for command in (gcs, worker)]
-    watch = subprocess.Popen([sys.executable, "-I", reaper.__file__, mark], stdin=subprocess.PIPE)
-    try:
-        watch.communicate(end, timeout=60)
-    finally:
-        for process in ray:
-            process.kill()
-            process.wait()
+    (temporary / "session_latest").symlink_to(new)
+    for folder in (new, known, other):
+        os.utime(folder, (4e9, 4e9))  # made after the start of the process that watches
+    command = [sys.executable, "-I", reaper.__file__, uuid.uuid4().hex, "77"]
+    subprocess.run(command, input=end, env={**os.environ, "RAY_TMPDIR": str(tmp_path)}, check=True, timeout=60)
     assert new.exists() == stays
-    assert known.exists() and other.exists()
-    assert (tmp_path / "session_latest").is_symlink() == stays
+    assert (temporary / "session_latest").is_symlink() == stays
+    assert all(folder.exists() for folder in (earlier, known, other))
 
 
 @pytest.mark.slow

@@ -351,8 +351,8 @@ class PooledDispatcher(Dispatcher):
             if self._roster.ready():
                 self._say(
                     f"{workers_are(count)} still starting on {self._roster.name(node)} after {SLOW_START_S:.0f} s: the "
-                    "node is slow, its resources are in use, or processes of Ray die there. Its logs tell: "
-                    "/tmp/ray/session_latest/logs on that node"
+                    "node is slow, its resources are in use, or processes of Ray die there. Ray's logs on that node "
+                    "tell (by default in /tmp/ray/session_latest/logs)"
                 )
 
     def _say_waiting(self, now: float, *, progress: bool) -> None:

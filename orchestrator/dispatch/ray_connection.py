@@ -69,7 +69,7 @@ def _reaped() -> Iterator[str]:
     if not Path("/proc/self/environ").exists():  # not Linux: Ray cleans up by itself
         yield mark
         return
-    command = [sys.executable, "-I", reaper.__file__, mark]
+    command = [sys.executable, "-I", reaper.__file__, mark, str(os.getpid())]
     watch = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     _reapers.append(watch)
     os.environ[reaper.MARK] = mark

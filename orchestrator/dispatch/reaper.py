@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -66,28 +65,21 @@ def guard_children() -> None:
     os.environ[WORKER_MARK] = mark
 
 
-def after_driver(mark: str) -> None:
+def after_driver(mark: str, driver: int) -> None:
     """Wait for the end of the driver, then kill what is left of its Ray.
 
-    A driver that was killed before it could mark its session folder leaves one that no later run would remove.
+    A driver that was killed before it could mark its session folder leaves one that no later run would remove: the
+    folder has the driver's process id at the end of its name, and is newer than this process.
     """
+    began = time.time()
     clean = sys.stdin.buffer.read() == CLEAN
-    sessions = {session for pid in marked(mark) for session in _sessions(pid)}
     _kill(mark, MARK, 0, quiet_s=0.0 if clean else QUIET_S)
-    for session in sessions:
-        if not clean and not (session / MARKER).exists():
-            remove_session(session)
-
-
-def _sessions(pid: int) -> list[Path]:
-    """The session folders that a process of Ray names in its command."""
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:  # it has ended
-        return []
-    if Path(command[0]).name not in ("gcs_server", "raylet"):
-        return []
-    return [Path(found[0]) for word in command if (found := re.search(r"/[^=]*/session_[\d_-]+", word))]
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"  # as Ray has it
+    for session in () if clean else folder.glob(f"session_*_{driver}"):
+        with contextlib.suppress(OSError):
+            status = session.lstat()
+            if status.st_uid == os.getuid() and status.st_mtime >= began and not (session / MARKER).exists():
+                remove_session(session)
 
 
 def remove_session(session: Path) -> None:
@@ -124,7 +116,7 @@ def _kill(mark: str, name: str, session: int, *, quiet_s: float) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    if len(sys.argv) == 2:
-        after_driver(sys.argv[1])
+    if len(sys.argv) == 3:
+        after_driver(sys.argv[1], int(sys.argv[2]))
     else:
         after_worker(sys.argv[1], *map(int, sys.argv[2:]))

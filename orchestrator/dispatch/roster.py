@@ -287,4 +287,4 @@ class Roster:
                 "every node needs phasefront in the Python environment of Ray, or the project in the job's working "
                 "directory (`ray job submit --working-dir .`)"
             )
-        return f"see Ray's logs on {self.name(node)}: /tmp/ray/session_latest/logs"
+        return f"see Ray's logs on {self.name(node)} (by default in /tmp/ray/session_latest/logs)"

@@ -112,7 +112,8 @@ class Waiting:
             rule = f"no node has room for a worker, which needs {self._needs}"
             return f"waiting for the cluster to grow: {rule}{asked}{waited}"
         if stuck:
-            return f"no worker can start: a worker needs {self._needs} and the cluster has none free{waited}"
+            use = "it is in use by other programs, or by workers that start slowly"
+            return f"no worker has started: one needs {self._needs}, and no node has that free: {use}{waited}"
         if failed and not starting:
             return f"workers died while starting on {', '.join(failed[:3])}; next attempt in {retry_s:.0f} s{waited}"
         if starting:
