@@ -340,20 +340,22 @@ class PooledDispatcher(Dispatcher):
             self._notices.append(Silence.text(silent))
 
     def _say_slow_starts(self, now: float) -> None:
-        """Mention nodes on which workers take long to start, although others run or could."""
+        """Mention the nodes on which workers take long to start, each once."""
         slow = Counter(
             worker.node
             for worker in self._roster.workers.values()
             if not worker.ready and now - worker.started_at >= SLOW_START_S and worker.node not in self._slow
         )
-        for node, count in slow.items():
-            self._slow.add(node)
-            if self._roster.ready():
-                self._say(
-                    f"{workers_are(count)} still starting on {self._roster.name(node)} after {SLOW_START_S:.0f} s: the "
-                    "node is slow, its resources are in use, or processes of Ray die there. Ray's logs on that node "
-                    "tell (by default in /tmp/ray/session_latest/logs)"
-                )
+        if not slow:
+            return
+        self._slow.update(slow)
+        names = [self._roster.name(node) for node in sorted(slow)]
+        where = ", ".join(names[:3]) + (f" and {len(names) - 3} more nodes" if len(names) > 3 else "")
+        self._say(
+            f"{workers_are(slow.total())} still starting on {where} after {SLOW_START_S:.0f} s: their resources are in "
+            "use, the machine is slow, or processes of Ray die there. Ray's logs there tell (by default in "
+            "/tmp/ray/session_latest/logs)"
+        )
 
     def _say_waiting(self, now: float, *, progress: bool) -> None:
         """State why nothing runs, if that has lasted for a while."""
