@@ -283,7 +283,9 @@ def test_a_bad_node_is_mentioned_when_it_first_fails_and_when_it_goes_on_to_fail
 def test_workers_that_never_start_beside_others_are_mentioned_once_for_each_node() -> None:
     bench = Bench(A=1, B=3)
     bench.engine.ready(next(worker for worker, node in bench.engine.where.items() if node == "A"))
-    bench.poll(300)
+    bench.poll(100)
+    bench.engine.ready(next(worker for worker, node in bench.engine.where.items() if node == "B"))
+    bench.poll(200)
     (said,) = bench.said
     assert said.startswith("3 workers are still starting on host B after 60 s")
     assert "logs" in said

@@ -168,7 +168,8 @@ class PooledDispatcher(Dispatcher):
         if isinstance(happened, WorkerReady):
             self._roster.has_started(worker)
             self._health.started(worker.node)
-            self._slow.discard(worker.node)
+            if worker.node in self._slow and all(other.ready for other in self._roster.on(worker.node)):
+                self._slow.discard(worker.node)
         elif isinstance(happened, WorkerDied):
             self._bury(worker, happened, events, now)
         else:
@@ -352,8 +353,8 @@ class PooledDispatcher(Dispatcher):
         names = [self._roster.name(node) for node in sorted(slow)]
         where = ", ".join(names[:3]) + (f" and {len(names) - 3} more nodes" if len(names) > 3 else "")
         self._say(
-            f"{workers_are(slow.total())} still starting on {where} after {SLOW_START_S:.0f} s: their resources are in "
-            "use, the machine is slow, or processes of Ray die there. Ray's logs there tell (by default in "
+            f"{workers_are(slow.total())} still starting on {where} after {SLOW_START_S:.0f} s: resources there are "
+            "in use, the machine is slow, or processes of Ray die there. Ray's logs there tell (by default in "
             "/tmp/ray/session_latest/logs)"
         )
 
