@@ -243,6 +243,7 @@ def test_a_cluster_on_which_no_worker_lives_is_waited_for_and_is_an_outage(other
     assert "--working-dir" in ended.value.next_step
     assert bench.engine.started.count("A") <= 2 + STILLBORN_LIMIT_OF_CLUSTER
     assert any("workers died while starting on host A" in line and "next attempt in" in line for line in bench.said)
+    assert any("3 times in a row" in line and "another node may join meanwhile" in line for line in bench.said)
 
 
 def test_a_sound_node_that_joins_a_bad_one_saves_the_run() -> None:
@@ -277,7 +278,7 @@ def test_a_bad_node_is_mentioned_when_it_first_fails_and_when_it_goes_on_to_fail
         bench.poll(1)
     first, further = bench.said
     assert first.startswith("a worker on host B died while starting (ModuleNotFoundError: no such module)")
-    assert "3 times in a row" in further and "every node needs phasefront" in further
+    assert "3 times in a row" in further and "trials run on other nodes; next: every node needs phasefront" in further
 
 
 def test_workers_that_never_start_beside_others_are_mentioned_once_for_each_node() -> None:

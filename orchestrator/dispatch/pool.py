@@ -271,9 +271,10 @@ class PooledDispatcher(Dispatcher):
         if failures == 1:
             self._say(f"a worker on {name} died while starting ({error}); it is tried again after a pause")
         elif failures == STILLBORN_LIMIT and self._roster.grows:
+            meanwhile = "trials run on other nodes" if self._roster.ready() else "another node may join meanwhile"
             self._say(
                 f"workers on {name} died while starting, {failures} times in a row; it is tried again at growing "
-                f"intervals, and trials run on other nodes; next: {self._roster.remedy(node)}"
+                f"intervals, and {meanwhile}; next: {self._roster.remedy(node)}"
             )
 
     def _dismiss(self, worker: Worker) -> None:
