@@ -67,50 +67,20 @@ def best_value(curves: Curves, metric: str, *, largest: bool) -> dict[str, float
     return {f"best_{metric}": math.nan if len(values) else Censored(0.0)}
 
 
+def peak_observations(metric: str) -> tuple[str, ...]:
+    """What earlier versions observed of a trial: the most prominent maximum of its own curve, against a fixed 0.01.
+
+    One curve has bumps of its own, so a peak is that of a mean over replicates (`analysis:` in a sweep file).
+    """
+    peak, second, first = f"{metric}_peak", f"second_minimum_{metric}", f"first_minimum_{metric}"
+    return peak, f"{peak}_step", second, "second_minimum_step", first, "first_minimum_step"
+
+
 def parameter_counts(trained: int, *, examples: int, outputs: int) -> dict[str, float]:
     """`parameters`: the trained parameters of a network, without padding; `parameters_per_label`: per number that it
     is trained to output, which are `examples` times `outputs` (the classes, or 1 in regression).
     """
     return {"parameters": float(trained), "parameters_per_label": trained / (examples * outputs)}
-
-
-def most_prominent_peak(values: Values, prominence: float) -> int | None:
-    """Position of the interior maximum that stands highest above the minima on both sides of it.
-
-    None where no maximum is at least `prominence` above the higher of its two minima.
-    """
-    if len(values) < 3:
-        return None
-    before = np.minimum.accumulate(values)[:-2]
-    after = np.minimum.accumulate(values[::-1])[::-1][2:]
-    height = values[1:-1] - np.maximum(before, after)
-    best = int(np.argmax(height))
-    return best + 1 if height[best] >= max(prominence, 1e-12) else None
-
-
-def peak_and_minima(curves: Curves, metric: str, prominence: float) -> dict[str, float | Censored]:
-    """The most prominent interior maximum of a curve along the steps, and the minimum before and after it.
-
-    Values that are not finite are left out. Without a peak the first minimum is that of the whole curve, and the other
-    observations are censored at the last step; without any finite value all of them are.
-
-    Returns:
-        `<metric>_peak`, `<metric>_peak_step`, `second_minimum_<metric>`, `second_minimum_step`,
-        `first_minimum_<metric>` and `first_minimum_step`, in this order.
-    """
-    finite = np.isfinite(curves.values[metric])
-    step, values = curves.step[finite], curves.values[metric][finite]
-    peak = most_prominent_peak(values, prominence)
-    places = {
-        (f"{metric}_peak", f"{metric}_peak_step"): peak,
-        (f"second_minimum_{metric}", "second_minimum_step"): None if peak is None else peak + np.argmin(values[peak:]),
-        (f"first_minimum_{metric}", "first_minimum_step"): np.argmin(values[:peak]) if len(values) else None,
-    }
-    observations: dict[str, float | Censored] = {}
-    for names, place in places.items():
-        for name, source in zip(names, (values, step), strict=True):
-            observations[name] = Censored(horizon(curves.step)) if place is None else float(source[place])
-    return observations
 
 
 LEARNING_PHASES = ("comprehension", "grokking", "memorization", "confusion", "inversion")

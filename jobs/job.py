@@ -296,8 +296,8 @@ class Job(ABC, Generic[P]):
     """Every label that `phase` can give, in the order a legend shows them."""
     headline: ClassVar[tuple[str, ...]] = ()
     """Observations that get a plot of their own, the most informative first."""
-    analyses: ClassVar[tuple[Mapping[str, Scalar], ...]] = ()
-    """What is computed of a sweep whose file has no `analysis:`, each as the file would write it; where it applies."""
+    retired: ClassVar[tuple[str, ...]] = ()
+    """Observations that earlier versions recorded and this one does not; records keep them."""
     open_params: ClassVar[bool] = False
     """Whether any parameter name is accepted (a plain function); `Params` is then made by `params_for`."""
 
@@ -362,6 +362,10 @@ class Job(ABC, Generic[P]):
         "", the default, where nothing is known against it.
         """
         return ""
+
+    def analyses(self, thresholds: AnyParams) -> Sequence[Mapping[str, Scalar]]:
+        """What is computed of a sweep whose file has no `analysis:`, as the file would write it; where it applies."""
+        return ()
 
     def amount(self, params: P, name: str) -> float:
         """A numeric parameter as the amount that it stands for, where one value stands for another.

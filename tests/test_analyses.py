@@ -13,7 +13,7 @@ import pytest
 
 from jobs.double_descent.job import DoubleDescent
 from jobs.double_descent.params import DoubleDescentParams
-from jobs.job import Censored, Curves, Scalar
+from jobs.job import Censored, Curves, Member, Scalar
 from orchestrator.analyses.base import Analysis
 from orchestrator.analyses.complexity import ComplexityAnalysis
 from orchestrator.analyses.peak import PeakAnalysis
@@ -27,6 +27,7 @@ from orchestrator.records import Recorded, Status
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
+from tests.packing import curves_of
 
 STEPS = np.unique(np.geomspace(1, 20_000, 80).astype(np.int64))
 
@@ -287,6 +288,21 @@ def test_heavy_tails_hide_a_peak_of_the_mean_and_not_of_the_geometric_mean() -> 
     assert isinstance(height, Estimate) and height.value > 0.6, "in the unit of the error, not of its logarithm"
 
 
+def test_the_peak_of_least_squares_is_at_the_threshold(tmp_path: Path) -> None:
+    """The default of a ridge sweep, on trials as the job trains them: p = n = 20, and p = n = 40."""
+    text = SWEEP.replace("[5, 10, 16, 20, 24, 40, 60]", "[5, 10, 20, 40, 60, 80]").replace("inputs: 60", "inputs: 80")
+    text = text.replace("sample_count: 20, ", "").replace("fixed", "  sample_count: [20, 40]\nfixed")
+    sweep = load(tmp_path, text)
+    job, trials = sweep.job_object(), sweep.trials()
+    measured = curves_of(job, [Member(params=one.params, seed=one.seed) for one in trials])
+    observed = [job.observe(one.params, measured[k], sweep.thresholds()) for k, one in enumerate(trials)]
+    rows = [(one, row(one, **seen)) for one, seen in zip(trials, observed, strict=True)]
+    analysis = next(one for one in sweep.analyses if one.label == "peak_final_test_loss_features")
+    result = analysis.compute(source(rows, *sweep.axes, job=job))
+    places = {found["sample_count"]: found["place"] for found in result.rows}
+    assert {n: place.value for n, place in places.items() if isinstance(place, Estimate)} == {20: 20, 40: 40}
+
+
 def load(folder: Path, text: str) -> Sweep:
     (folder / "s.yaml").write_text(text)
     return Sweep.load(folder / "s.yaml")
@@ -365,5 +381,5 @@ def test_every_default_of_a_job_is_a_valid_analysis() -> None:
     from orchestrator.analyses.kinds import _ONE
 
     for name in BUILT_IN:
-        for entry in load_job(name).analyses:
+        for entry in load_job(name).analyses(load_job(name).Thresholds()):
             assert isinstance(_ONE.validate_python(dict(entry)), Analysis)

@@ -130,3 +130,9 @@ def _in_the_box(points: np.ndarray, reference: list[list[float]]) -> np.ndarray:
 def test_a_run_can_be_replayed(capsys: pytest.CaptureFixture[str]) -> None:
     run_id = next(iter(EXPECTED["grid"]["trials"].values()))[0]
     assert main(["replay", run_id, "--tracking", "sqlite:///record.db"]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_record_is_consistent(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has observations that the job makes no more (`Job.retired`), such as a peak of a single trial's curve."""
+    assert main(["audit", f"{name}.yaml"]) == 0, capsys.readouterr().out

@@ -78,13 +78,11 @@ def test_not_reached_is_censored_at_the_horizon_and_the_gap_at_what_is_left() ->
     assert seen["level_gap"] == Censored(46.0) and seen["diverged_step"] == Censored(50.0)
 
 
-def test_the_epoch_wise_peak_stands_between_its_two_minima() -> None:
-    measured = curves([1, 2, 4, 8, 16], test_loss=[5.0, 2.0, 3.0, 1.5, 1.0])
+def test_a_curve_claims_no_peak_of_its_own() -> None:
+    """A bump of 0.01 was a peak whatever the scale of the loss."""
+    measured = curves([1, 2, 4, 8, 16], test_loss=[500.0, 200.0, 200.02, 150.0, 100.0])
     seen = JOB.observe(RidgeParams(**LEVELS), measured, LIMITS)
-    found = {k: seen[k] for k in ("first_minimum_step", "test_loss_peak_step", "second_minimum_step")}
-    assert found == {"first_minimum_step": 2.0, "test_loss_peak_step": 4.0, "second_minimum_step": 16.0}
-    flat = JOB.observe(RidgeParams(**LEVELS), curves([1, 2, 4], test_loss=[3.0, 2.0, 1.0]), LIMITS)
-    assert isinstance(flat["test_loss_peak"], Censored) and flat["first_minimum_step"] == 4.0
+    assert "test_loss_peak" in JOB.retired and not set(seen) & set(JOB.retired)
 
 
 def test_the_parameters_are_the_features_fitted_and_the_best_loss_is_not_the_last() -> None:
@@ -99,19 +97,6 @@ def test_every_phase_and_headline_is_one_that_the_job_knows() -> None:
     seen = JOB.observe(RidgeParams(), curves([1]), LIMITS)
     assert set(JOB.headline) <= set(seen)
     assert len(set(JOB.phases)) == len(JOB.phases)
-
-
-def test_the_peaks_of_a_sweep_lie_at_the_threshold() -> None:
-    settings = [
-        RidgeParams(sample_count=n, inputs=80, features=p, noise_variance=0.5)
-        for n in (20, 40)
-        for p in (5, 10, 20, 40, 60, 80)
-    ]
-    measured = curves_of(JOB, [Member(params=p, seed=s) for p in settings for s in range(5)])
-    trials = [(p, JOB.observe(p, measured[5 * k + s], LIMITS)) for k, p in enumerate(settings) for s in range(5)]
-    found = JOB.summarise(trials, LIMITS)
-    assert found["test_loss_peak_features/sample_count 20"] == 20
-    assert found["test_loss_peak_features/sample_count 40"] == 40
 
 
 # Theory beside the measurement.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,13 +46,7 @@ class DescentJob(Job[P]):
     metrics: ClassVar[tuple[str, ...]] = ("train_loss", "train_error", "test_loss", "test_error")
     phases: ClassVar[tuple[str, ...]] = ("underfitted", "interpolating", "diverged")
     headline: ClassVar[tuple[str, ...]] = ("final_test_error", "final_train_error", "interpolation_step")
-
-    analyses: ClassVar[tuple[Mapping[str, Scalar], ...]] = (
-        {"kind": "peak", "of": "final_test_error", "along": "width"},
-        {"kind": "peak", "of": "final_test_error", "along": "sample_count"},
-        {"kind": "peak", "of": "test_error", "along": "step"},
-        {"kind": "complexity", "of": "final_train_error", "along": "sample_count"},
-    )
+    retired: ClassVar[tuple[str, ...]] = reductions.peak_observations("test_error")
 
     def shared(self, params: P) -> tuple[Scalar, ...]:
         """The parameters that all models of a pack have in common."""
@@ -63,6 +56,14 @@ class DescentJob(Job[P]):
     def trained_parameters(self, params: P) -> int:
         """Number of trained parameters of the trial's network, without padding."""
 
+    def analyses(self, thresholds: Any) -> Sequence[Mapping[str, Scalar]]:
+        return (
+            {"kind": "peak", "of": "final_test_error", "along": "width"},
+            {"kind": "peak", "of": "final_test_error", "along": "sample_count"},
+            {"kind": "peak", "of": "test_error", "along": "step"},
+            {"kind": "complexity", "of": "final_train_error", "along": "sample_count", "error": thresholds.emc_error},
+        )
+
     def amount(self, params: Any, name: str) -> float:
         return float(params.used) if name == "sample_count" else super().amount(params, name)
 
@@ -70,13 +71,12 @@ class DescentJob(Job[P]):
         return len(log_spaced_steps(params.horizon, params.curve_points))
 
     def observe(self, params: Any, curves: Curves, thresholds: Any) -> Observations:
-        """Reduce a trial's curves; `test_error_peak` is the peak of epoch-wise double descent."""
+        """Reduce a trial's curves. A peak along the steps belongs to a mean over replicates, not to one trial."""
         step, values = curves.step, curves.values
         return {
             "diverged_step": reductions.first_not_finite(step, values["train_loss"]),
             **reductions.final_values(curves, values),
             "interpolation_step": reductions.first_at_most(step, values["train_error"], thresholds.interpolated_error),
-            **reductions.peak_and_minima(curves, "test_error", thresholds.prominence),
             **reductions.best_value(curves, "test_error", largest=False),
             **reductions.parameter_counts(
                 self.trained_parameters(params), examples=params.used, outputs=params.outputs
@@ -91,28 +91,17 @@ class DescentJob(Job[P]):
         return "interpolating" if isinstance(final, float) and final <= thresholds.interpolated_error else "underfitted"
 
     def summarise(self, trials: Sequence[tuple[P, Observations]], thresholds: Any) -> dict[str, float]:
-        """Quantities across a sweep, one per setting of the other axes, from medians over replicates.
-
-        interpolation_width: the smallest width from which on the final training error is at most
-        `interpolated_error`; test_error_peak_width: the width of the most prominent maximum of the final test error;
-        effective_model_complexity: the largest sample count whose final training error is at most `emc_error`
-        (Nakkiran et al. 2019).
+        """interpolation_width: the smallest width from which on the median final training error is at most
+        `interpolated_error`, for each setting of the other axes. Peaks and complexities have intervals: see `analyses`.
         """
         results: dict[str, float] = {}
-        errors = ("final_train_error", "final_test_error")
-        medians = partial(reductions.medians_along, trials, names=errors, not_finite=1.0)
-        for label, (widths, train, test) in medians("width", {"width"}).items():
+        errors = ("final_train_error",)
+        medians = reductions.medians_along(trials, "width", {"width"}, errors, not_finite=1.0)
+        for label, (widths, train) in medians.items():
             fits = train <= thresholds.interpolated_error
             if fits[-1]:
                 first = 0 if fits.all() else len(fits) - int(np.argmin(fits[::-1]))
                 results[f"interpolation_width{label}"] = float(widths[first])
-            peak = reductions.most_prominent_peak(test, thresholds.prominence)
-            if peak is not None:
-                results[f"test_error_peak_width{label}"] = float(widths[peak])
-        for label, (counts, train, _) in medians("used", {"sample_count", "pool"}).items():
-            fitted = counts[train <= thresholds.emc_error]
-            if len(fitted):
-                results[f"effective_model_complexity{label}"] = float(fitted.max())
         return results
 
 

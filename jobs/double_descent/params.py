@@ -147,8 +147,6 @@ class DoubleDescentThresholds(Params):
         0.01, low=0, below=1, meaning="training error at or below which the model interpolates its data"
     )
     emc_error: float = param(
-        0.1, low=0, below=1, meaning="training error of the effective model complexity (Nakkiran et al. 2019)"
+        0.1, low=0, below=1, meaning="training error of the effective model complexity that is computed by default"
     )
-    prominence: float = fields.prominence(
-        meaning="least height of a peak of the test error above the higher of the minima on its two sides"
-    )
+    prominence: float = fields.prominence()

@@ -38,8 +38,13 @@ momentum = partial(param, low=0, below=1, meaning="momentum (sgd)")
 beta1 = partial(param, 0.9, low=0, below=1, meaning="decay of the first moment (adam, adamw)")
 beta2 = partial(param, low=0, below=1, meaning="decay of the second moment (adam, adamw)")
 weight_decay = partial(param, 0.0, low=0, high=1e3, meaning="L2 term in the gradient (sgd, adam), or decoupled (adamw)")
-prominence = partial(param, 0.01, low=0)
-"""Of a peak, in a job's thresholds (see `jobs.curves.most_prominent_peak`)."""
+prominence = partial(
+    param,
+    0.01,
+    low=0,
+    meaning="not used any more: a peak is found by its standard errors over replicates, with `analysis:`",
+)
+"""Kept in a job's thresholds, so that sweep files and records of earlier versions stay valid."""
 
 
 def hides_denormals(kind: str, epsilon: float) -> bool:

@@ -54,11 +54,7 @@ class Ridge(Job[RidgeParams]):
     )
     headline: ClassVar[tuple[str, ...]] = ("final_test_loss", "test_level_step", "train_level_step")
 
-    analyses: ClassVar[tuple[Mapping[str, Scalar], ...]] = (
-        {"kind": "peak", "of": "final_test_loss", "along": "features", "scale": "log"},
-        {"kind": "peak", "of": "final_test_loss", "along": "sample_count", "scale": "log"},
-        {"kind": "peak", "of": "test_loss", "along": "step", "scale": "log"},
-    )
+    retired: ClassVar[tuple[str, ...]] = reductions.peak_observations("test_loss")
 
     def pack_key(self, params: RidgeParams) -> Hashable:
         wide = params.iterative and params.fitted > params.sample_count
@@ -68,6 +64,14 @@ class Ridge(Job[RidgeParams]):
 
     def extent(self, params: RidgeParams) -> tuple[int, ...]:
         return (params.sample_count, params.fitted)
+
+    def analyses(self, thresholds: Any) -> Sequence[Mapping[str, Scalar]]:
+        # Near p = n the loss has heavy tails.
+        return (
+            {"kind": "peak", "of": "final_test_loss", "along": "features", "scale": "log"},
+            {"kind": "peak", "of": "final_test_loss", "along": "sample_count", "scale": "log"},
+            {"kind": "peak", "of": "test_loss", "along": "step", "scale": "log"},
+        )
 
     def amount(self, params: RidgeParams, name: str) -> float:
         return float(params.fitted) if name == "features" else super().amount(params, name)
@@ -96,7 +100,6 @@ class Ridge(Job[RidgeParams]):
             "test_level_step": test,
             "level_gap": reductions.gap(train, test, reductions.horizon(step)),
             **reductions.final_values(curves, (name for name in self.metrics if not name.endswith("_step"))),
-            **reductions.peak_and_minima(curves, "test_loss", thresholds.prominence),
             **reductions.best_value(curves, "test_loss", largest=False),
             **reductions.parameter_counts(params.fitted, examples=params.sample_count, outputs=1),
         }
@@ -112,17 +115,6 @@ class Ridge(Job[RidgeParams]):
         if isinstance(final, float) and final <= thresholds.interpolated_loss:
             return "interpolating"
         return "underparameterised" if params.fitted < params.sample_count else "overparameterised"
-
-    def summarise(self, trials: Sequence[tuple[RidgeParams, Observations]], thresholds: Any) -> dict[str, float]:
-        """test_loss_peak_features and test_loss_peak_samples: where the median final test loss peaks."""
-        results: dict[str, float] = {}
-        axes = (("features", "fitted", ("features", "inputs")), ("samples", "sample_count", ("sample_count",)))
-        for name, axis, hidden in axes:
-            for label, (places, losses) in reductions.medians_along(trials, axis, hidden, ("final_test_loss",)).items():
-                peak = reductions.most_prominent_peak(losses, thresholds.prominence)
-                if peak is not None:
-                    results[f"test_loss_peak_{name}{label}"] = float(places[peak])
-        return results
 
     def theory(self, params: RidgeParams) -> Mapping[str, Prediction]:
         return theory.predict(params)

@@ -132,6 +132,4 @@ class RidgeThresholds(Params):
         above=0,
         meaning="steps from train_level to test_level from which on it is grokking (Liu et al. 2022)",
     )
-    prominence: float = fields.prominence(
-        meaning="least height of a peak of the test loss above the higher of the minima on its two sides"
-    )
+    prominence: float = fields.prominence()

@@ -142,12 +142,11 @@ def check_metric(
     valid = observations(known, first, thresholds)
     if not valid or name in valid:
         return
+    next_step = did_you_mean(name, valid, "name one of these")
+    if name in known.job.retired:
+        next_step = "a peak is not observed of a single trial any more; its height is in 'analysis:', for each setting"
     document.add(
-        keys,
-        f"job {known.spec!r} has no observation '{name}'",
-        value=name,
-        choices=valid,
-        next_step=did_you_mean(name, valid, "name one of these"),
+        keys, f"job {known.spec!r} has no observation '{name}'", value=name, choices=valid, next_step=next_step
     )
 
 

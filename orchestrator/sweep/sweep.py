@@ -188,7 +188,8 @@ class Sweep:
             return tuple(self.written.analysis)
         if self.is_search:
             return ()
-        return defaults(self.job_object().analyses, self.axes, settings=len(self.first), replicates=self.replicates)
+        written = self.job_object().analyses(self.thresholds())
+        return defaults(written, self.axes, settings=len(self.first), replicates=self.replicates)
 
     def job_object(self) -> Job[Any]:
         """The job itself."""
