@@ -11,7 +11,7 @@ Humayun et al. 2024, arXiv 2402.15555 (local complexity, measured in training).
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,19 @@ import numpy as np
 from jobs import curves as reductions
 from jobs.grokking import cost
 from jobs.grokking.params import BASE_METRICS, GrokkingParams, GrokkingThresholds
-from jobs.job import AnyParams, Censored, Cost, Curves, Job, Member, Observations, Report, as_dict, log_spaced_steps
+from jobs.job import (
+    AnyParams,
+    Censored,
+    Cost,
+    Curves,
+    Job,
+    Member,
+    Observations,
+    Report,
+    Scalar,
+    as_dict,
+    log_spaced_steps,
+)
 from jobs.packed.fields import hides_denormals
 
 _PER_MODEL = {
@@ -52,6 +64,9 @@ class Grokking(Job[GrokkingParams]):
     metrics: ClassVar[tuple[str, ...]] = BASE_METRICS
     phases: ClassVar[tuple[str, ...]] = (*reductions.LEARNING_PHASES, "diverged")
     headline: ClassVar[tuple[str, ...]] = ("generalisation_step", "final_test_accuracy", "memorisation_step")
+
+    def analyses(self, thresholds: Any) -> Sequence[Mapping[str, Scalar]]:
+        return ({"kind": "times", "of": "generalisation_step"},)
 
     def metrics_of(self, params: GrokkingParams) -> tuple[str, ...]:
         return params.metrics

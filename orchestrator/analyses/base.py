@@ -61,11 +61,6 @@ class Analysis(FileModel, ABC):
     def needs(self) -> Needs:
         """What it refers to."""
 
-    @property
-    def reads_curves(self) -> bool:
-        """Whether it reads the curves of all trials."""
-        return bool(self.needs.metrics)
-
     @abstractmethod
     def compute(self, source: Source) -> Result:
         """The result, from the record alone."""

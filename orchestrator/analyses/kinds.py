@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -10,12 +11,16 @@ from pydantic import BaseModel, Discriminator, Tag, TypeAdapter
 from jobs.job import Scalar
 from orchestrator.analyses.base import Analysis
 from orchestrator.analyses.complexity import ComplexityAnalysis
+from orchestrator.analyses.critical import CriticalAnalysis
+from orchestrator.analyses.law import LawAnalysis
 from orchestrator.analyses.peak import PeakAnalysis
+from orchestrator.analyses.times import TimesAnalysis
 from orchestrator.axes import Axis
 
-KINDS: Mapping[str, type[Analysis]] = {kind.kind_name: kind for kind in (PeakAnalysis, ComplexityAnalysis)}
-DEFAULT_SETTINGS = 64
-"""Settings up to which a job's default that reads all curves applies."""
+_ALL: tuple[type[Analysis], ...] = (PeakAnalysis, ComplexityAnalysis, TimesAnalysis, LawAnalysis, CriticalAnalysis)
+KINDS: Mapping[str, type[Analysis]] = {kind.kind_name: kind for kind in _ALL}
+MOST_ROWS = 64
+"""Rows of a result up to which a job's default applies."""
 
 
 def analysis_kind(written: Any) -> str | None:
@@ -27,7 +32,11 @@ def analysis_kind(written: Any) -> str | None:
 
 
 AnalysisWritten = Annotated[
-    Annotated[PeakAnalysis, Tag("peak")] | Annotated[ComplexityAnalysis, Tag("complexity")],
+    Annotated[PeakAnalysis, Tag("peak")]
+    | Annotated[ComplexityAnalysis, Tag("complexity")]
+    | Annotated[TimesAnalysis, Tag("times")]
+    | Annotated[LawAnalysis, Tag("law")]
+    | Annotated[CriticalAnalysis, Tag("critical")],
     Discriminator(analysis_kind),
 ]
 """An analysis as the file writes it."""
@@ -38,7 +47,7 @@ _ONE: TypeAdapter[Any] = TypeAdapter(AnalysisWritten)
 def defaults(
     written: Sequence[Mapping[str, Scalar]], axes: Sequence[Axis], *, settings: int, replicates: int
 ) -> tuple[Analysis, ...]:
-    """The defaults of a job that apply to a grid: their axes vary enough, and there are enough replicates.
+    """The defaults of a job that apply to a grid: axes vary enough, with enough replicates, and not too many rows.
 
     Args:
         written: of the job, as a sweep file writes them.
@@ -51,7 +60,7 @@ def defaults(
     for entry in written:
         analysis: Analysis = _ONE.validate_python(dict(entry))
         enough = all(varied.get(axis, 0) >= analysis.fewest for _, axis in analysis.needs.axes)
-        few = not analysis.reads_curves or settings <= DEFAULT_SETTINGS
+        few = settings // math.prod(varied.get(axis, 1) for _, axis in analysis.needs.axes) <= MOST_ROWS
         if enough and few and replicates >= analysis.fewest_replicates:
             chosen.append(analysis)
     return tuple(chosen)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from jobs.catalogue import is_built_in
 from jobs.job import Params
 from orchestrator.analyses.base import STEP, Analysis
+from orchestrator.analyses.peak import PeakAnalysis
 from orchestrator.axes import Axis
 from orchestrator.errors import did_you_mean
 from orchestrator.sweep.check import Vocabulary
@@ -30,8 +31,14 @@ def check_analyses(
     labels: dict[str, int] = {}
     for position, analysis in enumerate(analyses):
         at, needs = ("analysis", position), analysis.needs
-        with_step = (*numeric, STEP) if "along" in type(analysis).model_fields else numeric
-        _named(document, at, needs.axes, with_step, "is no axis with numbers in this sweep")
+        takes_step = isinstance(analysis, PeakAnalysis)
+        _named(
+            document,
+            at,
+            needs.axes,
+            (*numeric, STEP) if takes_step else numeric,
+            "is no axis with numbers in this sweep",
+        )
         _named(document, at, needs.settings, tuple(axis.name for axis in axes), "is not an axis of this sweep")
         if is_built_in(known.spec):
             _named(document, at, needs.observations, observed, f"is no observation of job {known.spec!r}")

@@ -375,6 +375,8 @@ _EXAMPLES = {
     "of": "final_test_error",
     "along": "width",
     "window": "1.5",
+    "between": "optimiser",
+    "size": "modulus",
     "error": "0.1",
     "metric": "final_test_accuracy",
     "level": "0.5",

@@ -1,0 +1,142 @@
+"""The critical point of an axis: where half of the trials reach an event, and how it depends on a size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from orchestrator.analyses.base import Analysis, Needs
+from orchestrator.axes import key
+
+if TYPE_CHECKING:
+    from orchestrator.analyses.result import Cell, Panel, Result
+    from orchestrator.analyses.source import Floats, Group, Source
+    from orchestrator.analysis.critical import ScaledThreshold, Threshold
+    from orchestrator.analysis.estimate import Estimate
+
+
+class CriticalAnalysis(Analysis):
+    """A critical point with its interval; see `orchestrator.analysis.critical`."""
+
+    kind_name: ClassVar[str] = "critical"
+
+    kind: Literal["critical"] = key(..., "Where half of the trials reach an event.", "critical")
+    of: str = key(
+        ...,
+        "The event: a trial that reaches this observation.",
+        "an observation such as generalisation_step",
+        min_length=1,
+    )
+    along: str = key(..., "The axis of the critical point.", "the name of an axis with numbers", min_length=1)
+    size: str | None = key(
+        None,
+        "An axis of sizes, such as a modulus: one critical point and the exponent of the width for all sizes.",
+        "the name of an axis with numbers, or null",
+        min_length=1,
+    )
+
+    @property
+    def default_name(self) -> str:
+        """The kind, the event, and the axes."""
+        return f"critical_{self.of}_{self.along}" + (f"_{self.size}" if self.size else "")
+
+    @property
+    def needs(self) -> Needs:
+        """An observation along one or two axes."""
+        axes = (("along", self.along), *([("size", self.size)] if self.size else []))
+        return Needs(axes=axes, observations=(("of", self.of),))
+
+    def compute(self, source: Source) -> Result:
+        """A row for each setting of the other axes."""
+        from orchestrator.analyses.result import Figure, Result
+        from orchestrator.analyses.view import MOST_PANELS, axis_label, spread, wants_log
+
+        used = (self.along, *([self.size] if self.size else []))
+        groups = source.groups(*used)
+        drawn = spread(len(groups), MOST_PANELS)
+        log = wants_log(source, self.along)
+        rows: list[dict[str, Cell]] = []
+        panels: list[Panel] = []
+        for g, group in enumerate(groups):
+            row, panel = self._row(source, group, log=log)
+            rows.append(row)
+            if g in drawn:
+                panels.append(panel)
+        estimates = ("critical", "width", *(("inverse_nu",) if self.size else ()))
+        notes = ["trials are taken as independent; replicates that share seeds along the axis are fewer than they seem"]
+        if log:
+            notes.append("fitted in the logarithm of the axis: width is the factor from the share 1/4 to 3/4")
+        return Result(
+            name=self.label,
+            kind=self.kind_name,
+            title=f"{self.along} at which half of the trials reach {self.of}",
+            rows=tuple(rows),
+            setting=tuple(groups[0].setting) if groups else (),
+            main=("trials", "share", *estimates, *(("quality",) if self.size else ())),
+            estimates=estimates,
+            level=self.level,
+            notes=tuple(notes),
+            figure=Figure(
+                x_label=axis_label(source, self.along),
+                y_label=f"share that reaches {self.of.replace('_', ' ')}",
+                x_log=log,
+                panels=tuple(panels),
+            ),
+        )
+
+    def _row(self, source: Source, group: Group, *, log: bool) -> tuple[dict[str, Cell], Panel]:
+        from orchestrator.analyses.result import Line, Panel
+        from orchestrator.analysis.critical import scaled_threshold, threshold
+
+        above, to = source.bounds(group, self.of)
+        x = source.amounts(group, self.along)
+        size = source.amounts(group, self.size) if self.size else np.zeros(len(x))
+        known = ~np.isnan(above) & ((x > 0) | (not log))
+        x, size, reached = x[known], size[known], np.isfinite(to[known])
+        row: dict[str, Cell] = {**group.setting, "trials": len(x), "critical": None, "width": None}
+        row |= {"inverse_nu": None, "quality": math.nan} if self.size else {}
+        if not len(x):
+            return row | {"share": "no trial"}, Panel(title=group.title, lines=())
+        settings, place = np.unique(np.stack([size, x], 1), axis=0, return_inverse=True)
+        place = place.reshape(-1)
+        count = np.bincount(place)
+        yes = np.bincount(place, weights=reached)
+        sizes, at = settings[:, 0], settings[:, 1]
+        rising = _rising(at, yes / count)
+        row["share"] = "rises" if rising else "falls"
+        lines = tuple(
+            Line(x=at[sizes == s], y=(yes / count)[sizes == s], label=f"{self.size} {s:g}" if self.size else "trials")
+            for s in np.unique(sizes)
+        )
+        position = np.log(at) if log else at
+        marks: tuple[tuple[Estimate, str], ...] = ()
+        try:
+            if self.size:
+                scaled = scaled_threshold(sizes, position, yes, count, rising=rising, level=self.level)
+                row |= {"inverse_nu": scaled.inverse_nu, "quality": scaled.quality}
+                found: Threshold | ScaledThreshold = scaled
+            else:
+                found = threshold(position, yes, count, rising=rising, level=self.level)
+        except ValueError as error:
+            row["share"] = f"not fitted: {error}"
+        else:
+            critical, width = (found.critical, found.width)
+            if log:
+                critical, width = _exponential(critical), _exponential(width)
+            row |= {"critical": critical, "width": width}
+            marks = ((critical, f"critical point, {self.level:.0%} interval"),)
+        return row, Panel(title=group.title, lines=lines, marks=marks, level=0.5)
+
+
+def _rising(x: Floats, share: Floats) -> bool:
+    """Whether the share rises with x, on the whole."""
+    return bool(((x - x.mean()) * (share - share.mean())).sum() >= 0)
+
+
+def _exponential(of: Estimate) -> Estimate:
+    with np.errstate(over="ignore"):
+        value, low, high = (float(np.exp(v)) for v in (of.value, of.low, of.high))
+    return replace(of, value=value, low=low, high=high)

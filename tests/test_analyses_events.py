@@ -1,0 +1,180 @@
+"""Times to an event, laws and critical points from a sweep's trials, censored ones among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.grokking.job import Grokking
+from jobs.grokking.params import GrokkingParams
+from jobs.job import Censored, Scalar
+from orchestrator.analyses.critical import CriticalAnalysis
+from orchestrator.analyses.law import LawAnalysis
+from orchestrator.analyses.result import Result
+from orchestrator.analyses.source import Source
+from orchestrator.analyses.times import TimesAnalysis
+from orchestrator.analyses.view import draw
+from orchestrator.analysis.estimate import Estimate
+from orchestrator.axes import Axis
+from orchestrator.phases.table import collect
+from orchestrator.records import Recorded, Status
+from orchestrator.tracking.base import TrialRow
+from orchestrator.trial import Trial
+
+EVENT = "generalisation_step"
+HORIZON = 3000.0
+
+
+def source(made: Sequence[tuple[dict[str, Any], int, dict[str, float | Censored]]], *axes: Axis) -> Source:
+    """Trials of `grokking` with these parameters, replicates and observations."""
+    trials, rows = [], {}
+    for params, replicate, observed in made:
+        one = Trial(job="grokking", job_version=1, params=GrokkingParams(**params), replicate=replicate)
+        recorded = Recorded(
+            status=Status.FINISHED, phase="grokking", observations=observed, thresholds="t", through_step=-1
+        )
+        trials.append(one)
+        rows[one.id] = TrialRow(trial_id=one.id, run_id="r", params={}, replicate=replicate, recorded=recorded)
+    table = collect(trials, rows)
+    params_of = {one.id: one.params for one in trials}
+    return Source(
+        job=Grokking(),
+        axes=axes,
+        table=table,
+        params=[params_of[trial_id] for trial_id in table.trial_id],
+        read=lambda ids, metrics: iter(()),
+    )
+
+
+def axis(name: str, *values: Scalar) -> Axis:
+    return Axis(name=name, values=values, scale="values")
+
+
+def step(time: float) -> dict[str, float | Censored]:
+    """The observation of an event that is found by reports 10% apart, within the horizon."""
+    if time > HORIZON:
+        return {EVENT: Censored(HORIZON)}
+    return {EVENT: float(time), f"{EVENT}_after": float(time / 1.1)}
+
+
+def drawn(result: Result, path: Path) -> None:
+    draw("sweep", result, path)
+    assert path.stat().st_size > 1000 and result.lines()
+
+
+def two_optimisers() -> Source:
+    random = np.random.default_rng(0)
+    made: list[Any] = []
+    for replicate in range(8):
+        time = 400 * np.exp(0.5 * random.standard_normal())
+        for optimiser, factor in (("adamw", 1), ("sgd", 4)):
+            made.append(({"optimiser": optimiser}, replicate, step(factor * time)))
+    return source(made, axis("optimiser", "adamw", "sgd"))
+
+
+def test_two_optimisers_are_compared_over_their_common_seeds(tmp_path: Path) -> None:
+    result = TimesAnalysis(kind="times", of=EVENT, between="optimiser").compute(two_optimisers())
+    adamw, sgd, pair = result.rows
+    assert (adamw["of"], sgd["of"], adamw["not_reached"]) == ("adamw", "sgd", 0)
+    assert int(str(sgd["not_reached"])) > 0, "what was not reached is counted, and is no time"
+    median, ratio = adamw["median"], pair["ratio"]
+    assert isinstance(median, Estimate) and isinstance(ratio, Estimate)
+    assert median.low < median.value < median.high < HORIZON
+    assert adamw["median_after"] == pytest.approx(median.value / 1.1, rel=0.1), "a step lies between two reports"
+    assert (pair["of"], pair["against"], pair["test"], pair["trials"]) == ("adamw", "sgd", "paired log-rank", 16)
+    assert ratio.low < 0.25 < ratio.high and pair["p_value"] == pytest.approx(2 / 2**8)
+    drawn(result, tmp_path / "figure.png")
+
+
+def test_without_an_axis_to_compare_each_setting_has_its_median() -> None:
+    result = TimesAnalysis(kind="times", of=EVENT).compute(two_optimisers())
+    assert [row["optimiser"] for row in result.rows] == ["adamw", "sgd"]
+    assert "ratio" not in result.main
+
+
+def test_three_values_have_a_test_of_all_and_one_for_each_pair() -> None:
+    made: list[Any] = [
+        ({"weight_decay": decay}, replicate, step(500 + 10 * replicate))
+        for decay in (0.1, 0.2, 0.4)
+        for replicate in range(5)
+    ]
+    given = source(made, axis("weight_decay", 0.1, 0.2, 0.4))
+    result = TimesAnalysis(kind="times", of=EVENT, between="weight_decay").compute(given)
+    tests = [row for row in result.rows if row["against"] is not None]
+    assert len(tests) == 4 and all(row["p_value"] == 1 for row in tests), "equal times"
+
+
+def decays(exponent: float) -> Source:
+    random = np.random.default_rng(1)
+    values = np.geomspace(0.05, 2, 8)
+    made: list[Any] = [
+        ({"weight_decay": float(w)}, r, step(100 * w**-exponent * np.exp(0.15 * random.standard_normal())))
+        for w in values
+        for r in range(6)
+    ]
+    made.append(({"weight_decay": 0.0}, 0, step(10 * HORIZON)))
+    return source(made, axis("weight_decay", 0.0, *values.tolist()))
+
+
+def test_a_law_has_its_exponent_although_trials_did_not_reach_the_event(tmp_path: Path) -> None:
+    result = LawAnalysis(kind="law", of=EVENT, along="weight_decay").compute(decays(1.2))
+    (row,) = result.rows
+    b = row["b"]
+    assert row["fit"] == "yes" and isinstance(b, Estimate)
+    assert b.low < 1.2 < b.high and b.high - b.low < 0.3
+    assert int(str(row["not_reached"])) > 0 and row["left_out"] == 1, "a weight decay of 0 is on no power law"
+    drawn(result, tmp_path / "figure.png")
+
+
+def test_a_law_that_cannot_be_fitted_says_why() -> None:
+    made: list[Any] = [({"weight_decay": 0.1}, r, step(500)) for r in range(4)]
+    analysis = LawAnalysis(kind="law", of=EVENT, along="weight_decay")
+    (row,) = analysis.compute(source(made, axis("weight_decay", 0.1))).rows
+    assert "at least 2 distinct settings" in str(row["fit"]) and row["b"] is None
+
+
+def fractions(*primes: int) -> Source:
+    random = np.random.default_rng(2)
+    values = np.linspace(0.2, 0.7, 11)
+    made: list[Any] = []
+    for modulus in primes:
+        for fraction in values:
+            share = 1 / (1 + np.exp(-(fraction - 0.43) * modulus))
+            for replicate in range(20):
+                reached = random.random() < share
+                params = {"modulus": modulus, "data_fraction": float(fraction)}
+                made.append((params, replicate, step(500 if reached else 2 * HORIZON)))
+    return source(made, axis("modulus", *primes), axis("data_fraction", *values.tolist()))
+
+
+def test_a_critical_point_has_an_interval(tmp_path: Path) -> None:
+    result = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction").compute(fractions(31))
+    (row,) = result.rows
+    critical = row["critical"]
+    assert isinstance(critical, Estimate) and row["share"] == "rises"
+    assert critical.low < 0.43 < critical.high and critical.high - critical.low < 0.08
+    drawn(result, tmp_path / "figure.png")
+
+
+def test_sizes_share_a_critical_point_and_have_an_exponent() -> None:
+    given = fractions(23, 47, 97)
+    analysis = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction", size="modulus")
+    (row,) = analysis.compute(given).rows
+    critical, exponent = row["critical"], row["inverse_nu"]
+    assert isinstance(critical, Estimate) and isinstance(exponent, Estimate)
+    assert critical.low < 0.43 < critical.high
+    assert exponent.low < 1 < exponent.high, "the width is as 1 / modulus"
+    apart = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction").compute(given)
+    assert [each["modulus"] for each in apart.rows] == [23, 47, 97]
+
+
+def test_a_critical_point_that_is_not_reached_is_no_number() -> None:
+    made: list[Any] = [({"data_fraction": f}, r, step(2 * HORIZON)) for f in (0.2, 0.4, 0.6) for r in range(5)]
+    given = source(made, axis("data_fraction", 0.2, 0.4, 0.6))
+    (row,) = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction").compute(given).rows
+    critical = row["critical"]
+    assert isinstance(critical, Estimate) and (np.isinf(critical.low) or np.isinf(critical.high))
