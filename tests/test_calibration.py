@@ -201,6 +201,21 @@ def test_a_function_is_timed_by_whole_trials_which_may_wait_instead_of_compute()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_rehearsal_does_not_wait_for_what_the_job_has_started(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    flag.touch()
+    spec = "tests.jobs_for_rehearsal:leaves"
+    params = load_job(spec).params_for({"flag": str(flag)})
+    trials = [Trial(job=spec, job_version=1, params=params, replicate=r) for r in range(2)]
+    try:
+        known = rehearse(planner(spec, at_once=1), trials, workers=1, threads=1)
+    finally:
+        flag.unlink()
+    assert known.sweeps["sweep"].trial_s is not None
+
+
+@pytest.mark.slow
 def test_a_job_that_ends_its_process_leaves_the_calibration_unchanged() -> None:
     plan = planner(EXITS, at_once=1)
     assert rehearse(plan, function_trials(EXITS, 4), workers=1, threads=1) is plan.calibration

@@ -44,6 +44,8 @@ COMPUTING = 0.6
 """Trials that use the CPU for at least this share of their time are assumed to do nothing but compute."""
 READY_S = 40.0
 """Timeout for the processes to load what they need."""
+END_S = 2.0
+"""The longest wait for the last answers of a process that was killed."""
 GRACE_S = 8.0
 """Timeout beyond the budget, after which a trial or a pack remains unknown."""
 SPIN_S = 0.5
@@ -191,8 +193,9 @@ class _Child:
         self.reader.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(ValueError):  # killed in the middle of a line
-            for line in self.process.stdout or ():
+        assert self.process.stdout is not None
+        with self.process.stdout as answers, contextlib.suppress(ValueError):  # killed in the middle of a line
+            for line in answers:
                 self.answers.append(json.loads(line))
                 self.ready.set()
         self.ready.set()
@@ -212,10 +215,10 @@ def _child() -> Iterator[_Child]:
     finally:
         child.process.kill()
         child.process.wait()
-        child.reader.join(GRACE_S)  # what the job has started may hold the pipe
-        if not child.reader.is_alive():
-            with contextlib.suppress(OSError), child.process:  # closes its pipes
-                pass
+        if child.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                child.process.stdin.close()
+        child.reader.join(END_S)  # what the job has started may hold the pipe open
 
 
 def _ask(planner: Planner, requests: Sequence[Mapping[str, Any]], threads: int, seconds: float) -> list[dict[str, Any]]:
