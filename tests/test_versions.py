@@ -70,6 +70,7 @@ def test_its_packs_run_on_the_other_nodes_and_it_is_named_once() -> None:
     (said,) = cluster.said
     assert "odd gets no trials" in said
     assert "mine.py aaaa here, bbbb there" in said
+    assert "next: give all nodes and the driver the same one" in said
 
 
 def test_a_node_without_the_job_is_treated_alike() -> None:

@@ -12,6 +12,7 @@ from orchestrator.printable import last_line
 
 SHOWN = 3
 """Nodes that the error names."""
+SAME = "give all nodes and the driver the same one: the same image or installation, or `ray job submit --working-dir .`"
 
 
 class JobVersions:
@@ -49,7 +50,7 @@ class JobVersions:
         self._differing[node] = what if self._local else f"node {name}: {what}"
         if self._local:
             return f"the job was edited while the sweep runs ({what}): no new worker starts, running ones go on"
-        return f"node {name} gets no trials: its version of the job is not the driver's ({what})"
+        return f"node {name} gets no trials: its version of the job is not the driver's ({what}); next: {SAME}"
 
     def error(self, nodes: Collection[str]) -> UserError | None:
         """The error of a pool without workers, if these nodes are all that there are and one of them differs."""
@@ -70,8 +71,5 @@ class JobVersions:
         return UserError(
             f"no node has the driver's version of the job: {shown}",
             place="job",
-            next_step=(
-                "give all nodes and the driver the same one: the same image or installation, or "
-                "`ray job submit --working-dir .`. If the job was edited while the sweep ran, run the command again"
-            ),
+            next_step=f"{SAME}. If the job was edited while the sweep ran, run the command again",
         )
