@@ -90,6 +90,8 @@ class ResilientTracker(Tracker):
         self._closed = False
         self._asked_at: float | None = None
         """When the request began that the record has not answered yet."""
+        self._warned_at = 0.0
+        """When such a request was last mentioned."""
         self._watch: Heartbeat | None = None
 
     @contextlib.contextmanager
@@ -102,10 +104,13 @@ class ResilientTracker(Tracker):
 
     def _warn(self) -> None:
         """Say that a request hangs, and cut its connection if the record is hung; on a thread of its own."""
-        asked_at = self._asked_at
-        if asked_at is not None and (waits_s := time.monotonic() - asked_at) >= SAY_EVERY_S - WATCH_S:
-            self._say(f"{self._patience.what} has not answered a request for {duration(waits_s)}; still waiting")
-            self._inner.cut_if_hung()
+        asked_at, now = self._asked_at, time.monotonic()
+        if asked_at is None or now - asked_at < SAY_EVERY_S - WATCH_S:
+            return
+        if now - max(self._warned_at, asked_at) >= SAY_EVERY_S - WATCH_S:
+            self._warned_at = now
+            self._say(f"{self._patience.what} has not answered a request for {duration(now - asked_at)}; still waiting")
+        self._inner.cut_if_hung()
 
     def _say(self, line: str) -> None:
         self.say(line)
