@@ -28,6 +28,7 @@ from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
 from tests.packing import curves_of
+from tests.servers import empty_sqlite, mlflow_server
 
 STEPS = np.unique(np.geomspace(1, 20_000, 80).astype(np.int64))
 
@@ -383,3 +384,21 @@ def test_every_default_of_a_job_is_a_valid_analysis() -> None:
     for name in BUILT_IN:
         for entry in load_job(name).analyses(load_job(name).Thresholds()):
             assert isinstance(_ONE.validate_python(dict(entry)), Analysis)
+
+
+@pytest.mark.slow
+def test_analyse_works_over_http(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("linear.yaml").write_text(SWEEP)
+    database = empty_sqlite(tmp_path / "mlflow.db")
+    with mlflow_server(f"sqlite:///{database}", tmp_path / "artifacts") as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert main(["run", "linear.yaml", "--inline", "--quiet", "--no-map"]) == 0
+        assert not list(Path("phasefront-out").rglob("analysis*"))
+        assert main(["analyse", "linear.yaml"]) == 0
+    assert "peak of the geometric mean test_loss along step" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "artifacts").rglob("analysis*")} == {
+        path.name for path in Path("phasefront-out/linear").glob("analysis*")
+    }
