@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 from servers import empty_sqlite, mlflow_server, postgres_server
@@ -117,3 +119,27 @@ def test_mlflow_s_server_on_the_plugin_serves_its_client(tmp_path, mlflow_s_own)
     with mlflow_server(f"phasefront-sqlite:///{file}", tmp_path / "artifacts") as uri:
         assert exercise(uri, tmp_path) == mlflow_s_own[0]
     assert tables(file) == mlflow_s_own[1]
+
+
+KILLED = """
+import os, sys
+import sqlalchemy
+from orchestrator.tracking.address import database_address
+from orchestrator.tracking.connection import mlflow_store
+count = 0
+def counted(*given):
+    global count
+    count += 1
+    if count == int(sys.argv[2]):
+        os._exit(77)
+sqlalchemy.event.listen(sqlalchemy.engine.Engine, "before_cursor_execute", counted)
+mlflow_store(database_address(f"sqlite:///{sys.argv[1]}/mlflow.db"), "tests")
+"""
+
+
+def test_a_process_killed_while_a_database_is_created_leaves_none_that_cannot_be_opened(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    assert subprocess.run([*command, "400"], check=False).returncode == 77
+    assert not (tmp_path / "mlflow.db").exists()
+    assert subprocess.run([*command, "0"], check=False).returncode == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
 import sqlalchemy
@@ -64,9 +65,12 @@ class BulkSqlAlchemyStore(SqlAlchemyStore):
     def __init__(self, store_uri: str, artifact_uri: str | None = None) -> None:
         address = database_address(store_uri)
         beside = str(address.file.parent / "mlruns") if address.file else "./mlruns"
+        artifacts = artifact_uri or os.environ.get(_ARTIFACT_ROOT_VARIABLE) or beside
         with _migration_lock(address):
+            if address.file is not None:
+                _create_whole(address.file.resolve(), artifacts)
             self._has_log = address.file is not None and keep_log(address.file)
-            super().__init__(address.uri, artifact_uri or os.environ.get(_ARTIFACT_ROOT_VARIABLE) or beside)
+            super().__init__(address.uri, artifacts)
 
     @contextmanager
     def bulk(self) -> Iterator[Bulk]:
@@ -208,6 +212,27 @@ def _block(run_id: str, metrics: Sequence[Metric]) -> MetricBlock | None:
 
 def _are(number: type, values: Sequence[object]) -> bool:
     return all(issubclass(kind, number) and kind is not bool for kind in set(map(type, values)))
+
+
+def _create_whole(file: Path, artifacts: str) -> None:
+    """Create a SQLite database that is missing, under another name until MLflow's schema is complete.
+
+    MLflow's migrations are no transaction in SQLite: a process that is killed among them would leave a file that MLflow
+    cannot open any more. The caller holds the lock of migrations.
+    """
+    if file.exists():
+        return
+    new = file.with_name(f".{file.name}.new")
+    files = [new.with_name(new.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
+    for left in files:
+        left.unlink(missing_ok=True)
+    try:
+        keep_log(new)
+        SqlAlchemyStore(f"sqlite:///{new.as_posix()}", artifacts).engine.dispose()
+        new.replace(file)
+    finally:
+        for left in files:
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
