@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.job import Censored, Curves, Observations, P, as_dict
+from jobs.job import AFTER, BY, Censored, Curves, Observations, P, as_dict, report_before
 
 Values = NDArray[np.float64]
 Steps = NDArray[np.int64]
@@ -38,6 +38,24 @@ def first_where(step: Steps, condition: NDArray[np.bool_]) -> float | Censored:
     return float(step[where[0]]) if len(where) else Censored(horizon(step))
 
 
+def crossing(name: str, step: Steps, condition: NDArray[np.bool_]) -> dict[str, float | Censored]:
+    """`name`: the first report at which the condition holds, censored at the last; and where that is reached,
+    `<name>_after`: the report before it, so that the event is known to lie in (`<name>_after`, `name`].
+
+    Before the first report there is step 0. An event that begins and ends between two reports is not seen. A curve of
+    one report gives no `<name>_after`.
+    """
+    first = first_where(step, condition)
+    if isinstance(first, Censored) or len(step) < 2:
+        return {name: first}
+    return {name: first, name + AFTER: report_before(step, first)}
+
+
+def exactly(name: str, first: float | Censored) -> dict[str, float | Censored]:
+    """`name`: a step that was looked for at every step, as `crossing` gives it."""
+    return {name: first} | ({} if isinstance(first, Censored) else {name + AFTER: max(first - 1, 0.0)})
+
+
 def horizon(step: Steps) -> float:
     """The last step of a curve; 0 without any step."""
     return float(step[-1]) if len(step) else 0.0
@@ -48,6 +66,27 @@ def gap(first: float | Censored, second: float | Censored, end: float) -> float 
     if isinstance(first, Censored):
         return Censored(end)
     return second - first if isinstance(second, float) else Censored(end - first)
+
+
+def gap_between(
+    name: str, observations: Observations, first: str, second: str, end: float
+) -> dict[str, float | Censored]:
+    """`name`: the `gap` of two steps, with the bounds that follow from theirs where both have them.
+
+    With whole steps in (a, b] and (c, d] the gap is in (c - b, d - a - 1].
+    """
+    of = observations
+    return {name: gap(of[first], of[second], end), **gap_bounds(name, of, first, second)}
+
+
+def gap_bounds(name: str, observations: Observations, first: str, second: str) -> dict[str, float | Censored]:
+    """The bounds of `gap_between` alone."""
+    needed = [observations.get(key) for key in (first, first + AFTER, second, second + AFTER)]
+    known = [value for value in needed if isinstance(value, float)]
+    if len(known) < len(needed):
+        return {}
+    b, a, d, c = known
+    return {name + AFTER: c - b, name + BY: max(d - a - 1, d - b)}
 
 
 def final_values(curves: Curves, names: Iterable[str]) -> dict[str, float | Censored]:

@@ -13,8 +13,9 @@ import dataclasses
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, Generic, TypeVar, cast, get_type_hints
 
 import numpy as np
@@ -241,6 +242,18 @@ class Censored:
 
 Observations = Mapping[str, float | Censored]
 
+AFTER, BY = "_after", "_by"
+"""A step that is known as well as a curve is measured has companions: the event `<name>` came in (`<name>_after`,
+`<name>_by`], and in (`<name>_after`, `<name>`] where there is no `<name>_by`. Not of a censored step."""
+
+
+def bounded(name: str, names: Container[str]) -> str:
+    """The observation that `name` is a bound of, where it is one among `names`; "" if it is none."""
+    for suffix in (AFTER, BY):
+        if name.endswith(suffix) and (of := name.removesuffix(suffix)) in names:
+            return of
+    return ""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
@@ -298,6 +311,8 @@ class Job(ABC, Generic[P]):
     """Observations that get a plot of their own, the most informative first."""
     retired: ClassVar[tuple[str, ...]] = ()
     """Observations that earlier versions recorded and this one does not; records keep them."""
+    crossings: ClassVar[tuple[str, ...]] = ()
+    """Observations that are the first report step at which something holds; `jobs.curves.crossing` makes them."""
     open_params: ClassVar[bool] = False
     """Whether any parameter name is accepted (a plain function); `Params` is then made by `params_for`."""
 
@@ -305,9 +320,14 @@ class Job(ABC, Generic[P]):
         """The trial's parameters from plain data; raises as `params_from`."""
         return params_from(self.Params, values)  # type: ignore[return-value]
 
+    def schedule(self, params: P) -> NDArray[np.int64] | None:
+        """The steps at which the trial's curves are recorded, if it does not end early; None: unknown."""
+        return None
+
     def report_steps(self, params: P) -> int:
         """The largest number of steps at which the trial's curves are recorded; 0: unknown."""
-        return 0
+        steps = self.schedule(params)
+        return 0 if steps is None else len(steps)
 
     def shortened(self, params: P, *, steps: int, reports: int) -> P | None:
         """The same trial with a horizon of `steps` and about `reports` log-spaced reports, for timing.
@@ -356,6 +376,19 @@ class Job(ABC, Generic[P]):
     def phase(self, params: P, observations: Observations, thresholds: AnyParams) -> str:
         """The trial's label, one of `phases`."""
 
+    def completed(self, params: P, observations: Observations) -> Observations:
+        """The observations of a trial, with the bounds of its steps where an earlier version recorded none.
+
+        An earlier version's step is read as (previous report, step], by `schedule`. It stays as it is without a
+        schedule, and in a curve of one report. The same mapping is returned if nothing is missing.
+        """
+        reached = {name: value for name in self.crossings if isinstance(value := observations.get(name), float)}
+        lacking = [name for name in reached if name + AFTER not in observations]
+        steps = self.schedule(params) if lacking else None
+        if steps is None or len(steps) < 2:
+            return observations
+        return {**observations, **{name + AFTER: report_before(steps, reached[name]) for name in lacking}}
+
     def doubt(self, params: P, observations: Observations) -> str:
         """Why the recorded curve of a finished trial may be wrong, where an earlier version may have trained it.
 
@@ -399,8 +432,18 @@ def is_metric_name(name: object, *, longest: int = LONGEST_METRIC_NAME) -> bool:
     return "//" not in name and ".." not in name.split("/")
 
 
+@lru_cache(maxsize=256)
 def log_spaced_steps(horizon: int, points: int) -> NDArray[np.int64]:
     """At most `points` distinct steps from 1 to `horizon`, evenly spaced in the logarithm, both ends included."""
     if points < 2 or horizon == 1:
-        return np.array([horizon], dtype=np.int64)
-    return np.unique(np.rint(np.geomspace(1, horizon, points)).astype(np.int64))
+        steps = np.array([horizon], dtype=np.int64)
+    else:
+        steps = np.unique(np.rint(np.geomspace(1, horizon, points)).astype(np.int64))
+    steps.setflags(write=False)
+    return steps
+
+
+def report_before(steps: NDArray[np.int64], step: float) -> float:
+    """The last of increasing steps that is below `step`; 0, before the training, if there is none."""
+    place = int(np.searchsorted(steps, step))
+    return float(steps[place - 1]) if place else 0.0

@@ -37,6 +37,15 @@ def doubt_lines(doubted: Counter[str]) -> list[str]:
     return [f"{count} finished: {reason}" for reason, count in doubted.items()]
 
 
+def without_bounds_lines(trials: int) -> list[str]:
+    """What `status` and `map` say of finished trials whose observations are completed (`Job.completed`)."""
+    if not trials:
+        return []
+    return [
+        f"those of {trials} trials of an earlier version are known by their reports alone, as (report before, step]"
+    ]
+
+
 def _observation(name: object, value: object) -> float | Censored:
     if not is_metric_name(name):
         raise ValueError(

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from scipy.spatial import cKDTree
 
+from jobs.job import bounded, log_spaced_steps
 from orchestrator.cli import main
 from orchestrator.phases import publish_map
 from orchestrator.phases.map.classify import classify
@@ -104,7 +105,9 @@ def test_the_map_is_the_same(name: str, folder: Path, monkeypatch: pytest.Monkey
     assert (before != after).mean() < 0.002  # a tie may be resolved by rounding
 
     table = pd.read_parquet(output / "trials.parquet")
-    assert list(table.columns) == expected["columns"]
+    further = [name for name in table.columns if name not in expected["columns"]]
+    assert [name for name in table.columns if name not in further] == expected["columns"]
+    assert all(name == "bounds_from_schedule" or bounded_by(name, expected["columns"]) for name in further)
     assert {row.trial_id: [row.run_id, row.phase, row.status] for row in table.itertuples()} == expected["trials"]
 
     metrics = json.loads((output / "sweep_metrics.json").read_text())
@@ -119,6 +122,27 @@ def test_the_map_is_the_same(name: str, folder: Path, monkeypatch: pytest.Monkey
     )
     assert cKDTree(new).query(old)[0].max() < 0.01
     assert cKDTree(old).query(new)[0].max() < 0.1  # every sixth vertex was kept
+
+
+def bounded_by(column: str, columns: list[str]) -> bool:
+    """Whether a column is a bound of a step among `columns`."""
+    return bool(bounded(column.removesuffix("_censored_at"), columns))
+
+
+def test_steps_of_an_earlier_version_lie_between_two_reports(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["map", "grid.yaml"]) == 0
+    line = "trials of an earlier version are known by their reports alone, as (report before, step]"
+    assert line in capsys.readouterr().out
+    assert main(["status", "grid.yaml"]) == 0
+    assert line in capsys.readouterr().out
+    table = pd.read_parquet(Sweep.load(folder / "grid.yaml").output / "trials.parquet")
+    assert table.bounds_from_schedule.all()
+    reports = [0, *log_spaced_steps(600, 12).tolist()]
+    for name in ("memorisation_step", "generalisation_step"):
+        reached = table[table[name].notna()]
+        assert len(reached) >= 5
+        assert [reports[reports.index(step) - 1] for step in reached[name]] == reached[f"{name}_after"].tolist()
+        assert table[table[name].isna()][f"{name}_after"].isna().all()
 
 
 def _in_the_box(points: np.ndarray, reference: list[list[float]]) -> np.ndarray:

@@ -13,10 +13,23 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobs import curves as reductions
 from jobs.double_descent.params import DoubleDescentParams, DoubleDescentThresholds
-from jobs.job import AnyParams, Cost, Curves, Job, Member, Observations, P, Report, Scalar, as_dict, log_spaced_steps
+from jobs.job import (
+    AnyParams,
+    Cost,
+    Curves,
+    Job,
+    Member,
+    Observations,
+    P,
+    Report,
+    Scalar,
+    as_dict,
+    log_spaced_steps,
+)
 from jobs.packed import cost as mlp
 
 _PER_MODEL = {
@@ -47,6 +60,7 @@ class DescentJob(Job[P]):
     phases: ClassVar[tuple[str, ...]] = ("underfitted", "interpolating", "diverged")
     headline: ClassVar[tuple[str, ...]] = ("final_test_error", "final_train_error", "interpolation_step")
     retired: ClassVar[tuple[str, ...]] = reductions.peak_observations("test_error")
+    crossings: ClassVar[tuple[str, ...]] = ("diverged_step", "interpolation_step")
 
     def shared(self, params: P) -> tuple[Scalar, ...]:
         """The parameters that all models of a pack have in common."""
@@ -67,16 +81,16 @@ class DescentJob(Job[P]):
     def amount(self, params: Any, name: str) -> float:
         return float(params.used) if name == "sample_count" else super().amount(params, name)
 
-    def report_steps(self, params: Any) -> int:
-        return len(log_spaced_steps(params.horizon, params.curve_points))
+    def schedule(self, params: Any) -> NDArray[np.int64]:
+        return log_spaced_steps(params.horizon, params.curve_points)
 
     def observe(self, params: Any, curves: Curves, thresholds: Any) -> Observations:
         """Reduce a trial's curves. A peak along the steps belongs to a mean over replicates, not to one trial."""
         step, values = curves.step, curves.values
         return {
-            "diverged_step": reductions.first_not_finite(step, values["train_loss"]),
+            **reductions.crossing("diverged_step", step, ~np.isfinite(values["train_loss"])),
             **reductions.final_values(curves, values),
-            "interpolation_step": reductions.first_at_most(step, values["train_error"], thresholds.interpolated_error),
+            **reductions.crossing("interpolation_step", step, values["train_error"] <= thresholds.interpolated_error),
             **reductions.best_value(curves, "test_error", largest=False),
             **reductions.parameter_counts(
                 self.trained_parameters(params), examples=params.used, outputs=params.outputs

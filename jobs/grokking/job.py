@@ -15,13 +15,13 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobs import curves as reductions
 from jobs.grokking import cost
 from jobs.grokking.params import BASE_METRICS, GrokkingParams, GrokkingThresholds
 from jobs.job import (
     AnyParams,
-    Censored,
     Cost,
     Curves,
     Job,
@@ -56,6 +56,9 @@ BLOW_UP = 10.0
 """A training that ends at more than this many times its loss before training has diverged."""
 
 
+_GAP = ("memorisation_step", "generalisation_step")
+
+
 class Grokking(Job[GrokkingParams]):
     """Steps of memorisation and of generalisation, and the phase that follows from them."""
 
@@ -64,6 +67,7 @@ class Grokking(Job[GrokkingParams]):
     metrics: ClassVar[tuple[str, ...]] = BASE_METRICS
     phases: ClassVar[tuple[str, ...]] = (*reductions.LEARNING_PHASES, "diverged")
     headline: ClassVar[tuple[str, ...]] = ("generalisation_step", "final_test_accuracy", "memorisation_step")
+    crossings: ClassVar[tuple[str, ...]] = (*_GAP, "diverged_step", "blow_up_step")
 
     def analyses(self, thresholds: Any) -> Sequence[Mapping[str, Scalar]]:
         return ({"kind": "times", "of": "generalisation_step"},)
@@ -82,8 +86,8 @@ class Grokking(Job[GrokkingParams]):
         # A full batch is padded with pairs of weight zero.
         return (*width, params.train_pairs) if params.batch == params.train_pairs else width
 
-    def report_steps(self, params: GrokkingParams) -> int:
-        return len(log_spaced_steps(params.steps, params.curve_points))
+    def schedule(self, params: GrokkingParams) -> NDArray[np.int64]:
+        return log_spaced_steps(params.steps, params.curve_points)
 
     def cost(self, params: GrokkingParams, *, extent: tuple[int, ...], models: int) -> Cost:
         return cost.pack_cost(params, extent=extent, models=models, reports=self.report_steps(params))
@@ -95,14 +99,17 @@ class Grokking(Job[GrokkingParams]):
 
     def observe(self, params: GrokkingParams, curves: Curves, thresholds: Any) -> Observations:
         step, values = curves.step, curves.values
-        memorised = reductions.first_at_least(step, values["train_accuracy"], thresholds.memorised_accuracy)
-        generalised = reductions.first_at_least(step, values["test_accuracy"], thresholds.generalised_accuracy)
+        reached = {"memorised": values["train_accuracy"], "generalised": values["test_accuracy"]}
+        memorised, generalised = (v >= getattr(thresholds, f"{name}_accuracy") for name, v in reached.items())
+        steps = {
+            **reductions.crossing("memorisation_step", step, memorised),
+            **reductions.crossing("generalisation_step", step, generalised),
+        }
         return {
-            "memorisation_step": memorised,
-            "generalisation_step": generalised,
-            "generalisation_gap": reductions.gap(memorised, generalised, reductions.horizon(step)),
-            "diverged_step": reductions.first_not_finite(step, values["train_loss"]),
-            "blow_up_step": _blow_up_step(params, curves, thresholds.memorised_accuracy),
+            **steps,
+            **reductions.gap_between("generalisation_gap", steps, *_GAP, reductions.horizon(step)),
+            **reductions.crossing("diverged_step", step, ~np.isfinite(values["train_loss"])),
+            **reductions.crossing("blow_up_step", step, _blown_up(params, curves, thresholds.memorised_accuracy)),
             **reductions.final_values(curves, params.metrics),
             **reductions.best_value(curves, "test_accuracy", largest=True),
             **reductions.parameter_counts(
@@ -114,7 +121,7 @@ class Grokking(Job[GrokkingParams]):
         """The phases of `jobs.curves.learning_phase`, or "diverged".
 
         A trial has diverged if its training loss is not finite, or ends at more than ten times the loss before
-        training (`_blow_up_step`; trials of earlier versions have no such observation).
+        training (`_blown_up`; trials of earlier versions have no such observation).
 
         A network that had memorised wrong labels and has given them up is "inversion" too: at the end of the training
         the test criterion is met and the training criterion is not.
@@ -129,6 +136,10 @@ class Grokking(Job[GrokkingParams]):
         memorised, generalised, gap = (observations[name] for name in names)
         return reductions.learning_phase(memorised, generalised, gap, thresholds.grokking_gap)
 
+    def completed(self, params: GrokkingParams, observations: Observations) -> Observations:
+        full = super().completed(params, observations)
+        return full if full is observations else {**full, **reductions.gap_bounds("generalisation_gap", full, *_GAP)}
+
     def doubt(self, params: GrokkingParams, observations: Observations) -> str:
         """Of trials of versions before `blow_up_step` was observed, which flushed small numbers to zero on a CPU."""
         if "blow_up_step" in observations or hides_denormals(params.optimiser, params.epsilon):
@@ -139,18 +150,16 @@ class Grokking(Job[GrokkingParams]):
         )
 
 
-def _blow_up_step(params: GrokkingParams, curves: Curves, memorised_accuracy: float) -> float | Censored:
-    """The first report from which on the training loss stays above `BLOW_UP` times the loss before training.
+def _blown_up(params: GrokkingParams, curves: Curves, memorised_accuracy: float) -> NDArray[np.bool_]:
+    """(N,) whether the training loss is above `BLOW_UP` times the loss before training, and stays there.
 
     The loss before training is that of the first report, after one step, or that of outputs of zero if it is larger: so
-    a first step that increases the loss does not count. Censored at the last step without such a report, where the
-    last loss is not finite (`diverged_step`), and where the trial ends with its training set memorised.
+    a first step that increases the loss does not count. It never is where the last loss is not finite
+    (`diverged_step`), nor where the trial ends with its training set memorised.
     """
-    step, loss = curves.step, curves.values["train_loss"]
-    never = Censored(reductions.horizon(step))
-    if not len(step) or not np.isfinite(loss[-1]) or curves.values["train_accuracy"][-1] >= memorised_accuracy:
-        return never
+    loss = curves.values["train_loss"]
+    if not len(loss) or not np.isfinite(loss[-1]) or curves.values["train_accuracy"][-1] >= memorised_accuracy:
+        return np.zeros(len(loss), dtype=np.bool_)
     of_zeros = 0.5 if params.loss == "squared" else math.log(params.outputs)
     below = np.flatnonzero(loss <= BLOW_UP * max(loss[0], of_zeros))
-    first = below[-1] + 1 if len(below) else 0
-    return float(step[first]) if first < len(step) else never
+    return np.arange(len(loss)) > (below[-1] if len(below) else -1)

@@ -11,9 +11,11 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobs import curves as reductions
 from jobs.job import (
+    AFTER,
     AnyParams,
     Censored,
     Cost,
@@ -28,6 +30,8 @@ from jobs.job import (
 )
 from jobs.ridge import cost, theory
 from jobs.ridge.params import RidgeParams, RidgeThresholds
+
+_LEVELS = ("train_level_step", "test_level_step")
 
 
 class Ridge(Job[RidgeParams]):
@@ -53,6 +57,7 @@ class Ridge(Job[RidgeParams]):
         "diverged",
     )
     headline: ClassVar[tuple[str, ...]] = ("final_test_loss", "test_level_step", "train_level_step")
+    crossings: ClassVar[tuple[str, ...]] = ("diverged_step", "interpolation_step")
 
     retired: ClassVar[tuple[str, ...]] = reductions.peak_observations("test_loss")
 
@@ -76,8 +81,8 @@ class Ridge(Job[RidgeParams]):
     def amount(self, params: RidgeParams, name: str) -> float:
         return float(params.fitted) if name == "features" else super().amount(params, name)
 
-    def report_steps(self, params: RidgeParams) -> int:
-        return len(log_spaced_steps(params.horizon, params.curve_points))
+    def schedule(self, params: RidgeParams) -> NDArray[np.int64]:
+        return log_spaced_steps(params.horizon, params.curve_points)
 
     def cost(self, params: RidgeParams, *, extent: tuple[int, ...], models: int) -> Cost:
         return cost.pack_cost(params, extent=extent, models=models, reports=self.report_steps(params))
@@ -91,18 +96,26 @@ class Ridge(Job[RidgeParams]):
         """Reduce a trial's curves. The level steps are exact: the training checks every step."""
         step, values = curves.step, curves.values
         train, test = (_level_step(step, values[f"{name}_level_step"]) for name in ("train", "test"))
+        levels = {**reductions.exactly("train_level_step", train), **reductions.exactly("test_level_step", test)}
         return {
-            "diverged_step": reductions.first_not_finite(step, values["train_loss"]),
-            "interpolation_step": reductions.first_at_most(
-                step, values["relative_train_loss"], thresholds.interpolated_loss
+            **reductions.crossing("diverged_step", step, ~np.isfinite(values["train_loss"])),
+            **reductions.crossing(
+                "interpolation_step", step, values["relative_train_loss"] <= thresholds.interpolated_loss
             ),
-            "train_level_step": train,
-            "test_level_step": test,
-            "level_gap": reductions.gap(train, test, reductions.horizon(step)),
+            **levels,
+            **reductions.gap_between("level_gap", levels, *_LEVELS, reductions.horizon(step)),
             **reductions.final_values(curves, (name for name in self.metrics if not name.endswith("_step"))),
             **reductions.best_value(curves, "test_loss", largest=False),
             **reductions.parameter_counts(params.fitted, examples=params.sample_count, outputs=1),
         }
+
+    def completed(self, params: RidgeParams, observations: Observations) -> Observations:
+        full = dict(super().completed(params, observations))
+        for name in _LEVELS:  # exact in earlier versions too
+            if name + AFTER not in full and isinstance(step := full.get(name), float):
+                full |= reductions.exactly(name, step)
+        full |= reductions.gap_bounds("level_gap", full, *_LEVELS)
+        return full if len(full) > len(observations) else observations
 
     def phase(self, params: RidgeParams, observations: Observations, thresholds: Any) -> str:
         """One of the four phases of grokking where both levels are set, else whether the model interpolates."""

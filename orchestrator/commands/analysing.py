@@ -32,7 +32,7 @@ def analysed(sweep: Sweep, trials: Sequence[Trial], rows: Mapping[str, TrialRow]
     from orchestrator.phases.table import collect
 
     analyses = sweep.analyses
-    table = collect(trials if analyses else (), rows)
+    table = collect(trials if analyses else (), rows, sweep.job_object())
     params = {trial.id: trial.params for trial in trials}
     source = Source(
         job=sweep.job_object(),

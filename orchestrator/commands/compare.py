@@ -84,7 +84,7 @@ def _of_sweep(path: Path) -> Side:
         rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
     if not rows:
         raise nothing_recorded(sweep, str(path), f"phasefront run {path}")
-    table, fingerprint = collect(trials, rows), sweep.thresholds_fingerprint()
+    table, fingerprint = collect(trials, rows, sweep.job_object()), sweep.thresholds_fingerprint()
     finished = [row.recorded for row in rows.values() if row.recorded.status is Status.FINISHED]
     stale = sum(recorded.thresholds != fingerprint for recorded in finished)
     return side(note_of(sweep, search=sweep.is_search, job=sweep.job), table, stale=stale)

@@ -27,7 +27,7 @@ from orchestrator.plan.planner import Planner
 from orchestrator.printable import last_line
 from orchestrator.progress import amount_of_bytes, duration, phase_counts
 from orchestrator.records import Status
-from orchestrator.reduce import doubt_lines, doubts
+from orchestrator.reduce import doubt_lines, doubts, without_bounds_lines
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.base import Tracker, TrialRow
 from orchestrator.trial import Trial
@@ -148,6 +148,7 @@ def status(arguments: argparse.Namespace) -> int:
     """Trial id -> its label under thresholds that are not this sweep's."""
     failed: list[tuple[Trial, TrialRow]] = []
     doubted: Counter[str] = Counter()
+    without_bounds = 0
     fingerprint = sweep.thresholds_fingerprint()
     with contextlib.closing(open_tracker(sweep)) as tracker:
         by_id = {trial.id: trial for trial in known_trials(sweep, tracker)}
@@ -157,7 +158,9 @@ def status(arguments: argparse.Namespace) -> int:
         for row in tracker.rows(by_id):
             counts[row.recorded.status] += 1
             if row.recorded.status is Status.FINISHED:
-                doubted.update(doubts(job, [(by_id[row.trial_id].params, row.recorded.observations)]))
+                params, observations = by_id[row.trial_id].params, row.recorded.observations
+                doubted.update(doubts(job, [(params, observations)]))
+                without_bounds += job.completed(params, observations) is not observations
                 label = row.recorded.phase or "no phase"
                 if row.recorded.thresholds != fingerprint:
                     stale[row.trial_id] = label
@@ -187,6 +190,7 @@ def status(arguments: argparse.Namespace) -> int:
     if stale:
         lines.append(f"          to relabel them in the record, without training: {command_line(arguments, 'map')}")
     lines += [f"doubtful  {line}" for line in doubt_lines(doubted)]
+    lines += [f"steps     {line}" for line in without_bounds_lines(without_bounds)]
     for trial, row in failed:
         lines += [failure_line(trial, row.error, sweep), f"          run {row.run_id}"]
     if counts[Status.FAILED] > FAILURES_SHOWN:

@@ -7,12 +7,12 @@ settings cost no more than a grid's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.job import ParamSpec, Scalar
+from jobs.job import ParamSpec, Scalar, bounded
 from orchestrator.axes import Axis
 from orchestrator.phases.scale import AxisScale, axis_scale
 from orchestrator.phases.table import ObservationColumn, TrialTable
@@ -47,6 +47,10 @@ class CellValues:
     """(C,) replicates that did not reach it."""
     bound: NDArray[np.float64]
     """(C,) the smallest bound up to which a replicate did not reach it, or NaN."""
+    above: NDArray[np.float64]
+    """(C,) the median is a step in (above, to], as the reports resolve it; NaN where it is known to one step."""
+    to: NDArray[np.float64]
+    """(C,)"""
 
     def of(self, cells: NDArray[np.int64]) -> CellValues:
         """The values of some cells."""
@@ -187,14 +191,31 @@ def phase_diagram(
         missing=np.bincount(cell[(label < 0) & ~failed], minlength=len(cells)),
         cell=cell,
         joined=joined,
-        observations={key: cell_values(cell, len(cells), column) for key, column in table.observations.items()},
+        observations={
+            key: cell_values(cell, len(cells), column, bounds=table.bounds(key))
+            for key, column in table.observations.items()
+            if not bounded(key, table.observations)
+        },
     )
 
 
 def cell_values(
-    cell: NDArray[np.int64], cells: int, column: ObservationColumn, quantile: Quantile | None = None
+    cell: NDArray[np.int64],
+    cells: int,
+    column: ObservationColumn,
+    quantile: Quantile | None = None,
+    *,
+    bounds: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> CellValues:
-    """Reduce one observation of N trials, each in `cell` (N,), to its `cells` cells; `quantile`: if known already."""
+    """Reduce one observation of N trials, each in `cell` (N,), to its `cells` cells.
+
+    Args:
+        cell: (N,) the cell of each trial.
+        cells: how many there are.
+        column: the observation.
+        quantile: of the column, if known already.
+        bounds: (N,) above and (N,) to, see `TrialTable.bounds`.
+    """
     finite = column.reached & np.isfinite(column.value)
     median = (quantile or ranked_quantile(cell, cells, column))(0.5)
     low, high, bound = np.full(cells, np.inf), np.full(cells, -np.inf), np.full(cells, np.inf)
@@ -202,6 +223,7 @@ def cell_values(
     np.maximum.at(high, cell[finite], column.value[finite])
     np.minimum.at(bound, cell[column.censored], column.censored_at[column.censored])
     median, low, high, bound = (np.where(np.isfinite(v), v, np.nan) for v in (median, low, high, bound))
+    above, to = _median_bounds(cell, cells, column, bounds, median)
     return CellValues(
         median=median,
         low=low,
@@ -210,7 +232,26 @@ def cell_values(
         not_finite=np.bincount(cell[column.reached & ~finite], minlength=cells),
         censored=np.bincount(cell[column.censored], minlength=cells),
         bound=bound,
+        above=above,
+        to=to,
     )
+
+
+def _median_bounds(
+    cell: NDArray[np.int64],
+    cells: int,
+    column: ObservationColumn,
+    bounds: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
+    median: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(C,) each: the medians of the lower bounds and of the upper ones enclose the median of what they bound."""
+    none = np.full(cells, np.nan)
+    if bounds is None or not (column.reached & (bounds[0] < bounds[1])).any():
+        return none, none
+    above, to = (ranked_quantile(cell, cells, replace(column, value=values))(0.5) for values in bounds)
+    with np.errstate(invalid="ignore"):
+        known = np.isfinite(median) & np.isfinite(above) & np.isfinite(to) & (to - above > 1)
+    return np.where(known, above, np.nan), np.where(known, to, np.nan)
 
 
 def ranked_quantile(cell: NDArray[np.int64], cells: int, column: ObservationColumn) -> Quantile:

@@ -19,6 +19,7 @@ from orchestrator.phases.publish_theory import publish_theory
 from orchestrator.phases.table import SweepView, TrialTable, collect, note_of, write_table
 from orchestrator.phases.theory.curves import ReadCurves
 from orchestrator.records import Status
+from orchestrator.reduce import without_bounds_lines
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
 
@@ -90,7 +91,7 @@ def publish(
     from orchestrator.phases.draw.png_map import draw_map
 
     job = sweep.job_object()
-    table = collect(trials, rows)
+    table = collect(trials, rows, job)
     kinds: list[Any] = list(dict.fromkeys(type(trial.params) for trial in trials))
     params = {name: spec for kind in kinds for name, spec in specs(kind).items()}
     diagram = phase_diagram(sweep.name, sweep.axes, job.phases, table, params)
@@ -107,6 +108,7 @@ def publish(
         fitted = publish_map(drawing, sweep, diagram, table, trials, folder, write)
     theory = publish_theory(sweep, trials, diagram, table, write, curves)
     metrics |= fitted.metrics | theory.metrics
+    without_bounds = [f"steps: {line}" for line in without_bounds_lines(int(table.bounds_from_schedule.sum()))]
     search, name = drawing is not None and drawing.search, trials[0].job if trials else ""
     note = note_of(sweep, search=search, job=name, sweep_id=sweep_id)
     write("trials.parquet", lambda path: write_table(table, path, note))
@@ -139,7 +141,7 @@ def publish(
         gone=gone,
         metrics=metrics,
         warnings=(*warnings, *fitted.warnings, *theory.warnings),
-        notes=(*fitted.notes, *theory.notes),
+        notes=(*fitted.notes, *theory.notes, *without_bounds),
         curves=fitted.curves,
     )
 

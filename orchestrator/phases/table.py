@@ -1,8 +1,12 @@
 """The table of trials: one row per trial, columnar, and its Parquet file.
 
 Columns of the file: `trial_id`, `run_id` (null if never recorded), `replicate`, every parameter, `phase` (null if
-none), `status`, and two per observation: `<name>` (null if not reached) and `<name>_censored_at` (the bound up to which
-it was not reached; null if it was). A NaN in `<name>` is a measured NaN.
+none), `status`, `bounds_from_schedule`, and two per observation: `<name>` (null if not reached) and
+`<name>_censored_at` (the bound up to which it was not reached; null if it was). A NaN in `<name>` is a measured NaN.
+
+A step that lies between two reports has its bounds as further observations: it is in (`<name>_after`, `<name>_by`], or
+in (`<name>_after`, `<name>`] without a `<name>_by` (`jobs.job.AFTER`). Where `bounds_from_schedule` is true, an earlier
+version recorded the step without bounds, and they follow from the trial's schedule of reports.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.job import Censored, Job, Observations, Params, Scalar, as_dict
+from jobs.job import AFTER, BY, Censored, Job, Observations, Params, Scalar, as_dict
 from orchestrator.axes import Axis
 from orchestrator.records import Status, TrialResult
 from orchestrator.tracking.base import TrialRow
@@ -26,6 +30,7 @@ from orchestrator.trial import Trial
 MISSING = "MISSING"
 """Status of a trial that is not recorded."""
 
+_COMPLETED = "bounds_from_schedule"
 _META = b"phasefront"
 _ABOUT = b"phasefront.sweep"
 
@@ -71,6 +76,8 @@ class TrialTable:
     status: tuple[str, ...]
     """A `Status`, or MISSING."""
     observations: Mapping[str, ObservationColumn]
+    bounds_from_schedule: NDArray[np.bool_]
+    """(N,) whether bounds of its steps are not recorded, and follow from its schedule of reports."""
 
     def __len__(self) -> int:
         return len(self.trial_id)
@@ -86,6 +93,22 @@ class TrialTable:
             observations=self.observations_of(row),
         )
 
+    def bounds(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(N,) above and (N,) to: the value of an observation is in (above, to], as `orchestrator.analysis` takes it.
+
+        An exact value has above = to, one that was not reached to = inf; NaN where a trial does not have it.
+        """
+        column, none = self.observations[name], np.full(len(self), np.nan)
+
+        def companion(suffix: str) -> NDArray[np.float64]:
+            bound = self.observations.get(name + suffix)
+            return none if bound is None else bound.value
+
+        by, after = companion(BY), companion(AFTER)
+        to = np.where(column.censored, np.inf, np.where(np.isfinite(by), by, column.value))
+        above = np.where(np.isfinite(after), after, column.value)
+        return np.where(column.censored, column.censored_at, above), to
+
     def observations_of(self, row: int) -> Observations:
         """A trial's observations, as its job gave them."""
         return {
@@ -95,12 +118,14 @@ class TrialTable:
         }
 
 
-def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow]) -> TrialTable:
+def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow], job: Job[Any] | None = None) -> TrialTable:
     """Join the trials of a sweep with their records (`rows`, by trial id).
 
-    A trial without a row is MISSING. Rows of other trials are ignored; a trial named twice counts once.
+    A trial without a row is MISSING. Rows of other trials are ignored; a trial named twice counts once. The `job` adds
+    what records of earlier versions lack (`Job.completed`).
     """
-    unique = list({trial.id: trial for trial in trials}.values())
+    by_id = {trial.id: trial for trial in trials}
+    unique = list(by_id.values())
     kinds = dict.fromkeys(type(t.params) for t in unique)
     names = list(dict.fromkeys(f.name for kind in kinds for f in dataclasses.fields(kind)))
     keyed = sorted(
@@ -110,6 +135,11 @@ def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow]) -> TrialTable
     joined = [rows.get(item[3]) for item in keyed]
     finished = [row.recorded if row and row.recorded.status is Status.FINISHED else None for row in joined]
     observed: list[Observations] = [recorded.observations if recorded else {} for recorded in finished]
+    completed = np.zeros(len(keyed), dtype=np.bool_)
+    for row, own in enumerate(observed if job else ()):
+        if job and own:
+            observed[row] = job.completed(by_id[keyed[row][3]].params, own)
+            completed[row] = observed[row] is not own
     observations = dict.fromkeys(name for own in observed for name in own)
     return TrialTable(
         trial_id=tuple(item[3] for item in keyed),
@@ -119,6 +149,7 @@ def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow]) -> TrialTable
         phase=tuple(recorded.phase if recorded else None for recorded in finished),
         status=tuple(row.recorded.status.value if row else MISSING for row in joined),
         observations={name: _column([own.get(name) for own in observed]) for name in observations},
+        bounds_from_schedule=completed,
     )
 
 
@@ -205,7 +236,7 @@ def arrow_table(table: TrialTable, note: TableNote | None = None) -> Any:
         "run_id": pa.array(table.run_id, pa.string()),
         "replicate": pa.array(table.replicate, pa.int64()),
     }
-    reserved = {*arrays, "phase", "status"}
+    reserved = {*arrays, "phase", "status", _COMPLETED}
     params: dict[str, str] = {}
     for name, values in table.params.items():
         params[name] = f"param.{name}" if name in reserved else name
@@ -213,6 +244,7 @@ def arrow_table(table: TrialTable, note: TableNote | None = None) -> Any:
         arrays[params[name]] = pa.array([None if v is None else str(v) for v in values] if mixed else values)
     arrays["phase"] = pa.array(table.phase, pa.string())
     arrays["status"] = pa.array(table.status, pa.string())
+    arrays[_COMPLETED] = pa.array(table.bounds_from_schedule, pa.bool_())
     observations: dict[str, str] = {}
     for name, column in table.observations.items():
         taken = name in arrays or f"{name}_censored_at" in arrays
@@ -238,6 +270,7 @@ def read_table(path: Path) -> TrialTable:
     if meta is None:
         raise ValueError(f"{path} is not a table of trials: it lacks the metadata {_META.decode()!r}")
     names = json.loads(meta)
+    none = [False] * len(read)
     return TrialTable(
         trial_id=tuple(read["trial_id"].to_pylist()),
         run_id=tuple(read["run_id"].to_pylist()),
@@ -246,6 +279,9 @@ def read_table(path: Path) -> TrialTable:
         phase=tuple(read["phase"].to_pylist()),
         status=tuple(read["status"].to_pylist()),
         observations={name: _read_column(read, key) for name, key in names["observations"].items()},
+        bounds_from_schedule=np.array(
+            read[_COMPLETED].to_pylist() if _COMPLETED in read.column_names else none, dtype=np.bool_
+        ),
     )
 
 

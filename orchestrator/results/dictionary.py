@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.job import ParamSpec, specs
+from jobs.job import AFTER, ParamSpec, bounded, specs
 from orchestrator.axes import Axis
 from orchestrator.phases.table import names_of
 from orchestrator.results.curves import axis_column, metric_column
@@ -32,6 +32,7 @@ _TRIAL = {
     "run_id": "MLflow run; null if the trial was never recorded.",
     "replicate": "Number of the replicate: it selects the seed.",
     "phase": "Label of the trial under the sweep's thresholds; null unless it is finished.",
+    "bounds_from_schedule": "Whether the bounds of its steps are not recorded, but follow from its schedule of reports.",
     "status": "RUNNING, FINISHED, FAILED, KILLED, or MISSING (never recorded).",
 }
 _PREFIXES = {
@@ -48,8 +49,8 @@ def trial_entries(table: Any, trials: Sequence[Trial]) -> list[Entry]:
     for name, column in params.items():
         meanings[column] = _of_param(name, known)
     for name, column in observations.items():
-        unit = "steps" if name.endswith("_step") else ""
-        meanings[column] = unit, _of_observation(name)
+        unit = "steps" if (bounded(name, observations) or name).endswith("_step") else ""
+        meanings[column] = unit, _of_bound(name, observations) or _of_observation(name)
         meanings[f"{column}_censored_at"] = unit, f"Bound up to which {name} was not reached; null if it was reached."
     return [
         Entry(table="trials", column=f.name, type=str(f.type), unit=meanings[f.name][0], meaning=meanings[f.name][1])
@@ -83,6 +84,15 @@ def _specs(trials: Sequence[Trial]) -> dict[str, ParamSpec]:
 def _of_param(name: str, known: dict[str, ParamSpec]) -> tuple[str, str]:
     spec = known.get(name)
     return (spec.unit, f"Parameter: {spec.meaning}") if spec else ("", f"Parameter {name}.")
+
+
+def _of_bound(name: str, observations: Mapping[str, str]) -> str:
+    """The meaning of a bound of a step; "" where the observation is none."""
+    of = bounded(name, observations)
+    if not of:
+        return ""
+    event = f"The event that {of} tells came"
+    return f"{event} {'after this' if name.endswith(AFTER) else 'by this, the last possible one'}; null: not bounded."
 
 
 def _of_observation(name: str) -> str:

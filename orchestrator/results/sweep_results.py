@@ -87,7 +87,7 @@ class SweepResults:
         if stale:
             text = f"{stale} trials of {self.name} are labelled under other thresholds: run `phasefront map` first"
             warnings.warn(text, stacklevel=3)
-        return collect(trials, rows)
+        return collect(trials, rows, self.sweep.job_object())
 
     def trials(self, *, format: Format = "pandas") -> Any:
         """One row per trial, in an order that depends on the trials' content alone: the table of `trials.parquet`.
@@ -95,7 +95,9 @@ class SweepResults:
         Columns: `trial_id` and `run_id` (text; no run id if never recorded), `replicate` (int64), every parameter,
         axes among them, `phase` (categorical; none unless finished), `status` (categorical: RUNNING, FINISHED, FAILED,
         KILLED, or MISSING), and two per observation (float64): `<name>`, NaN where it was not reached, and
-        `<name>_censored_at`, the bound up to which it was not reached, NaN if it was.
+        `<name>_censored_at`, the bound up to which it was not reached, NaN if it was. A step that lies between two
+        reports is in (`<name>_after`, `<name>`], or in (`<name>_after`, `<name>_by`]; `bounds_from_schedule` (bool) is
+        true where these bounds are not recorded, but follow from the schedule of reports.
 
         Raises:
             UserError: there is no such format, or its library is not installed.

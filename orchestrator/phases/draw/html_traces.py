@@ -106,6 +106,8 @@ def _median_text(values: CellValues, c: int) -> str:
         return "none"
     median = values.median[c]
     text = f"median {number(float(median))}" if np.isfinite(median) else "median not reached"
+    if np.isfinite(values.to[c]):
+        text += f", in ({number(float(values.above[c]))}, {number(float(values.to[c]))}]"
     if reached > 1 and values.low[c] < values.high[c]:
         text += f" ({number(float(values.low[c]))} to {number(float(values.high[c]))})"
     if censored:
@@ -199,6 +201,7 @@ def line_traces(
             fill = {"fill": "toself", "fillcolor": colour, "opacity": 0.16, "line": {"width": 0}, "showlegend": False}
             traces.append(scatter("lines", outline, edge, f"{words(name)}: range", **fill))
         style = {"line": {"color": colour, "dash": _DASHES[dash], "width": 2}, "marker": {"size": 6}}
+        style |= _between_reports(values)
         traces.append(scatter("lines+markers", u, values.median, words(name), **style, **hover(cells.tolist())))
         off = values.not_reached & (values.censored > 0)
         if off.any():
@@ -219,6 +222,15 @@ def line_traces(
     bars |= {"yaxis": "y2", "showlegend": False, "name": "phase", "textposition": "none"}
     bars |= {"marker": {"color": colours, "line": {"width": 0}}} | hover(cells.tolist())
     return [*traces, bars, *phase_entries(diagram)]
+
+
+def _between_reports(values: CellValues) -> dict[str, Any]:
+    """Error bars of medians that are known to lie between two reports; none where there are no such medians."""
+    up, down = (as_list(np.nan_to_num(side)) for side in (values.to - values.median, values.median - values.above))
+    if not any(up) and not any(down):
+        return {}
+    bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.2, "width": 3}
+    return {"error_y": bars}
 
 
 def _theory_line(

@@ -55,7 +55,8 @@ def draw_curves(
             ax = fig.add_subplot(inner[0], sharey=shared)
             shared = (shared or ax) if several else None
             _draw_lines(ax, fig.add_subplot(inner[1]), diagram, panel, layout.x or 0, names, metrics, theory)
-        png.draw_legend(fig.add_subplot(grid[rows, :]), _handles(diagram, theory), 6, columnspacing=1.6)
+        drawn = [name for _, names in panels for name in names]
+        png.draw_legend(fig.add_subplot(grid[rows, :]), _handles(diagram, drawn, theory), 6, columnspacing=1.6)
 
 
 def _draw_lines(
@@ -83,6 +84,11 @@ def _draw_lines(
             style["label"] = words(name) + beside * " (median)"
             ax.plot(u[placed], values.median[placed], linestyle=dash, linewidth=1.8, **style)
         ax.plot(u[~placed], values.median[~placed], linestyle="none", **style | {"label": None})
+        between = np.isfinite(values.to)
+        if between.any():
+            low, high = (values.median - values.above)[between], (values.to - values.median)[between]
+            bars = {"fmt": "none", "ecolor": colour, "elinewidth": 1.1, "capsize": 2.5}
+            ax.errorbar(u[between], values.median[between], yerr=[low, high], **bars)
         off = values.not_reached & (values.censored > 0)
         if off.any():
             text, face = f"{words(name)}: not reached by", {"markerfacecolor": "white", "markeredgecolor": colour}
@@ -138,11 +144,13 @@ def _draw_theory(
             ax.fill_between(on, low, (value + error)[placed], color=colour, alpha=0.14, linewidth=0)
 
 
-def _handles(diagram: PhaseDiagram, theory: Overlay | None) -> list[Any]:
-    """Legend entries for the strips, the bands, and the measured means beside theory."""
+def _handles(diagram: PhaseDiagram, drawn: Sequence[str], theory: Overlay | None) -> list[Any]:
+    """Legend entries for the strips, the bands, the bars, and the measured means beside theory."""
     handles = png.phase_swatches(diagram)
     if diagram.replicates > 1:
         handles.append(png.swatch("range of the replicates about their median", INK, alpha=0.16))
+    if any(np.isfinite(diagram.observations[name].to).any() for name in drawn):
+        handles.append(png.symbol("bars: the reports between which the median step lies", "|", INK, INK, 7))
     if theory is not None and any(np.isfinite(line.mean_error).any() for line in theory.lines.values()):
         handles.append(png.symbol(MEAN, "D", "white", COLOURS[0], 4.5))
     return handles

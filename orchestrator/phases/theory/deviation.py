@@ -2,8 +2,9 @@
 
 There are two rules. The mean of R replicates with standard deviation s deviates from a prediction v with standard error
 e by (mean - v) / sqrt(s^2 / R + e^2). Steps, and whatever was not reached in some replicate, are compared by their
-median: a censored replicate counts as later than any that was reached, and a step is known to a whole step (1/12 is
-added to the variance). A row whose deviation means nothing is not counted; its `verdict` says why.
+median: a censored replicate counts as later than any that was reached, and a step is known to a whole step, or to the
+interval between two reports (the square of its length over 12 is added to the variance). A row whose deviation means
+nothing is not counted; its `verdict` says why.
 
 Shapes: N trials, S settings, D rows.
 """
@@ -84,10 +85,12 @@ class Spread(CellValues):
         return np.asarray(self.deviation / np.sqrt(np.maximum(self.reached, 1)), dtype=np.float64)
 
 
-def spread(setting: NDArray[np.int64], settings: int, column: ObservationColumn) -> Spread:
-    """Reduce one observation of N trials, each of a setting (N,), to its `settings` settings."""
+def spread(
+    setting: NDArray[np.int64], settings: int, column: ObservationColumn, bounds: tuple[Floats, Floats] | None = None
+) -> Spread:
+    """Reduce one observation of N trials, each of a setting (N,), to its `settings` settings, as `cell_values`."""
     quantile = ranked_quantile(setting, settings, column)
-    values = cell_values(setting, settings, column, quantile)
+    values = cell_values(setting, settings, column, quantile, bounds=bounds)
     finite, count = column.reached & np.isfinite(column.value), values.reached
     where, value = setting[finite], column.value[finite]
     mean = np.bincount(where, value, minlength=settings) / np.maximum(count, 1)
@@ -198,7 +201,7 @@ def deviations(answers: Answers, table: TrialTable) -> Deviations | None:
 
 def _rows_of(name: str, answers: Answers, table: TrialTable) -> dict[str, Any]:
     column = table.observations[name]
-    everywhere = spread(answers.setting, len(answers.params), column)
+    everywhere = spread(answers.setting, len(answers.params), column, table.bounds(name))
     predicted = [s for s, given in enumerate(answers.predictions) if name in given and given[name].step is None]
     rows = np.array([s for s in predicted if everywhere.replicates[s]], dtype=np.int64)
     given = [answers.predictions[s][name] for s in rows]
@@ -211,7 +214,8 @@ def _rows_of(name: str, answers: Answers, table: TrialTable) -> dict[str, Any]:
     with np.errstate(invalid="ignore"):
         # A difference of steps is a whole number too.
         whole = by_median & (value % 1 == 0) & (measured.median % 1 == 0)
-    rounding = np.where(whole | step, 1 / 12, 0.0)
+    length = np.where(np.isfinite(measured.to), np.maximum(measured.to - measured.above, 1), 1)
+    rounding = np.where(whole | step, length**2 / 12, 0.0)
     center, own = (measured.median, measured.median_error) if by_median else (measured.mean, measured.mean_error)
     total = np.sqrt(own**2 + error**2 + rounding)
     verdict = _verdicts(measured, value, not_by, error, by_median=by_median)
