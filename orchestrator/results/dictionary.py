@@ -32,7 +32,7 @@ _TRIAL = {
     "run_id": "MLflow run; null if the trial was never recorded.",
     "replicate": "Number of the replicate: it selects the seed.",
     "phase": "Label of the trial under the sweep's thresholds; null unless it is finished.",
-    "bounds_from_schedule": "Whether the bounds of its steps are not recorded, but follow from its schedule of reports.",
+    "bounds_from_schedule": "Whether bounds of its steps are not recorded, but follow from its schedule of reports.",
     "status": "RUNNING, FINISHED, FAILED, KILLED, or MISSING (never recorded).",
 }
 _PREFIXES = {
