@@ -91,7 +91,7 @@ def _of_bound(name: str, observations: Mapping[str, str]) -> str:
     of = bounded(name, observations)
     if not of:
         return ""
-    event = f"The event that {of} tells came"
+    event = f"The event of {of} came"
     return f"{event} {'after this' if name.endswith(AFTER) else 'by this, the last possible one'}; null: not bounded."
 
 
