@@ -2,6 +2,7 @@
 #   PYTHON=python3.12        the Python that creates .venv
 #   PHASEFRONT_TORCH=gpu     the newest torch with CUDA, instead of the CPU build pinned in constraints-cpu.txt
 #   CHAOS=300 SEED=1         how many faults `make chaos` injects, and which
+#   INSTANCES=20 TRIALS=128,256,512   the searches of `make coverage`: instances of each problem, and trials
 #   SCHEDULES=5000 SEED=1    how many schedules `make simulate` runs, and the seed of the first
 #   PYTEST_ARGS='-k map'     further arguments for pytest in `make test`
 #   TEST_PROCESSES=3         how many processes run tests; many tests wait for servers, so one more than two cores
@@ -21,7 +22,7 @@ RUN_STAMP := .venv/.installed-run-$(KEY)
 DEV_STAMP := .venv/.installed-dev-$(KEY)
 DEMOS := configs/demo_double_descent.yaml configs/demo_grokking.yaml
 
-.PHONY: help install install-dev demo test lint bench kill-points simulate chaos science clean
+.PHONY: help install install-dev demo test lint bench coverage kill-points simulate chaos science clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -62,6 +63,9 @@ test: lint  ## lint, then all tests; a test is skipped, with the reason, if its 
 
 bench: $(DEV_STAMP)  ## run the benchmarks; print the results with hardware and versions
 	$(BIN)/python -m tests.benchmarks
+
+coverage: $(DEV_STAMP)  ## measure how often the bands of a boundary cover it (INSTANCES=20 TRIALS=128,256,512; hours); exit code 1 if one is off
+	$(BIN)/python -m tests.benchmarks.boundary.coverage $(if $(INSTANCES),--instances $(INSTANCES)) $(if $(TRIALS),--trials $(TRIALS))
 
 simulate: $(DEV_STAMP)  ## run simulated schedules of faults on a virtual clock (SCHEDULES=5000 SEED=1); exit code 1 if an invariant breaks
 	$(BIN)/python -m tests.simulation --schedules $(or $(SCHEDULES),5000) --seed $(or $(SEED),1)

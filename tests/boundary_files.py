@@ -35,6 +35,9 @@ def read_parquet(path: Path) -> list[BoundaryLine]:
                 at_5=_columns(columns, [f"{n}_at_5" for n in names], rows),
                 at_95=_columns(columns, [f"{n}_at_95" for n in names], rows),
                 offsets=_columns(columns, ["offset_5", "offset_95"], rows),
+                over_at_5=_columns(columns, [f"{n}_over_seeds_at_5" for n in names], rows),
+                over_at_95=_columns(columns, [f"{n}_over_seeds_at_95" for n in names], rows),
+                over_offsets=_columns(columns, ["over_seeds_offset_5", "over_seeds_offset_95"], rows),
             )
         )
     return lines
@@ -52,6 +55,7 @@ def read_geojson(path: Path) -> list[BoundaryLine]:
     lines = []
     for feature in json.loads(path.read_text(encoding="utf-8"))["features"]:
         properties, unsure = feature["properties"], feature["properties"]["uncertainty"]
+        over = properties["uncertainty_over_seeds"]
         lines.append(
             BoundaryLine(
                 labels=None if properties["phases"] is None else tuple(properties["phases"]),
@@ -61,6 +65,9 @@ def read_geojson(path: Path) -> list[BoundaryLine]:
                 at_5=_array(unsure["at_5"]),
                 at_95=_array(unsure["at_95"]),
                 offsets=np.array([unsure["offset_5"], unsure["offset_95"]], dtype=np.float64).T,
+                over_at_5=_array(over["at_5"]),
+                over_at_95=_array(over["at_95"]),
+                over_offsets=np.array([over["offset_5"], over["offset_95"]], dtype=np.float64).T,
             )
         )
     return lines

@@ -66,12 +66,23 @@ AXES = (
 )
 
 
-def one_slice(surface: Surface, seen: Evidence, fit: Callable[[Evidence], Surface] | None = None) -> FittedSlice:
+def one_slice(
+    surface: Surface,
+    seen: Evidence,
+    fit: Callable[[Evidence], Surface] | None = None,
+    replicate: NDArray[np.int64] | None = None,
+) -> FittedSlice:
     rows = np.arange(len(seen))
     box = TrialSlice(title="", fixed={}, axes=AXES[: seen.x.shape[1]], rows=rows, x=seen.x)
-    return FittedSlice(slice=box, evidence=seen, rows=rows, surface=surface, fit=fit or (lambda _: surface))
+    fit = fit or (lambda _: surface)
+    return FittedSlice(slice=box, evidence=seen, rows=rows, surface=surface, fit=fit, replicate=replicate)
 
 
-def one_map(surface: Surface, seen: Evidence, fit: Callable[[Evidence], Surface] | None = None) -> FittedMap:
+def one_map(
+    surface: Surface,
+    seen: Evidence,
+    fit: Callable[[Evidence], Surface] | None = None,
+    replicate: NDArray[np.int64] | None = None,
+) -> FittedMap:
     labels = tuple(f"phase {k}" for k in range(surface.classes)) if isinstance(surface, ClassSurface) else ()
-    return FittedMap(labels=labels, slices=(one_slice(surface, seen, fit),))
+    return FittedMap(labels=labels, slices=(one_slice(surface, seen, fit, replicate),))

@@ -302,3 +302,19 @@ def test_an_infinite_value_is_beyond_every_level() -> None:
     surface = LevelSurrogate(level=0.0).fit(evidence(x, value))
     assert np.isfinite(surface.belief(MAP)).all()
     assert wrong_area(surface) < 0.02
+
+
+def test_a_bound_below_the_level_shows_no_class() -> None:
+    x = even(64)
+    far = height(x) >= 0.1
+    value = np.where(far, 0.97 + 0.001 * np.arange(64) / 64, 0.2)
+    surface = LevelSurrogate(level=0.5).fit(evidence(x, value, censored=~far))
+    assert surface.shown.tolist() == [False, True]
+
+    # A trial that ended early, surrounded by trials above the level, contradicts nothing.
+    value, ended = np.clip(0.5 + 3 * (x[:, 0] - 0.3), 0, 1), np.zeros(64, dtype=np.bool_)
+    inside = int(np.linalg.norm(x - [0.8, 0.5], axis=1).argmin())
+    value[inside], ended[inside] = 0.1, True
+    surface = LevelSurrogate(level=0.5).fit(evidence(x, value, censored=ended))
+    assert surface.shown.tolist() == [True, True]
+    assert surface.noise() == 0

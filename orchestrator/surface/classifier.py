@@ -264,7 +264,7 @@ class GpClassifier(ClassSurface):
                 out[part] = ndtr(-z) / (self.classes - 1)
                 out[part, shown[0]] = ndtr(z)[:, 0]
             else:
-                out[part, shown] = _class_probabilities(mean, np.sqrt(variance))
+                out[part, shown] = class_probabilities(mean, np.sqrt(variance))
         return out
 
     def label(self, x: Points) -> Labels:
@@ -276,12 +276,12 @@ class GpClassifier(ClassSurface):
         for first in range(0, len(x), _BLOCK):
             part = slice(first, first + _BLOCK)
             mean = self.features(x[part]) @ weights
-            # The largest belief is that of the largest mean: see _class_probabilities.
+            # The largest belief is that of the largest mean: see class_probabilities.
             out[part] = shown[(mean[:, 0] > 0).astype(int)] if len(shown) == 2 else shown[mean.argmax(axis=1)]
         return out
 
 
-def _class_probabilities(mean: Floats, sd: Floats) -> Floats:
+def class_probabilities(mean: Floats, sd: Floats) -> Floats:
     """(q, K) the belief in each class that was shown.
 
     For two classes, the probability that the latent function is positive. For more, each class is compared with its

@@ -87,6 +87,8 @@ class LevelObservations:
     """(n,) the value or the bound; NaN where the trial is not informative."""
     above: NDArray[np.bool_]
     """(n,) whether the trial itself is at or above the level."""
+    sided: NDArray[np.bool_]
+    """(n,) whether it is known which side the trial is on: not where its value is only a bound below the level."""
     transform: LogitTransform
 
 
@@ -116,7 +118,9 @@ def level_observations(
     kind[labelled] = np.where(label[labelled] == 1, AT_LEAST, AT_MOST)
     latent[labelled] = 0.0
     above = np.where(labelled, label == 1, above)
-    return LevelObservations(kind=kind, value=np.asarray(latent, dtype=np.float64), above=above, transform=transform)
+    latent = np.asarray(latent, dtype=np.float64)
+    sided = np.isfinite(latent) & (above | ~censored)
+    return LevelObservations(kind=kind, value=latent, above=above, sided=sided, transform=transform)
 
 
 def _spans_decades(finite: Floats, level: float) -> bool:
@@ -239,9 +243,9 @@ class LevelSurrogate(Surrogate[LevelSurface]):
             kind = np.where(label[use] == k, AT_LEAST, AT_MOST).astype(np.int64)
             data = Observations.of(x[use], kind, np.zeros(len(kind)))
             others.append(fit(data, _LABEL) if (kind == AT_LEAST).any() else None)
-        above = seen.above[known]
+        above = seen.above[seen.sided]
         shown = np.array([(~above).any(), above.any(), *(other is not None for other in others)])
-        contradictions = _contradictions(metric, x[on_side][known], above)
+        contradictions = _contradictions(metric, x[on_side][seen.sided], above)
         return LevelSurface(x.shape[1], self.classes, metric, tuple(others), shown, contradictions, seen.transform)
 
     def suggest(

@@ -20,7 +20,7 @@ from orchestrator.phases.draw.html_traces import (
     slices_view,
     stepped,
 )
-from orchestrator.phases.draw.panels import BAND_TINT, BOUNDARY, OPEN, TINT, MapPanel, RidgePanel
+from orchestrator.phases.draw.panels import BAND_TINT, BOUNDARY, GIVEN_SEEDS, OPEN, TINT, MapPanel, RidgePanel
 from orchestrator.phases.map.progress_curve import ProgressCurve
 from orchestrator.phases.map.surface_map import FittedMap
 from orchestrator.phases.text import INK, SOFT, label_colour, tinted, words
@@ -33,6 +33,8 @@ def map_view(fitted: FittedMap, panels: Sequence[MapPanel], diagram: PhaseDiagra
     slices = []
     for panel in panels:
         traces = [_field(panel)]
+        if panel.edges:
+            traces.append(polylines(panel.edges, GIVEN_SEEDS, INK, 0.8, "dash"))
         if panel.lines:
             traces.append(polylines(panel.lines, BOUNDARY, INK, 2.2))
         if panel.theory is not None:
@@ -55,10 +57,10 @@ def map_view(fitted: FittedMap, panels: Sequence[MapPanel], diagram: PhaseDiagra
 
 
 def _field(panel: MapPanel) -> Trace:
-    """The leading class, paler in the band: two steps of a colour scale for each class."""
+    """The leading class, paler in the wider band: two steps of a colour scale for each class."""
     raster = panel.plane.raster
     stride = 2 if len(raster.belief) > 250 else 1
-    label, band = raster.label[::stride, ::stride], raster.in_band[::stride, ::stride]
+    label, band = raster.label[::stride, ::stride], panel.pale[::stride, ::stride]
     count = raster.belief.shape[2]
     colours = [tinted(label_colour(k), tint) for k in range(count) for tint in (TINT, BAND_TINT)]
     at = raster.points[::stride]

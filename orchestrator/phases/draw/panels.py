@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from orchestrator.phases.map.boundary_data import BoundaryLine, ridge_lines
 from orchestrator.phases.map.box import BoxAxis
-from orchestrator.phases.map.raster import in_chunks
+from orchestrator.phases.map.contour import band_edges
+from orchestrator.phases.map.raster import SURE, Raster, in_chunks
 from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, Plane, planes, ridge_of, without_result
 from orchestrator.phases.text import number, words
 from orchestrator.phases.theory.plane import TheoryPlane
@@ -19,6 +20,8 @@ from orchestrator.surface.base import ClassSurface, Points, RidgeSurface
 TINT, BAND_TINT = 0.5, 0.2
 """How much of its colour a label's field has: where the classifier is sure, and in the band."""
 BOUNDARY = "boundary (equal belief)"
+GIVEN_SEEDS = "90% band given these seeds"
+OVER_SEEDS = "90% band over seeds"
 OPEN = "not reached: which side is open"
 RIDGE_RASTER = 161
 
@@ -41,6 +44,23 @@ class MapPanel:
     def drawn(self, at: Points) -> Points:
         """(q, 2) positions in the plane as drawing positions."""
         return np.column_stack([self.plane.x.drawn(at[:, 0]), self.plane.y.drawn(at[:, 1])])
+
+    @property
+    def given_seeds(self) -> Raster:
+        """What the band given these seeds is taken from."""
+        return self.plane.given_seeds or self.plane.raster
+
+    @property
+    def pale(self) -> NDArray[np.bool_]:
+        """(N, N) the points of the raster that are drawn paler: in the band over seeds, or given them without one."""
+        raster, band = self.plane.raster, self.plane.over_seeds or self.given_seeds
+        at = np.stack(np.meshgrid(raster.points, raster.points, indexing="ij"), axis=-1).reshape(-1, 2)
+        return np.asarray(band.at(at).max(axis=1).reshape(raster.label.shape) < SURE, dtype=np.bool_)
+
+    @property
+    def edges(self) -> list[Points]:
+        """The edges of the band given these seeds, in drawing positions."""
+        return [self.drawn(line) for line in band_edges(self.given_seeds)]
 
     @property
     def lines(self) -> list[Points]:

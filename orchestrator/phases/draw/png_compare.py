@@ -80,7 +80,7 @@ def _also(differences: Sequence[str]) -> list[str]:
 def _handles(comparison: Comparison, shown: set[int]) -> list[Any]:
     return [
         *(png.swatch(comparison.labels[k], label_colour(k)) for k in sorted(shown)),
-        band_swatch("90% band (paler)"),
+        band_swatch("90% band, trials as independent (paler)"),
         png.symbol("trials, coloured by their own label", "o", SOFT, "white"),
         png.swatch("differ, both sure", DIFFERENCE),
         png.swatch("differ within a band", _PALE),

@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 
 from orchestrator.phases.draw import png
-from orchestrator.phases.draw.panels import BAND_TINT, BOUNDARY, OPEN, TINT, MapPanel, RidgePanel
+from orchestrator.phases.draw.panels import (
+    BAND_TINT,
+    BOUNDARY,
+    GIVEN_SEEDS,
+    OPEN,
+    OVER_SEEDS,
+    TINT,
+    MapPanel,
+    RidgePanel,
+)
 from orchestrator.phases.map.box import BoxAxis
 from orchestrator.phases.map.progress_curve import ProgressCurve
-from orchestrator.phases.map.raster import SURE
 from orchestrator.phases.map.surface_map import FittedMap
 from orchestrator.phases.text import INK, SOFT, label_colour, number, percent, plural, rgb, words
 from orchestrator.phases.theory.overlay import COLOURS, DASH
@@ -114,19 +122,17 @@ def _draw_map_panel(ax: Any, panel: MapPanel) -> None:
 
 
 def draw_fields(ax: Any, panel: MapPanel) -> None:
-    """The leading class of every point, paler in the band, and the lines between the classes."""
+    """The leading class of every point, paler in the wider band, the other's edges, and the lines between classes."""
     plane, raster = panel.plane, panel.plane.raster
     colours = np.array([rgb(label_colour(k)) for k in range(raster.belief.shape[2])])
-    shown = 1 - (1 - colours[raster.label]) * np.where(raster.in_band, BAND_TINT, TINT)[:, :, None]
+    shown = 1 - (1 - colours[raster.label]) * np.where(panel.pale, BAND_TINT, TINT)[:, :, None]
     half = 0.5 / (len(shown) - 1)
     ends = [float(e) for axis in (plane.x, plane.y) for e in axis.drawn(np.array([-half, 1 + half]))]
     image = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
     ax.imshow(shown.transpose(1, 0, 2), extent=ends, **image)
     frame(ax, plane.x, plane.y)
-    if raster.in_band.any() and not raster.in_band.all():
-        at = plane.x.drawn(raster.points), plane.y.drawn(raster.points)
-        dashes: dict[str, Any] = {"colors": [INK], "linewidths": 0.6, "linestyles": [(0, (4, 2.5))], "alpha": 0.7}
-        ax.contour(*at, raster.lead.T, levels=[SURE], **dashes)
+    for edge in panel.edges:
+        ax.plot(*edge.T, color=INK, linewidth=0.6, linestyle=(0, (4, 2.5)), alpha=0.7)
     png.draw_edged(ax, panel.lines, 1.7, 1.7)
 
 
@@ -161,8 +167,11 @@ def _map_handles(fitted: FittedMap, panels: Sequence[MapPanel]) -> list[Any]:
     handles = [png.swatch(fitted.labels[k], label_colour(k)) for k in sorted(shown)]
     if any(panel.plane.lines for panel in panels):
         handles.append(png.stroke(BOUNDARY, INK, linewidth=1.7))
-    if any(panel.plane.raster.in_band.any() for panel in panels):
-        handles.append(band_swatch("its 90% band (paler)"))
+    if any(panel.plane.over_seeds is not None for panel in panels):
+        handles.append(png.swatch(f"{OVER_SEEDS} (paler)", "#E9E9E9"))
+        handles.append(png.stroke(GIVEN_SEEDS, INK, linewidth=0.7, linestyle=(0, (4, 2.5))))
+    elif any(panel.pale.any() for panel in panels):
+        handles.append(band_swatch(f"{GIVEN_SEEDS} (paler)"))
     predicted = [panel.theory for panel in panels if panel.theory is not None]
     if predicted:
         handles.append(png.stroke(plane_caption(predicted), COLOURS[0], linestyle=DASH, linewidth=2))

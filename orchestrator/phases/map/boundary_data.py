@@ -4,9 +4,11 @@
 `label_a`, `label_b` (the phases on its two sides; null for a ridge), one column per axis that was held (its value;
 null where the axis does not exist there) and, for each of the two axes of the plane, `<axis>`, `<axis>_at_5` and
 `<axis>_at_95`: where the boundary is, and the positions on its normal at which `label_a` has 5% and 95% of the belief
-(for a ridge: the 5% and 95% quantiles of the peak). `offset_5` and `offset_95` are the signed distances of these two
-from the vertex, in box widths (each axis from end to end, in its own scale), along the normal in that box. Null: the
-belief does not get there within the box. An axis whose name another column has is written as `axis.<name>`.
+given these seeds (for a ridge: the 5% and 95% quantiles of the peak). `offset_5` and `offset_95` are the signed
+distances of these two from the vertex, in box widths (each axis from end to end, in its own scale), along the normal in
+that box. Null: the belief does not get there within the box. `<axis>_over_seeds_at_5`, `<axis>_over_seeds_at_95`,
+`over_seeds_offset_5` and `over_seeds_offset_95` are the same of the band over seeds; null for a ridge, and where one
+seed was run. An axis whose name another column has is written as `axis.<name>`.
 
 `boundary.geojson` is a FeatureCollection of LineStrings with the same numbers; its coordinates are in axis units, not
 longitude and latitude.
@@ -29,7 +31,7 @@ from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, Plane, h
 from orchestrator.phases.text import is_number
 from orchestrator.surface.base import ClassSurface, RidgeSurface
 
-_OWN = ("line", "vertex", "label_a", "label_b", "offset_5", "offset_95")
+_OWN = ("line", "vertex", "label_a", "label_b", "offset_5", "offset_95", "over_seeds_offset_5", "over_seeds_offset_95")
 RIDGE_POINTS = 201
 """Vertices of the curve of a ridge."""
 
@@ -52,6 +54,10 @@ class BoundaryLine:
     """(P, 2)"""
     offsets: NDArray[np.float64]
     """(P, 2) box widths: of `at_5` and of `at_95`."""
+    over_at_5: NDArray[np.float64]
+    """(P, 2) as `at_5`, of the band over seeds; NaN without one."""
+    over_at_95: NDArray[np.float64]
+    over_offsets: NDArray[np.float64]
 
 
 def boundary_lines(map_: FittedMap, drawn: Mapping[int, Sequence[Plane]] | None = None) -> list[BoundaryLine]:
@@ -75,8 +81,9 @@ def boundary_lines(map_: FittedMap, drawn: Mapping[int, Sequence[Plane]] | None 
 
 def _lines_of(plane: Plane, labels: Sequence[str]) -> Iterator[BoundaryLine]:
     for line in plane.lines:
-        points, at_5, at_95 = (
-            np.column_stack([plane.x.value(p[:, 0]), plane.y.value(p[:, 1])]) for p in (line.points, *line.ends())
+        points, at_5, at_95, over_5, over_95 = (
+            np.column_stack([plane.x.value(p[:, 0]), plane.y.value(p[:, 1])])
+            for p in (line.points, *line.ends(), *line.ends(over_seeds=True))
         )
         yield BoundaryLine(
             labels=(labels[line.a], labels[line.b]),
@@ -86,6 +93,9 @@ def _lines_of(plane: Plane, labels: Sequence[str]) -> Iterator[BoundaryLine]:
             at_5=at_5,
             at_95=at_95,
             offsets=line.offsets,
+            over_at_5=over_5,
+            over_at_95=over_95,
+            over_offsets=line.over_seeds,
         )
 
 
@@ -101,6 +111,7 @@ def ridge_lines(fitted: FittedSlice, ridge: RidgeSurface) -> list[BoundaryLine]:
         median, low, high = ridge.peak(at)
         values = {axes[others[k - 1]].name: float(axes[others[k - 1]].value(np.array(v))) for k, v in held.items()}
         points, at_5, at_95 = (np.column_stack([x.value(over), y.value(peak)]) for peak in (median, low, high))
+        no_band = np.full_like(points, np.nan)
         lines.append(
             BoundaryLine(
                 labels=None,
@@ -110,6 +121,9 @@ def ridge_lines(fitted: FittedSlice, ridge: RidgeSurface) -> list[BoundaryLine]:
                 at_5=at_5,
                 at_95=at_95,
                 offsets=np.column_stack([low - median, high - median]),
+                over_at_5=no_band,
+                over_at_95=no_band,
+                over_offsets=no_band,
             )
         )
     return lines
@@ -122,7 +136,7 @@ def write_parquet(lines: Sequence[BoundaryLine], path: Path) -> None:
 
     used = list(dict.fromkeys(name for line in lines for name in line.axes))
     names = list(dict.fromkeys([*used, *(name for line in lines for name in line.fixed)]))
-    taken = {*_OWN, *(f"{name}_at_{p}" for name in used for p in (5, 95))}
+    taken = {*_OWN, *(f"{name}_{band}at_{p}" for name in used for band in ("", "over_seeds_") for p in (5, 95))}
     column = {name: f"axis.{name}" if name in taken else name for name in names}
 
     def each(values: Iterable[Any], kind: Any = None) -> Any:
@@ -143,12 +157,18 @@ def write_parquet(lines: Sequence[BoundaryLine], path: Path) -> None:
             arrays[column[name]] = numbers([_along(line, name, line.points) for line in lines])
             arrays[f"{column[name]}_at_5"] = numbers([_along(line, name, line.at_5) for line in lines])
             arrays[f"{column[name]}_at_95"] = numbers([_along(line, name, line.at_95) for line in lines])
+            arrays[f"{column[name]}_over_seeds_at_5"] = numbers([_along(line, name, line.over_at_5) for line in lines])
+            arrays[f"{column[name]}_over_seeds_at_95"] = numbers(
+                [_along(line, name, line.over_at_95) for line in lines]
+            )
         else:
             values = [line.fixed.get(name) for line in lines]
             mixed = len({float if is_number(v) else type(v) for v in values if v is not None}) > 1
             arrays[column[name]] = each([None if v is None else str(v) for v in values] if mixed else values)
     arrays["offset_5"] = numbers([line.offsets[:, 0] for line in lines])
     arrays["offset_95"] = numbers([line.offsets[:, 1] for line in lines])
+    arrays["over_seeds_offset_5"] = numbers([line.over_offsets[:, 0] for line in lines])
+    arrays["over_seeds_offset_95"] = numbers([line.over_offsets[:, 1] for line in lines])
     meta = {"columns": column, "lines": [{"axes": line.axes, "fixed": dict(line.fixed)} for line in lines]}
     table = pa.table(arrays).replace_schema_metadata({b"phasefront.boundary": json.dumps(meta).encode()})
     pq.write_table(table, path, compression="zstd")
@@ -163,7 +183,8 @@ def _along(line: BoundaryLine, name: str, points: NDArray[np.float64]) -> NDArra
 
 
 def write_geojson(lines: Sequence[BoundaryLine], path: Path) -> None:
-    """Write the polylines: `properties` has `phases`, `axes`, `slice` and the `uncertainty` along the line."""
+    """Write the polylines: `properties` has `phases`, `axes`, `slice` and, along the line, `uncertainty`
+    (given these seeds) and `uncertainty_over_seeds`."""
     features = [
         {
             "type": "Feature",
@@ -172,18 +193,25 @@ def write_geojson(lines: Sequence[BoundaryLine], path: Path) -> None:
                 "phases": None if line.labels is None else list(line.labels),
                 "axes": list(line.axes),
                 "slice": dict(line.fixed),
-                "uncertainty": {
-                    "at_5": _pairs(line.at_5),
-                    "at_95": _pairs(line.at_95),
-                    "offset_5": _nullable(line.offsets[:, 0]),
-                    "offset_95": _nullable(line.offsets[:, 1]),
-                },
+                "uncertainty": _uncertainty(line.at_5, line.at_95, line.offsets),
+                "uncertainty_over_seeds": _uncertainty(line.over_at_5, line.over_at_95, line.over_offsets),
             },
         }
         for line in lines
     ]
     content = {"type": "FeatureCollection", "coordinates_are": "axis units", "features": features}
     path.write_text(json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _uncertainty(
+    at_5: NDArray[np.float64], at_95: NDArray[np.float64], offsets: NDArray[np.float64]
+) -> dict[str, list[Any]]:
+    return {
+        "at_5": _pairs(at_5),
+        "at_95": _pairs(at_95),
+        "offset_5": _nullable(offsets[:, 0]),
+        "offset_95": _nullable(offsets[:, 1]),
+    }
 
 
 def _pairs(points: NDArray[np.float64]) -> list[list[float] | None]:

@@ -73,7 +73,10 @@ def classify(
             fitted.append(FittedSlice(slice=slice_, evidence=evidence, rows=rows, surface=None, fit=_not_fitted))
             continue
         fit = (surrogate or target.surrogate(len(labels), [(name,) for name in names])).fit
-        fitted.append(FittedSlice(slice=slice_, evidence=evidence, rows=rows, surface=fit(evidence), fit=fit))
+        surface, replicate = fit(evidence), table.replicate[rows]
+        fitted.append(
+            FittedSlice(slice=slice_, evidence=evidence, rows=rows, surface=surface, fit=fit, replicate=replicate)
+        )
     return FittedMap(labels=labels, slices=tuple(fitted))
 
 

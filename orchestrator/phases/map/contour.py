@@ -73,6 +73,11 @@ def half_level(
     return _contours(above, np.nextafter(0.5, 0) if joined else 0.5, u, v)
 
 
+def band_edges(raster: Raster) -> list[Line]:
+    """The lines in the unit square that bound the band of a raster."""
+    return _contours(raster.lead, SURE, raster.points, raster.points)
+
+
 def outlines(inside: NDArray[np.bool_], weight: NDArray[np.float64]) -> list[Points]:
     """The lines that separate the points of a lattice (U, V) that are `inside` from the others.
 
@@ -116,34 +121,50 @@ class Crossing:
     points: Points
     """(P, 2)"""
     offsets: NDArray[np.float64]
-    """(P, 2) signed distances along `normal` at which class `a` has 5% of the belief, and 95%; in box widths.
+    """(P, 2) the band given these seeds: signed distances along `normal` at which class `a` has 5% of the belief, and
+    95%; in box widths.
 
     The first is <= 0, the second >= 0; NaN where the belief does not get there within the box and 1/2 of its width.
     """
+    over_seeds: NDArray[np.float64]
+    """(P, 2) the same of the band over seeds; NaN without one."""
     normal: Points
     """(P, 2) unit vectors towards class `a`, in the unit square."""
 
-    def ends(self) -> tuple[Points, Points]:
-        """(P, 2) each: the two ends of the band, where class `a` has 5% and 95% of the belief."""
-        low, high = (self.points + offset[:, None] * self.normal for offset in self.offsets.T)
+    def ends(self, *, over_seeds: bool = False) -> tuple[Points, Points]:
+        """(P, 2) each: the two ends of a band, where class `a` has 5% and 95% of the belief."""
+        offsets = self.over_seeds if over_seeds else self.offsets
+        low, high = (self.points + offset[:, None] * self.normal for offset in offsets.T)
         return low, high
 
 
-def crossings(belief: Belief, raster: Raster, *, stride: int = 2) -> list[Crossing]:
+def crossings(
+    belief: Belief,
+    raster: Raster,
+    *,
+    stride: int = 2,
+    given_seeds: Belief | None = None,
+    over_seeds: Belief | None = None,
+) -> list[Crossing]:
     """Every boundary of a plane.
 
     Args:
         belief: of the plane.
         raster: of that belief.
         stride: use every so many points of the raster, which sets the distance between vertices.
+        given_seeds: what the band given these seeds is taken from; by default `belief`.
+        over_seeds: what the band over seeds is taken from; without it there is none.
     """
+    bands = (given_seeds or belief, over_seeds)
     shares = raster.belief[::stride, ::stride]
     label = leading(shares)
     lines = []
     for a in np.unique(label):
         rest = np.delete(shares, a, axis=2).max(axis=2, initial=-np.inf)
         for outline in outlines(label == a, np.abs(shares[:, :, a] - rest)):
-            lines += [_with_band(belief, int(a), b, points) for b, points in _pieces(int(a), outline, label, belief)]
+            lines += [
+                _with_bands(belief, bands, int(a), b, points) for b, points in _pieces(int(a), outline, label, belief)
+            ]
     return lines
 
 
@@ -176,10 +197,16 @@ def _bisect(belief: Belief, a: int, within: Points, beyond: Points) -> tuple[Poi
     return (low + high) / 2, np.asarray(other, dtype=np.int64)
 
 
-def _with_band(belief: Belief, a: int, b: int, points: Points) -> Crossing:
+def _with_bands(belief: Belief, bands: tuple[Belief, Belief | None], a: int, b: int, points: Points) -> Crossing:
     normal = _normals(belief, a, b, points)
-    offsets = np.column_stack([-_reach(belief, b, points, -normal), _reach(belief, a, points, normal)])
-    return Crossing(a=a, b=b, points=points, offsets=offsets, normal=normal)
+
+    def offsets(band: Belief | None) -> NDArray[np.float64]:
+        if band is None:
+            return np.full((len(points), 2), np.nan)
+        return np.column_stack([-_reach(band, b, points, -normal), _reach(band, a, points, normal)])
+
+    given, over = bands
+    return Crossing(a=a, b=b, points=points, offsets=offsets(given), over_seeds=offsets(over), normal=normal)
 
 
 def _normals(belief: Belief, a: int, b: int, points: Points) -> Points:

@@ -47,6 +47,16 @@ class Raster:
         """(N, N) the leading class."""
         return leading(self.belief)
 
+    def at(self, x: Points) -> NDArray[np.float64]:
+        """(q, K) the belief at (q, 2) positions, interpolated linearly between the points."""
+        squares = len(self.belief) - 1
+        place = np.clip(x, 0, 1) * squares
+        corner = np.minimum(place.astype(np.int64), squares - 1)
+        (i, j), (u, v) = corner.T, (place - corner).T[:, :, None]
+        low = (1 - v) * self.belief[i, j] + v * self.belief[i, j + 1]
+        high = (1 - v) * self.belief[i + 1, j] + v * self.belief[i + 1, j + 1]
+        return np.asarray((1 - u) * low + u * high, dtype=np.float64)
+
     @property
     def lead(self) -> NDArray[np.float64]:
         """(N, N) the leading class's belief."""

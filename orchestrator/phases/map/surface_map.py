@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from orchestrator.phases.map.contour import Crossing, crossings
 from orchestrator.phases.map.raster import Belief, Raster, in_chunks, plane, rasterise
 from orchestrator.phases.text import number, words
 from orchestrator.surface.base import ClassSurface, Evidence, Points, RidgeSurface, Surface, lattice
+from orchestrator.surface.seeds import SeedBands, SeedSurface, fit_bands
 
 Fit = Callable[[Evidence], Surface]
 """Fits a surface to trials: the same for search, map and comparison."""
@@ -28,6 +30,8 @@ STACK = {3: 16, 4: 36}
 """Planes in which the boundary of a slice of so many axes is kept as data."""
 DRAWING = {2: (50, 3), 3: (50, 2), 4: (40, 2)}
 """Squares along a side of the first raster, and halvings, of a plane that is drawn."""
+BAND_COARSE = 25
+"""Squares along a side of the first raster of a band: its belief costs more, and varies over longer distances."""
 KEEPING = {3: (25, 2), 4: (20, 2)}
 """The same for planes of the stack."""
 
@@ -45,6 +49,15 @@ class FittedSlice:
     """None where it has fewer than two axes, or nothing to fit to."""
     fit: Fit
     """What fitted the surface, and can fit others to other trials."""
+    replicate: NDArray[np.int64] | None = None
+    """(n,) of each trial of `evidence`: equal numbers share a seed. None: unknown, and there are no bands."""
+
+    @cached_property
+    def bands(self) -> SeedBands | None:
+        """The bands given these seeds and over seeds; None where no boundary of classes was found."""
+        if self.replicate is None or not isinstance(self.surface, ClassSurface):
+            return None
+        return fit_bands(self.evidence.x, self.evidence.label, self.replicate, classes=self.surface.classes)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,6 +91,10 @@ class Plane:
     raster: Raster
     lines: tuple[Crossing, ...]
     belief: Belief
+    given_seeds: Raster | None = None
+    """What the band given these seeds is taken from; None: the raster itself."""
+    over_seeds: Raster | None = None
+    """What the band over seeds is taken from; None: there is none."""
     near: NDArray[np.int64]
     """Trials of the slice's evidence that belong to this plane rather than to another one."""
     at: Points
@@ -105,6 +122,9 @@ def planes(fitted: FittedSlice, *, stack: bool = False) -> list[Plane]:
         labelled = labels[near] >= 0
         hints = (at[labelled], labels[near][labelled]) if not held else (at[:0], labels[:0])
         raster = rasterise(belief, *hints, coarse=coarse, halvings=halvings)
+        given = over = None
+        if fitted.bands is not None:
+            given, over = (_band_raster(band, held, halvings) for band in fitted.bands.both)
         title, fixed = _held(fitted.slice, held)
         made.append(
             Plane(
@@ -114,13 +134,30 @@ def planes(fitted: FittedSlice, *, stack: bool = False) -> list[Plane]:
                 y=axes[1],
                 raster=raster,
                 belief=belief,
-                lines=tuple(crossings(belief, raster, stride=2 if halvings > 2 else 1)),
+                lines=tuple(
+                    crossings(
+                        belief,
+                        raster,
+                        stride=2 if halvings > 2 else 1,
+                        given_seeds=None if given is None else given.at,
+                        over_seeds=None if over is None else over.at,
+                    )
+                ),
+                given_seeds=given,
+                over_seeds=over,
                 near=near,
                 at=at,
                 part=part,
             )
         )
     return made
+
+
+def _band_raster(band: SeedSurface | None, held: Mapping[int, float], halvings: int) -> Raster | None:
+    if band is None:
+        return None
+    none = np.empty((0, 2)), np.empty(0, dtype=np.int64)
+    return rasterise(plane(band, 0, 1, held), *none, coarse=BAND_COARSE, halvings=halvings)
 
 
 def held_positions(x: Points, dimensions: int, most: int) -> list[tuple[dict[int, float], NDArray[np.int64]]]:

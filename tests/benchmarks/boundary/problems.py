@@ -120,24 +120,37 @@ class Problem:
         """(g^d,) labels on the reference grid."""
         return self.majority(self.reference)
 
-    def majority(self, x: Floats) -> Labels:
-        """(n,) the most frequent label at each position."""
+    def majority(self, x: Floats, shift: Floats | None = None) -> Labels:
+        """(n,) the most frequent label at each position; `shift` (n, 3) is added to the latent distances."""
         if self.name == "B":
-            trains, generalises, at_once = _four(x, self._shape)
+            trains, generalises, at_once = self._depths(x, shift)
             return np.select([trains < 0, generalises < 0, at_once < 0], [3, 2, 1], 0)
-        return (_DISTANCES[self.name](x, self._shape) > 0).astype(np.int64)
+        return (self._distance(x, shift) > 0).astype(np.int64)
 
-    def observe(self, x: Floats) -> tuple[Labels, Floats]:
-        """Trials at (n, d) positions: labels (n,), and order parameters (n, k) whose threshold is one half."""
+    def _distance(self, x: Floats, shift: Floats | None) -> Floats:
+        distance = _DISTANCES[self.name](x, self._shape)
+        return distance if shift is None else distance + shift[:, 0]
+
+    def _depths(self, x: Floats, shift: Floats | None) -> tuple[Floats, Floats, Floats]:
+        trains, generalises, at_once = _four(x, self._shape)
+        if shift is None:
+            return trains, generalises, at_once
+        return trains + shift[:, 0], generalises + shift[:, 1], at_once + shift[:, 2]
+
+    def observe(self, x: Floats, shift: Floats | None = None) -> tuple[Labels, Floats]:
+        """Trials at (n, d) positions: labels (n,), and order parameters (n, k) whose threshold is one half.
+
+        `shift` (n, 3) is added to the latent distances.
+        """
         random, n = self._noise, len(x)
         if self.name == "B":
-            trains, generalises, at_once = _four(x, self._shape)
+            trains, generalises, at_once = self._depths(x, shift)
             train = expit(trains / 0.015)
             test = train * expit(generalises / 0.015)
             delay = np.where(test > 0.5, np.clip(0.5 - at_once / 0.3, 0, 1), 1.0)
             order = np.clip(np.stack([train, test, delay], 1) + 0.03 * random.standard_normal((n, 3)), 0, 1)
             return np.select([order[:, 0] < 0.5, order[:, 1] < 0.5, order[:, 2] > 0.5], [3, 2, 1], 0), order
-        distance = _DISTANCES[self.name](x, self._shape)
+        distance = self._distance(x, shift)
         if self.name == "E":
             label = (random.random(n) < expit(distance / (0.005 + 0.05 * x[:, 0]))).astype(np.int64)
             return label, np.clip(0.015 + 0.97 * label + 0.02 * random.standard_normal(n), 0, 1)[:, None]
