@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def test_the_boundary_reads_back_from_both_files_in_axis_units(tmp_path: Path, d
         assert len(back) == len(lines)
         for one, same in zip(lines, back, strict=True):
             assert (one.labels, one.axes, dict(one.fixed)) == (same.labels, same.axes, dict(same.fixed))
-            for name in ("points", "at_5", "at_95", "offsets"):
+            for name in ("points", "at_5", "at_95", "offsets", "over_at_5", "over_at_95", "over_offsets"):
                 assert np.array_equal(getattr(one, name), getattr(same, name), equal_nan=True)
     for line in lines:
         assert line.axes == ("heat", "load") and line.labels == ("phase 0", "phase 1")
@@ -150,15 +151,7 @@ def test_the_boundary_reads_back_from_both_files_in_axis_units(tmp_path: Path, d
 
 def test_an_axis_may_be_called_like_a_column(tmp_path: Path) -> None:
     (line,) = boundary_lines(one_map(WAVE, evidence(*NONE)))
-    odd = type(line)(
-        labels=line.labels,
-        axes=("vertex", "heat_at_5"),
-        fixed={"line": "tin"},
-        points=line.points,
-        at_5=line.at_5,
-        at_95=line.at_95,
-        offsets=line.offsets,
-    )
+    odd = replace(line, axes=("vertex", "heat_at_5"), fixed={"line": "tin"})
     write_parquet([odd], tmp_path / "b.parquet")
     (back,) = read_parquet(tmp_path / "b.parquet")
     assert back.axes == odd.axes and back.fixed == odd.fixed and np.array_equal(back.points, odd.points)

@@ -65,8 +65,8 @@ def test_each_band_covers_the_boundaries_that_it_is_a_band_of() -> None:
         over.append(bands.over_seeds.in_band(others).mean())
         before.append(fit_classifier(x, label, classes=2).in_band(others).mean())
     assert np.mean(before) < 0.65
-    assert 0.8 < np.mean(over) < 0.99
-    assert np.mean(given) > 0.8
+    assert 0.7 < np.mean(over) < 0.99
+    assert np.mean(given) > 0.75
 
 
 def test_more_trials_narrow_the_band_given_these_seeds_but_not_that_over_seeds() -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,10 @@ _SUBSET: Final = 260
 """Most trials that the hyperparameters are learned from."""
 _LEAST: Final = 0.02
 """Weight below which a value of the hyperparameters is left out; the largest weight is at least a ninth."""
+_MANY_TRIALS: Final = 1024
+"""With more trials, three values of the hyperparameters are averaged."""
+_MOST_TRIALS: Final = 4096
+"""Of more trials, this many are used."""
 _DRAWS: Final = 128
 _MOST_SAMPLED: Final = 9
 """With more seeds, their majority is approximated by their mean."""
@@ -294,6 +298,7 @@ class _Fitted:
 class SeedSurface(ClassSurface):
     """One of the two beliefs: the class of most of these seeds, or that of another seed."""
 
+    area_points_log2: ClassVar[int] = 10
     dimensions: int
     classes: int
     data: SeedData
@@ -341,6 +346,9 @@ def fit_bands(x: Points, label: NDArray[np.int64], seed: Seeds, *, classes: int)
         return None
     objective = _Objective(data.subset(_SUBSET))
     nodes = _nodes(objective, objective.maximise())
+    data = data.subset(_MOST_TRIALS)
+    if len(data.x) > _MANY_TRIALS:
+        nodes = [nodes[0], *sorted(nodes[1:], key=lambda node: -node[1])[:2]]
     kept = [
         (SeedKernel.of(objective.centre + objective.spread * at), weight) for at, weight in nodes if weight > _LEAST
     ]
