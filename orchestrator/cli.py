@@ -96,7 +96,24 @@ def parser() -> argparse.ArgumentParser:
         help="also draw a recorded metric over an axis and the step, with its peaks; may be repeated",
     )
     map_.add_argument(
-        "--along", metavar="AXIS", help="the axis beside the step [the one with the most values, numbers before text]"
+        "--against",
+        nargs=2,
+        metavar=("x=NAME", "y=NAME"),
+        action="append",
+        default=[],
+        help="also draw one observation, parameter or METRIC@OBSERVATION against another; may be repeated",
+    )
+    map_.add_argument(
+        "--more-data",
+        metavar="ERROR",
+        action="append",
+        default=[],
+        help="also show where twice the samples increase this observation; may be repeated",
+    )
+    map_.add_argument(
+        "--along",
+        metavar="AXIS",
+        help="the axis beside the step [the one with the most values], or the axis of samples of --more-data",
     )
     command("analyse", "compute the statistics that the sweep file names, from the record, without running trials")
     compare = command("compare", "draw two phase maps and their difference side by side", file=False)

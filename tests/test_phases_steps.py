@@ -1,7 +1,6 @@
 """The step as an axis of the map: means and peaks from stored curves, in bounded memory, by the command line."""
 
 import json
-import lzma
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from jobs_for_phases import Melt, MeltParams, axis, by_id, product, row
 from matplotlib.image import imread
+from recorded_sweeps import unpack
 
 from jobs.job import Curves, specs
 from orchestrator.axes import Axis
@@ -24,7 +24,6 @@ from orchestrator.phases.steps import NoSuchMetric, StepMap, read_step_map
 from orchestrator.phases.table import TrialTable, collect
 from orchestrator.trial import Trial
 
-RECORDS = Path(__file__).parent / "records"
 WIDTHS = axis("width", 4, 8, 16, 32, 64, 128, scale="integer")
 HEATS = axis("heat", 0.0, 1.0, scale="linear")
 STEPS = np.unique(np.geomspace(1, 10_000, 30).round().astype(np.int64))
@@ -196,24 +195,16 @@ def test_the_files_hold_what_was_read(tmp_path: Path) -> None:
 # By the command line, with a record of an earlier version.
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recorded")
-    (folder / "record.db").write_bytes(lzma.decompress((RECORDS / "record.db.xz").read_bytes()))
-    for name in ("grid.yaml", "phase_search.yaml"):
-        (folder / name).write_text((RECORDS / name).read_text())
-    (folder / "optuna.db").write_bytes(lzma.decompress((RECORDS / "optuna.db.xz").read_bytes()))
-    with sqlite3.connect(folder / "record.db") as connection:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            connection.execute(f"UPDATE {table} SET {column} = replace({column}, '{{folder}}', ?)", (str(folder),))
-    connection.close()
+@pytest.fixture(scope="module", name="folder")
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack(tmp_path_factory.mktemp("recorded"))
+
+
+@pytest.fixture
+def recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a record, in which the command runs."""
+    monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _in_the_folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "recorded" in request.fixturenames:
-        monkeypatch.chdir(request.getfixturevalue("recorded"))
 
 
 def test_map_draws_the_step_as_an_axis_from_the_record_alone(

@@ -1,4 +1,4 @@
-"""Further figures that `map` draws from the record: the step as an axis."""
+"""Further figures that `map` draws from the record: the step as an axis, one quantity against another, more data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jobs.job import specs
 from orchestrator.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from orchestrator.phases.against import Quantity
     from orchestrator.phases.diagram import PhaseDiagram
     from orchestrator.phases.publish_steps import Figures
     from orchestrator.phases.table import TrialTable
@@ -18,23 +19,30 @@ if TYPE_CHECKING:
     from orchestrator.trial import Trial
 
 
+SAMPLE_AXES = ("sample_count", "pool", "data_fraction")
+"""Parameters that are a number of samples, or proportional to it."""
+
+
 def check_figures(sweep: Sweep, arguments: argparse.Namespace) -> None:
     """Whether the figures can be drawn, as far as the sweep alone can tell.
 
     Raises:
         UserError: they cannot.
     """
+    _pairs(arguments)
     names = [axis.name for axis in sweep.axes]
     if arguments.along is not None and arguments.along not in names:
         step = did_you_mean(arguments.along, names)
         raise UserError(
             "must be an axis of the sweep", place="--along", value=arguments.along, choices=names, next_step=step
         )
-    if arguments.step and sweep.is_search:
+    for place, given in (("--step", arguments.step), ("--more-data", arguments.more_data)):
+        if not (given and sweep.is_search):
+            continue
         raise UserError(
             "needs a grid: the settings of a search are scattered",
-            place="--step",
-            value=arguments.step[0],
+            place=place,
+            value=given[0],
             next_step="run a grid over the same axes; finished trials are not run again",
         )
 
@@ -47,7 +55,8 @@ def draw_figures(
     Raises:
         UserError: a name is unknown.
     """
-    if not arguments.step:
+    pairs = _pairs(arguments)
+    if not (arguments.step or pairs or arguments.more_data):
         return []
     from orchestrator.phases.diagram import phase_diagram
     from orchestrator.phases.steps import MOST_CELLS
@@ -58,10 +67,80 @@ def draw_figures(
     kinds = dict.fromkeys(type(trial.params) for trial in trials)
     params = {name: spec for kind in kinds for name, spec in specs(kind).items()}
     phases = sweep.job_object().phases
-    diagram = phase_diagram(sweep.name, sweep.axes, phases, table, params, most_cells=MOST_CELLS)
-    figures = _steps(sweep, diagram, table, tracker, arguments)
-    tracker.attach(figures.files)
-    return [figures]
+    figures = []
+    if arguments.step:
+        joined = phase_diagram(sweep.name, sweep.axes, phases, table, params, most_cells=MOST_CELLS)
+        figures.append(_steps(sweep, joined, table, tracker, arguments))
+    if pairs or arguments.more_data:
+        diagram = phase_diagram(sweep.name, sweep.axes, phases, table, params)
+        figures += [_against(sweep, diagram, table, tracker, **pair) for pair in pairs]
+        figures += [_more_data(sweep, diagram, table, tracker, name, arguments) for name in arguments.more_data]
+    for figure in figures:
+        tracker.attach(figure.files)
+    return figures
+
+
+def _pairs(arguments: argparse.Namespace) -> list[dict[str, str]]:
+    """The names of x and y of each `--against`."""
+    pairs = []
+    for given in arguments.against:
+        pair = dict(text.partition("=")[::2] for text in given)
+        if set(pair) != {"x", "y"} or not all(pair.values()):
+            raise UserError(
+                "must be x=NAME y=NAME",
+                place="--against",
+                value=" ".join(given),
+                next_step="--against x=parameters_per_label y=final_test_error",
+            )
+        pairs.append(pair)
+    return pairs
+
+
+def _quantity(name: str, place: str, diagram: PhaseDiagram, table: TrialTable, tracker: Tracker) -> Quantity:
+    from orchestrator.phases.against import NoSuchQuantity, quantity_of
+
+    try:
+        return quantity_of(name, diagram, table, tracker.curves)
+    except NoSuchQuantity as error:
+        final = f"final_{error.name}"
+        step = f"did you mean '{final}'?" if final in error.choices else did_you_mean(error.name, error.choices)
+        raise UserError(error.rule, place=place, value=error.name, choices=error.choices, next_step=step) from error
+
+
+def _against(sweep: Sweep, diagram: PhaseDiagram, table: TrialTable, tracker: Tracker, *, x: str, y: str) -> Figures:
+    from orchestrator.phases.against import against
+    from orchestrator.phases.publish_steps import publish_points
+
+    quantities = [_quantity(name, "--against", diagram, table, tracker) for name in (x, y)]
+    return publish_points(against(diagram, table, *quantities), sweep.output)
+
+
+def _more_data(
+    sweep: Sweep,
+    diagram: PhaseDiagram,
+    table: TrialTable,
+    tracker: Tracker,
+    name: str,
+    arguments: argparse.Namespace,
+) -> Figures:
+    from orchestrator.phases.more_data import doubling_figure
+    from orchestrator.phases.publish_steps import publish_points
+
+    names = [axis.name for axis in diagram.axes]
+    samples = next((known for known in SAMPLE_AXES if known in names), None)
+    if arguments.along is None and samples is None:
+        raise UserError(
+            "needs an axis that counts samples",
+            place="--more-data",
+            value=name,
+            choices=names,
+            next_step="name it with --along" if names else "",
+        )
+    x = _along(diagram, arguments.along if arguments.along is not None else str(samples))
+    if not diagram.axes[x].numeric:
+        raise UserError("must be an axis of numbers", place="--along", value=diagram.axes[x].name)
+    y = _quantity(name, "--more-data", diagram, table, tracker)
+    return publish_points(doubling_figure(diagram, table, y, x), sweep.output)
 
 
 def _steps(

@@ -1,4 +1,4 @@
-"""The files of a step map."""
+"""The files of the figures that `map` draws on request: step maps, and one quantity against another."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.phases.diagram import PhaseDiagram
+from orchestrator.phases.points import PointFigure, write_points
 from orchestrator.phases.publish import replaced
 from orchestrator.phases.step_text import heading, peak_lines, write_peaks, write_table
 from orchestrator.phases.steps import StepMap
@@ -46,6 +47,20 @@ def publish_steps(step_map: StepMap, folder: Path) -> Figures:
     for name, write in writers.items():
         files[name] = replaced(folder / name, partial(write, step_map))
     return Figures(files=files, notes=tuple(notes), warnings=tuple(_warnings(step_map)))
+
+
+def publish_points(figure: PointFigure, folder: Path) -> Figures:
+    """Write the picture, the page and the table of points into `folder`."""
+    from orchestrator.phases.draw.html_points import write_points_page
+    from orchestrator.phases.draw.png_points import draw_points
+
+    folder.mkdir(parents=True, exist_ok=True)
+    writers = {"png": draw_points, "html": write_points_page, "parquet": write_points}
+    files = {
+        (name := f"{figure.file}.{ending}"): replaced(folder / name, partial(write, figure))
+        for ending, write in writers.items()
+    }
+    return Figures(files=files, notes=(figure.title, *(f"  {line}" for line in figure.lines)))
 
 
 def _warnings(step_map: StepMap) -> Sequence[str]:

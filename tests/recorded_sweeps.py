@@ -1,0 +1,20 @@
+"""The record of an earlier version, unpacked in a folder of its own."""
+
+import lzma
+import sqlite3
+from pathlib import Path
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def unpack(folder: Path) -> Path:
+    """The record, its study and its sweep files in `folder`."""
+    for name in ("record.db", "optuna.db"):
+        (folder / name).write_bytes(lzma.decompress((RECORDS / f"{name}.xz").read_bytes()))
+    for path in RECORDS.glob("*.yaml"):
+        (folder / path.name).write_text(path.read_text())
+    with sqlite3.connect(folder / "record.db") as connection:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            connection.execute(f"UPDATE {table} SET {column} = replace({column}, '{{folder}}', ?)", (str(folder),))
+    connection.close()
+    return folder
