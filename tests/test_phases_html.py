@@ -168,6 +168,25 @@ def test_the_chosen_slice_is_kept_when_the_view_changes(page: Any, tmp_path: Pat
     assert page.locator("#slice option:checked").inner_text() == "kind iron"
 
 
+def test_a_slider_moves_through_the_values_of_a_third_axis(page: Any, tmp_path: Path) -> None:
+    loads = axis("load", 0.0, 0.5, 1.0)
+    trials = product([HEAT, WIDTH, loads])
+    rows = by_id(*(row(t, "gas", melting_step=3.0, final_error=t.params.load) for t in trials))  # type: ignore[attr-defined]
+    path = publish(GivenSweep(axes=(HEAT, WIDTH, loads)), trials, rows, tmp_path).files["phase_diagram.html"]
+    show(page, path, "final error")
+    slider = page.locator("#sliders input")
+    assert slider.count() == 1 and slider.get_attribute("name") == "load" and slider.get_attribute("max") == "2"
+    for k, load in enumerate(loads.values):
+        slider.fill(str(k))
+        page.wait_for_timeout(150)
+        z = page.evaluate("[...document.getElementById('plot').data[0].z.map(row => [...row])]")
+        assert {value for line in z for value in line if value is not None} == {load}
+        assert page.locator("#slice option:checked").inner_text() == f"load {load:g}"
+        assert page.locator("#sliders output").inner_text() == f"{load:g}"
+    page.select_option("#slice", label="load 0.5")
+    assert slider.input_value() == "1", "the slider follows the menu"
+
+
 def test_too_many_settings_for_a_page_are_joined_without_losing_trials(
     page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
