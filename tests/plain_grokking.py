@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from jobs.grokking import digits
 from jobs.grokking.block import ModularBlock
+from jobs.grokking.initial import layout
 from jobs.grokking.job import Grokking
 from jobs.grokking.modular import operation_pairs
 from jobs.grokking.pack import make_block
@@ -71,7 +72,7 @@ def plain_perceptron(layers: Sequence[Tensor], params: GrokkingParams) -> nn.Seq
     """First layer, bias, then further layers with theirs, readout (O, W) and its bias."""
     first, bias, *rest, readout, offsets = layers
     width, outputs = params.width, params.outputs
-    activation = nn.ReLU if params.activation == "relu" else nn.Tanh
+    activation = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}[params.activation]
     linear: list[nn.Module] = [_linear(first[:, :width], bias[0, :width])]
     for weight, offset in zip(rest[0::2], rest[1::2], strict=True):
         linear += [activation(), _linear(weight[:width, :width], offset[0, :width])]
@@ -83,44 +84,76 @@ def plain_perceptron(layers: Sequence[Tensor], params: GrokkingParams) -> nn.Seq
 
 
 class PlainTransformer(nn.Module):
-    """Tokens x, y, "=": causal attention head by head at every position; the last position is read out."""
+    """A causal decoder at every position, attention head by head; the outputs at the positions in the loss are read.
 
-    def __init__(self, layers: Sequence[Tensor], elements: int, *, heads: int, blocks: int, norm: bool) -> None:
+    (B, O) outputs of the answer; for `sequence: equation` (B, O, 2), of the answer and the end.
+    """
+
+    def __init__(self, layers: Sequence[Tensor], params: GrokkingParams) -> None:
         super().__init__()
-        tokens, positions, *rest = layers
-        self.tokens = nn.Embedding.from_pretrained(tokens, freeze=False)
-        self.positions = nn.Parameter(positions.clone())
-        self.equals, self.heads, self.norm = elements, heads, norm
-        size = 12 if norm else 8
-        self.blocks = nn.ModuleList(
-            nn.ParameterList(w.clone() for w in rest[k * size : (k + 1) * size]) for k in range(blocks)
-        )
-        self.readout = nn.Parameter(rest[-1][:elements].clone())
+        self.params = params
+        names = [layer.name for layer in layout(params, params.width)]
+        trained = {name: value.clone() for name, value in zip(names, layers, strict=True)}
+        trained["readout"] = trained["readout"][: params.outputs]
+        for block in range(params.layers if not params.biases else 0):
+            for name in ("in", "out"):
+                del trained[f"{block}/{name} bias"]
+        self.weights = nn.ParameterDict({name.replace(" ", "_"): nn.Parameter(w) for name, w in trained.items()})
+        self.answers = torch.zeros(params.elements, params.elements, dtype=torch.int64)
+        if not params.images:
+            x, y, result = examples(params)
+            self.answers[x, y] = result % params.elements
+
+    def get(self, name: str) -> Tensor | float:
+        """A parameter; 0 where the network has none of that name."""
+        value: Tensor | float = self.weights.get(name.replace(" ", "_"), 0.0)
+        return value
+
+    def linear(self, stream: Tensor, name: str) -> Tensor:
+        return stream @ self.weights[name] + self.get(f"{name} bias")
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        tokens = torch.stack([x, y, torch.full_like(x, self.equals)], 1)
-        stream = self.tokens(tokens) + self.positions
-        for block in self.blocks:
-            query, key, value, output, w_in, b_in, w_out, b_out, *norms = block
-            stream = stream + self.attention(stream @ query, stream @ key, stream @ value) @ output
-            stream = self.normal(stream, norms[:2])
-            stream = stream + (torch.relu(stream @ w_in + b_in) @ w_out + b_out)
-            stream = self.normal(stream, norms[2:])
-        return (stream @ self.readout.T)[:, -1]
+        p, params = self.params.elements, self.params
+        ids = {"x": x, "y": y, "z": self.answers[x, y]}
+        ids |= {name: torch.full_like(x, p + k) for k, name in enumerate(("=", "op", "end"))}
+        order = {"short": "x y =", "operator": "x op y =", "equation": "end x op y = z"}[params.sequence].split()
+        stream = self.weights["tokens"][torch.stack([ids[name] for name in order], 1)]
+        stream = stream + (self.waves(len(order)) if params.positions == "sinusoidal" else self.weights["positions"])
+        early = params.norm_order == "grokfast"
+        for block in range(params.layers):
+            stream = self.normal(stream, f"{block}/norm 1") if early else stream
+            parts = (self.linear(stream, f"{block}/{name}") for name in ("query", "key", "value"))
+            stream = stream + self.linear(self.attention(*parts), f"{block}/output")
+            stream = stream if early else self.normal(stream, f"{block}/norm 1")
+            inside = self.normal(stream, f"{block}/norm 2") if early else stream
+            act = {"relu": functional.relu, "gelu": functional.gelu, "tanh": torch.tanh}[params.activation]
+            stream = stream + self.linear(act(self.linear(inside, f"{block}/in")), f"{block}/out")
+            stream = stream if early else self.normal(stream, f"{block}/norm 2")
+        outputs = self.normal(stream, "norm") @ self.weights["readout"].T
+        return outputs[:, -1] if params.sequence != "equation" else outputs[:, -2:].transpose(1, 2)
+
+    def waves(self, length: int) -> Tensor:
+        """(length, width) position encodings by their formula, entry by entry."""
+        d = self.params.width
+        rows = [
+            [math.sin(t / 10000 ** (i / d)) if i % 2 == 0 else math.cos(t / 10000 ** ((i - 1) / d)) for i in range(d)]
+            for t in range(length)
+        ]
+        return torch.tensor(rows, dtype=torch.float64)
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        past = torch.ones(3, 3, dtype=torch.bool).tril()
+        past = torch.ones(query.shape[1], query.shape[1], dtype=torch.bool).tril()
         mixed = []
-        for q, k, v in zip(*(z.chunk(self.heads, dim=2) for z in (query, key, value)), strict=True):
+        for q, k, v in zip(*(z.chunk(self.params.heads, dim=2) for z in (query, key, value)), strict=True):
             score = q @ k.transpose(1, 2) / math.sqrt(q.shape[2])
             mixed.append(torch.softmax(score.masked_fill(~past, -math.inf), 2) @ v)
         return torch.cat(mixed, 2)
 
-    def normal(self, stream: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        if not self.norm:
+    def normal(self, stream: Tensor, name: str) -> Tensor:
+        gain, offset = (self.get(f"{name} {part}") for part in ("gain", "offset"))
+        if not isinstance(gain, Tensor) or not isinstance(offset, Tensor):
             return stream
-        gain, offset = (z.squeeze(0) for z in parameters)
-        return functional.layer_norm(stream, stream.shape[-1:], gain, offset)
+        return functional.layer_norm(stream, stream.shape[-1:], gain[0], offset[0])
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -139,7 +172,7 @@ def plain_network(params: GrokkingParams, layers: Sequence[Tensor]) -> nn.Module
         return PlainEmbedding(layers, params)
     if params.model == "image_mlp":
         return PlainImage(layers, params)
-    return PlainTransformer(layers, params.elements, heads=params.heads, blocks=params.layers, norm=params.layer_norm)
+    return PlainTransformer(layers, params)
 
 
 def plain_optimiser(params: GrokkingParams, network: nn.Module) -> torch.optim.Optimizer:
@@ -174,10 +207,13 @@ class PlainFilter:
             self.averages = [alpha * a + (1 - alpha) * g for a, g in zip(before, gradients, strict=True)]
             for g, a in zip(gradients, self.averages, strict=True):
                 g += params.grokfast_lambda * a
-        if params.perp_grad == "layers":
+        if params.perp_grad.startswith("layers"):
             for w, g in zip(self.weights, gradients, strict=True):
+                norm = g.norm()
                 if w.square().sum() > 0:
                     g -= (w * g).sum() / (w * w).sum() * w
+                if params.perp_grad == "layers_rescaled":
+                    g *= norm / (g.norm() + 1e-30)
         elif params.perp_grad == "whole":
             w, g = (torch.cat([z.flatten() for z in column]) for column in (self.weights, gradients))
             share = (w @ g) / (w @ w)
@@ -185,14 +221,31 @@ class PlainFilter:
                 gradient -= share * weight
 
 
+def plain_labels(params: GrokkingParams, outputs: Tensor, label: Tensor) -> Tensor:
+    """The labels of these outputs: with the end's token, where the outputs are those of two positions."""
+    return torch.stack([label, torch.full_like(label, params.elements + 2)], 1) if outputs.dim() == 3 else label
+
+
 def plain_loss(params: GrokkingParams, outputs: Tensor, label: Tensor) -> Tensor:
+    label = plain_labels(params, outputs, label)
     if params.loss == "cross_entropy":
-        return functional.cross_entropy(outputs, label)
+        return functional.cross_entropy(outputs, label) / (params.outputs if params.class_mean else 1)
     if params.loss == "stablemax":
         # Either branch is finite everywhere, as the gradient of a choice between them asks for.
         stable = torch.where(outputs >= 0, outputs + 1, 1 / (1 + outputs.abs()))
-        return -(stable / stable.sum(1, keepdim=True)).gather(1, label[:, None]).log().mean()
-    return (outputs - functional.one_hot(label, params.outputs)).square().sum(1).mean() / 2
+        loss = -(stable / stable.sum(1, keepdim=True)).gather(1, label.unsqueeze(1)).log().mean()
+        return loss / (params.outputs if params.class_mean else 1)
+    target = functional.one_hot(label, params.outputs).to(outputs.dtype)
+    if outputs.dim() == 3:
+        target = target.transpose(1, 2)
+    if params.class_mean:
+        return functional.mse_loss(outputs, target)
+    return (outputs - target).square().sum(1).mean() / 2
+
+
+def plain_accuracy(params: GrokkingParams, outputs: Tensor, label: Tensor) -> float:
+    right = outputs.argmax(1) == plain_labels(params, outputs, label)
+    return float((right.all(1) if right.dim() == 2 else right).double().mean())
 
 
 def examples(params: GrokkingParams) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,7 +276,8 @@ def plain_curves(member: Member[GrokkingParams], steps: Sequence[int]) -> Mappin
         batch = train if params.batch == params.train_pairs else train[block.batches.draw(step, 1)[0, 0]]
         assert len(batch) == params.batch
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, (step + 1) / max(1, params.warmup_steps))
+            done = step + (0 if params.warmup_from_zero and params.warmup_steps else 1)
+            group["lr"] = rate * min(1.0, done / max(1, params.warmup_steps))
         optimiser.zero_grad()
         plain_loss(params, network(x[batch], y[batch]), noisy[batch]).backward()
         filtered.apply()
@@ -234,7 +288,7 @@ def plain_curves(member: Member[GrokkingParams], steps: Sequence[int]) -> Mappin
             for name, rows, label in (("train", train, noisy), ("test", test, result)):
                 outputs = network(x[rows], y[rows])
                 curves[f"{name}_loss"].append(plain_loss(params, outputs, label[rows]).item())
-                curves[f"{name}_accuracy"].append((outputs.argmax(1) == label[rows]).double().mean().item())
+                curves[f"{name}_accuracy"].append(plain_accuracy(params, outputs, label[rows]))
             squares = sum(weight.square().sum() for weight in network.parameters())
             curves["weight_norm"].append(math.sqrt(float(squares)))
     return {name: np.array(values) for name, values in curves.items()}

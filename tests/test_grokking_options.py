@@ -20,7 +20,7 @@ from jobs.grokking import digits
 from jobs.grokking.job import Grokking
 from jobs.grokking.losses import log_stable, replace_by_gradient, row_loss
 from jobs.grokking.modular import OPERATIONS
-from jobs.grokking.params import GrokkingParams, GrokkingThresholds
+from jobs.grokking.params import _TRANSFORMER_ONLY, GrokkingParams, GrokkingThresholds
 from jobs.grokking.quadratic import QuadraticBlock
 from jobs.job import Curves, Member, ParamError, identity, params_from, specs
 from jobs.packed import fields, loop, optim
@@ -51,6 +51,46 @@ TOY = {
 }
 IMAGES = {"model": "image_mlp", "operation": "digits", "data_fraction": 0.02, "width": 20, "layers": 2}
 TRANSFORMER = {"model": "transformer", "width": 8, "heads": 2}
+NANDA = {
+    **TRANSFORMER,
+    "init": "nanda",
+    "vocabulary": 8,
+    "loss": "cross_entropy",
+    "warmup_steps": 5,
+    "warmup_from_zero": True,
+    "count_rounding": "down",
+}
+POWER = {
+    **TRANSFORMER,
+    "layers": 2,
+    "layer_norm": True,
+    "init": "torch",
+    "biases": False,
+    "positions": "sinusoidal",
+    "sequence": "equation",
+    "vocabulary": 20,
+    "loss": "cross_entropy",
+    "warmup_steps": 5,
+    "warmup_from_zero": True,
+    "label_noise": 0.0,
+}
+GROKFAST = {
+    **TRANSFORMER,
+    "operation": "multiply_nonzero",
+    "layers": 2,
+    "layer_norm": True,
+    "norm_order": "grokfast",
+    "activation": "gelu",
+    "attention_biases": True,
+    "init": "torch",
+    "sequence": "operator",
+    "vocabulary": 9,
+    "loss": "cross_entropy",
+    # With an L2 term, Adam lets the keys' biases, which change no output, oscillate from rounding alone.
+    "optimiser": "adamw",
+    "grokfast_lambda": 2.0,
+    "count_rounding": "down",
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "one-hot inputs": {"model": "embedding_mlp", "embedding": 0, "width": 20},
     "one-hot inputs added": {"model": "embedding_mlp", "embedding": 0, "combine": "sum", "width": 20},
@@ -80,6 +120,28 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "loss in 64 bits": {"loss_precision": 64, "loss": "stablemax", "width": 20},
     "autograd's loss in 64 bits": {"loss_precision": 64, "loss": "cross_entropy", **TRANSFORMER},
     "squared loss in 64 bits": {"loss_precision": 64, "width": 20},
+    "nanda": NANDA,
+    "liu": {**TOY, "init": "liu", "loss": "cross_entropy", "class_mean": True},
+    "power": POWER,
+    "power, one layer": {**POWER, "layers": 1, "loss": "stablemax"},
+    "power, squared": {**POWER, "loss": "squared", "class_mean": True, "batch_size": 9},
+    "doshi": {"width": 20, "class_mean": True, "noise_count": "exact", "count_rounding": "down", "weight_decay": 5.0},
+    "grokfast": GROKFAST,
+    "grokfast, one layer": {**GROKFAST, "layers": 1},
+    "PyTorch's weights": {"model": "embedding_mlp", "embedding": 3, "init": "torch", "width": 20, "layers": 2},
+    "PyTorch's weights, quadratic": {"init": "torch", "width": 20, "class_mean": True, "loss": "cross_entropy"},
+    "PyTorch's weights, images": {**IMAGES, "init": "torch", "activation": "gelu"},
+    "prieto": {
+        "model": "embedding_mlp",
+        "embedding": 0,
+        "biases": False,
+        "init": "torch",
+        "layers": 2,
+        "width": 20,
+        "loss": "stablemax",
+        "loss_precision": 64,
+        "perp_grad": "layers_rescaled",
+    },
     "s5 conjugation": {"operation": "s5_conjugate", "data_fraction": 0.002, "width": 20},
 }
 
@@ -155,12 +217,45 @@ def test_every_option_is_what_plain_pytorch_makes_of_its_formula(option: dict[st
         {"operation": "squares"},
         {"epsilon": 0.01},
         {"biases": False},
+        {"activation": "gelu"},
+        {"init": "torch"},
+        {"init": "liu"},
+        {"class_mean": True},
+        {"operation": "multiply_nonzero"},
+        {"perp_grad": "layers_rescaled"},
+        {"warmup_steps": 3, "warmup_from_zero": True},
+        {"data_fraction": 0.505},
+        {"data_fraction": 0.515, "count_rounding": "down"},
+        {"label_noise": 0.3, "noise_count": "exact"},
     ],
     ids=str,
 )
 def test_every_option_changes_the_trial(change: dict[str, Any]) -> None:
     """An option that is read nowhere would pass all the laws above."""
     base = member(model="embedding_mlp", embedding=4, modulus=7, width=16, steps=20, weight_decay=1.0)
+    other = Member(params=dataclasses.replace(base.params, **change), seed=base.seed)
+    with pytest.raises(AssertionError):
+        assert_same_curves(curves_of(JOB, [other])[0], curves_of(JOB, [base])[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"init": "nanda"},
+        {"init": "torch"},
+        {"vocabulary": 9},
+        {"sequence": "operator"},
+        {"sequence": "equation", "vocabulary": 10},
+        {"positions": "sinusoidal"},
+        {"attention_biases": True},
+        {"norm_order": "grokfast"},
+        {"activation": "gelu"},
+        {"biases": False},
+    ],
+    ids=str,
+)
+def test_every_option_changes_the_transformer(change: dict[str, Any]) -> None:
+    base = member(**TRANSFORMER, layer_norm=True, modulus=7, steps=20)
     other = Member(params=dataclasses.replace(base.params, **change), seed=base.seed)
     with pytest.raises(AssertionError):
         assert_same_curves(curves_of(JOB, [other])[0], curves_of(JOB, [base])[0], rtol=1e-3, atol=1e-5)
@@ -193,7 +288,19 @@ ANOTHER: dict[str, Any] = {
     "complexity_radius": 1.0,
     "complexity_directions": 3,
     "complexity_points": 7,
+    "init": "torch",
+    "class_mean": True,
+    "count_rounding": "down",
+    "noise_count": "exact",
+    "warmup_from_zero": True,
+    "sequence": "operator",
+    "vocabulary": 200,
+    "positions": "sinusoidal",
+    "attention_biases": True,
+    "norm_order": "grokfast",
 }
+TRANSFORMERS_OWN = {"model": "transformer", "layer_norm": True}
+"""What the options that only a transformer has are set beside."""
 
 
 def test_an_option_that_is_set_is_part_of_the_identity() -> None:
@@ -202,8 +309,9 @@ def test_an_option_that_is_set_is_part_of_the_identity() -> None:
     plain = Trial(job="grokking", job_version=1, params=GrokkingParams(), replicate=0)
     ids = {plain.id}
     for name, value in ANOTHER.items():
-        params = GrokkingParams(**{name: value})
-        assert identity(params) == identity(GrokkingParams()) | {name: value}
+        others = TRANSFORMERS_OWN if name in _TRANSFORMER_ONLY else {}
+        params = GrokkingParams(**{name: value}, **others)
+        assert identity(params) == identity(GrokkingParams(**others)) | {name: value}
         ids.add(Trial(job="grokking", job_version=1, params=params, replicate=0).id)
     assert len(ids) == len(ANOTHER) + 1
 
@@ -370,6 +478,21 @@ def test_without_scikit_learn_the_digits_say_what_to_do(monkeypatch: pytest.Monk
         ({"perp_grad": "some"}, "perp_grad"),
         ({"loss_precision": 16}, "loss_precision"),
         ({"batch_fraction": 0.0}, "batch_fraction"),
+        ({"optimiser": "sgd", "warmup_from_zero": True}, "optimiser"),
+        ({"init": "nanda"}, "init"),
+        ({"init": "liu"}, "init"),
+        ({"init": "liu", "model": "embedding_mlp", "embedding": 0}, "init"),
+        ({"init": "liu", "model": "transformer"}, "init"),
+        ({"sequence": "operator"}, "model"),
+        ({"positions": "sinusoidal", "model": "embedding_mlp"}, "model"),
+        ({"model": "transformer", "vocabulary": 97}, "vocabulary"),
+        ({"model": "transformer", "vocabulary": 98, "sequence": "operator"}, "vocabulary"),
+        ({"model": "transformer", "vocabulary": 150, "operation": "sum"}, "vocabulary"),
+        ({"model": "transformer", "norm_order": "grokfast"}, "norm_order"),
+        ({"model": "transformer", "sequence": "equation"}, "sequence"),
+        ({"model": "transformer", "sequence": "equation", "vocabulary": 200, "operation": "sum"}, "sequence"),
+        ({"model": "transformer", "sequence": "equation", "vocabulary": 200, "label_noise": 0.1}, "label_noise"),
+        ({"model": "transformer", "sequence": "equation", "vocabulary": 200, "progress": "fourier"}, "progress"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_by_name(values: dict[str, Any], field: str) -> None:

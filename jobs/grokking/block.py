@@ -93,7 +93,8 @@ class ModularBlock(Block):
             for k in range(steps):
                 batch = () if rows is None else (rows[k],)
                 if warmup and step + k <= warmup:
-                    self.optimiser.set_rate(min(1.0, (step + k + 1) / warmup))
+                    done = step + k + (0 if self.shared.warmup_from_zero else 1)
+                    self.optimiser.set_rate(min(1.0, done / warmup))
                     self._train_rows(*batch)
                 else:
                     self._step(*batch)
@@ -124,7 +125,12 @@ class ModularBlock(Block):
         """(M, B) training loss of each row, in the precision `loss_precision`."""
         if self.shared.loss_precision == 64:
             outputs_MOB = outputs_MOB.double()
-        return row_loss(self.shared.loss, outputs_MOB, label_MB)
+        loss = row_loss(self.shared.loss, outputs_MOB, label_MB)
+        return loss * self.shared.loss_factor if self.shared.class_mean else loss
+
+    def right(self, outputs_MOB: Tensor, label_MB: Tensor) -> Tensor:
+        """(M, B) whether each row's prediction is its label."""
+        return predicted(outputs_MOB) == label_MB
 
     def spectrum_table(self) -> Tensor | None:
         """(M, E, D) the network's first table over the elements, in their order; None: it has none."""
@@ -165,13 +171,14 @@ class ModularBlock(Block):
         for x, y, label, trained, tested in self.examples():
             outputs = self.outputs(x, y)
             loss = self.losses(outputs, label)
-            right = predicted(outputs) == label
+            right = self.right(outputs, label)
             sums[0] += torch.where(trained, loss, 0.0).sum(1, dtype=torch.float64)
             sums[1] += (right & trained).sum(1)
             sums[2] += torch.where(tested, loss, 0.0).sum(1, dtype=torch.float64)
             sums[3] += (right & tested).sum(1)
             if progress:
-                sums[4] += torch.where(trained, _margin(outputs, label), 0.0).sum(1, dtype=torch.float64)
+                margin = _margin(outputs[:, :, : label.shape[1]], label)
+                sums[4] += torch.where(trained, margin, 0.0).sum(1, dtype=torch.float64)
         counts, tests = self.batches.counts, self._tested.sum(1)
         measured = {
             "train_loss": sums[0] / counts,

@@ -21,7 +21,9 @@ def parameters(params: GrokkingParams, width: int) -> int:
     if params.model == "quadratic_mlp":
         return (2 * elements + outputs) * width
     if params.model == "transformer":
-        return (elements + 1 + 3) * width + params.layers * (12 * width * width + 9 * width) + width * outputs
+        tables = params.tokens + (params.sequence_length if params.positions == "learned" else 0)
+        block = 12 * width * width + 9 * width + (4 * width if params.attention_biases else 0)
+        return (tables + outputs + (2 if params.final_norm else 0)) * width + params.layers * block
     first = params.first_inputs * width
     if params.embedding and not params.images:
         first += elements * params.embedding
@@ -33,6 +35,8 @@ def trained_parameters(params: GrokkingParams) -> int:
     count = parameters(params, params.width)
     if params.model == "transformer" and not params.layer_norm:
         count -= 4 * params.layers * params.width
+    if params.model == "transformer" and not params.biases:
+        count -= 5 * params.layers * params.width
     if params.model in PERCEPTRONS and not params.biases:
         count -= params.layers * params.width + params.outputs
     return count
@@ -44,7 +48,8 @@ def row_macs(params: GrokkingParams, width: int) -> float:
     if params.model == "quadratic_mlp":
         return readout
     if params.model == "transformer":
-        return (params.layers - 1) * 36 * width * width + 10 * width * width + readout
+        whole = (params.layers - 1) * 12 * params.sequence_length
+        return (whole + 10 * params.read_positions) * width * width + params.read_positions * readout
     return params.pixels * width + (params.layers - 1) * width * width + readout
 
 
@@ -52,7 +57,7 @@ def table_macs(params: GrokkingParams, width: int) -> float:
     """Multiply-adds of one step's tables over the elements, forward (they do not grow with the pairs)."""
     if params.model == "embedding_mlp":
         return float(params.tables * params.elements * params.embedding * width)
-    return 2.0 * (2 * params.elements + 1) * width * width if params.model == "transformer" else 0.0
+    return 2.0 * params.input_rows * width * width if params.model == "transformer" else 0.0
 
 
 def row_elements(params: GrokkingParams, width: int) -> float:
@@ -61,14 +66,15 @@ def row_elements(params: GrokkingParams, width: int) -> float:
     if params.model == "quadratic_mlp":
         return 14 * width + 6 * outputs
     if params.model == "transformer":
-        return 90 * width * params.layers + 12 * outputs
+        return 30 * params.sequence_length * width * params.layers + 12 * params.read_positions * outputs
     return params.pixels + 16 * width * params.layers + 12 * outputs
 
 
 def step_bytes(params: GrokkingParams, width: int, rows: int) -> float:
     """Bytes that one model touches in a step."""
     perceptron = params.pixels + 6 * width * params.layers
-    live = {"quadratic_mlp": 4 * width, "transformer": 40 * width}.get(params.model, perceptron)
+    transformer = 40 * width * params.sequence_length // 3
+    live = {"quadratic_mlp": 4 * width, "transformer": transformer}.get(params.model, perceptron)
     return 4.0 * (5 * parameters(params, width) + rows * (live + 3 * padded_outputs(params.outputs)))
 
 

@@ -160,6 +160,6 @@ def _blown_up(params: GrokkingParams, curves: Curves, memorised_accuracy: float)
     loss = curves.values["train_loss"]
     if not len(loss) or not np.isfinite(loss[-1]) or curves.values["train_accuracy"][-1] >= memorised_accuracy:
         return np.zeros(len(loss), dtype=np.bool_)
-    of_zeros = 0.5 if params.loss == "squared" else math.log(params.outputs)
+    of_zeros = params.loss_factor * (0.5 if params.loss == "squared" else math.log(params.outputs))
     below = np.flatnonzero(loss <= BLOW_UP * max(loss[0], of_zeros))
     return np.arange(len(loss)) > (below[-1] if len(below) else -1)

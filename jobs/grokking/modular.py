@@ -5,6 +5,7 @@ The operations of Power et al. 2022 (appendix A.1.1), modulo p on 0..p-1, or on 
 | name | result |
 |---|---|
 | add, subtract, multiply | x + y, x - y, x y |
+| multiply_nonzero | x y for y > 0 (Lee et al. 2024) |
 | divide | the z with y z = x, for the y that have an inverse |
 | divide_or_subtract | x / y where y is odd (and has an inverse), x - y where y is even |
 | squares | x^2 + y^2 |
@@ -37,7 +38,7 @@ _TOTAL: Mapping[str, Callable[[Integers, Integers], Integers]] = {
     "cube_y": lambda x, y: x**3 + x * y * y + y,
 }
 """Operations modulo p that are defined on every pair, before the modulus is taken."""
-OPERATIONS = (*_TOTAL, "divide", "divide_or_subtract", *permutations.TABLES, "sum")
+OPERATIONS = (*_TOTAL, "divide", "divide_or_subtract", *permutations.TABLES, "sum", "multiply_nonzero")
 
 
 def set_size(operation: str, modulus: int) -> int:
@@ -64,6 +65,9 @@ def operation_pairs(operation: str, modulus: int) -> tuple[Integers, Integers, I
     if operation == "sum":
         x, y = x[x <= y], y[x <= y]
         return x, y, x + y
+    if operation == "multiply_nonzero":
+        x, y = x[y > 0], y[y > 0]
+        return x, y, x * y % modulus
     if operation in ("divide", "divide_or_subtract"):
         inverse = _inverses(modulus)
         subtracted = (y % 2 == 0) & (operation == "divide_or_subtract")
@@ -84,6 +88,8 @@ def pair_count(operation: str, modulus: int) -> int:
     """Number of pairs on which the operation is defined."""
     if operation == "sum":
         return modulus * (modulus + 1) // 2
+    if operation == "multiply_nonzero":
+        return modulus * (modulus - 1)
     if operation in ("divide", "divide_or_subtract"):
         even = operation == "divide_or_subtract"
         return modulus * sum((even and n % 2 == 0) or math.gcd(n, modulus) == 1 for n in range(modulus))

@@ -30,7 +30,7 @@ class ChangedAdam(Adam):
 
     Grokfast (Lee et al. 2024, arXiv 2405.20233) replaces the gradient g by g + lambda * EMA(g); the moving average
     starts as the first gradient. perp_grad (Prieto et al. 2025) replaces it by g - (w.g / w.w) w, for each layer or for
-    all parameters as one vector.
+    all parameters as one vector; with "layers_rescaled" each layer's gradient then gets its norm back.
     """
 
     def __init__(self, params: Sequence[GrokkingParams], parameters: FlatParameters) -> None:
@@ -93,4 +93,7 @@ class ChangedAdam(Adam):
             length = [torch.stack(length).sum(0)] * len(length)
         for g, w, a, n in zip(gradients, weights, along, length, strict=True):
             # A layer of zeros has no direction to remove.
+            norm = g.norm(dim=1) if self._perp == "layers_rescaled" else None
             g.addcmul_(w, (a / n.clamp(min=1e-30))[:, None], value=-1)
+            if norm is not None:
+                g.mul_((norm / g.norm(dim=1).clamp(min=1e-30))[:, None])

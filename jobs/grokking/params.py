@@ -18,6 +18,14 @@ PERCEPTRONS = ("embedding_mlp", "image_mlp")
 TASKS = (*OPERATIONS, *digits.SOURCES)
 FOURIER_OPERATIONS = ("add", "subtract")
 """Operations for which the ablations of frequencies of Nanda et al. are defined."""
+SPECIAL_TOKENS = ("=", "op", "end")
+"""Tokens besides the elements, in the order of their numbers; a sequence uses the first ones of them."""
+SEQUENCES = {
+    "short": ("x", "y", "="),
+    "operator": ("x", "op", "y", "="),
+    "equation": ("end", "x", "op", "y", "=", "z"),
+}
+"""The parameter `sequence` -> the tokens that the transformer reads; z is the answer."""
 BASE_METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "weight_norm")
 BASIC_METRICS = ("logit_margin", "gradient_norm")
 FOURIER_METRICS = ("fourier_gini", "fourier_top_share", "restricted_loss", "excluded_loss")
@@ -73,7 +81,7 @@ class GrokkingParams(Params):
     batch_fraction: float = _added(
         1.0, above=0, high=1, meaning="largest share of the train set in a batch (Power et al.: batch_size 512 and 0.5)"
     )
-    activation: str = _added("relu", choices=("relu", "tanh"), meaning="of the hidden layers of a perceptron")
+    activation: str = _added("relu", choices=("relu", "tanh", "gelu"), meaning="of the hidden layers")
     combine: str = _added(
         "concatenate", choices=("concatenate", "sum"), meaning="how embedding_mlp combines the two embeddings"
     )
@@ -84,8 +92,9 @@ class GrokkingParams(Params):
     decay_embedding: bool = _added(True, meaning="whether weight decay acts on the embedding (adam, adamw)")
     perp_grad: str = _added(
         "none",
-        choices=("none", "layers", "whole"),
-        meaning="remove the gradient's component along the weights (Prieto et al. 2025), per layer or as a whole",
+        choices=("none", "layers", "whole", "layers_rescaled"),
+        meaning="remove the gradient's component along the weights (Prieto et al. 2025), per layer or as a whole;"
+        " layers_rescaled: per layer, and restore its norm",
     )
     grokfast_lambda: float = _added(
         0.0, low=0, high=1e3, meaning="weight of the gradient's moving average (Grokfast; adam, adamw); 0: off"
@@ -102,7 +111,7 @@ class GrokkingParams(Params):
     loss_precision: int = _added(
         32, unit="bits", choices=(32, 64), meaning="precision of the training loss, computed from the outputs"
     )
-    biases: bool = _added(True, meaning="whether the layers of a perceptron have trained biases")
+    biases: bool = _added(True, meaning="whether the layers of a perceptron, a transformer's too, have trained biases")
     complexity_radius: float = _added(
         0.05, above=0, high=1e6, meaning="distance of local complexity's vertices from a point (progress)"
     )
@@ -112,11 +121,52 @@ class GrokkingParams(Params):
     complexity_points: int = _added(
         100, low=1, high=100_000, meaning="points of the train set, and of the test set, that local complexity averages"
     )
+    init: str = _added(
+        "scaled",
+        choices=("scaled", "torch", "nanda", "liu"),
+        meaning="initial weights: normal by fan in (scaled), PyTorch's defaults (torch), or those of Nanda et al. 2023"
+        " (transformer) or Liu et al. 2022 (embedding_mlp); see jobs/grokking/initial.py",
+    )
+    class_mean: bool = _added(
+        False, meaning="average the loss over the outputs too (the squared loss is then that of torch.nn.MSELoss)"
+    )
+    count_rounding: str = _added(
+        "nearest", choices=("nearest", "down"), meaning="how the number of training examples is rounded"
+    )
+    noise_count: str = _added(
+        "random",
+        choices=("random", "exact"),
+        meaning="label_noise is a probability, or the exact share of the training labels, rounded down",
+    )
+    warmup_from_zero: bool = _added(
+        False, meaning="start the warm-up with a step of learning rate 0 (adam, adamw), as Power and Nanda et al. do"
+    )
+    sequence: str = _added(
+        "short",
+        choices=tuple(SEQUENCES),
+        meaning="tokens of the transformer: x y = (short); x op y = (operator); or end x op y = z, with a loss over the"
+        " answer and the end (equation, Power et al.)",
+    )
+    vocabulary: int = _added(
+        0, unit="tokens", low=0, high=10_000, meaning="tokens of the transformer, all of them outputs; 0: results only"
+    )
+    positions: str = _added(
+        "learned", choices=("learned", "sinusoidal"), meaning="position embeddings of the transformer"
+    )
+    attention_biases: bool = _added(False, meaning="whether the transformer's attention has biases")
+    norm_order: str = _added(
+        "post",
+        choices=("post", "grokfast"),
+        meaning="layer norm after each sublayer, or before it and before the readout, where attention's residual starts"
+        " from the normalised input (Lee et al. 2024)",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model == "transformer" and self.width % self.heads:
-            raise ParamError("heads", f"must divide width ({self.width})", self.heads)
+        if self.model == "transformer":
+            self._check_transformer()
+        else:
+            self._check_other_models()
         if self.model == "image_mlp" and not self.images:
             raise ParamError("operation", "image_mlp learns images", self.operation, tuple(digits.SOURCES))
         if self.images and self.model != "image_mlp":
@@ -130,6 +180,34 @@ class GrokkingParams(Params):
             for name in _ADAM_ONLY:
                 if getattr(self, name) != specs(GrokkingParams)[name].default:
                     raise ParamError("optimiser", f"{name} needs adamw or adam", self.optimiser, ("adamw", "adam"))
+
+    def _check_transformer(self) -> None:
+        if self.width % self.heads:
+            raise ParamError("heads", f"must divide width ({self.width})", self.heads)
+        if self.init == "liu":
+            raise ParamError("init", "liu is for embedding_mlp", self.init, ("scaled", "torch", "nanda"))
+        if self.vocabulary and self.vocabulary < max(self._used_tokens, self.results):
+            rule = f"must be 0, or at least {max(self._used_tokens, self.results)}, the tokens in use"
+            raise ParamError("vocabulary", rule, self.vocabulary)
+        if self.norm_order != "post" and not self.layer_norm:
+            raise ParamError("norm_order", "needs layer_norm", self.norm_order, ("post",))
+        if self.sequence == "equation":
+            if not self.vocabulary or self.results > self.elements:
+                rule = "the answer must be a token: needs a vocabulary, and an operation whose results are elements"
+                raise ParamError("sequence", rule, self.sequence, ("short", "operator"))
+            if self.label_noise:
+                raise ParamError("label_noise", "must be 0 where the sequence contains the answer", self.label_noise)
+            if self.progress == "fourier":
+                raise ParamError("progress", "fourier reads one position", self.progress, ("none", "basic"))
+
+    def _check_other_models(self) -> None:
+        for name in _TRANSFORMER_ONLY:
+            if getattr(self, name) != specs(GrokkingParams)[name].default:
+                raise ParamError("model", f"{name} needs a transformer", self.model, ("transformer",))
+        if self.init == "nanda":
+            raise ParamError("init", "nanda is for transformers", self.init, ("scaled", "torch"))
+        if self.init == "liu" and not (self.model == "embedding_mlp" and self.embedding):
+            raise ParamError("init", "liu needs embedding_mlp with an embedding", self.init, ("scaled", "torch"))
 
     def _check_complexity(self) -> None:
         others = ("none", "basic", *(("fourier",) if self.operation in FOURIER_OPERATIONS else ()))
@@ -164,9 +242,49 @@ class GrokkingParams(Params):
         return self.table_size if self.images else set_size(self.operation, self.modulus)
 
     @property
-    def outputs(self) -> int:
-        """Network outputs: possible results of the operation, or classes of the images."""
+    def results(self) -> int:
+        """Possible results of the operation, or classes of the images."""
         return digits.CLASSES if self.images else result_count(self.operation, self.modulus)
+
+    @property
+    def outputs(self) -> int:
+        """Network outputs: the possible results, or all tokens of the vocabulary."""
+        return self.vocabulary or self.results
+
+    @property
+    def loss_factor(self) -> float:
+        """Factor on the loss of a row, which is half the squared distance, or -log of the label's probability."""
+        return (2 if self.loss == "squared" else 1) / self.outputs if self.class_mean else 1.0
+
+    @property
+    def _used_tokens(self) -> int:
+        names = SEQUENCES[self.sequence]
+        return self.elements + sum(name in names for name in SPECIAL_TOKENS)
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the transformer's token table."""
+        return self.vocabulary or self._used_tokens
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens that the transformer reads."""
+        return len(SEQUENCES[self.sequence])
+
+    @property
+    def read_positions(self) -> int:
+        """Positions of the transformer that are in the loss."""
+        return 2 if self.sequence == "equation" else 1
+
+    @property
+    def input_rows(self) -> int:
+        """Different inputs of the transformer's first block: tokens at positions."""
+        return sum(1 if name in SPECIAL_TOKENS else self.elements for name in SEQUENCES[self.sequence])
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether a layer norm precedes the transformer's readout."""
+        return self.norm_order == "grokfast"
 
     @property
     def first_inputs(self) -> int:
@@ -191,7 +309,8 @@ class GrokkingParams(Params):
     @property
     def train_pairs(self) -> int:
         """Training pairs (or images): the fraction rounded, at least 1, and at least one left to test."""
-        return min(max(1, round(self.data_fraction * self.table_size)), self.table_size - 1)
+        share = self.data_fraction * self.table_size
+        return min(max(1, int(share) if self.count_rounding == "down" else round(share)), self.table_size - 1)
 
     @property
     def batch(self) -> int:
@@ -205,7 +324,15 @@ class GrokkingParams(Params):
         return BASE_METRICS + PROGRESS[self.progress]
 
 
-_ADAM_ONLY = ("embedding_learning_rate", "decay_embedding", "perp_grad", "grokfast_lambda", "epsilon")
+_ADAM_ONLY = (
+    "embedding_learning_rate",
+    "decay_embedding",
+    "perp_grad",
+    "grokfast_lambda",
+    "epsilon",
+    "warmup_from_zero",
+)
+_TRANSFORMER_ONLY = ("sequence", "vocabulary", "positions", "attention_biases", "norm_order")
 
 
 @dataclass(frozen=True, kw_only=True)

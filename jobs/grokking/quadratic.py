@@ -84,6 +84,8 @@ class QuadraticBlock(ModularBlock):
         outputs = out[:, : self.pairs.outputs]  # padded outputs and their gradients are 0
         replace_by_gradient(self.shared.loss, outputs, label_MB, self._minus_one.to(out.dtype))
         scale = self.batches.weights
+        if self.shared.class_mean:
+            scale = scale * self.shared.loss_factor
         if self.optimiser.gradient_scale is not None:
             scale = scale * self.optimiser.gradient_scale[:, None]
         out.mul_(scale[:, None, :])

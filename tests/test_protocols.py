@@ -1,0 +1,130 @@
+"""The packed job against each protocol as its authors train it, at a size for two cores: the same distributions.
+
+`python -m pytest -s tests/test_protocols.py` prints the figures of configs/README.md. Both sides measure at the same
+steps. A step that is not reached ranks last.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import authors_protocols as authors
+import numpy as np
+import pytest
+import torch
+from packing import curves_of
+from scipy.stats import mannwhitneyu
+
+from jobs.grokking.job import Grokking
+from jobs.grokking.params import GrokkingParams
+from jobs.job import Member, log_spaced_steps
+
+pytestmark = pytest.mark.slow
+LEVEL, SEEDS = 0.9, 12
+MEASURES = ("train", "test", "final_train", "final_test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A setting of the job, and the authors' training with the same sizes."""
+
+    values: dict[str, Any]
+    train: Callable[..., authors.Crossing]
+    sizes: dict[str, Any]
+
+
+TRANSFORMER = {"model": "transformer", "heads": 4, "width": 32, "loss": "cross_entropy"}
+WARMED = {"warmup_steps": 10, "warmup_from_zero": True}
+LIU: dict[str, Any] = {
+    "operation": "sum",
+    "modulus": 10,
+    "data_fraction": 45 / 55,
+    "model": "embedding_mlp",
+    "embedding": 1,
+    "combine": "sum",
+    "activation": "tanh",
+    "layers": 2,
+    "width": 48,
+    "loss": "cross_entropy",
+    "beta2": 0.999,
+    "embedding_learning_rate": 0.001,
+    "decay_embedding": False,
+    "learning_rate": 0.001,
+    "weight_decay": 5.0,
+    "steps": 3500,
+}
+CASES = {
+    "nanda2023": Case(
+        values={
+            **TRANSFORMER,
+            **WARMED,
+            "modulus": 17,
+            "init": "nanda",
+            "vocabulary": 18,
+            "count_rounding": "down",
+            "learning_rate": 0.003,
+            "weight_decay": 1.0,
+            "data_fraction": 0.6,
+            "steps": 1200,
+        },
+        train=authors.nanda,
+        sizes={"p": 17, "d": 32, "heads": 4, "fraction": 0.6, "rate": 0.003},
+    ),
+    "liu2022": Case(
+        values={**LIU, "init": "liu", "class_mean": True},
+        train=authors.liu,
+        sizes={"width": 48, "rate": 0.001, "decay": 5.0},
+    ),
+}
+
+
+def of_the_job(values: dict[str, Any]) -> np.ndarray:
+    """(n, 4) the measures of the job's trials, trained as one pack."""
+    params = GrokkingParams(**values, curve_points=60, stop_accuracy=LEVEL)
+    rows = []
+    for curve in curves_of(Grokking(), [Member(params=params, seed=100 + seed) for seed in range(SEEDS)]).values():
+        train, test = (curve.values[f"{name}_accuracy"] for name in ("train", "test"))
+        first = [
+            next((s for s, a in zip(curve.step, values, strict=True) if a >= LEVEL), math.inf)
+            for values in (train, test)
+        ]
+        rows.append((*first, train[-1], test[-1]))
+    return np.array(rows, dtype=float)
+
+
+def of_the_authors(case: Case) -> np.ndarray:
+    """(n, 4) the measures of the authors' trainings, one after another."""
+    at = log_spaced_steps(case.values["steps"], 60).tolist()
+    runs = [case.train(seed, at, level=LEVEL, **case.sizes) for seed in range(SEEDS)]
+    return np.array([[getattr(run, name) for name in MEASURES] for run in runs])
+
+
+def compared(name: str, ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """Measure -> p of the Mann-Whitney test; 1 where all values are equal. Prints medians and quartiles."""
+    chances = {}
+    for measure, mine, other in zip(MEASURES, ours.T, theirs.T, strict=True):
+        ranked = [np.where(np.isfinite(values), values, 1e9) for values in (mine, other)]
+        equal = len(np.unique(np.concatenate(ranked))) == 1
+        chances[measure] = 1.0 if equal else float(mannwhitneyu(*ranked).pvalue)
+        shown = [np.percentile(values, (25, 50, 75), method="nearest") for values in (mine, other)]
+        print(f"{name} {measure}: job {shown[0]}, authors {shown[1]}, n = {SEEDS} each, p = {chances[measure]:.2f}")
+    return chances
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_packed_job_learns_when_the_authors_training_does(name: str) -> None:
+    torch.set_num_threads(1)
+    case = CASES[name]
+    ours, theirs = of_the_job(case.values), of_the_authors(case)
+    assert np.isfinite(ours[:, 0]).any() or np.isfinite(ours[:, 1]).any(), "nothing to compare"
+    chances = compared(name, ours, theirs)
+    assert min(chances.values()) > 0.01, chances
+
+
+def test_the_comparison_tells_other_initial_weights_from_the_authors() -> None:
+    """Liu's decoder without its initial biases, as it was before `init`, memorises earlier."""
+    torch.set_num_threads(1)
+    before = LIU | {"init_scale": 0.577, "embedding_scale": 0.5}
+    chances = compared("liu2022 without biases", of_the_job(before), of_the_authors(CASES["liu2022"]))
+    assert chances["train"] < 0.01
