@@ -1,18 +1,21 @@
-"""The protocols of grokking papers as their authors train them, in plain PyTorch: one network at a time, float32.
+"""The protocols of grokking papers as their authors train them, in plain PyTorch, float32.
 
 Written anew from the papers and the authors' repositories, which configs/README.md names. Nothing here is shared with
 `jobs`, apart from the steps at which the accuracies are measured. Sizes are arguments; what is not an argument is the
-authors' choice.
+authors' choice. The networks of several seeds are trained beside each other by `torch.func.vmap`, each with its own
+data: Adam and the losses act on each of them as if it were alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
 
@@ -26,22 +29,59 @@ class Crossing:
     final_test: float
 
 
+class Ensemble:
+    """Networks of one architecture. Parameters and outputs have a leading dimension of networks."""
+
+    def __init__(self, networks: list[nn.Module]) -> None:
+        self.parameters, self._buffers = stack_module_state(networks)
+        self._call = vmap(lambda p, b, x: functional_call(networks[0], (p, b), (x,)))
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self._call(self.parameters, self._buffers, inputs)
+        return outputs
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        return {name: w.grad for name, w in self.parameters.items() if w.grad is not None}
+
+
 def watch(
-    advance: Callable[[], None], accuracies: Callable[[], tuple[float, float]], at: Iterable[int], level: float
-) -> Crossing:
-    """Train to the last of the steps `at`, or until both accuracies have reached the level at one of them."""
-    done, first = 0, [math.inf, math.inf]
-    now = (0.0, 0.0)
+    advance: Callable[[], None], right: Callable[[], Tensor], split: int, at: Iterable[int], level: float
+) -> list[Crossing]:
+    """Train to the last of the steps `at`; a network is followed until both accuracies are at least the level.
+
+    `right` is (networks, examples), the training examples first.
+    """
+    done = 0
+    seen: dict[int, Crossing] = {}
+    ended: set[int] = set()
     for step in at:
         while done < step:
             advance()
             done += 1
         with torch.no_grad():
-            now = accuracies()
-        first = [min(f, step) if a >= level else f for f, a in zip(first, now, strict=True)]
-        if min(now) >= level:
+            now = right().double()
+        pairs = zip(now[:, :split].mean(1).tolist(), now[:, split:].mean(1).tolist(), strict=True)
+        for k, (train, test) in enumerate(pairs):
+            if k in ended:
+                continue
+            before = seen.get(k, Crossing(math.inf, math.inf, 0.0, 0.0))
+            first = (min(b, step) if a >= level else b for b, a in ((before.train, train), (before.test, test)))
+            seen[k] = Crossing(*first, train, test)
+            if min(train, test) >= level:
+                ended.add(k)
+        if len(ended) == len(now):
             break
-    return Crossing(first[0], first[1], now[0], now[1])
+    return [seen[k] for k in sorted(seen)]
+
+
+def shuffled(rows: Tensor, seeds: int) -> Tensor:
+    """(seeds, N, ...) the rows in a random order for each seed."""
+    return torch.stack([rows[torch.randperm(len(rows))] for _ in range(seeds)])
+
+
+def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Sum over networks of the mean over their rows: each network gets the gradient of its own mean."""
+    return functional.cross_entropy(outputs.flatten(0, 1), labels.flatten(0, 1)) * len(outputs)
 
 
 def warmed(optimiser: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
@@ -49,8 +89,18 @@ def warmed(optimiser: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaL
     return torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(step / 10, 1))
 
 
-def share(right: Tensor) -> float:
-    return float(right.double().mean())
+class Minibatches:
+    """Rows of each network's training set: all of them once an epoch; the last batch of an epoch may be smaller."""
+
+    def __init__(self, count: int, size: int, seeds: int) -> None:
+        self._count, self._size, self._seeds = count, size, seeds
+        self._waiting: list[Tensor] = []
+
+    def draw(self) -> Tensor:
+        """(seeds, batch)"""
+        if not self._waiting:
+            self._waiting = list(shuffled(torch.arange(self._count), self._seeds).split(self._size, 1))
+        return self._waiting.pop(0)
 
 
 # Nanda et al. 2023: mechanistic-interpretability-grokking/progress-measures-paper, transformers.py
@@ -72,86 +122,75 @@ class NandaNetwork(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed[tokens] + self.position
-        q, k, v = ((x @ w).unflatten(2, (self.heads, -1)).transpose(1, 2) for w in (self.q, self.k, self.v))
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + mixed.transpose(1, 2).flatten(2) @ self.o
+        x = x + attention(x @ self.q, x @ self.k, x @ self.v, self.heads) @ self.o
         x = x + torch.relu(x @ self.w_in + self.b_in) @ self.w_out + self.b_out
         return (x @ self.unembed)[:, -1]
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Causal, of (B, T, d)."""
+    q, k, v = (z.unflatten(2, (heads, -1)).transpose(1, 2) for z in (query, key, value))
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
+    later = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+    return (scores.masked_fill(later, -math.inf).softmax(3) @ v).transpose(1, 2).flatten(2)
+
+
 def nanda(
-    seed: int,
-    at: Iterable[int],
-    *,
-    p: int,
-    d: int,
-    heads: int,
-    fraction: float,
-    rate: float,
-    decay: float = 1.0,
-    level: float = 0.9,
-) -> Crossing:
-    torch.manual_seed(seed)
-    pairs = torch.cartesian_prod(torch.arange(p), torch.arange(p))[torch.randperm(p * p)]
-    tokens = torch.cat([pairs, torch.full((p * p, 1), p)], 1)
-    labels, split = pairs.sum(1) % p, int(fraction * p * p)
-    network = NandaNetwork(p, d, heads)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, betas=(0.9, 0.98))
+    seeds: int, at: Iterable[int], level: float, *, p: int, d: int, heads: int, fraction: float, rate: float
+) -> list[Crossing]:
+    torch.manual_seed(0)
+    pairs = shuffled(torch.cartesian_prod(torch.arange(p), torch.arange(p)), seeds)
+    tokens = torch.cat([pairs, torch.full_like(pairs[:, :, :1], p)], 2)
+    labels, split = pairs.sum(2) % p, int(fraction * p * p)
+    networks = Ensemble([NandaNetwork(p, d, heads) for _ in range(seeds)])
+    optimiser = torch.optim.AdamW(networks.parameters.values(), lr=rate, weight_decay=1.0, betas=(0.9, 0.98))
     scheduler = warmed(optimiser)
 
     def advance() -> None:
-        functional.cross_entropy(network(tokens[:split]), labels[:split]).backward()
+        optimiser.zero_grad()
+        cross_entropy(networks(tokens[:, :split]), labels[:, :split]).backward()
         optimiser.step()
         scheduler.step()
-        optimiser.zero_grad()
 
-    def accuracies() -> tuple[float, float]:
-        right = network(tokens).argmax(1) == labels
-        return share(right[:split]), share(right[split:])
-
-    return watch(advance, accuracies, at, level)
+    return watch(advance, lambda: networks(tokens).argmax(2) == labels, split, at, level)
 
 
 # Liu et al. 2022: ejmichaud/grokking-squared, phase_diagram_plot/phase_diagram-classification.ipynb
 
 
-def liu(
-    seed: int,
-    at: Iterable[int],
-    *,
-    width: int,
-    rate: float,
-    decay: float,
-    p: int = 10,
-    train: int = 45,
-    level: float = 0.9,
-) -> Crossing:
-    torch.manual_seed(seed)
-    x, y = torch.triu_indices(p, p)[:, torch.randperm(p * (p + 1) // 2)]
-    answers, count = x + y, 2 * p - 1
-    embedding = nn.Parameter(torch.rand(p, 1) - 0.5)
-    decoder = nn.Sequential(
-        nn.Linear(1, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, count), nn.Softmax(1)
-    )
-    one_hot = functional.one_hot(answers, count).float()
+class LiuNetwork(nn.Module):
+    def __init__(self, p: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.rand(p, 1) - 0.5)
+        self.decoder = nn.Sequential(
+            nn.Linear(1, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2 * p - 1)
+        )
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return torch.softmax(self.decoder(self.embedding[pairs[:, 0]] + self.embedding[pairs[:, 1]]), 1)
+
+
+def liu(seeds: int, at: Iterable[int], level: float, *, width: int, rate: float, decay: float) -> list[Crossing]:
+    torch.manual_seed(0)
+    p, split = 10, 45
+    pairs = shuffled(torch.triu_indices(p, p).T, seeds)
+    answers = pairs.sum(2)
+    one_hot = functional.one_hot(answers, 2 * p - 1).float()
+    networks = Ensemble([LiuNetwork(p, width) for _ in range(seeds)])
+    decoders = [w for name, w in networks.parameters.items() if name != "embedding"]
     optimisers = [
-        torch.optim.Adam([embedding], lr=1e-3),
-        torch.optim.AdamW(decoder.parameters(), lr=rate, weight_decay=decay),
+        torch.optim.Adam([networks.parameters["embedding"]], lr=1e-3),
+        torch.optim.AdamW(decoders, lr=rate, weight_decay=decay),
     ]
 
     def advance() -> None:
         for optimiser in optimisers:
             optimiser.zero_grad()
-        outputs = decoder(embedding[x[:train]] + embedding[y[:train]])
-        (-outputs.log() * one_hot[:train]).mean().backward()
+        (-networks(pairs[:, :split]).log() * one_hot[:, :split]).mean((1, 2)).sum().backward()
         for optimiser in optimisers:
             optimiser.step()
 
-    def accuracies() -> tuple[float, float]:
-        right = decoder(embedding[x] + embedding[y]).argmax(1) == answers
-        return share(right[:train]), share(right[train:])
-
-    return watch(advance, accuracies, at, level)
+    return watch(advance, lambda: networks(pairs).argmax(2) == answers, split, at, level)
 
 
 # Power et al. 2022: openai/grok, grok/transformer.py, grok/training.py and grok/data.py
@@ -178,16 +217,15 @@ class PowerNetwork(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens) + self.waves
         for block in self.blocks:
-            q, k, v = (block[name](x).unflatten(2, (self.heads, -1)).transpose(1, 2) for name in "qkv")
-            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-            x = block["norm_1"](x + block["o"](mixed))
+            x = block["norm_1"](x + block["o"](attention(*(block[name](x) for name in "qkv"), self.heads)))
             x = block["norm_2"](x + block["down"](torch.relu(block["up"](x))))
         return self.out(x)
 
 
 def power(
-    seed: int,
+    seeds: int,
     at: Iterable[int],
+    level: float,
     *,
     p: int,
     d: int,
@@ -196,68 +234,65 @@ def power(
     fraction: float,
     rate: float,
     vocabulary: int,
-    decay: float = 1.0,
-    level: float = 0.9,
-) -> Crossing:
+) -> list[Crossing]:
     """x + y. The tokens are end, x, the sign, y, "=", answer, end; each is predicted from those before it."""
-    torch.manual_seed(seed)
-    x, y = torch.cartesian_prod(torch.arange(p), torch.arange(p))[torch.randperm(p * p)].T
+    torch.manual_seed(0)
+    x, y = shuffled(torch.cartesian_prod(torch.arange(p), torch.arange(p)), seeds).unbind(2)
     end, equals, sign = (torch.full_like(x, token) for token in (p, p + 1, p + 2))
-    text = torch.stack([end, x, sign, y, equals, (x + y) % p, end], 1)
-    given, target, split = text[:, :-1], text[:, 1:], round(fraction * p * p)
-    batch = min(512, math.ceil(split / 2))
-    network = PowerNetwork(vocabulary, d, heads, layers)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, betas=(0.9, 0.98))
+    text = torch.stack([end, x, sign, y, equals, (x + y) % p, end], 2)
+    given, target, split = text[:, :, :-1], text[:, :, 5:], round(fraction * p * p)
+    batches = Minibatches(split, min(512, math.ceil(split / 2)), seeds)
+    networks = Ensemble([PowerNetwork(vocabulary, d, heads, layers) for _ in range(seeds)])
+    optimiser = torch.optim.AdamW(networks.parameters.values(), lr=rate, weight_decay=1.0, betas=(0.9, 0.98))
     scheduler = warmed(optimiser)
-    waiting: list[Tensor] = []
+    network = torch.arange(seeds)[:, None]
 
     def advance() -> None:
-        if not waiting:
-            waiting.extend(torch.randperm(split).split(batch))
-        rows = waiting.pop(0)
+        rows = batches.draw()
         optimiser.zero_grad()
-        outputs = network(given[rows])[:, 4:].transpose(1, 2)
-        functional.cross_entropy(outputs, target[rows, 4:]).backward()
+        outputs = networks(given[network, rows])[:, :, 4:]
+        cross_entropy(outputs.flatten(1, 2), target[network, rows].flatten(1, 2)).backward()
         optimiser.step()
         scheduler.step()
 
-    def accuracies() -> tuple[float, float]:
-        right = (network(given)[:, 4:].argmax(2) == target[:, 4:]).all(1)
-        return share(right[:split]), share(right[split:])
-
-    return watch(advance, accuracies, at, level)
+    return watch(advance, lambda: (networks(given)[:, :, 4:].argmax(3) == target).all(2), split, at, level)
 
 
 # Doshi et al. 2023: d-doshi/Grokking, Training_scripts/phase_diagrams_wd.py and utils/
 
 
+class DoshiNetwork(nn.Module):
+    def __init__(self, p: int, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2 * p, width, bias=False), nn.Linear(width, p, bias=False)
+        for layer in (self.first, self.second):
+            nn.init.normal_(layer.weight, std=0.25**0.5 / (2 * width) ** (1 / 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.second(self.first(inputs) ** 2)
+        return outputs
+
+
 def doshi(
-    seed: int, at: Iterable[int], *, p: int, width: int, fraction: float, noise: float, decay: float, level: float = 0.9
-) -> Crossing:
+    seeds: int, at: Iterable[int], level: float, *, p: int, width: int, fraction: float, noise: float, decay: float
+) -> list[Crossing]:
     """The train accuracy is that of the noisy labels."""
-    torch.manual_seed(seed)
-    pairs = torch.cartesian_prod(torch.arange(p), torch.arange(p))[torch.randperm(p * p)]
-    inputs, labels = functional.one_hot(pairs, p).float().flatten(1), pairs.sum(1) % p
+    torch.manual_seed(0)
+    pairs = shuffled(torch.cartesian_prod(torch.arange(p), torch.arange(p)), seeds)
+    inputs, labels = functional.one_hot(pairs, p).float().flatten(2), pairs.sum(2) % p
     split = int(fraction * p * p)
     wrong = int(noise * split)
-    labels[:wrong] = torch.randint(0, p, (wrong,))
-    first, second = nn.Linear(2 * p, width, bias=False), nn.Linear(width, p, bias=False)
-    for layer in (first, second):
-        nn.init.normal_(layer.weight, std=0.25**0.5 / (2 * width) ** (1 / 3))
-    weights = [first.weight, second.weight]
-    optimiser = torch.optim.AdamW(weights, lr=1e-2, weight_decay=decay, betas=(0.9, 0.98))
+    labels[:, :wrong] = torch.randint(0, p, (seeds, wrong))
     target = functional.one_hot(labels, p).float()
+    networks = Ensemble([DoshiNetwork(p, width) for _ in range(seeds)])
+    optimiser = torch.optim.AdamW(networks.parameters.values(), lr=1e-2, weight_decay=decay, betas=(0.9, 0.98))
 
     def advance() -> None:
         optimiser.zero_grad()
-        functional.mse_loss(second(first(inputs[:split]) ** 2), target[:split]).backward()
+        (functional.mse_loss(networks(inputs[:, :split]), target[:, :split]) * seeds).backward()
         optimiser.step()
 
-    def accuracies() -> tuple[float, float]:
-        right = second(first(inputs) ** 2).argmax(1) == labels
-        return share(right[:split]), share(right[split:])
-
-    return watch(advance, accuracies, at, level)
+    return watch(advance, lambda: networks(inputs).argmax(2) == labels, split, at, level)
 
 
 # Lee et al. 2024: ironjr/grokfast, main.py and grokfast.py
@@ -278,8 +313,6 @@ class GrokfastBlock(nn.Module):
 
 
 class GrokfastNetwork(nn.Module):
-    """Sequences are the first dimension."""
-
     def __init__(self, tokens: int, d: int, heads: int, layers: int) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(tokens, d), nn.Embedding(5, d)
@@ -287,13 +320,16 @@ class GrokfastNetwork(nn.Module):
         self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, tokens, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens) + self.positions(torch.arange(len(tokens)))[:, None]
-        return self.head(self.norm(self.blocks(x)))[-1]
+        """(B, T) tokens; the blocks have the positions first."""
+        x = self.tokens(tokens.T) + self.positions(torch.arange(tokens.shape[1]))[:, None]
+        outputs: Tensor = self.head(self.norm(self.blocks(x)))[-1]
+        return outputs
 
 
 def grokfast(
-    seed: int,
+    seeds: int,
     at: Iterable[int],
+    level: float,
     *,
     p: int,
     d: int,
@@ -302,92 +338,80 @@ def grokfast(
     rate: float,
     decay: float,
     strength: float,
-    level: float = 0.9,
-) -> Crossing:
-    torch.manual_seed(seed)
-    x, y = torch.cartesian_prod(torch.arange(p), torch.arange(1, p))[torch.randperm(p * (p - 1))].T
-    tokens = torch.stack([x, torch.full_like(x, p + 1), y, torch.full_like(x, p)])
-    labels, split = x * y % p, len(x) // 2
-    network = GrokfastNetwork(p + 2, d, heads, layers)
-    optimiser = torch.optim.Adam(network.parameters(), lr=rate, weight_decay=decay, betas=(0.9, 0.98))
+) -> list[Crossing]:
+    torch.manual_seed(0)
+    x, y = shuffled(torch.cartesian_prod(torch.arange(p), torch.arange(1, p)), seeds).unbind(2)
+    tokens = torch.stack([x, torch.full_like(x, p + 1), y, torch.full_like(x, p)], 2)
+    labels, split = x * y % p, x.shape[1] // 2
+    batches = Minibatches(split, 512, seeds)
+    networks = Ensemble([GrokfastNetwork(p + 2, d, heads, layers) for _ in range(seeds)])
+    optimiser = torch.optim.Adam(networks.parameters.values(), lr=rate, weight_decay=decay, betas=(0.9, 0.98))
     scheduler = warmed(optimiser)
-    waiting: list[Tensor] = []
-    averages: list[Tensor] = []
+    averages: dict[str, Tensor] = {}
+    network = torch.arange(seeds)[:, None]
 
     def advance() -> None:
-        if not waiting:
-            waiting.extend(torch.randperm(split).split(512))
-        rows = waiting.pop(0)
-        network.zero_grad()
-        functional.cross_entropy(network(tokens[:, rows]), labels[rows]).backward()
-        gradients = [w.grad for w in network.parameters() if w.grad is not None]
-        if not averages:
-            averages.extend(g.clone() for g in gradients)
-        for average, gradient in zip(averages, gradients, strict=True):
+        rows = batches.draw()
+        optimiser.zero_grad()
+        cross_entropy(networks(tokens[network, rows]), labels[network, rows]).backward()
+        for name, gradient in networks.gradients().items():
+            average = averages.setdefault(name, gradient.clone())
             average.mul_(0.98).add_(gradient, alpha=0.02)
             gradient.add_(average, alpha=strength)
         optimiser.step()
         scheduler.step()
 
-    def accuracies() -> tuple[float, float]:
-        right = network(tokens).argmax(1) == labels
-        return share(right[:split]), share(right[split:])
-
-    return watch(advance, accuracies, at, level)
+    return watch(advance, lambda: networks(tokens).argmax(2) == labels, split, at, level)
 
 
 # Prieto et al. 2025: LucasPrietoAl/grokking-at-the-edge-of-numerical-stability, grokking_experiments.py, orthograd.py
 
 
+class PrietoNetwork(nn.Module):
+    def __init__(self, p: int, width: int) -> None:
+        super().__init__()
+        sizes = (2 * p, width, width, p)
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for k, layer in enumerate(self.layers):
+            x = layer(torch.relu(x) if k else x)
+        return x
+
+
 def prieto(
-    seed: int,
-    at: Iterable[int],
-    *,
-    p: int,
-    width: int,
-    fraction: float,
-    loss: str,
-    orthogonal: bool,
-    beta2: float = 0.99,
-    level: float = 0.9,
-) -> Crossing:
+    seeds: int, at: Iterable[int], level: float, *, p: int, width: int, fraction: float, loss: str, orthogonal: bool
+) -> list[Crossing]:
     """With orthogonal gradients, AdamW has PyTorch's own beta2 and epsilon, as in the authors' code.
 
     The loss is "softmax" (computed in float32) or "stablemax" (in float64).
     """
-    torch.manual_seed(seed)
-    pairs = torch.cartesian_prod(torch.arange(p), torch.arange(p))[torch.randperm(p * p)]
-    inputs, labels = functional.one_hot(pairs, p).float().flatten(1), pairs.sum(1) % p
+    torch.manual_seed(0)
+    pairs = shuffled(torch.cartesian_prod(torch.arange(p), torch.arange(p)), seeds)
+    inputs, labels = functional.one_hot(pairs, p).float().flatten(2), pairs.sum(2) % p
     split = int(fraction * p * p)
-    network = nn.Sequential(
-        nn.Linear(2 * p, width, bias=False),
-        nn.ReLU(),
-        nn.Linear(width, width, bias=False),
-        nn.ReLU(),
-        nn.Linear(width, p, bias=False),
-    )
-    own = {} if orthogonal else {"betas": (0.9, beta2), "eps": 1e-25}
-    optimiser = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.0, **own)
+    networks = Ensemble([PrietoNetwork(p, width) for _ in range(seeds)])
+    weights = networks.parameters.values()
+    if orthogonal:
+        optimiser = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.0)
+    else:
+        optimiser = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-25)
 
     def advance() -> None:
         optimiser.zero_grad()
-        outputs = network(inputs[:split])
+        outputs = networks(inputs[:, :split])
         if loss == "stablemax":
             wide = outputs.double()
             stable = torch.where(wide < 0, 1 / (1 - wide + 1e-30), wide + 1)
-            logs = (stable / stable.sum(1, keepdim=True)).log()
+            logs = (stable / stable.sum(2, keepdim=True)).log()
         else:
-            logs = functional.log_softmax(outputs, 1)
-        (-logs.gather(1, labels[:split, None])).mean().backward()
-        for w in network.parameters() if orthogonal else ():
-            assert w.grad is not None
-            g, flat = w.grad.flatten(), w.detach().flatten()
-            across = g - (flat @ g) / (flat @ flat + 1e-30) * flat
-            w.grad.copy_((across * (g.norm() / (across.norm() + 1e-30))).view_as(w))
+            logs = functional.log_softmax(outputs, 2)
+        (-logs.gather(2, labels[:, :split, None])).mean((1, 2)).sum().backward()
+        for name, gradient in networks.gradients().items() if orthogonal else ():
+            w, g = networks.parameters[name].detach().flatten(1), gradient.flatten(1)
+            across = g - ((w * g).sum(1) / (w.square().sum(1) + 1e-30))[:, None] * w
+            factor = g.norm(dim=1) / (across.norm(dim=1) + 1e-30)
+            gradient.copy_((across * factor[:, None]).view_as(gradient))
         optimiser.step()
 
-    def accuracies() -> tuple[float, float]:
-        right = network(inputs).argmax(1) == labels
-        return share(right[:split]), share(right[split:])
-
-    return watch(advance, accuracies, at, level)
+    return watch(advance, lambda: networks(inputs).argmax(2) == labels, split, at, level)

@@ -21,7 +21,7 @@ from jobs.grokking.params import GrokkingParams
 from jobs.job import Member, log_spaced_steps
 
 pytestmark = pytest.mark.slow
-LEVEL, SEEDS = 0.9, 12
+LEVEL, SEEDS, POINTS = 0.9, 12, 60
 MEASURES = ("train", "test", "final_train", "final_test")
 
 
@@ -30,7 +30,7 @@ class Case:
     """A setting of the job, and the authors' training with the same sizes."""
 
     values: dict[str, Any]
-    train: Callable[..., authors.Crossing]
+    train: Callable[..., list[authors.Crossing]]
     sizes: dict[str, Any]
 
 
@@ -54,6 +54,18 @@ LIU: dict[str, Any] = {
     "weight_decay": 5.0,
     "steps": 3500,
 }
+PRIETO: dict[str, Any] = {
+    "modulus": 23,
+    "model": "embedding_mlp",
+    "embedding": 0,
+    "biases": False,
+    "init": "torch",
+    "count_rounding": "down",
+    "layers": 2,
+    "width": 100,
+    "learning_rate": 0.01,
+    "data_fraction": 0.7,
+}
 CASES = {
     "nanda2023": Case(
         values={
@@ -71,6 +83,78 @@ CASES = {
         train=authors.nanda,
         sizes={"p": 17, "d": 32, "heads": 4, "fraction": 0.6, "rate": 0.003},
     ),
+    "power2022": Case(
+        values={
+            **TRANSFORMER,
+            **WARMED,
+            "modulus": 17,
+            "layers": 2,
+            "layer_norm": True,
+            "init": "torch",
+            "biases": False,
+            "positions": "sinusoidal",
+            "sequence": "equation",
+            "vocabulary": 60,
+            "learning_rate": 0.003,
+            "weight_decay": 1.0,
+            "data_fraction": 0.7,
+            "batch_size": 512,
+            "batch_fraction": 0.5,
+            "steps": 1000,
+        },
+        train=authors.power,
+        sizes={"p": 17, "d": 32, "heads": 4, "layers": 2, "fraction": 0.7, "rate": 0.003, "vocabulary": 60},
+    ),
+    "doshi2023": Case(
+        values={
+            "modulus": 23,
+            "width": 128,
+            "class_mean": True,
+            "count_rounding": "down",
+            "noise_count": "exact",
+            "label_noise": 0.2,
+            "data_fraction": 0.7,
+            "learning_rate": 0.01,
+            "weight_decay": 5.0,
+            "steps": 500,
+        },
+        train=authors.doshi,
+        sizes={"p": 23, "width": 128, "fraction": 0.7, "noise": 0.2, "decay": 5.0},
+    ),
+    "grokfast2024": Case(
+        values={
+            **TRANSFORMER,
+            **WARMED,
+            "operation": "multiply_nonzero",
+            "modulus": 17,
+            "layers": 2,
+            "layer_norm": True,
+            "norm_order": "grokfast",
+            "activation": "gelu",
+            "attention_biases": True,
+            "init": "torch",
+            "sequence": "operator",
+            "vocabulary": 19,
+            "count_rounding": "down",
+            "optimiser": "adam",
+            "learning_rate": 0.003,
+            "weight_decay": 0.01,
+            "grokfast_lambda": 2.0,
+            "steps": 1000,
+        },
+        train=authors.grokfast,
+        sizes={"p": 17, "d": 32, "heads": 4, "layers": 2, "rate": 0.003, "decay": 0.01, "strength": 2.0},
+    ),
+    "prieto2025 perpGrad": Case(
+        values={**PRIETO, "loss": "cross_entropy", "perp_grad": "layers_rescaled", "beta2": 0.999, "steps": 300},
+        train=authors.prieto,
+        sizes={"p": 23, "width": 100, "fraction": 0.7, "loss": "softmax", "orthogonal": True},
+    ),
+    "prieto2025 StableMax": Case(
+        values={**PRIETO, "loss": "stablemax", "loss_precision": 64, "epsilon": 1e-25, "beta2": 0.999, "steps": 300},
+        train=authors.prieto,
+        sizes={"p": 23, "width": 100, "fraction": 0.7, "loss": "stablemax", "orthogonal": False},
+    ),
     "liu2022": Case(
         values={**LIU, "init": "liu", "class_mean": True},
         train=authors.liu,
@@ -81,7 +165,7 @@ CASES = {
 
 def of_the_job(values: dict[str, Any]) -> np.ndarray:
     """(n, 4) the measures of the job's trials, trained as one pack."""
-    params = GrokkingParams(**values, curve_points=60, stop_accuracy=LEVEL)
+    params = GrokkingParams(**values, curve_points=POINTS, stop_accuracy=LEVEL)
     rows = []
     for curve in curves_of(Grokking(), [Member(params=params, seed=100 + seed) for seed in range(SEEDS)]).values():
         train, test = (curve.values[f"{name}_accuracy"] for name in ("train", "test"))
@@ -94,9 +178,9 @@ def of_the_job(values: dict[str, Any]) -> np.ndarray:
 
 
 def of_the_authors(case: Case) -> np.ndarray:
-    """(n, 4) the measures of the authors' trainings, one after another."""
-    at = log_spaced_steps(case.values["steps"], 60).tolist()
-    runs = [case.train(seed, at, level=LEVEL, **case.sizes) for seed in range(SEEDS)]
+    """(n, 4) the measures of the authors' trainings."""
+    at = log_spaced_steps(case.values["steps"], POINTS).tolist()
+    runs = case.train(SEEDS, at, LEVEL, **case.sizes)
     return np.array([[getattr(run, name) for name in MEASURES] for run in runs])
 
 
