@@ -273,8 +273,12 @@ def plain_curves(member: Member[GrokkingParams], steps: Sequence[int]) -> Mappin
     curves: dict[str, list[float]] = {name: [] for name in Grokking.metrics}
     rates = [group["lr"] for group in optimiser.param_groups]
     for step in range(max(steps)):
-        batch = train if params.batch == params.train_pairs else train[block.batches.draw(step, 1)[0, 0]]
-        assert len(batch) == params.batch
+        batch = train
+        if params.batch < params.train_pairs:
+            size = params.batch
+            if params.last_batch == "smaller":
+                size = min(size, params.train_pairs - step % math.ceil(params.train_pairs / size) * size)
+            batch = train[block.batches.draw(step, 1)[0, 0, :size]]
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             done = step + (0 if params.warmup_from_zero and params.warmup_steps else 1)
             group["lr"] = rate * min(1.0, done / max(1, params.warmup_steps))

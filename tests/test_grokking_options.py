@@ -114,6 +114,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "width": 20,
     },
     "half of the train set a step": {"batch_size": 512, "batch_fraction": 0.5, "warmup_steps": 4, "width": 20},
+    "a smaller last batch": {"batch_size": 9, "last_batch": "smaller", "width": 20, "warmup_steps": 2},
+    "a smaller last batch in autograd": {**TRANSFORMER, "batch_size": 7, "last_batch": "smaller"},
     "no biases": {"model": "embedding_mlp", "embedding": 3, "biases": False, "width": 20, "layers": 2},
     "images without biases": {**IMAGES, "biases": False, "weight_decay": 0.5},
     "small epsilon": {"epsilon": 1e-25, "width": 20},
@@ -293,6 +295,7 @@ ANOTHER: dict[str, Any] = {
     "count_rounding": "down",
     "noise_count": "exact",
     "warmup_from_zero": True,
+    "last_batch": "smaller",
     "sequence": "operator",
     "vocabulary": 200,
     "positions": "sinusoidal",
@@ -358,7 +361,7 @@ def test_stablemax_needs_64_bits_once_its_outputs_are_large(model: str, precisio
     if isinstance(block, QuadraticBlock):
         by_hand = torch.zeros(1, block._w2.shape[1], block.batches.width)
         by_hand[:, :13] = outputs.detach()
-        block._loss_gradient(by_hand, label)
+        block._loss_gradient(by_hand, label, block.batches.weights)
         torch.testing.assert_close(by_hand[:, :13], slope * block.batches.weights[:, None], rtol=1e-3, atol=0.0)
 
 

@@ -136,3 +136,25 @@ def test_those_who_stay_go_on_with_their_batches(order: str) -> None:
     for place, model in enumerate((0, 2)):
         assert torch.equal(seen(batches, place, 6, 10), expected[model])
     torch.testing.assert_close(batches.weights.sum(1), torch.ones(2))
+
+
+@given(seed=st.integers(0, 2**64 - 1), count=st.integers(2, 23), size=st.integers(1, 22), start=st.integers(0, 9))
+def test_whole_epochs_end_with_a_smaller_batch(seed: int, count: int, size: int, start: int) -> None:
+    """Every epoch holds every row once; the weights of a step's real rows are equal and add up to 1."""
+    size = min(size, count - 1)
+    other = 40
+    batches = Batches([seed, seed + 1], [count, other], [size, other // 3], "whole_epochs", "cpu")
+    whole = -(-count // size)
+    first, steps = start * whole, 2 * whole
+    rows, weights = batches.draw(first, steps)[:, 0], batches.step_weights(first, steps)
+    assert weights is not None
+    for epoch in range(2):
+        seen: list[int] = []
+        for step in range(epoch * whole, (epoch + 1) * whole):
+            real = weights[step, 0] > 0
+            expected = size if step % whole < whole - 1 else count - size * (whole - 1)
+            assert int(real.sum()) == expected
+            torch.testing.assert_close(weights[step, 0][real], torch.full((expected,), 1 / expected))
+            seen += rows[step][real].tolist()
+        assert sorted(seen) == list(range(count))
+    assert torch.equal(batches.draw(first + 1, 1)[0], batches.draw(first, 2)[1]), "however the steps are asked for"

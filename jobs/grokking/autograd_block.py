@@ -28,11 +28,11 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 class AutogradBlock(ModularBlock):
     """Networks given by their forward pass on the views of the flat parameters."""
 
-    def _train_step(self, x_MB: Tensor, y_MB: Tensor, label_MB: Tensor) -> None:
+    def _train_step(self, x_MB: Tensor, y_MB: Tensor, label_MB: Tensor, weight_MB: Tensor) -> None:
         flat = self.parameters.flat
         flat.requires_grad_(True)
         outputs = self.forward(self.parameters.views(), x_MB, y_MB)
-        loss = (self.losses(outputs, label_MB) * self.batches.weights).sum()
+        loss = (self.losses(outputs, label_MB) * weight_MB).sum()
         (gradient,) = torch.autograd.grad(loss, flat)
         flat.requires_grad_(False)
         scale = self.optimiser.flat_scale()

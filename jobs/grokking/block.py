@@ -23,6 +23,7 @@ from jobs.packed.loop import Block, predicted
 from jobs.packed.optim import FlatParameters
 
 _CHUNK_STEPS = 32
+_ORDERS = {"filled": "shuffled", "smaller": "whole_epochs"}
 _EVALUATION_BYTES = 1 << 22
 
 
@@ -44,7 +45,7 @@ class ModularBlock(Block):
         """The parameters of one trial; only those that the whole pack shares are used."""
         self.pairs, self.parameters, self._progress = pairs, parameters, progress
         counts, sizes = [p.train_pairs for p in params], [p.batch for p in params]
-        self.batches = Batches(seeds, counts, sizes, "shuffled", pairs.x_P.device)
+        self.batches = Batches(seeds, counts, sizes, _ORDERS[self.shared.last_batch], pairs.x_P.device)
         self.optimiser = make_optimiser(params, parameters)
         self._around = draw(pairs, params, seeds) if self.shared.progress == "complexity" else None
         self._set_up()
@@ -90,8 +91,9 @@ class ModularBlock(Block):
         while count:
             steps = min(count, _CHUNK_STEPS)
             rows = None if self._fixed else self.batches.draw(step, steps)
+            weights = self.batches.step_weights(step, steps)
             for k in range(steps):
-                batch = () if rows is None else (rows[k],)
+                batch = () if rows is None else (rows[k],) if weights is None else (rows[k], weights[k])
                 if warmup and step + k <= warmup:
                     done = step + k + (0 if self.shared.warmup_from_zero else 1)
                     self.optimiser.set_rate(min(1.0, done / warmup))
@@ -101,13 +103,15 @@ class ModularBlock(Block):
             step += steps
             count -= steps
 
-    def _train_rows(self, *rows_MB: Tensor) -> None:
-        """One step on these training rows; on the full batch where there are none."""
-        self._train_step(*(self._fixed or self._pairs_of(*rows_MB)))
+    def _train_rows(self, rows_MB: Tensor | None = None, weight_MB: Tensor | None = None) -> None:
+        """One step on these training rows with these weights; by default the full batch and `batches.weights`."""
+        pairs = self._fixed if rows_MB is None else self._pairs_of(rows_MB)
+        assert pairs is not None
+        self._train_step(*pairs, self.batches.weights if weight_MB is None else weight_MB)
 
     @abstractmethod
-    def _train_step(self, x_MB: Tensor, y_MB: Tensor, label_MB: Tensor) -> None:
-        """One optimiser step on these pairs, weighted by `batches.weights`."""
+    def _train_step(self, x_MB: Tensor, y_MB: Tensor, label_MB: Tensor, weight_MB: Tensor) -> None:
+        """One optimiser step on these pairs, with these weights in the mean loss."""
 
     @abstractmethod
     def outputs(self, x_MB: Tensor, y_MB: Tensor) -> Tensor:

@@ -141,6 +141,11 @@ class GrokkingParams(Params):
     warmup_from_zero: bool = _added(
         False, meaning="start the warm-up with a step of learning rate 0 (adam, adamw), as Power and Nanda et al. do"
     )
+    last_batch: str = _added(
+        "filled",
+        choices=("filled", "smaller"),
+        meaning="the last batch of an epoch is filled from the next epoch, or smaller (Power, Lee et al.)",
+    )
     sequence: str = _added(
         "short",
         choices=tuple(SEQUENCES),

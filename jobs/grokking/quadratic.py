@@ -51,13 +51,13 @@ class QuadraticBlock(ModularBlock):
         return torch.stack([x_MB + self._first_row, y_MB + (self._first_row + offset)], 2).view(-1, 2)
 
     @torch.no_grad()
-    def _train_step(self, x_MB: Tensor, y_MB: Tensor, label_MB: Tensor) -> None:
+    def _train_step(self, x_MB: Tensor, y_MB: Tensor, label_MB: Tensor, weight_MB: Tensor) -> None:
         rows = self._table_rows(x_MB, y_MB) if self._fixed_rows is None else self._fixed_rows
         square, out = self._square, self._out
         hidden = functional.embedding_bag(rows, self._table, mode="sum")
         torch.mul(hidden, hidden, out=square.view(hidden.shape))
         torch.bmm(self._w2, square.transpose(1, 2), out=out)
-        self._loss_gradient(out, label_MB)
+        self._loss_gradient(out, label_MB, weight_MB)
         beta = self.optimiser.accumulate
         torch.baddbmm(self._dw2, out, square, beta=beta, out=self._dw2)
         torch.bmm(out.transpose(1, 2), self._w2, out=square)
@@ -74,16 +74,16 @@ class QuadraticBlock(ModularBlock):
             torch.mul(bags, 2, out=self._dtable)
         self.optimiser.update()
 
-    def _loss_gradient(self, out: Tensor, label_MB: Tensor) -> None:
+    def _loss_gradient(self, out: Tensor, label_MB: Tensor, weight_MB: Tensor) -> None:
         """Outputs become d(mean loss)/d(output), in place, times the optimiser's gradient scale."""
         if self.shared.loss_precision == 64 and out.dtype != torch.float64:
             wide = out.double()
-            self._loss_gradient(wide, label_MB)
+            self._loss_gradient(wide, label_MB, weight_MB)
             out.copy_(wide)
             return
         outputs = out[:, : self.pairs.outputs]  # padded outputs and their gradients are 0
         replace_by_gradient(self.shared.loss, outputs, label_MB, self._minus_one.to(out.dtype))
-        scale = self.batches.weights
+        scale = weight_MB
         if self.shared.class_mean:
             scale = scale * self.shared.loss_factor
         if self.optimiser.gradient_scale is not None:

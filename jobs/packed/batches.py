@@ -13,9 +13,10 @@ from torch import Tensor
 
 from jobs.packed import random
 
-ORDERS = ("shuffled", "with_replacement", "cyclic")
+ORDERS = ("shuffled", "with_replacement", "cyclic", "whole_epochs")
 """How a batch is drawn: in a new random order every epoch (epochs follow each other without a gap, so that a batch may
-contain the end of one and the start of the next); independently; or in the order of the data."""
+contain the end of one and the start of the next); independently; in the order of the data; or as "shuffled", but with a
+smaller batch at the end of an epoch that the batch size does not divide."""
 
 _STEP = 1 << 32
 
@@ -97,6 +98,12 @@ class Batches:
         if self._order == "with_replacement":
             counter = (steps[:, None] * _STEP + self._column).unsqueeze(0)
             rows = random.below(self._keys, counter, self.counts[:, None, None])
+        elif self._order == "whole_epochs":
+            epoch, place, _ = self._place(steps)
+            whole = -(-self._host_counts // self._host_sizes)
+            span = int(((step + count - 1) // whole - step // whole).max()) + 1
+            offset = torch.minimum(place, self.counts[:, None, None] - 1)
+            rows = self._shuffled(epoch.expand_as(offset), offset, span)
         else:
             column = torch.minimum(self._column, self.sizes[:, None] - 1)
             position = steps[:, None] * self.sizes[:, None, None] + column[:, None, :]
@@ -106,6 +113,20 @@ class Batches:
                 last = ((step + count) * self._host_sizes - 1) // self._host_counts
                 rows = self._shuffled(position // self.counts[:, None, None], rows, int((last - first).max()) + 1)
         return rows.transpose(0, 1).contiguous()
+
+    def step_weights(self, step: int, count: int) -> Tensor | None:
+        """(K, M, B) the weights of `count` steps from `step`; None: those of every step are `weights`."""
+        if self.full or self._order != "whole_epochs":
+            return None
+        _, _, held = self._place(torch.arange(step, step + count, device=self.counts.device))
+        return (held / held.sum(2, keepdim=True)).transpose(0, 1).contiguous()
+
+    def _place(self, steps_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Epoch (M, K, 1), place in the epoch's order (M, K, B), and whether it is in the batch (M, K, B)."""
+        counts, sizes = self.counts[:, None], self.sizes[:, None]
+        whole = (counts + sizes - 1) // sizes
+        place = (steps_K % whole * sizes)[:, :, None] + self._column
+        return (steps_K // whole)[:, :, None], place, (place < counts[:, :, None]) & (self._column < sizes[:, :, None])
 
     def _shuffled(self, epoch: Tensor, offset: Tensor, span: int) -> Tensor:
         """Rows of these epochs, of which a model has at most `span`."""
