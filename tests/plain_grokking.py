@@ -195,7 +195,7 @@ class PlainFilter:
     """Grokfast and perpGrad on the gradients of a network, by the papers' formulas."""
 
     def __init__(self, params: GrokkingParams, network: nn.Module) -> None:
-        self.params, self.weights = params, list(network.parameters())
+        self.params, self.weights = params, [w for w in network.parameters() if w.requires_grad]
         self.averages: list[Tensor] = []
 
     @torch.no_grad()

@@ -112,14 +112,14 @@ CASES = {
             "class_mean": True,
             "count_rounding": "down",
             "noise_count": "exact",
-            "label_noise": 0.2,
-            "data_fraction": 0.7,
+            "label_noise": 0.1,
+            "data_fraction": 0.8,
             "learning_rate": 0.01,
             "weight_decay": 5.0,
-            "steps": 500,
+            "steps": 400,
         },
         train=authors.doshi,
-        sizes={"p": 23, "width": 128, "fraction": 0.7, "noise": 0.2, "decay": 5.0},
+        sizes={"p": 23, "width": 128, "fraction": 0.8, "noise": 0.1, "decay": 5.0},
     ),
     "grokfast2024": Case(
         values={
