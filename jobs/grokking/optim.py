@@ -30,12 +30,14 @@ class ChangedAdam(Adam):
 
     Grokfast (Lee et al. 2024, arXiv 2405.20233) replaces the gradient g by g + lambda * EMA(g); the moving average
     starts as the first gradient. perp_grad (Prieto et al. 2025) replaces it by g - (w.g / w.w) w, for each layer or for
-    all parameters as one vector; with "layers_rescaled" each layer's gradient then gets its norm back.
+    all parameters as one vector. With "layers_rescaled" each layer's gradient then gets its norm back, and the two tables
+    of a first layer on pairs are one layer, as in the authors' code ("layers" takes each of them on its own).
     """
 
     def __init__(self, params: Sequence[GrokkingParams], parameters: FlatParameters) -> None:
         first, device = params[0], parameters.flat.device
         self._perp, self._decay_embedding = first.perp_grad, first.decay_embedding
+        self._one_vector = _one_vector(first)
         self._lambda = torch.tensor([p.grokfast_lambda for p in params], device=device)
         self._alpha = torch.tensor([p.grokfast_alpha for p in params], device=device)
         self._embedding_rate = torch.tensor([p.embedding_learning_rate for p in params], device=device)
@@ -86,14 +88,30 @@ class ChangedAdam(Adam):
     def _project(self) -> None:
         gradients = [view.flatten(1) for view in self.gradient.views()]
         weights = [view.flatten(1) for view in self.parameters.views()]
-        along = [(w * g).sum(1) for w, g in zip(weights, gradients, strict=True)]
-        length = [w.square().sum(1) for w in weights]
-        if self._perp == "whole":
-            along = [torch.stack(along).sum(0)] * len(along)
-            length = [torch.stack(length).sum(0)] * len(length)
+        along = self._joined([(w * g).sum(1) for w, g in zip(weights, gradients, strict=True)])
+        length = self._joined([w.square().sum(1) for w in weights])
+        rescaled = self._perp == "layers_rescaled"
+        before = self._joined([g.square().sum(1) for g in gradients]) if rescaled else []
         for g, w, a, n in zip(gradients, weights, along, length, strict=True):
             # A layer of zeros has no direction to remove.
-            norm = g.norm(dim=1) if self._perp == "layers_rescaled" else None
             g.addcmul_(w, (a / n.clamp(min=1e-30))[:, None], value=-1)
-            if norm is not None:
-                g.mul_((norm / g.norm(dim=1).clamp(min=1e-30))[:, None])
+        if rescaled:
+            after = self._joined([g.square().sum(1) for g in gradients])
+            for g, old, new in zip(gradients, before, after, strict=True):
+                g.mul_((old / new.clamp(min=1e-30)).sqrt()[:, None])
+
+    def _joined(self, values: list[Tensor]) -> list[Tensor]:
+        """Values of the parameters' parts, summed over those that are projected as one vector."""
+        part = values[self._one_vector]
+        values[self._one_vector] = [torch.stack(part).sum(0)] * len(part) if part else []
+        return values
+
+
+def _one_vector(first: GrokkingParams) -> slice:
+    """Which parts perp_grad projects as one: all ("whole"), or the two tables of a first layer ("layers_rescaled")."""
+    if first.perp_grad == "whole":
+        return slice(None)
+    if first.perp_grad == "layers_rescaled" and first.model in ("quadratic_mlp", "embedding_mlp"):
+        start = int(first.model == "embedding_mlp" and first.embedding > 0)
+        return slice(start, start + first.tables)
+    return slice(0, 0)
