@@ -19,7 +19,7 @@ from jobs.packed.fields import NOISE_CONVENTIONS
 MODULI = [2, 3, 4, 5, 9, 12, 13, 30, 31]
 PERMUTING = ["s5", "s5_conjugate", "s5_xyx"]
 MODULAR = [operation for operation in OPERATIONS if operation not in (*PERMUTING, "sum")]
-PARTIAL = ["divide", "divide_or_subtract"]
+PARTIAL = ["divide", "divide_or_subtract", "multiply_nonzero"]
 
 
 def rows(operation: str, modulus: int) -> list[tuple[int, int, int]]:
@@ -34,6 +34,7 @@ def rows(operation: str, modulus: int) -> list[tuple[int, int, int]]:
         ("add", lambda x, y, z, p: (z - x - y) % p == 0),
         ("subtract", lambda x, y, z, p: (z + y - x) % p == 0),
         ("multiply", lambda x, y, z, p: (sum([x] * y) - z) % p == 0),
+        ("multiply_nonzero", lambda x, y, z, p: y > 0 and (sum([x] * y) - z) % p == 0),
         ("polynomial", lambda x, y, z, p: ((x + y) ** 2 - x * y - z) % p == 0),
         ("divide", lambda x, y, z, p: y * z % p == x),
         ("divide_or_subtract", lambda x, y, z, p: y * z % p == x if y % 2 else (z + y) % p == x),
@@ -91,6 +92,7 @@ def by_search(operation: str, x: int, y: int, p: int) -> int | None:
         "add": lambda: plus(x, y),
         "subtract": lambda: minus,
         "multiply": lambda: times(x, y),
+        "multiply_nonzero": lambda: times(x, y) if y else None,
         "divide": lambda: over(x, y),
         "divide_or_subtract": lambda: over(x, y) if y % 2 else minus,
         "squares": lambda: plus(square, times(y, y)),

@@ -30,8 +30,8 @@ class ChangedAdam(Adam):
 
     Grokfast (Lee et al. 2024, arXiv 2405.20233) replaces the gradient g by g + lambda * EMA(g); the moving average
     starts as the first gradient. perp_grad (Prieto et al. 2025) replaces it by g - (w.g / w.w) w, for each layer or for
-    all parameters as one vector. With "layers_rescaled" each layer's gradient then gets its norm back, and the two tables
-    of a first layer on pairs are one layer, as in the authors' code ("layers" takes each of them on its own).
+    all parameters as one vector. With "layers_rescaled" each layer's gradient then gets its norm back, and two tables
+    of a first layer are one layer, as in the authors' code ("layers" takes each of them on its own).
     """
 
     def __init__(self, params: Sequence[GrokkingParams], parameters: FlatParameters) -> None:
