@@ -50,9 +50,9 @@ LIU: dict[str, Any] = {
     "beta2": 0.999,
     "embedding_learning_rate": 0.001,
     "decay_embedding": False,
-    "learning_rate": 0.001,
-    "weight_decay": 5.0,
-    "steps": 3500,
+    "learning_rate": 0.002,
+    "weight_decay": 1.0,
+    "steps": 2500,
 }
 PRIETO: dict[str, Any] = {
     "modulus": 23,
@@ -158,7 +158,7 @@ CASES = {
     "liu2022": Case(
         values={**LIU, "init": "liu", "class_mean": True},
         train=authors.liu,
-        sizes={"width": 48, "rate": 0.001, "decay": 5.0},
+        sizes={"width": 48, "rate": 0.002, "decay": 1.0},
     ),
 }
 

@@ -62,38 +62,37 @@ def initial(params: Sequence[GrokkingParams], seeds: Sequence[int], device: str)
     for layer, view in zip(layers, parameters.views(), strict=True):
         if layer.role == "one":
             view.fill_(1.0)
-        distribution, size = _spread(first, layer, width)
+        distribution, size = _spread(first, layer, width, scale)
         if not distribution:
             continue
-        size = scale * size
         if layer is layers[0] and layer.role == "embedding":
             size = size * embedding_scale
         view.copy_(_draw(distribution, seeds, layer, first, width)).mul_(size[:, None, None])
     return parameters
 
 
-def _spread(first: GrokkingParams, layer: Layer, width_M: Tensor) -> tuple[str, Tensor | float]:
-    """Distribution ("normal", "uniform", or "" for a constant), and its deviation or largest absolute value."""
+def _spread(first: GrokkingParams, layer: Layer, width_M: Tensor, scale_M: Tensor) -> tuple[str, Tensor]:
+    """Distribution ("normal", "uniform", or "" for a constant), and its deviation or largest absolute value, (M,)."""
     if layer.role in ("zero", "one") or (layer.role == "bias" and not first.biases):
-        return "", 0.0
+        return "", scale_M
     inputs = torch.full_like(width_M, layer.inputs) if layer.inputs else width_M
     if first.init in ("torch", "liu"):
         if layer.role == "embedding":
-            return ("normal", 1.0) if first.init == "torch" else ("uniform", 0.5)
+            return ("normal", scale_M) if first.init == "torch" else ("uniform", scale_M / 2)
         if first.attention_biases and layer.name.endswith(_PROJECTIONS):
-            return "uniform", math.sqrt(6 / (4 * layer.inputs))
-        return "uniform", 1 / inputs.float().sqrt()
+            return "uniform", scale_M * math.sqrt(6 / (4 * layer.inputs))
+        return "uniform", scale_M / inputs.float().sqrt()
     if layer.role == "bias":
-        return "", 0.0
+        return "", scale_M
     if first.init == "nanda":
-        return "normal", (first.outputs if layer.name == "readout" else first.width) ** -0.5
+        return "normal", scale_M * (first.outputs if layer.name == "readout" else first.width) ** -0.5
     if first.model == "quadratic_mlp":
-        return "normal", 0.5 / (2 * width_M) ** (1 / 3)
+        return "normal", scale_M * 0.5 / (2 * width_M) ** (1 / 3)
     if layer.role == "embedding":
         inputs = torch.full_like(width_M, layer.shape[1])
     elif first.embedding and layer.name in ("for_x", "for_y"):
         inputs = torch.full_like(width_M, first.embedding)  # each table counts its own inputs
-    return "normal", 1 / inputs.float().sqrt()
+    return "normal", scale_M / inputs.float().sqrt()
 
 
 def _draw(distribution: str, seeds: Sequence[int], layer: Layer, first: GrokkingParams, width_M: Tensor) -> Tensor:
