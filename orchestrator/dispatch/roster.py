@@ -114,8 +114,7 @@ class Roster:
 
     def name(self, node: str) -> str:
         """The node as it is shown to the user."""
-        known = self.nodes.get(node)
-        return node[:12] if known is None else known.name
+        return self._names.get(node, node[:12])
 
     def on(self, node: str) -> list[Worker]:
         """The workers of a node."""
