@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
@@ -79,6 +79,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--allow-failures", action="store_true", help="exit with 0 although trials failed, if all the others finished"
     )
+    figures: Any = {
+        "type": _figures,
+        "default": (),
+        "metavar": "svg,pdf",
+        "help": "formats in which every figure is written beside PNG: svg, pdf, or both",
+    }
+    run.add_argument("--figures", **figures)
     run.add_argument("--no-map", action="store_true", help="do not draw the phase diagram")
     command("status", "count the finished, running, failed and missing trials of a sweep")
     command("audit", "check that the record of a sweep is consistent, without writing anything")
@@ -116,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
         help="the axis beside the step [the one with the most values], or the axis of samples of --more-data",
     )
     command("analyse", "compute the statistics that the sweep file names, from the record, without running trials")
+    map_.add_argument("--figures", **figures)
     compare = command("compare", "draw two phase maps and their difference side by side", file=False)
     for name, which in (("first", "one"), ("second", "the other")):
         compare.add_argument(
@@ -124,8 +132,13 @@ def parser() -> argparse.ArgumentParser:
             help=f"{which}: a sweep file, a folder of results, or a table of trials (Parquet)",
         )
     compare.add_argument(
-        "-o", "--output", metavar="FILE", default="comparison.png", help="the picture (PNG) [comparison.png]"
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="comparison.png",
+        help="the picture (PNG, or .svg, .pdf) [comparison.png]",
     )
+    compare.add_argument("--figures", **figures)
     replay = command("replay", "train a recorded trial again, and compare its curve with the record", file=False)
     replay.add_argument("run_id", metavar="RUN_ID", help="the MLflow run of the trial")
     replay.add_argument(
@@ -160,6 +173,13 @@ def _positive(text: str) -> int:
         if int(text) >= 1:
             return int(text)
     raise argparse.ArgumentTypeError(f"must be a whole number >= 1; got {text!r}")
+
+
+def _figures(text: str) -> tuple[str, ...]:
+    kinds = tuple(kind.strip() for kind in text.split(","))
+    if set(kinds) <= {"png", "svg", "pdf"}:
+        return tuple(kind for kind in kinds if kind != "png")
+    raise argparse.ArgumentTypeError(f"must be png, svg, pdf, or several with commas between; got {text!r}")
 
 
 def _tolerance(text: str) -> float:

@@ -89,6 +89,10 @@ class UserError(Exception):
         error.args = (error.text,)
         return error
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [self.text]
+
     @property
     def text(self) -> str:
         """What to print: one block of lines per mistake."""
@@ -106,6 +110,10 @@ class Outage(Exception):
     def __init__(self, what: str, *, next_step: str = "") -> None:
         super().__init__(what)
         self.what, self.next_step = what, next_step
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [self.text]
 
     @property
     def text(self) -> str:

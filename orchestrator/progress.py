@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import html
+import math
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -15,6 +18,8 @@ LINE_EVERY_S = 5.0
 """The least time between two plain lines."""
 STILL_EVERY_S = 25.0
 """A step that blocks the run, such as the start of Ray, is mentioned after so long without a line, and again."""
+PAGE_EVERY_S = 0.3
+"""The least time between two drawings in a notebook."""
 RATE_WINDOW_S = 60.0
 """Trials/s are averaged over the last minute, so that the time left follows a change of pace."""
 
@@ -241,10 +246,74 @@ def _panel(snapshot: Snapshot, rate: float | None) -> Any:
     return Group(bar, Text(counts, style="dim")) if counts else bar
 
 
+class Page(ProgressDisplay):
+    """A bar that is redrawn in place in the output of a notebook's cell.
+
+    Args:
+        show: shows HTML and returns an object whose `update` replaces it.
+        clock: seconds by a monotonic clock.
+    """
+
+    def __init__(self, show: Callable[[str], Any], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._show, self._clock, self._rate = show, clock, Rate()
+        self._handle: Any = None
+        self._shown_at = -math.inf
+        self._latest: Snapshot | None = None
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Redraw, a few times a second at most."""
+        now = self._clock()
+        rate = self._rate.of(now, snapshot)
+        self._latest = snapshot
+        if now - self._shown_at >= PAGE_EVERY_S:
+            self._shown_at = now
+            self._draw(snapshot, line(snapshot, rate=rate))
+
+    def say(self, text: str) -> None:
+        """Print the text."""
+        print(text, flush=True)
+
+    def close(self) -> None:
+        """Show the last state."""
+        if self._latest is not None:
+            self._draw(self._latest, _last_line(self._latest))
+            self._latest = None
+
+    def _draw(self, snapshot: Snapshot, text: str) -> None:
+        ended = snapshot.skipped + snapshot.done + snapshot.failed
+        bar = f'<progress value="{ended}" max="{max(1, snapshot.total)}" style="width: 24em"></progress>'
+        counts = html.escape(phase_counts(snapshot.phases))
+        page = f"<div>{bar} {html.escape(text)}<br><small>{counts}</small></div>"
+        if self._handle is None:
+            self._handle = self._show(page)
+        else:
+            self._handle.update(page)
+
+
+def _notebook() -> Callable[[str], Any] | None:
+    """What shows HTML in the notebook that this process is the kernel of; None where there is none."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if getattr(shell, "kernel", None) is None:
+        return None
+    from IPython.display import HTML, display
+
+    class Handle:
+        def __init__(self, page: str) -> None:
+            self._inner = display(HTML(page), display_id=True)
+
+        def update(self, page: str) -> None:
+            self._inner.update(HTML(page))
+
+    return Handle
+
+
 def for_stream(stream: TextIO, *, quiet: bool = False) -> ProgressDisplay:
-    """The display for a stream."""
+    """The display for a stream, or for the notebook that it belongs to."""
     if quiet:
         return Silent()
+    show = _notebook()
+    if show is not None:
+        return Page(show)
     return Live(stream) if stream.isatty() else Lines(stream)
 
 

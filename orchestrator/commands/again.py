@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from orchestrator.secrets import secrets_in, secrets_of
 
 _STANDS_FOR = "PASSWORD"
-_OPTIONS = {"run": ("inline", "workers", "quiet", "allow_failures", "no_map"), "map": ("classifier",)}
+_OPTIONS = {
+    "run": ("inline", "workers", "quiet", "allow_failures", "no_map", "figures"),
+    "map": ("classifier", "figures"),
+}
 """Command -> its options beside `--set`."""
 
 
@@ -27,7 +30,8 @@ def command_line(arguments: argparse.Namespace, command: str) -> str:
     for name in _OPTIONS.get(command, ()):
         value = getattr(arguments, name, None)
         if value:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [text])]
     return " ".join([*given, shlex.join(words)])
 
 

@@ -38,7 +38,8 @@ def compare(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        draw_comparison(comparison, output)
+        for kind in dict.fromkeys((output.suffix.removeprefix("."), *arguments.figures)):
+            draw_comparison(comparison, output.with_suffix(f".{kind}" if kind else ""))
     except OSError as error:
         raise UserError(f"cannot be written: {error}", place=str(output), next_step="give another -o") from error
     print(f"picture: {output}")

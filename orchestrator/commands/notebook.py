@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -40,6 +43,74 @@ def load(source: Source, *, overrides: Overrides = (), tracking: str | None = No
     return results_of(load_sweep(source, overrides=overrides, tracking=tracking))
 
 
+def run(
+    source: Source | Sweep | SweepResults,
+    *,
+    overrides: Overrides = (),
+    workers: int | None = None,
+    inline: bool = False,
+    progress: bool = True,
+    draw: bool = True,
+) -> SweepResults:
+    """Run the missing trials of a sweep, as `phasefront run` does, and return its results.
+
+    Interrupting it (Ctrl-C, or a notebook's stop button) stops the run with everything recorded, and raises
+    `KeyboardInterrupt`. Failed trials are listed on stderr and have the status FAILED.
+
+    Args:
+        source: as of `load`, or what `load` has returned. A sweep without a file is kept as `sweep.yaml` in its output
+            folder, so that the command line can resume it.
+        overrides: as of `load`.
+        workers: worker processes, instead of the file's.
+        inline: whether trials run in this process without Ray: slower; for debugging a job.
+        progress: whether to show a progress bar.
+        draw: whether to draw the phase diagram at the end.
+
+    Raises:
+        UserError: the sweep has mistakes.
+        Outage: the infrastructure stayed away; call it again to resume.
+        KeyboardInterrupt: the run was interrupted.
+    """
+    from orchestrator.commands.run import run_sweep
+    from orchestrator.output import guarded_output
+
+    began = time.monotonic()
+    loaded = source.sweep if isinstance(source, SweepResults) else source
+    if isinstance(loaded, Sweep):
+        if overrides:
+            rule, step = "cannot be changed in a sweep that is loaded", "give them to `load`"
+            raise UserError(rule, place="overrides", value=overrides, next_step=step)
+        sweep, file = loaded, None
+    else:
+        sweep = load_sweep(loaded, overrides=overrides)
+        file = sweep.source if sweep.source.is_file() else None
+    texts = _override_texts(overrides) if file is not None else []
+    if workers is not None:
+        if workers < 1:
+            raise UserError("must be a whole number >= 1", place="workers", value=workers)
+        sweep = replace(sweep, resources=sweep.resources.model_copy(update={"workers": workers}))
+    if file is None:
+        file = sweep.output / "sweep.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(sweep.resolved_yaml(), encoding="utf-8")
+    arguments = argparse.Namespace(
+        command="run",
+        file=file,
+        overrides=texts,
+        workers=workers,
+        inline=inline,
+        quiet=not progress,
+        no_map=not draw,
+        allow_failures=False,
+        figures=(),
+    )
+    with guarded_output(outlive=False):
+        code = run_sweep(sweep, arguments, began=began, embedded=True)
+    if code > 128:
+        raise KeyboardInterrupt
+    return results_of(sweep)
+
+
 def results_of(sweep: Sweep) -> SweepResults:
     """The results of a sweep that is loaded."""
     return SweepResults(
@@ -51,6 +122,8 @@ def load_sweep(source: Source, *, overrides: Overrides = (), tracking: str | Non
     """The sweep that is meant, see `load`."""
     from orchestrator.tracking.sweep_source import RUN_ID, run_in_url
 
+    if os.getcwd() not in sys.path:  # noqa: PTH109 - the same text as sys.path holds
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109 - `job: my_module:train`, as on the command line
     texts = _override_texts(overrides)
     learn(*texts, *([tracking] if tracking else []))
     if isinstance(source, Mapping):

@@ -33,6 +33,7 @@ def publish_record(
     classifier: bool = False,
     history: Sequence[tuple[int, float]] = (),
     analyses: bool = False,
+    figures: Sequence[str] = (),
 ) -> Published:
     """Draw what is recorded of these trials, and keep the files and the search's curve with the parent run.
 
@@ -43,6 +44,7 @@ def publish_record(
         classifier: Whether the classifier draws the map of a grid; that of a search it always draws.
         history: (trials, uncertain area) in the course of a search, where it is known.
         analyses: Whether what the sweep file names under `analysis:` is computed too.
+        figures: formats of the figures beside PNG, see `publish`.
 
     Returns:
         The files, notes and metrics; the last value of a curve is the metric `map/<name>`.
@@ -53,7 +55,16 @@ def publish_record(
     rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
     drawing = drawing_of(sweep, history) if classifier or sweep.is_search else None
     replaced = _of_another(sweep, {row.run_id for row in rows.values()})
-    published = publish(sweep, trials, rows, sweep.output, drawing=drawing, curves=tracker.curves, sweep_id=sweep.id)
+    published = publish(
+        sweep,
+        trials,
+        rows,
+        sweep.output,
+        drawing=drawing,
+        curves=tracker.curves,
+        sweep_id=sweep.id,
+        figures=figures,
+    )
     done = analysed(sweep, trials, rows, tracker) if analyses else None
     if done is not None:
         published = replace(
@@ -149,13 +160,14 @@ def keep_summary(sweep: Sweep, summary: Summary, tracker: Tracker, parent: str) 
     tracker.attach({path.name: path})
 
 
-def is_published(sweep: Sweep, summary: Summary, parent: str) -> bool:
-    """Whether this run changed nothing, and an earlier run has drawn the sweep as it is recorded."""
+def is_published(sweep: Sweep, summary: Summary, parent: str, figures: Sequence[str] = ()) -> bool:
+    """Whether this run changed nothing, and an earlier run has drawn the sweep as it is recorded, in these formats."""
     if summary.done or summary.failed or summary.relabelled:
         return False
     try:
         last = json.loads((sweep.output / SUMMARY).read_text())
         drawn = all((sweep.output / name).exists() for name in ("phase_diagram.png", "trials.parquet"))
+        drawn = drawn and all((sweep.output / f"phase_diagram.{kind}").exists() for kind in figures)
         drawn = drawn and _of_another(sweep) is None
         whole = last["done"] + last["skipped"] == summary.skipped and not last["failed"]
         same = last["parent"] == parent and last["thresholds"] == sweep.thresholds_fingerprint()
@@ -202,7 +214,12 @@ def map_(arguments: argparse.Namespace) -> int:
         finished = sum(state.status is Status.FINISHED for state in recorded.values())
         count = relabelled(sweep, trials, tracker)
         published = publish_record(
-            sweep, trials, tracker, classifier=arguments.classifier, history=history(sweep, tracker)
+            sweep,
+            trials,
+            tracker,
+            classifier=arguments.classifier,
+            history=history(sweep, tracker),
+            figures=arguments.figures,
         )
         tracker.annotate(published.metrics)
         for figures in draw_figures(sweep, trials, tracker, arguments):

@@ -47,9 +47,15 @@ class Interrupted(BaseException):
 
 
 class Stopper:
-    """Stops the run at the first signal, and ends the process at the second."""
+    """Stops the run at the first signal, and ends the process at the second.
 
-    def __init__(self) -> None:
+    Args:
+        embedded: Whether the process is not ours, such as that of a notebook: then it never ends here, only SIGINT
+            stops the run, and the second one is a `KeyboardInterrupt`.
+    """
+
+    def __init__(self, *, embedded: bool = False) -> None:
+        self._embedded = embedded
         self.stop = threading.Event()
         self.signal: int = signal.SIGINT
         self.recorded = threading.Event()
@@ -57,9 +63,11 @@ class Stopper:
         self.at_once = True
         """Whether a signal raises `Interrupted`: before and after the trials, as starting Ray can take long."""
         self._before: dict[int, Any] = {}
-        self._signals = [signal.SIGINT, signal.SIGTERM]
+        self._signals = [signal.SIGINT] if embedded else [signal.SIGINT, signal.SIGTERM]
+        if embedded and threading.current_thread() is not threading.main_thread():
+            self._signals = []  # Python has no handlers of other threads
         # A closed terminal stops the run as SIGTERM does, except under nohup, which ignores SIGHUP.
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        if not embedded and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             self._signals.append(signal.SIGHUP)
 
     def install(self) -> None:
@@ -82,21 +90,24 @@ class Stopper:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
+        if self._embedded and self.stop.is_set():
+            raise KeyboardInterrupt
         if self.stop.is_set():
             os._exit(128 + number)  # a Ray that was started here dies with this process
         self.signal = number
         self.stop.set()
-        leave = threading.Timer(LEAVE_AFTER_S, self._leave)
-        leave.daemon = True
-        leave.start()
+        if not self._embedded:
+            leave = threading.Timer(LEAVE_AFTER_S, self._leave)
+            leave.daemon = True
+            leave.start()
         if self.at_once:
             raise Interrupted
 
 
 @contextlib.contextmanager
-def watched_signals() -> Iterator[Stopper]:
+def watched_signals(*, embedded: bool = False) -> Iterator[Stopper]:
     """A stopper that handles the signals."""
-    stopper = Stopper()
+    stopper = Stopper(embedded=embedded)
     stopper.install()
     try:
         yield stopper
@@ -110,8 +121,12 @@ def run(arguments: argparse.Namespace) -> int:
     With `--allow-failures` 0 also where some failed, unless the run gave up before it had tried them all.
     """
     began = time.monotonic()
-    sweep = load_sweep(arguments)
-    with watched_signals() as stopper:
+    return run_sweep(load_sweep(arguments), arguments, began=began)
+
+
+def run_sweep(sweep: Sweep, arguments: argparse.Namespace, *, began: float, embedded: bool = False) -> int:
+    """Run what is missing of a sweep that is loaded, see `run`; `embedded`: see `Stopper`."""
+    with watched_signals(embedded=embedded) as stopper:
         try:
             return _run(arguments, sweep, stopper, began)
         except Interrupted:
@@ -155,11 +170,16 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
             stopper.at_once = True
             _learn(planner, summary, inline=arguments.inline)
             metrics = counts_of(sweep, summary) if arguments.no_map else {}
-            if is_published(sweep, summary, parent):
+            if is_published(sweep, summary, parent, arguments.figures):
                 print(f"nothing to do: all {summary.skipped} trials are recorded, and drawn in {sweep.output}")
             elif not arguments.no_map and (summary.done or summary.skipped):
                 published = publish_record(
-                    sweep, known_trials(sweep, tracker), tracker, history=history(sweep, tracker), analyses=True
+                    sweep,
+                    known_trials(sweep, tracker),
+                    tracker,
+                    history=history(sweep, tracker),
+                    figures=arguments.figures,
+                    analyses=True,
                 )
                 metrics = published.metrics
                 keep_summary(sweep, summary, tracker, parent)

@@ -30,7 +30,13 @@ MOST_INTERACTIVE_CELLS = 20_000
 _PICTURES = ("phase_diagram.png", "phase_diagram_lines.png", "phase_diagram.html", "search_progress.png")
 _DATA = ("trials.parquet", "sweep_metrics.json", "boundary.parquet", "boundary.geojson", "search_progress.csv", SAVINGS)
 _THEORY = ("theory_curves.png", "theory_deviation.parquet", "theory_deviation.txt")
-MAP_FILES = frozenset((*_PICTURES, *_DATA, *_THEORY))
+_VECTOR = tuple(
+    str(Path(name).with_suffix(suffix))
+    for name in (*_PICTURES, *_THEORY)
+    if name.endswith(".png")
+    for suffix in (".svg", ".pdf")
+)
+MAP_FILES = frozenset((*_PICTURES, *_DATA, *_THEORY, *_VECTOR))
 """The names of all files that a map may have; one that is not rewritten belongs to an earlier map."""
 
 
@@ -66,6 +72,7 @@ def publish(
     drawing: Drawing | None = None,
     curves: ReadCurves | None = None,
     sweep_id: str = "",
+    figures: Sequence[str] = (),
 ) -> Published:
     """Write the phase diagram (PNG, HTML), the table of trials and the sweep's metrics into `folder`.
 
@@ -82,6 +89,7 @@ def publish(
         drawing: how the map is fitted; None draws the settings as they are.
         curves: reads recorded curves, to compare with those that the job's theory predicts; None leaves them out.
         sweep_id: recorded in the table, to tell whose map the folder holds.
+        figures: formats in which every PNG is written too: "svg", "pdf".
 
     Raises:
         OSError: the folder cannot be written.
@@ -102,6 +110,10 @@ def publish(
 
     def write(name: str, make: Callable[[Path], None]) -> None:
         files[name] = replaced(folder / name, make)
+        if name.endswith(".png"):
+            for suffix in figures:
+                if suffix != "png":
+                    write(str(Path(name).with_suffix(f".{suffix}")), make)
 
     fitted = MapFiles()
     if drawing is not None:

@@ -24,6 +24,7 @@ from orchestrator.results.export import (
 )
 from orchestrator.results.frames import Format, check_format, in_format
 from orchestrator.results.grid import dimensions, to_dataset
+from orchestrator.results.maps import PhaseMap
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
@@ -185,6 +186,27 @@ class SweepResults:
                 step = "take them from the column trial_id of trials()"
                 raise UserError("is no trial of this sweep", place="trials", value=trial, next_step=step)
         return [by_id[trial] for trial in wanted]
+
+    def map(self, *, classifier: bool = False) -> PhaseMap:
+        """The phase map: phases over the settings, with tables and figures.
+
+        Args:
+            classifier: whether a classifier fits the map of a grid between its settings, as it does for a search.
+
+        Raises:
+            UserError: nothing is recorded of the sweep.
+            Outage: the record stayed away.
+        """
+        with self.reading() as tracker:
+            trials, table = self.access.trials(tracker), self.table(tracker)
+        if set(table.status) <= {MISSING}:
+            step = f"phasefront run {self.sweep.source}"
+            raise UserError("nothing is recorded of this sweep yet", value=self.sweep.record_shown, next_step=step)
+        return PhaseMap.of(self.sweep, trials, table, classifier=classifier)
+
+    def boundary(self, *, format: Format = "pandas") -> Any:
+        """The boundary between the phases with its band, see `PhaseMap.boundary`; of a grid, that of the classifier."""
+        return self.map(classifier=True).boundary(format=format)
 
     def to_xarray(self, metrics: Sequence[str] = ()) -> Any:
         """The sweep as an `xarray.Dataset`.

@@ -54,11 +54,7 @@ def write_html(
         note: follows the summary.
         theory: its predictions are drawn beside the measurements; None if the diagram joins values.
     """
-    layout = lay_out(diagram)
-    ever = [name for name, cells in diagram.observations.items() if cells.reached.any() or cells.censored.any()]
-    first = headline(wanted, diagram.observations)
-    names = [*first, *(name for name in ever if name not in first)]
-    views = [*before, *_views(diagram, layout, names, first, metrics, theory)]
+    page = page_of(diagram, table, wanted, metrics, before=before, theory=theory)
     varying = {axis.name for axis in diagram.axes} | {p for ps in diagram.partners.values() for p in ps}
     units = {name: f" {spec.unit}" for name, spec in params.items() if spec.unit}
     fixed = [
@@ -70,8 +66,8 @@ def write_html(
         path,
         diagram.name,
         summary(diagram) + note,
-        views,
-        texts={"cells": hover_texts(diagram, table, names)},
+        page["views"],
+        texts=page["texts"],
         numbers=[(name, number(value)) for name, value in metrics.items()],
         fixed=fixed,
     )
@@ -112,6 +108,27 @@ def write_page(
         ),
         encoding="utf-8",
     )
+
+
+def page_of(
+    diagram: PhaseDiagram,
+    table: TrialTable,
+    wanted: Sequence[str],
+    metrics: Mapping[str, float],
+    *,
+    before: Sequence[dict[str, Any]] = (),
+    theory: Overlay | None = None,
+) -> dict[str, Any]:
+    """The data of the page: `views`, each a name and slices of traces and layout, and `texts` for hovering.
+
+    Arguments are those of `write_html`.
+    """
+    layout = lay_out(diagram)
+    ever = [name for name, cells in diagram.observations.items() if cells.reached.any() or cells.censored.any()]
+    first = headline(wanted, diagram.observations)
+    names = [*first, *(name for name in ever if name not in first)]
+    views = [*before, *_views(diagram, layout, names, first, metrics, theory)]
+    return {"views": views, "texts": {"cells": hover_texts(diagram, table, names)}}
 
 
 def _views(

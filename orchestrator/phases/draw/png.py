@@ -15,6 +15,9 @@ from orchestrator.phases.scale import AxisScale, round_values
 from orchestrator.phases.text import INK, SOFT, label_colour, number
 from orchestrator.phases.theory.overlay import COLOURS, DASH
 
+Output = Path | Callable[[Any], None]
+"""Where a figure goes: a file, whose suffix is its format (PNG if it is none of FORMATS), or a function."""
+FORMATS = ("png", "svg", "pdf")
 DPI = 160
 MOST_PANELS = 12
 """Small multiples in one still picture; the interactive one shows all."""
@@ -38,14 +41,16 @@ _STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "hatch.linewidth": 0.6,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.hashsalt": "phasefront",
     "legend.frameon": False,
     "axes.titlepad": 8,
 }
 
 
 @contextmanager
-def figure(path: Path, name: str, summary: str, size: tuple[float, float]) -> Iterator[Any]:
-    """A figure of this size in inches, with a name and lines of summary as its heading; saved at the end."""
+def figure(path: Output, name: str, summary: str, size: tuple[float, float]) -> Iterator[Any]:
+    """A figure of this size in inches, with a name and lines of summary as its heading, which goes to `path`."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -62,12 +67,25 @@ def figure(path: Path, name: str, summary: str, size: tuple[float, float]) -> It
         fig.text(0.012, 1 - 0.14 / size[1], name, fontsize=15, fontweight="bold", va="top")
         fig.text(0.012, 1 - 0.46 / size[1], summary, fontsize=10.5, color=SOFT, va="top")
         yield fig
-        fig.savefig(path, format="png", dpi=DPI)
+        if isinstance(path, Path):
+            # Without dates, so that equal figures are equal files.
+            undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+            suffix = path.suffix.removeprefix(".").lower()
+            kind = suffix if suffix in FORMATS else "png"
+            fig.savefig(path, format=kind, dpi=DPI, metadata=undated.get(kind))
+        else:
+            path(fig)
 
 
 @contextmanager
 def sheet(
-    path: Path, name: str, summary: str, widths: Sequence[float], heights: Sequence[float], *, least_width: float = 0.0
+    path: Output,
+    name: str,
+    summary: str,
+    widths: Sequence[float],
+    heights: Sequence[float],
+    *,
+    least_width: float = 0.0,
 ) -> Iterator[tuple[Any, Any]]:
     """A figure and its grid of panels: columns and rows have these sizes in inches; the last row is for the legend."""
     size = max(sum(widths) + 0.4, least_width), sum(heights) + 0.85 + 0.19 * summary.count("\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,8 @@ _SECOND = "#2A6F97"
 _DASH = (0, (3, 1.5))
 
 
-def draw_comparison(comparison: Comparison, path: Path) -> None:
-    """Write the PNG: A, B and their difference side by side; a row for every common slice, up to four."""
+def draw_comparison(comparison: Comparison, path: png.Output) -> None:
+    """Draw A, B and their difference side by side; a row for every common slice, up to four."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import ListedColormap
 

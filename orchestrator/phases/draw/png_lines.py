@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,11 +33,11 @@ def draw_curves(
     layout: Layout,
     wanted: Sequence[str],
     metrics: Mapping[str, float],
-    path: Path,
+    path: png.Output,
     *,
     theory: Overlay | None = None,
 ) -> None:
-    """Write a PNG of observations along x, a panel per value of y, with the phase as a strip below each.
+    """Draw observations along x, a panel per value of y, with the phase as a strip below each.
 
     `layout.lines` and `headline` must not be empty. The predictions of `theory` are drawn beside the observations.
     """

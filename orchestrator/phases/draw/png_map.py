@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +21,15 @@ _HATCH_GREY = "#A8A8A8"
 
 
 def draw_map(
-    diagram: PhaseDiagram, layout: Layout, wanted: Sequence[str], path: Path, *, theory: Overlay | None = None
+    diagram: PhaseDiagram, layout: Layout, wanted: Sequence[str], path: png.Output, *, theory: Overlay | None = None
 ) -> None:
-    """Write a PNG of the label map, with up to two heat maps of observations beside it.
+    """Draw the label map, with up to two heat maps of observations beside it.
 
     Args:
         diagram: what to draw.
         layout: its panels; with several, the observations are left to the interactive picture.
         wanted: the job's headline observations.
-        path: where to write.
+        path: where it goes.
         theory: its predicted phases are drawn over the measured ones.
     """
     panels = layout.panels[: png.MOST_PANELS]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,14 @@ from orchestrator.phases.theory.plane import plane_caption
 
 
 def draw_surface(
-    name: str, summary: str, fitted: FittedMap, panels: Sequence[MapPanel], curve: ProgressCurve | None, path: Path
+    name: str,
+    summary: str,
+    fitted: FittedMap,
+    panels: Sequence[MapPanel],
+    curve: ProgressCurve | None,
+    path: png.Output,
 ) -> None:
-    """Write the PNG of a map of classes: a panel per plane, and beside a single one the uncertain area over trials.
+    """Draw a map of classes: a panel per plane, and beside a single one the uncertain area over trials.
 
     Args:
         name: of the sweep.
@@ -39,7 +43,7 @@ def draw_surface(
         fitted: the map.
         panels: what to draw, in order; at least one.
         curve: how the search progressed, if known.
-        path: where to write.
+        path: where it goes.
     """
     draw = [partial(_draw_map_panel, panel=panel) for panel in panels]
     handles = _map_handles(fitted, panels[: png.MOST_PANELS])
@@ -47,9 +51,9 @@ def draw_surface(
 
 
 def draw_ridges(
-    name: str, summary: str, metric: str, panels: Sequence[RidgePanel], curve: ProgressCurve | None, path: Path
+    name: str, summary: str, metric: str, panels: Sequence[RidgePanel], curve: ProgressCurve | None, path: png.Output
 ) -> None:
-    """Write the PNG of ridges: the expected metric as colour, the peak as a line with its 90% band, the trials.
+    """Draw ridges: the expected metric as colour, the peak as a line with its 90% band, the trials.
 
     Args:
         name: of the sweep.
@@ -57,7 +61,7 @@ def draw_ridges(
         metric: what peaks.
         panels: what to draw, in order; at least one.
         curve: how the search progressed, if known.
-        path: where to write.
+        path: where it goes.
     """
     draw = [partial(_draw_ridge, panel=panel, metric=metric) for panel in panels]
     handles = [
@@ -68,8 +72,8 @@ def draw_ridges(
     _write(name, summary, draw, (6.4, 4.6), (4.5, 3.6), handles, 4, curve, path)
 
 
-def draw_progress(name: str, curve: ProgressCurve, path: Path) -> None:
-    """Write the PNG of the uncertain area over trials."""
+def draw_progress(name: str, curve: ProgressCurve, path: png.Output) -> None:
+    """Draw the uncertain area over trials."""
     last = f"{percent(float(curve.uncertain_area[-1]))} after {plural(int(curve.trials[-1]), 'trial')}"
     with png.figure(path, name, last, (6.4, 4.6)) as fig:
         _draw_progress(fig.add_subplot(), curve)
@@ -84,7 +88,7 @@ def _write(
     handles: Sequence[Any],
     per_row: int,
     curve: ProgressCurve | None,
-    path: Path,
+    path: png.Output,
 ) -> None:
     """Write panels of a size in inches (`single`: if there is one only), the curve beside a single one, the legend."""
     left_out, panels = max(len(panels) - png.MOST_PANELS, 0), panels[: png.MOST_PANELS]

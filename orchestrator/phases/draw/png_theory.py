@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from orchestrator.phases.theory.overlay import COLOURS, DASH
 _WITHIN = "#EEEEEE"
 
 
-def draw_theory_curves(name: str, curves: Sequence[CurveBeside], path: Path) -> None:
-    """Write a PNG: a column per setting, a row per metric, and the deviation below each curve."""
+def draw_theory_curves(name: str, curves: Sequence[CurveBeside], path: png.Output) -> None:
+    """Draw a column per setting, a row per metric, and the deviation below each curve."""
     columns, rows = list(dict.fromkeys(c.place for c in curves)), list(dict.fromkeys(c.metric for c in curves))
     sources = ", ".join(dict.fromkeys(c.predicted.source for c in curves))
     read = int(max(c.count.max() for c in curves))

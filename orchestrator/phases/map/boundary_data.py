@@ -131,8 +131,14 @@ def ridge_lines(fitted: FittedSlice, ridge: RidgeSurface) -> list[BoundaryLine]:
 
 def write_parquet(lines: Sequence[BoundaryLine], path: Path) -> None:
     """Write the vertices (see the module for the columns)."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    pq.write_table(arrow_table(lines), path, compression="zstd")
+
+
+def arrow_table(lines: Sequence[BoundaryLine]) -> Any:
+    """The vertices as a `pyarrow.Table` (see the module for the columns)."""
+    import pyarrow as pa
 
     used = list(dict.fromkeys(name for line in lines for name in line.axes))
     names = list(dict.fromkeys([*used, *(name for line in lines for name in line.fixed)]))
@@ -170,8 +176,7 @@ def write_parquet(lines: Sequence[BoundaryLine], path: Path) -> None:
     arrays["over_seeds_offset_5"] = numbers([line.over_offsets[:, 0] for line in lines])
     arrays["over_seeds_offset_95"] = numbers([line.over_offsets[:, 1] for line in lines])
     meta = {"columns": column, "lines": [{"axes": line.axes, "fixed": dict(line.fixed)} for line in lines]}
-    table = pa.table(arrays).replace_schema_metadata({b"phasefront.boundary": json.dumps(meta).encode()})
-    pq.write_table(table, path, compression="zstd")
+    return pa.table(arrays).replace_schema_metadata({b"phasefront.boundary": json.dumps(meta).encode()})
 
 
 def _along(line: BoundaryLine, name: str, points: NDArray[np.float64]) -> NDArray[np.float64]:
