@@ -46,13 +46,12 @@ def test_the_command_line_goes_on_with_what_a_script_has_run(capfd: pytest.Captu
     assert "6 were finished before" in capfd.readouterr().out
 
 
-def test_a_file_with_overrides_is_named_in_the_command_that_resumes(capfd: pytest.CaptureFixture[str]) -> None:
-    Path("some.yaml").write_text(json.dumps({**SMALL, "axes": {"width": [1]}, "fixed": {"fails": True}}))
-    try:
-        sweep = phasefront.run("some.yaml", overrides={"replicates": 3}, inline=True, draw=False, progress=False)
-    except UserError as error:
-        pytest.skip(error.text)
-    assert len(sweep.trials()) == 3
+def test_failed_trials_are_listed_with_the_command_that_retries(capfd: pytest.CaptureFixture[str]) -> None:
+    content = {**SMALL, "axes": {"trouble": ["none", "raise"]}, "replicates": 1}
+    Path("some.yaml").write_text(json.dumps(content))
+    sweep = phasefront.run("some.yaml", overrides={"replicates": 3}, inline=True, draw=False, progress=False)
+    assert sweep.trials().status.value_counts()[["FINISHED", "FAILED"]].tolist() == [3, 3]
+    assert "phasefront run some.yaml --set replicates=3 --inline --quiet --no-map" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ BENCHMARKS = (
     ["bench_grokking.py"],
     ["bench_tracking.py", "--postgres"],
     ["bench_scale.py"],
+    ["bench_results.py"],
     ["bench_cluster.py"],
 )
 
