@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = recorded_folder(tmp_path_factory.mktemp("maps"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main(["map", "grid.yaml", "--classifier", "--figures", "svg,pdf"]) == 0
+        assert main(["map", "grid.yaml", "--classifier", "--figures", "svg,pdf", "--step", "test_accuracy"]) == 0
     return folder
 
 
@@ -107,13 +107,13 @@ def test_nothing_recorded_has_no_map() -> None:
 
 def test_every_figure_is_written_in_every_format(folder: Path) -> None:
     pictures = sorted((folder / "grid").glob("*.png"))
-    assert pictures
+    assert {"phase_diagram.png", "step_map_test_accuracy.png"} <= {picture.name for picture in pictures}
     for picture in pictures:
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in picture.with_suffix(".svg").read_bytes()[:1000]
         assert picture.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     assert main(["map", "grid.yaml"]) == 0
-    assert not list((folder / "grid").glob("*.svg")), "figures of an earlier map are removed"
+    assert not list((folder / "grid").glob("phase_*.svg")), "figures of an earlier map are removed"
 
 
 def test_formats_that_do_not_exist_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,12 +107,21 @@ def _quantity(name: str, place: str, diagram: PhaseDiagram, table: TrialTable, t
         raise UserError(error.rule, place=place, value=error.name, choices=error.choices, next_step=step) from error
 
 
-def _against(sweep: Sweep, diagram: PhaseDiagram, table: TrialTable, tracker: Tracker, *, x: str, y: str) -> Figures:
+def _against(
+    sweep: Sweep,
+    diagram: PhaseDiagram,
+    table: TrialTable,
+    tracker: Tracker,
+    *,
+    x: str,
+    y: str,
+    kinds: Sequence[str],
+) -> Figures:
     from orchestrator.phases.against import against
     from orchestrator.phases.publish_steps import publish_points
 
     quantities = [_quantity(name, "--against", diagram, table, tracker) for name in (x, y)]
-    return publish_points(against(diagram, table, *quantities), sweep.output)
+    return publish_points(against(diagram, table, *quantities), sweep.output, kinds)
 
 
 def _more_data(
@@ -140,7 +149,7 @@ def _more_data(
     if not diagram.axes[x].numeric:
         raise UserError("must be an axis of numbers", place="--along", value=diagram.axes[x].name)
     y = _quantity(name, "--more-data", diagram, table, tracker)
-    return publish_points(doubling_figure(diagram, table, y, x), sweep.output)
+    return publish_points(doubling_figure(diagram, table, y, x), sweep.output, arguments.figures)
 
 
 def _steps(
@@ -162,7 +171,7 @@ def _steps(
             choices=error.choices,
             next_step=did_you_mean(error.metric, error.choices),
         ) from error
-    return publish_steps(step_map, sweep.output)
+    return publish_steps(step_map, sweep.output, arguments.figures)
 
 
 def _along(diagram: PhaseDiagram, name: str) -> int:

@@ -109,11 +109,7 @@ def publish(
     files: dict[str, Path] = {}
 
     def write(name: str, make: Callable[[Path], None]) -> None:
-        files[name] = replaced(folder / name, make)
-        if name.endswith(".png"):
-            for suffix in figures:
-                if suffix != "png":
-                    write(str(Path(name).with_suffix(f".{suffix}")), make)
+        files.update(write_files(folder, name, make, figures))
 
     fitted = MapFiles()
     if drawing is not None:
@@ -184,6 +180,12 @@ def sweep_metrics(
     metrics.update({name: float(value) for name, value in quantities.items() if math.isfinite(value)})
     # MLflow rejects a whole batch if one name has any other character.
     return {re.sub(r"[^\w/.: -]", "_", name): value for name, value in metrics.items()}, warnings
+
+
+def write_files(folder: Path, name: str, make: Callable[[Path], None], figures: Sequence[str] = ()) -> dict[str, Path]:
+    """Write a file and, if it is a PNG, the same figure in the formats `figures` ("svg", "pdf"): name -> path."""
+    others = [f"{Path(name).stem}.{kind}" for kind in figures if kind != "png"] if name.endswith(".png") else []
+    return {each: replaced(folder / each, make) for each in (name, *others)}
 
 
 def replaced(path: Path, make: Callable[[Path], None]) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.points import PointFigure, write_points
-from orchestrator.phases.publish import replaced
+from orchestrator.phases.publish import replaced, write_files
 from orchestrator.phases.step_text import heading, peak_lines, write_peaks, write_table
 from orchestrator.phases.steps import StepMap
 from orchestrator.phases.text import plural
@@ -32,8 +32,8 @@ def step_axis_of(diagram: PhaseDiagram) -> int | None:
     return max(range(len(axes)), key=lambda a: (axes[a].numeric, len(axes[a].values), -a), default=None)
 
 
-def publish_steps(step_map: StepMap, folder: Path) -> Figures:
-    """Write the pictures (one PNG per metric, one page), the table and the peaks into `folder`."""
+def publish_steps(step_map: StepMap, folder: Path, figures: Sequence[str] = ()) -> Figures:
+    """Write the pictures (one per metric, as PNG and `figures`; one page), the table and the peaks into `folder`."""
     from orchestrator.phases.draw.html_steps import write_step_page
     from orchestrator.phases.draw.png_steps import draw_step_map
 
@@ -41,7 +41,7 @@ def publish_steps(step_map: StepMap, folder: Path) -> Figures:
     files, notes = dict[str, Path](), list[str]()
     for of in step_map.maps:
         name = f"step_map_{re.sub(r'[^A-Za-z0-9_.-]', '_', of.metric)}.png"
-        files[name] = replaced(folder / name, partial(draw_step_map, step_map, of))
+        files |= write_files(folder, name, partial(draw_step_map, step_map, of), figures)
         notes += [f"{of.metric}: {heading(step_map, of)}", *(f"  {line}" for line in peak_lines(step_map, of))]
     writers = {"step_map.html": write_step_page, "step_map.parquet": write_table, "step_map_peaks.json": write_peaks}
     for name, write in writers.items():
@@ -49,14 +49,15 @@ def publish_steps(step_map: StepMap, folder: Path) -> Figures:
     return Figures(files=files, notes=tuple(notes), warnings=tuple(_warnings(step_map)))
 
 
-def publish_points(figure: PointFigure, folder: Path) -> Figures:
-    """Write the picture, the page and the table of points into `folder`."""
+def publish_points(figure: PointFigure, folder: Path, figures: Sequence[str] = ()) -> Figures:
+    """Write the picture (as PNG and `figures`), the page and the table of points into `folder`."""
     from orchestrator.phases.draw.html_points import write_points_page
     from orchestrator.phases.draw.png_points import draw_points
 
     folder.mkdir(parents=True, exist_ok=True)
-    writers = {"png": draw_points, "html": write_points_page, "parquet": write_points}
-    files = {
+    files = write_files(folder, f"{figure.file}.png", partial(draw_points, figure), figures)
+    writers = {"html": write_points_page, "parquet": write_points}
+    files |= {
         (name := f"{figure.file}.{ending}"): replaced(folder / name, partial(write, figure))
         for ending, write in writers.items()
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ ALONG_AXIS, ALONG_STEPS = "#FFFFFF", "#EE6677"
 """Colours of the peaks along the axis and along the steps."""
 
 
-def draw_step_map(step_map: StepMap, of: MetricMap, path: Path) -> None:
-    """Write a PNG: the mean as colour, a panel for each slice, with the peaks along the axis and along the steps."""
+def draw_step_map(step_map: StepMap, of: MetricMap, path: png.Output) -> None:
+    """Draw the mean as colour, a panel for each slice, with the peaks along the axis and along the steps."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm, Normalize
