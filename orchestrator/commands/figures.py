@@ -73,7 +73,7 @@ def draw_figures(
         figures.append(_steps(sweep, joined, table, tracker, arguments))
     if pairs or arguments.more_data:
         diagram = phase_diagram(sweep.name, sweep.axes, phases, table, params)
-        figures += [_against(sweep, diagram, table, tracker, **pair) for pair in pairs]
+        figures += [_against(sweep, diagram, table, tracker, **pair, kinds=arguments.figures) for pair in pairs]
         figures += [_more_data(sweep, diagram, table, tracker, name, arguments) for name in arguments.more_data]
     for figure in figures:
         tracker.attach(figure.files)
