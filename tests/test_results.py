@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from results_kit import EXPECTED, environment, points_of, recorded_folder, runs_of, sql
+from servers import mlflow_server
 
 import phasefront
 from orchestrator.cli import main
@@ -203,6 +204,17 @@ def test_a_sweep_is_loaded_by_the_run_of_its_parent_or_of_a_trial() -> None:
         loaded = phasefront.load(run, tracking="sqlite:///record.db")
         assert loaded.sweep.id == expected.sweep.id
         pd.testing.assert_frame_equal(loaded.trials(), expected.trials())
+
+
+@pytest.mark.slow
+def test_a_sweep_is_loaded_by_the_address_of_its_run_on_a_server(folder: Path, tmp_path: Path) -> None:
+    expected = phasefront.load("grid.yaml")
+    parent, experiment = sql("SELECT run_uuid, experiment_id FROM runs WHERE name = 'earlier-grid'")[0]
+    with mlflow_server(f"phasefront-sqlite:///{folder}/record.db", tmp_path / "artifacts") as uri:
+        loaded = phasefront.load(f"{uri}/#/experiments/{experiment}/runs/{parent}")
+        assert loaded.sweep.tracking.uri == uri
+        pd.testing.assert_frame_equal(loaded.trials(), expected.trials())
+        pd.testing.assert_frame_equal(loaded.curves(METRICS, axes=True), expected.curves(METRICS, axes=True))
 
 
 def test_reading_writes_nothing() -> None:

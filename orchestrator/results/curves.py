@@ -21,17 +21,11 @@ TRIALS_A_CHUNK = 1_000
 
 def declared_metrics(trials: Sequence[Trial], job: Any) -> tuple[str, ...]:
     """The metrics that the job declares for these trials, in its order; empty where it does not tell."""
-    kinds = {trial.params: None for trial in trials} if len(trials) <= 1 else _few(trials)
-    return tuple(dict.fromkeys(name for params in kinds for name in job.metrics_of(params)))
-
-
-def _few(trials: Sequence[Trial]) -> dict[Any, None]:
-    """One trial for each combination of the parameters that are texts or flags: only options add metrics."""
     kinds: dict[tuple[Scalar, ...], Any] = {}
-    for trial in trials:
+    for trial in trials:  # one for each combination of texts and flags, as only options add metrics
         options = tuple(v for v in trial.settings().values() if isinstance(v, (bool, str)))
         kinds.setdefault(options, trial.params)
-    return dict.fromkeys(kinds.values())
+    return tuple(dict.fromkeys(name for params in kinds.values() for name in job.metrics_of(params)))
 
 
 def check_metrics(given: Sequence[str], known: Sequence[str]) -> None:
