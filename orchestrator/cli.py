@@ -122,7 +122,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="AXIS",
         help="the axis beside the step [the one with the most values], or the axis of samples of --more-data",
     )
-    command("analyse", "compute the statistics that the sweep file names, from the record, without running trials")
+    analyse = command(
+        "analyse", "compute the statistics that the sweep file names, from the record, without running trials"
+    )
+    analyse.add_argument("--figures", **figures)
     map_.add_argument("--figures", **figures)
     compare = command("compare", "draw two phase maps and their difference side by side", file=False)
     for name, which in (("first", "one"), ("second", "the other")):

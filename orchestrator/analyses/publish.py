@@ -40,7 +40,14 @@ class Analysed:
 
 
 def analyse(
-    sweep: str, analyses: Sequence[Analysis], source: Source, folder: Path, *, sweep_id: str, thresholds: str
+    sweep: str,
+    analyses: Sequence[Analysis],
+    source: Source,
+    folder: Path,
+    *,
+    sweep_id: str,
+    thresholds: str,
+    figures: Sequence[str] = (),
 ) -> Analysed:
     """Compute the analyses one after another, and write their tables and figures into a folder.
 
@@ -53,6 +60,7 @@ def analyse(
         folder: created if missing.
         sweep_id: kept in the file of results.
         thresholds: their fingerprint, kept there too.
+        figures: formats in which the figures are written beside PNG: "svg", "pdf".
 
     Raises:
         OSError: the folder cannot be written.
@@ -72,7 +80,8 @@ def analyse(
         if result.figure is not None and result.figure.panels:
             from orchestrator.analyses.view import draw
 
-            write(f"analysis_{result.name}.png", partial(draw, sweep, result))
+            for kind in dict.fromkeys(("png", *figures)):
+                write(f"analysis_{result.name}.{kind}", partial(draw, sweep, result))
     done = Analysed(results=results, files=files)
     if results:
         text = "\n".join(done.lines) + "\n"

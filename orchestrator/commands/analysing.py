@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from orchestrator.trial import Trial
 
 
-def analysed(sweep: Sweep, trials: Sequence[Trial], rows: Mapping[str, TrialRow], tracker: Tracker) -> Analysed:
+def analysed(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    rows: Mapping[str, TrialRow],
+    tracker: Tracker,
+    figures: Sequence[str] = (),
+) -> Analysed:
     """Compute the sweep's analyses from what is recorded, and write their files into its output folder.
 
     Args:
@@ -26,6 +32,7 @@ def analysed(sweep: Sweep, trials: Sequence[Trial], rows: Mapping[str, TrialRow]
         trials: All its trials so far.
         rows: Trial id -> what is recorded.
         tracker: Its record, to read curves.
+        figures: Formats of the figures beside PNG.
     """
     from orchestrator.analyses.publish import analyse
     from orchestrator.analyses.source import Source
@@ -42,7 +49,13 @@ def analysed(sweep: Sweep, trials: Sequence[Trial], rows: Mapping[str, TrialRow]
         read=tracker.curves,
     )
     return analyse(
-        sweep.name, analyses, source, sweep.output, sweep_id=sweep.id, thresholds=sweep.thresholds_fingerprint()
+        sweep.name,
+        analyses,
+        source,
+        sweep.output,
+        sweep_id=sweep.id,
+        thresholds=sweep.thresholds_fingerprint(),
+        figures=figures,
     )
 
 
@@ -56,7 +69,7 @@ def analyse(arguments: argparse.Namespace) -> int:
         tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
         count = relabelled(sweep, trials, tracker)
         rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
-        done = analysed(sweep, trials, rows, tracker)
+        done = analysed(sweep, trials, rows, tracker, arguments.figures)
         tracker.attach(done.files)
         left = tracker.detach(done.gone)
         tracker.annotate(done.metrics)
