@@ -313,7 +313,7 @@ def test_a_node_that_joins_gets_workers_and_one_that_leaves_is_replaced() -> Non
     events = bench.poll(GONE_S + 15)
     assert sorted(bench.failures(events)) == [("1", Cause.NODE_LOST, "A"), ("2", Cause.NODE_LOST, "A")]
     assert sorted(bench.engine.where.values()) == ["B", "B"]
-    assert bench.said == ["node A was lost; its trials are run again"]
+    assert bench.said == ["node host A was lost; its trials are run again"]
 
 
 def test_a_node_whose_failures_succeed_elsewhere_is_excluded_and_it_is_said() -> None:
