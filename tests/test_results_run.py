@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
-from results_kit import environment
+from results_kit import ROOT, environment
 from runner_kit import RAMP
 from servers import empty_sqlite
 
@@ -18,6 +19,7 @@ from orchestrator.errors import UserError
 from orchestrator.progress import Page, Snapshot
 
 SMALL = {"name": "small", "job": RAMP, "axes": {"width": [1, 2, 3]}, "replicates": 2}
+NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 
 
 @pytest.fixture(autouse=True)
@@ -133,3 +135,34 @@ print("finished:", (sweep.trials().status == "FINISHED").sum())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=280)
     assert done.returncode == 0 and "finished: 6" in done.stdout, done.stdout + done.stderr
+
+
+EXECUTE = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(notebook, timeout=270, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
+nbformat.write(notebook, "executed.ipynb")
+"""
+
+
+def test_there_is_a_notebook_for_each_main_phenomenon() -> None:
+    assert {"double_descent.ipynb", "grokking.ipynb"} <= {path.name for path in NOTEBOOKS}
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), f"outputs in {path.name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_of_the_documentation_runs(path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", EXECUTE, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=290)
+    assert done.returncode == 0, done.stdout + done.stderr
+    outputs = [
+        output for cell in nbformat.read("executed.ipynb", as_version=4).cells for output in cell.get("outputs", [])
+    ]
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert "image/png" in kinds and "text/html" in kinds
+    assert any("<progress" in output.get("data", {}).get("text/html", "") for output in outputs)
+    assert not [output for output in outputs if output.get("name") == "stderr" and "Traceback" in output["text"]]
