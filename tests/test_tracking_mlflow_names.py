@@ -42,7 +42,13 @@ UNDOCUMENTED = {
 }
 """Public by their names, but in modules that MLflow does not document."""
 
-DOCUMENTED = ("mlflow.MlflowClient", "mlflow.tracking.MlflowClient", "mlflow.entities.", "mlflow.exceptions.")
+DOCUMENTED = (
+    "mlflow.MlflowClient",
+    "mlflow.artifacts.download_artifacts",
+    "mlflow.entities.",
+    "mlflow.exceptions.",
+    "mlflow.tracking.MlflowClient",
+)
 
 PARAMETERS = {
     "create_run": ["experiment_id", "user_id", "start_time", "tags", "run_name"],

@@ -148,7 +148,7 @@ def _member(tags: Mapping[str, str]) -> PackMember:
 
 def check_record(uri: str, place: str, *, what: str = "replay from") -> None:
     """Check that there is a record at this address: MLflow's client would create a database, or retry for minutes."""
-    tracker = open_tracker(uri, experiment="", place=place)
+    tracker = open_tracker(uri, experiment="Default", place=place)
     try:
         tracker.find_sweep("0" * 32)
     finally:
