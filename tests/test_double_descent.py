@@ -110,8 +110,12 @@ def packs(draw: st.DrawFn) -> list[Member[DoubleDescentParams]]:
 @given(pack=packs())
 @settings(max_examples=40)
 def test_a_packed_trial_is_the_trial(pack: list[Member[DoubleDescentParams]]) -> None:
-    """Trainings of up to 40 steps: losses to 2e-4, errors to one example; see `assert_packed_is_solo`."""
-    course = assert_packed_is_solo(JOB, pack, atols=None if pack[0].params.outputs == 1 else ONE_WRONG)
+    """Trainings of up to 40 steps: losses to 2e-4, errors to one example; see `assert_packed_is_solo`.
+
+    Adam divides a gradient by its size, so that the rounding of a gradient near zero becomes a whole step: 1e-3.
+    """
+    rtol = 2e-4 if pack[0].params.optimiser == "sgd" else 1e-3
+    course = assert_packed_is_solo(JOB, pack, rtol=rtol, atols=None if pack[0].params.outputs == 1 else ONE_WRONG)
     for position, one in enumerate(pack):
         schedule = log_spaced_steps(one.params.horizon, one.params.curve_points)
         np.testing.assert_array_equal(course.curves[position].step, schedule)
@@ -124,8 +128,9 @@ def test_the_order_of_a_pack_is_irrelevant(pack: list[Member[DoubleDescentParams
     order = np.random.default_rng(seed).permutation(len(pack)).tolist()
     one, other = curves_of(JOB, pack), curves_of(JOB, [pack[k] for k in order])
     atols = None if pack[0].params.outputs == 1 else ONE_WRONG
+    rtol = 2e-4 if pack[0].params.optimiser == "sgd" else 1e-3
     for place, position in enumerate(order):
-        assert_same_curves(one[position], other[place], rtol=2e-4, atol=2e-5, atols=atols)
+        assert_same_curves(one[position], other[place], rtol=rtol, atol=2e-5, atols=atols)
 
 
 def test_a_pack_of_several_blocks_is_its_trials() -> None:
