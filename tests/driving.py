@@ -18,7 +18,7 @@ from pathlib import Path
 
 MARK = "PHASEFRONT_TEST_MARK"
 """In the environment of a driver, and so of everything that it starts: the way to find what it left behind."""
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 """Longer than anything waited for takes on a busy machine; a wait that reaches it has failed."""
 
 

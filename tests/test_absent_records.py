@@ -156,7 +156,7 @@ def test_access_that_is_denied_in_the_middle_of_a_run_is_an_outage(mlflow: str, 
         assert "run the same command again" in out
         proxy.calm()
         code, out = finish(*RUN, "--set", "replicates=2", uri=proxy.uri, cwd=folder)
-        assert (code, "4 trials finished" in out) == (0, True), out
+        assert (code, "4/4 done" in out) == (0, True), out  # some may have been recorded before
 
 
 @pytest.mark.slow
