@@ -7,8 +7,8 @@ from pathlib import Path
 RECORDS = Path(__file__).parent / "records"
 
 
-def unpack(folder: Path) -> Path:
-    """The record, its study and its sweep files in `folder`."""
+def recorded_folder(folder: Path) -> Path:
+    """`folder`, with the record, its study and its sweep files in it."""
     for name in ("record.db", "optuna.db"):
         (folder / name).write_bytes(lzma.decompress((RECORDS / f"{name}.xz").read_bytes()))
     for path in RECORDS.glob("*.yaml"):

@@ -1,28 +1,15 @@
 """A folder with a recorded grid and two recorded searches, and SQL on their record."""
 
 import json
-import lzma
 import os
 import sqlite3
 from pathlib import Path
 from typing import Any
 
-RECORDS = Path(__file__).parent / "records"
+from recorded_sweeps import RECORDS
+
 EXPECTED: dict[str, Any] = json.loads((RECORDS / "expected.json").read_text())
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def recorded_folder(folder: Path) -> Path:
-    """The record of an earlier version in this folder."""
-    for name in ("record.db", "optuna.db"):
-        (folder / name).write_bytes(lzma.decompress((RECORDS / f"{name}.xz").read_bytes()))
-    for path in RECORDS.glob("*.yaml"):
-        (folder / path.name).write_text(path.read_text())
-    with sqlite3.connect(folder / "record.db") as connection:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            connection.execute(f"UPDATE {table} SET {column} = replace({column}, '{{folder}}', ?)", (str(folder),))
-    connection.close()
-    return folder
 
 
 def sql(query: str, *values: object) -> list[tuple[Any, ...]]:

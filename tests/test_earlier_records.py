@@ -5,7 +5,6 @@ files, and in `expected.json` what that commit's `map --classifier` said of them
 """
 
 import json
-import lzma
 import sqlite3
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from recorded_sweeps import RECORDS, recorded_folder
 from scipy.spatial import cKDTree
 
 from jobs.grokking.params import GrokkingParams
@@ -23,7 +23,6 @@ from orchestrator.phases import publish_map
 from orchestrator.phases.map.classify import classify
 from orchestrator.sweep.sweep import Sweep
 
-RECORDS = Path(__file__).parent / "records"
 EXPECTED: dict[str, Any] = json.loads((RECORDS / "expected.json").read_text())
 SWEEPS = sorted(EXPECTED)
 
@@ -31,16 +30,7 @@ SWEEPS = sorted(EXPECTED)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the earlier version ran the three sweeps in."""
-    folder = tmp_path_factory.mktemp("earlier")
-    for name in ("record.db", "optuna.db"):
-        (folder / name).write_bytes(lzma.decompress((RECORDS / f"{name}.xz").read_bytes()))
-    for path in RECORDS.glob("*.yaml"):
-        (folder / path.name).write_text(path.read_text())
-    with sqlite3.connect(folder / "record.db") as connection:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            connection.execute(f"UPDATE {table} SET {column} = replace({column}, '{{folder}}', ?)", (str(folder),))
-    connection.close()
-    return folder
+    return recorded_folder(tmp_path_factory.mktemp("earlier"))
 
 
 @pytest.fixture(autouse=True)

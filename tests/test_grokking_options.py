@@ -593,3 +593,15 @@ def test_where_small_numbers_are_treated_as_zero_no_step_changes(by: float, monk
     exact = with_gradients_scaled(by, epsilon=1e-11)
     for name in exact.values:
         np.testing.assert_allclose(flushed.values[name], exact.values[name], rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize(
+    ("options", "doubtful"),
+    [({"biases": False}, True), ({"activation": "tanh"}, True), ({}, False), ({"model": "embedding_mlp"}, False)],
+)
+def test_transformers_whose_options_an_earlier_version_ignored_are_doubtful(
+    options: dict[str, Any], doubtful: bool
+) -> None:
+    params = GrokkingParams(**{"model": "transformer", "activation": "relu", **options})
+    assert ("trained their transformers with biases and relu" in Grokking().doubt(params, {})) is doubtful
+    assert Grokking().doubt(params, {"blow_up_step": 3.0}) == ""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from jobs_for_phases import Melt, MeltParams, axis, by_id, product, row
-from recorded_sweeps import unpack
+from recorded_sweeps import recorded_folder
 
 from jobs.job import Censored, Curves, specs
 from orchestrator.axes import Axis
@@ -176,7 +176,7 @@ def test_nothing_finite_makes_an_empty_figure_that_says_so(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module", name="folder")
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpack(tmp_path_factory.mktemp("recorded"))
+    return recorded_folder(tmp_path_factory.mktemp("recorded"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from jobs_for_phases import Melt, MeltParams, axis, by_id, product, row
 from matplotlib.image import imread
-from recorded_sweeps import unpack
+from recorded_sweeps import recorded_folder
 
 from jobs.job import Curves, specs
 from orchestrator.axes import Axis
@@ -197,7 +197,7 @@ def test_the_files_hold_what_was_read(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", name="folder")
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpack(tmp_path_factory.mktemp("recorded"))
+    return recorded_folder(tmp_path_factory.mktemp("recorded"))
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from results_kit import EXPECTED, environment, points_of, recorded_folder, runs_of, sql
+from recorded_sweeps import recorded_folder
+from results_kit import EXPECTED, environment, points_of, runs_of, sql
 from servers import mlflow_server
 
 import phasefront

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from results_kit import EXPECTED, environment, points_of, recorded_folder, runs_of
+from recorded_sweeps import recorded_folder
+from results_kit import EXPECTED, environment, points_of, runs_of
 
 import phasefront
 from orchestrator.cli import main

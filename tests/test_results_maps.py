@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from results_kit import EXPECTED, recorded_folder
+from recorded_sweeps import recorded_folder
+from results_kit import EXPECTED
 
 import phasefront
 from orchestrator.cli import main

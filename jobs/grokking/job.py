@@ -141,12 +141,20 @@ class Grokking(Job[GrokkingParams]):
         return full if full is observations else {**full, **reductions.gap_bounds("generalisation_gap", full, *_GAP)}
 
     def doubt(self, params: GrokkingParams, observations: Observations) -> str:
-        """Of trials of versions before `blow_up_step` was observed, which flushed small numbers to zero on a CPU."""
-        if "blow_up_step" in observations or hides_denormals(params.optimiser, params.epsilon):
+        """Of trials of versions before `blow_up_step` was observed.
+
+        These flushed small numbers to zero on a CPU, and ignored two parameters in transformers.
+        """
+        if "blow_up_step" in observations:
+            return ""
+        again = "Train them again in another experiment: --set tracking.experiment=NAME"
+        if params.model == "transformer" and (not params.biases or params.activation != "relu"):
+            return f"an earlier version trained their transformers with biases and relu (see CHANGELOG.md). {again}"
+        if hides_denormals(params.optimiser, params.epsilon):
             return ""
         return (
             "an earlier version trained them with an epsilon below 1e-11; if on a CPU, steps of Adam were too "
-            "long (see CHANGELOG.md). Train them again in another experiment: --set tracking.experiment=NAME"
+            f"long (see CHANGELOG.md). {again}"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from orchestrator.analyses.base import Analysis
 from orchestrator.analyses.result import Result, write_json
 from orchestrator.analyses.source import Source
+from orchestrator.phases.publish import replaced
 
 TABLES = "analysis.json"
 """All results of a sweep, in one file; also the list of what an earlier analysis has left."""
@@ -70,7 +70,7 @@ def analyse(
     before = _left_in(folder)
 
     def write(name: str, make: Callable[[Path], None]) -> None:
-        files[name] = _replaced(folder / name, make)
+        files[name] = replaced(folder / name, make)
 
     if results:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,16 +102,6 @@ def _left_in(folder: Path) -> list[str]:
         return []
     # Only names that `analyse` gives, whatever the file says.
     return [TABLES, *(name for name in names if name.startswith("analysis") and "/" not in name)]
-
-
-def _replaced(path: Path, make: Callable[[Path], None]) -> Path:
-    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
-    try:
-        make(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
 
 
 def _write_text(path: Path, text: str) -> None:
