@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jobs.double_descent.job import DoubleDescent
-from jobs.double_descent.params import DoubleDescentParams
-from jobs.job import Censored, Curves, Member, Scalar
+from jobs.job import Curves, Member, Scalar
 from orchestrator.analyses.base import Analysis
 from orchestrator.analyses.complexity import ComplexityAnalysis
 from orchestrator.analyses.peak import PeakAnalysis
@@ -22,47 +19,11 @@ from orchestrator.analysis.estimate import Estimate
 from orchestrator.axes import Axis
 from orchestrator.cli import main
 from orchestrator.errors import UserError
-from orchestrator.phases.table import collect
-from orchestrator.records import Recorded, Status
+from orchestrator.records import Status
 from orchestrator.sweep.sweep import Sweep
-from orchestrator.tracking.base import TrialRow
-from orchestrator.trial import Trial
+from tests.analyses_kit import STEPS, axis, row, source, trial
 from tests.packing import curves_of
 from tests.servers import empty_sqlite, mlflow_server
-
-STEPS = np.unique(np.geomspace(1, 20_000, 80).astype(np.int64))
-
-
-def trial(replicate: int, **params: Scalar) -> Trial:
-    values = {"data": "gaussian_teacher", "pool": 4000, **params}
-    return Trial(job="double_descent", job_version=1, params=DoubleDescentParams(**values), replicate=replicate)
-
-
-def row(of: Trial, status: Status = Status.FINISHED, **observed: float | Censored) -> TrialRow:
-    recorded = Recorded(status=status, phase="underfitted", observations=observed, thresholds="t", through_step=-1)
-    return TrialRow(trial_id=of.id, run_id="r", params=of.settings(), replicate=of.replicate, recorded=recorded)
-
-
-def axis(name: str, *values: Scalar) -> Axis:
-    return Axis(name=name, values=values, scale="values")
-
-
-def source(
-    rows: Sequence[tuple[Trial, TrialRow]], *axes: Axis, curves: dict[str, Curves] | None = None, job: Any = None
-) -> Source:
-    table = collect([one for one, _ in rows], {one.id: recorded for one, recorded in rows})
-    params = {one.id: one.params for one, _ in rows}
-
-    def read(trial_ids: Sequence[str], metrics: Sequence[str]) -> Iterator[tuple[str, Curves]]:
-        return ((trial_id, (curves or {})[trial_id]) for trial_id in trial_ids if trial_id in (curves or {}))
-
-    return Source(
-        job=job or DoubleDescent(),
-        axes=axes,
-        table=table,
-        params=[params[trial_id] for trial_id in table.trial_id],
-        read=read,
-    )
 
 
 def along_width(errors: dict[int, float], *, spread: float, replicates: int = 8, **params: Scalar) -> list[Any]:
@@ -355,6 +316,27 @@ MISTAKES = {
     ),
     "[{kind: peak, of: test_loss, along: step, windw: 2}]": ("8:53", "unknown key 'windw'", "did you mean 'window'?"),
     "[{kind: peak, of: test_loss, along: step, window: 0.5}]": ("8:61", "'window' must be a number >= 1", "value: 0.5"),
+    "[{kind: times, of: final_test_loss, tune: [features]}]": (
+        "8:49",
+        "'tune' needs 'between'",
+        "add 'between: AXIS'",
+    ),
+    "[{kind: times, of: final_test_loss, between: features, tune: [features]}]": (
+        "8:70",
+        "'features' is compared, and cannot be tuned",
+        "leave it out",
+    ),
+    "[{kind: law, of: final_test_loss, along: features, form: [power, brokn]}]": (
+        "8:73",
+        "'form.1' must be one of power, floor, critical, broken",
+        "",
+    ),
+    "[{kind: law, of: final_test_loss, along: features, form: []}]": ("8:65", "'form' lists at least one form", ""),
+    "[{kind: step_map, of: final_test_loss, along: features}]": (
+        "8:33",
+        "'final_test_loss' is no metric of job 'ridge'",
+        "did you mean",
+    ),
     "[{kind: peak, of: test_loss, along: step, level: 1}]": (
         "8:60",
         "'level' must be a number > 0 and < 1",

@@ -108,6 +108,84 @@ def test_three_values_have_a_test_of_all_and_one_for_each_pair() -> None:
     assert len(tests) == 4 and all(row["p_value"] == 1 for row in tests), "equal times"
 
 
+def tuned_optimisers() -> Source:
+    """Each optimiser is fastest at a rate of its own; sgd at 1, which is the largest, adamw at 0.1.
+
+    At sgd's rate of 0.1, the first five replicates are fast by luck and the others are slow.
+    """
+    random = np.random.default_rng(4)
+    best = {"adamw": 0.1, "sgd": 1.0}
+    made: list[Any] = []
+    for replicate in range(12):
+        seed = np.exp(0.2 * random.standard_normal())
+        for optimiser, factor in (("adamw", 1), ("sgd", 3)):
+            for rate in (0.01, 0.1, 1.0):
+                for decay in (0.5, 1.0):
+                    off = abs(np.log10(rate / best[optimiser]))
+                    time = 200 * factor * seed * 4**off * (1.5 if decay < 1 else 1)
+                    params = {"optimiser": optimiser, "learning_rate": rate, "weight_decay": decay}
+                    made.append((params, replicate, step(time)))
+    axes = axis("optimiser", "adamw", "sgd"), axis("learning_rate", 0.01, 0.1, 1.0), axis("weight_decay", 0.5, 1.0)
+    return source(made, *axes)
+
+
+def test_each_optimiser_is_compared_at_the_setting_that_half_of_the_seeds_choose(tmp_path: Path) -> None:
+    analysis = TimesAnalysis(kind="times", of=EVENT, between="optimiser", tune=["learning_rate", "weight_decay"])
+    result = analysis.compute(tuned_optimisers())
+    adamw, sgd, pair = result.rows
+    assert adamw["tuned"] == "learning rate 0.1, weight decay 1" and sgd["tuned"] == "learning rate 1, weight decay 1"
+    assert (adamw["trials"], sgd["trials"], pair["trials"]) == (6, 6, 12), "the six seeds that chose are left out"
+    ratio = pair["ratio"]
+    assert isinstance(ratio, Estimate) and ratio.low < 1 / 3 < ratio.high and pair["p_value"] == pytest.approx(2 / 2**6)
+    assert any("replicates 0 to 5" in note for note in result.notes)
+    assert any("optimiser sgd: the tuned learning_rate is the largest" in note for note in result.notes)
+    assert not any("adamw: the tuned learning_rate" in note for note in result.notes)
+    drawn(result, tmp_path / "figure.png")
+
+
+def test_a_setting_is_not_compared_on_the_seeds_that_chose_it() -> None:
+    """A setting that is fast by luck on the first seeds is chosen, and then shown as slow as it is."""
+    made: list[Any] = []
+    for replicate in range(8):
+        for optimiser in ("adamw", "sgd"):
+            for rate in (0.1, 1.0):
+                lucky = replicate < 4 and optimiser == "sgd" and rate == 0.1
+                made.append(({"optimiser": optimiser, "learning_rate": rate}, replicate, step(100 if lucky else 400)))
+    given = source(made, axis("optimiser", "adamw", "sgd"), axis("learning_rate", 0.1, 1.0))
+    result = TimesAnalysis(kind="times", of=EVENT, between="optimiser", tune=["learning_rate"]).compute(given)
+    _, sgd, pair = result.rows
+    median = sgd["median"]
+    assert isinstance(median, Estimate) and median.value == 400 and pair["p_value"] == 1
+
+
+def test_one_seed_cannot_both_choose_and_be_compared() -> None:
+    made: list[Any] = [({"optimiser": o, "learning_rate": 0.1}, 0, step(500)) for o in ("adamw", "sgd")]
+    given = source(made, axis("optimiser", "adamw", "sgd"), axis("learning_rate", 0.1))
+    result = TimesAnalysis(kind="times", of=EVENT, between="optimiser", tune=["learning_rate"]).compute(given)
+    assert result.rows == () and any("only one replicate" in note for note in result.notes)
+
+
+def test_numbers_of_both_values_are_kept_apart_as_metrics() -> None:
+    """Both medians had the same name, so that the later one replaced the other."""
+    metrics = TimesAnalysis(kind="times", of=EVENT, between="optimiser").compute(two_optimisers()).metrics()
+    name = f"analysis/times_{EVENT}_optimiser"
+    assert metrics[f"{name}/median/of adamw"] < metrics[f"{name}/median/of sgd"]
+    assert f"{name}/p_value/of adamw/against sgd" in metrics
+
+
+def test_a_gap_lies_between_both_of_its_bounds() -> None:
+    """A gap between two steps has a bound of its own on each side; the upper one was not read."""
+    gap = "generalisation_gap"
+    made: list[Any] = [
+        ({"weight_decay": 1.0}, r, {gap: 500.0 + r, f"{gap}_after": 400.0 + r, f"{gap}_by": 600.0 + r})
+        for r in range(3)
+    ]
+    given = source(made, axis("weight_decay", 1.0))
+    (group,) = given.groups()
+    above, to = given.bounds(group, gap)
+    assert sorted(above.tolist()) == [400, 401, 402] and sorted(to.tolist()) == [600, 601, 602]
+
+
 def decays(exponent: float) -> Source:
     random = np.random.default_rng(1)
     values = np.geomspace(0.05, 2, 8)
@@ -128,6 +206,29 @@ def test_a_law_has_its_exponent_although_trials_did_not_reach_the_event(tmp_path
     assert b.low < 1.2 < b.high and b.high - b.low < 0.3
     assert int(str(row["not_reached"])) > 0 and row["left_out"] == 1, "a weight decay of 0 is on no power law"
     drawn(result, tmp_path / "figure.png")
+
+
+def test_forms_of_a_law_are_compared_on_the_same_trials(tmp_path: Path) -> None:
+    analysis = LawAnalysis(kind="law", of=EVENT, along="weight_decay", form=["power", "floor", "broken"])
+    result = analysis.compute(decays(1.2))
+    by_form = {row["form"]: row for row in result.rows}
+    assert list(by_form) == ["power", "floor", "broken"]
+    assert {row["trials"] for row in result.rows} == {48}
+    assert float(str(by_form["power"]["difference"])) < 2, "the true form is among the good ones"
+    assert float(str(by_form["broken"]["aicc"])) > float(str(by_form["power"]["aicc"])), "its parameters are not needed"
+    assert sum(float(str(row["weight"])) for row in result.rows) == pytest.approx(1)
+    assert by_form["power"]["c"] is None and isinstance(by_form["floor"]["c"], Estimate)
+    single = LawAnalysis(kind="law", of=EVENT, along="weight_decay", form=["power"])
+    assert single.label == LawAnalysis(kind="law", of=EVENT, along="weight_decay").label
+    assert "form" not in single.compute(decays(1.2)).rows[0]
+    drawn(result, tmp_path / "figure.png")
+
+
+def test_a_form_that_cannot_be_fitted_leaves_the_others() -> None:
+    made: list[Any] = [({"weight_decay": w}, r, step(500 / w)) for w in (0.5, 1.0) for r in range(4)]
+    analysis = LawAnalysis(kind="law", of=EVENT, along="weight_decay", form=["power", "broken"])
+    power, broken = analysis.compute(source(made, axis("weight_decay", 0.5, 1.0))).rows
+    assert power["fit"] == "yes" and str(broken["fit"]).startswith("none: ") and power["weight"] == 1
 
 
 def test_a_law_that_cannot_be_fitted_says_why() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 STEP = "step"
 """Written in place of an axis for the steps of a curve."""
+
+
+Contradiction = tuple[str, str, str]
+"""A key whose value contradicts another's, the rule, and what to do next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,10 @@ class Analysis(FileModel, ABC):
     @abstractmethod
     def needs(self) -> Needs:
         """What it refers to."""
+
+    def contradictions(self) -> Sequence[Contradiction]:
+        """Keys that contradict each other; none by default."""
+        return ()
 
     @abstractmethod
     def compute(self, source: Source) -> Result:

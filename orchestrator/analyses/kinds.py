@@ -13,11 +13,21 @@ from orchestrator.analyses.base import Analysis
 from orchestrator.analyses.complexity import ComplexityAnalysis
 from orchestrator.analyses.critical import CriticalAnalysis
 from orchestrator.analyses.law import LawAnalysis
+from orchestrator.analyses.more_data import MoreDataAnalysis
 from orchestrator.analyses.peak import PeakAnalysis
+from orchestrator.analyses.step_map import StepMapAnalysis
 from orchestrator.analyses.times import TimesAnalysis
 from orchestrator.axes import Axis
 
-_ALL: tuple[type[Analysis], ...] = (PeakAnalysis, ComplexityAnalysis, TimesAnalysis, LawAnalysis, CriticalAnalysis)
+_ALL: tuple[type[Analysis], ...] = (
+    PeakAnalysis,
+    ComplexityAnalysis,
+    MoreDataAnalysis,
+    StepMapAnalysis,
+    TimesAnalysis,
+    LawAnalysis,
+    CriticalAnalysis,
+)
 KINDS: Mapping[str, type[Analysis]] = {kind.kind_name: kind for kind in _ALL}
 MOST_ROWS = 64
 """Rows of a result up to which a job's default applies."""
@@ -34,6 +44,8 @@ def analysis_kind(written: Any) -> str | None:
 AnalysisWritten = Annotated[
     Annotated[PeakAnalysis, Tag("peak")]
     | Annotated[ComplexityAnalysis, Tag("complexity")]
+    | Annotated[MoreDataAnalysis, Tag("more_data")]
+    | Annotated[StepMapAnalysis, Tag("step_map")]
     | Annotated[TimesAnalysis, Tag("times")]
     | Annotated[LawAnalysis, Tag("law")]
     | Annotated[CriticalAnalysis, Tag("critical")],

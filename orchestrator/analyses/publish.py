@@ -77,11 +77,10 @@ def analyse(
     for result in results:
         if result.rows:
             write(f"analysis_{result.name}.csv", result.write_csv)
-        if result.figure is not None and result.figure.panels:
-            from orchestrator.analyses.view import draw
-
+        picture = _picture(sweep, result)
+        if picture is not None:
             for kind in dict.fromkeys(("png", *figures)):
-                write(f"analysis_{result.name}.{kind}", partial(draw, sweep, result))
+                write(f"analysis_{result.name}.{kind}", picture)
     done = Analysed(results=results, files=files)
     if results:
         text = "\n".join(done.lines) + "\n"
@@ -92,6 +91,17 @@ def analyse(
     for name in gone:
         (folder / name).unlink(missing_ok=True)
     return Analysed(results=results, files=files, gone=gone)
+
+
+def _picture(sweep: str, result: Result) -> Callable[[Path], None] | None:
+    """What draws the picture of a result; None if it has none."""
+    if result.picture is not None:
+        return partial(result.picture, sweep)
+    if result.figure is None or not result.figure.panels:
+        return None
+    from orchestrator.analyses.view import draw
+
+    return partial(draw, sweep, result)
 
 
 def _left_in(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,13 @@ class Result:
     estimates: tuple[str, ...]
     """The columns that have intervals."""
     level: float
+    parts: tuple[str, ...] = ()
+    """The columns that tell the rows of one setting apart, if it has several."""
     notes: tuple[str, ...] = ()
     """What a reader must know about these numbers."""
     figure: Figure | None = None
+    picture: Callable[[str, Path], None] | None = None
+    """Draws a picture of another form than `figure`, given the sweep's name and a file."""
 
     def lines(self) -> list[str]:
         """The table as text, with its title and notes."""
@@ -102,11 +106,11 @@ class Result:
         return lines + [f"  note: {note}" for note in self.notes]
 
     def metrics(self) -> dict[str, float]:
-        """Finite numbers as metrics of the parent run: `analysis/<name>/<column>`, and its setting, if any varies."""
+        """Finite numbers as metrics of the parent run: `analysis/<name>/<column>`, and what tells a row from others."""
         found: dict[str, float] = {}
         for row in self.rows:
-            place = "".join(f"/{name} {row[name]}" for name in self.setting if row[name] is not None)
-            for column in self.main:
+            place = "".join(f"/{name} {row[name]}" for name in (*self.setting, *self.parts) if row[name] is not None)
+            for column in (name for name in self.main if name not in self.parts):
                 cell = row.get(column)
                 if isinstance(cell, Estimate):
                     parts = {"": cell.value, "_low": cell.low, "_high": cell.high}

@@ -112,20 +112,16 @@ class Source:
         return np.where(column.reached[group.rows] & np.isfinite(values), values, np.nan)
 
     def bounds(self, group: Group, name: str) -> tuple[Floats, Floats]:
-        """(above, to]: between what an observation of each trial of a group lies; NaN where there is none.
+        """(above, to]: between what an observation of each trial of a group lies; NaN where it has no finite one.
 
-        A step that was found by reports has the observation `<name>_after`, the report before it; without one it is
-        taken as exact. What was not reached has `to` = inf.
+        As `TrialTable.bounds`: what was not reached has `to` = inf.
         """
         column = self.table.observations.get(name)
         if column is None:
             return np.full(len(group.rows), np.nan), np.full(len(group.rows), np.nan)
-        value, censored = column.value[group.rows], column.censored[group.rows]
-        reached = column.reached[group.rows] & np.isfinite(value)
-        after = self.observed(group, f"{name}_after")
-        above = np.where(reached, np.where(np.isnan(after), value, np.minimum(after, value)), np.nan)
-        above = np.where(censored, column.censored_at[group.rows], above)
-        return above, np.where(censored, np.inf, np.where(reached, value, np.nan))
+        above, to = (bound[group.rows] for bound in self.table.bounds(name))
+        known = column.censored[group.rows] | np.isfinite(column.value[group.rows])
+        return np.where(known, above, np.nan), np.where(known, to, np.nan)
 
     def along(self, group: Group, axis: str, values: Floats) -> Sample:
         """A value of each trial of a group, arranged by replicate and by the value of an axis."""

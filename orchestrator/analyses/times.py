@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from orchestrator.analyses.base import Analysis, Needs
+from orchestrator.analyses.base import Analysis, Contradiction, Needs
+from orchestrator.analyses.event_times import Times, Tuning, tune
 from orchestrator.axes import key
 
 if TYPE_CHECKING:
     from jobs.job import Scalar
     from orchestrator.analyses.result import Cell, Line, Panel, Result
-    from orchestrator.analyses.source import Floats, Group, Source
+    from orchestrator.analyses.source import Group, Source
+    from orchestrator.axes import Axis
 
 ALL = "all"
 """The row of a comparison of all values at once."""
@@ -33,32 +35,53 @@ class TimesAnalysis(Analysis):
     between: str | None = key(
         None, "Compare the values of this axis by the log-rank test.", "the name of an axis, or null", min_length=1
     )
+    tune: list[str] = key(
+        [],
+        "Axes whose values are chosen for each value of `between` on half of the replicates; the others are compared.",
+        "a list of axes, where 'between' is given",
+    )
 
     @property
     def default_name(self) -> str:
-        """The kind, the event, and what is compared."""
-        return f"times_{self.of}" + (f"_{self.between}" if self.between else "")
+        """The kind, the event, what is compared, and whether it is tuned."""
+        return f"times_{self.of}" + (f"_{self.between}" if self.between else "") + ("_tuned" if self.tune else "")
+
+    def contradictions(self) -> list[Contradiction]:
+        """Tuning is for a comparison of values that are not tuned."""
+        if self.tune and self.between is None:
+            return [("tune", "'tune' needs 'between', whose values are compared", "add 'between: AXIS'")]
+        if self.between in self.tune:
+            return [("tune", f"'{self.between}' is compared, and cannot be tuned", "leave it out")]
+        return []
 
     @property
     def needs(self) -> Needs:
         """An observation, and an axis of any values."""
         settings = (("between", self.between),) if self.between else ()
-        return Needs(settings=settings, observations=(("of", self.of),))
+        tuned = tuple(("tune", name) for name in self.tune)
+        return Needs(settings=(*settings, *tuned), observations=(("of", self.of),))
 
     def compute(self, source: Source) -> Result:
         """A row for each setting; with `between` also one for each pair of its values, and for all of them."""
         from orchestrator.analyses.result import Figure, Result
+        from orchestrator.analyses.source import title_of
         from orchestrator.analyses.view import MOST_PANELS, spread
 
-        used = (self.between,) if self.between else ()
+        used = (self.between, *self.tune) if self.between else ()
         groups = source.groups(*used)
         drawn = spread(len(groups), MOST_PANELS)
         rows: list[dict[str, Cell]] = []
         panels: list[Panel] = []
+        tunings: list[tuple[Group, Tuning]] = []
         for g, group in enumerate(groups):
-            parts = self._parts(source, group)
-            rows += [self._median_row(group, value, bounds) for value, bounds in parts.items()]
-            rows += self._compared(group, source, parts)
+            parts: Mapping[Scalar | None, Times] = self._parts(source, group)
+            texts: dict[Scalar | None, str] = {}
+            if self.tune:
+                tunings.append((group, tuning := tune(parts)))
+                parts = tuning.parts
+                texts = {of: title_of(dict(zip(self.tune, tuning.chosen[of], strict=True))) for of in parts}
+            rows += [self._median_row(group, value, times, texts.get(value)) for value, times in parts.items()]
+            rows += self._compared(group, parts)
             if g in drawn:
                 panels.append(_panel(group, self.between, parts))
         between = ("of", "against") if self.between else ()
@@ -69,10 +92,11 @@ class TimesAnalysis(Analysis):
             title=f"time to {self.of}" + (f", compared between the values of {self.between}" if self.between else ""),
             rows=tuple(rows),
             setting=tuple(groups[0].setting) if groups else (),
-            main=(*between, "trials", "not_reached", "median", *tests),
+            parts=between,
+            main=(*between, *(("tuned",) if self.tune else ()), "trials", "not_reached", "median", *tests),
             estimates=("median", "ratio"),
             level=self.level,
-            notes=self._notes(),
+            notes=(*self._notes(), *self._notes_of_tuning(source, tunings)),
             figure=Figure(x_label="step", y_label="share that has not reached it", x_log=True, panels=tuple(panels)),
         )
 
@@ -83,21 +107,50 @@ class TimesAnalysis(Analysis):
             notes.append("p values are two-sided permutation tests, and not corrected for the number of comparisons")
         return tuple(notes)
 
-    def _parts(self, source: Source, group: Group) -> dict[Scalar | None, _Times]:
+    def _notes_of_tuning(self, source: Source, tunings: Sequence[tuple[Group, Tuning]]) -> list[str]:
+        """On which replicates the settings were chosen, and which of them are at the end of an axis."""
+        if not tunings:
+            return []
+        tuned_on = sorted({number for _, tuning in tunings for number in tuning.tuned_on})
+        if not tuned_on:
+            return ["nothing is compared: half of the replicates choose a setting, and there is only one replicate"]
+        names = ", ".join(self.tune)
+        notes = [
+            f"tuned: the {names} with the shortest median over replicates {numbers_text(tuned_on)}, "
+            "which are not among the trials of the table"
+        ]
+        for group, tuning in tunings:
+            for of, chosen in tuning.chosen.items():
+                for name, value in zip(self.tune, chosen, strict=True):
+                    end = _end_of(source.axis(name), value)
+                    if end:
+                        where = ", ".join(part for part in (group.title, f"{self.between} {of}") if part)
+                        notes.append(f"{where}: the tuned {name} is the {end} on its axis; a better one may lie beyond")
+        return notes
+
+    def _parts(self, source: Source, group: Group) -> dict[Scalar | None, Times]:
         """Bounds (above, to] of the trials by value of the axis that is compared; one part without one."""
         above, to = source.bounds(group, self.of)
         known = ~np.isnan(above)
-        column = source.table.params[self.between] if self.between else (None,) * len(source.table)
+        params = source.table.params
+        column = params[self.between] if self.between else (None,) * len(source.table)
         values = [column[row] for row in group.rows]
-        parts: dict[Scalar | None, _Times] = {}
+        times = Times(
+            above=above,
+            to=to,
+            replicates=tuple(source.table.replicate[group.rows].tolist()),
+            tuned=tuple(tuple(params[name][row] for name in self.tune) for row in group.rows) if self.tune else (),
+        )
+        parts: dict[Scalar | None, Times] = {}
         for value in dict.fromkeys(values):
             mine = known & np.array([v == value for v in values], dtype=np.bool_)
             if mine.any():
-                replicate = source.table.replicate[group.rows[mine]].tolist()
-                parts[value] = _Times(above[mine], to[mine], replicate)
+                parts[value] = times.where(mine)
         return parts
 
-    def _median_row(self, group: Group, value: Scalar | None, times: _Times) -> dict[str, Cell]:
+    def _median_row(
+        self, group: Group, value: Scalar | None, times: Times, tuned: str | None = None
+    ) -> dict[str, Cell]:
         from orchestrator.analysis.estimate import Estimate
         from orchestrator.analysis.survival import median_time
 
@@ -107,6 +160,7 @@ class TimesAnalysis(Analysis):
             **group.setting,
             "of": value,
             "against": None,
+            **({"tuned": tuned} if self.tune else {}),
             "trials": median.count,
             "not_reached": median.not_reached,
             "median": estimate,
@@ -117,7 +171,7 @@ class TimesAnalysis(Analysis):
             "test": "",
         }
 
-    def _compared(self, group: Group, source: Source, parts: Mapping[Scalar | None, _Times]) -> list[dict[str, Cell]]:
+    def _compared(self, group: Group, parts: Mapping[Scalar | None, Times]) -> list[dict[str, Cell]]:
         from orchestrator.analysis.estimate import Estimate
         from orchestrator.analysis.logrank import logrank, paired
 
@@ -125,9 +179,10 @@ class TimesAnalysis(Analysis):
             return []
         rows: list[dict[str, Cell]] = []
         empty: dict[str, Cell] = {**group.setting, "median": None, "median_after": math.nan, "ratio": None}
+        empty |= {"tuned": None} if self.tune else {}
         if len(parts) > 2:
             above, to = (np.concatenate([getattr(p, end) for p in parts.values()]) for end in ("above", "to"))
-            labels = np.concatenate([np.full(len(p.above), k) for k, p in enumerate(parts.values())])
+            labels = np.concatenate([np.full(len(p), k) for k, p in enumerate(parts.values())])
             overall = logrank(above, to, labels)
             censored = int(np.isinf(to).sum())
             rows.append(
@@ -139,14 +194,14 @@ class TimesAnalysis(Analysis):
             common = sorted(set(of.replicates) & set(against.replicates))
             row: dict[str, Cell] = empty | {"of": a, "against": b}
             if len(common) >= 2:
-                first, second = of.only(common), against.only(common)
+                first, second = of.of(common), against.of(common)
                 pair = paired(first.above, first.to, second.above, second.to, level=self.level)
                 ratio = Estimate(value=pair.ratio.to, low=pair.ratio.low, high=pair.ratio.high, level=self.level)
                 row |= {"ratio": ratio, "excess": pair.excess, "p_value": pair.p_value, "test": "paired log-rank"}
                 both = np.concatenate([first.to, second.to])
             else:
                 both = np.concatenate([of.to, against.to])
-                labels = np.repeat([0, 1], [len(of.to), len(against.to)])
+                labels = np.repeat([0, 1], [len(of), len(against)])
                 test = logrank(np.concatenate([of.above, against.above]), both, labels)
                 row |= {"excess": test.excess[0], "p_value": test.p_value, "test": "log-rank"}
             row |= {"trials": len(both), "not_reached": int(np.isinf(both).sum())}
@@ -154,19 +209,22 @@ class TimesAnalysis(Analysis):
         return rows
 
 
-class _Times:
-    """Bounds of the times of some trials, and their replicates."""
-
-    def __init__(self, above: Floats, to: Floats, replicates: Sequence[int]) -> None:
-        self.above, self.to, self.replicates = above, to, list(replicates)
-
-    def only(self, replicates: Sequence[int]) -> _Times:
-        """The first trial of each of these replicates, in this order."""
-        at = [self.replicates.index(replicate) for replicate in replicates]
-        return _Times(self.above[at], self.to[at], replicates)
+def numbers_text(numbers: Sequence[int]) -> str:
+    """Increasing numbers, as `0 to 9` where they have no gap."""
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
 
 
-def _panel(group: Group, between: str | None, parts: Mapping[Scalar | None, _Times]) -> Panel:
+def _end_of(axis: Axis | None, value: Scalar | None) -> str:
+    """Whether a number is the smallest or the largest of its axis; "" if it is neither, or no number."""
+    numbers = [v for v in axis.values if isinstance(v, int | float) and not isinstance(v, bool)] if axis else []
+    if len(set(numbers)) < 2 or value not in numbers:
+        return ""
+    return "smallest" if value == min(numbers) else "largest" if value == max(numbers) else ""
+
+
+def _panel(group: Group, between: str | None, parts: Mapping[Scalar | None, Times]) -> Panel:
     from orchestrator.analyses.result import Line, Panel
     from orchestrator.analyses.source import title_of
     from orchestrator.analysis.survival import turnbull

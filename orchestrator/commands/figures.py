@@ -176,9 +176,8 @@ def _steps(
 
 def _along(diagram: PhaseDiagram, name: str) -> int:
     """Index of the axis of this name, or of the one that represents it where axes are zipped."""
-    for a, axis in enumerate(diagram.axes):
-        if name == axis.name or name in diagram.partners.get(axis.name, ()):
-            return a
+    if (x := diagram.represented(name)) is not None:
+        return x
     raise UserError(
         "must be an axis with more than one value",
         place="--along",

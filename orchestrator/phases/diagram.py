@@ -134,6 +134,11 @@ class PhaseDiagram:
         """Position of the axis of this name."""
         return [axis.name for axis in self.axes].index(name)
 
+    def represented(self, name: str) -> int | None:
+        """Position of the axis of this name, or of the one that represents it where axes are zipped; None: neither."""
+        named = ((axis.name, *self.partners.get(axis.name, ())) for axis in self.axes)
+        return next((a for a, names in enumerate(named) if name in names), None)
+
 
 def phase_diagram(
     name: str,

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Curves
+from orchestrator.analysis.estimate import LEVEL
 from orchestrator.analysis.means import Means, RunningMeans, at_steps, grid_of_steps
 from orchestrator.analysis.peaks import PeakSearch, find_peak
 from orchestrator.analysis.smoothing import WINDOW
@@ -63,7 +64,7 @@ class MetricMap:
     mean: Floats
     """(C, S) over replicates; NaN where no replicate has a finite value."""
     low: Floats
-    """(C, S) of the mean's 90% interval; -inf for one replicate."""
+    """(C, S) of the mean's interval; -inf for one replicate."""
     high: Floats
     count: Integers
     """(C, S) replicates with a finite value."""
@@ -115,7 +116,13 @@ def error_of(metric: str, values: Floats) -> Floats:
 
 
 def read_step_map(
-    diagram: PhaseDiagram, table: TrialTable, metrics: Collection[str], read: ReadCurves, *, x: int
+    diagram: PhaseDiagram,
+    table: TrialTable,
+    metrics: Collection[str],
+    read: ReadCurves,
+    *,
+    x: int,
+    level: float = LEVEL,
 ) -> StepMap:
     """Read the curves of all finished trials, and reduce them to means and peaks.
 
@@ -125,6 +132,7 @@ def read_step_map(
         metrics: names of recorded metrics.
         read: reads recorded curves.
         x: index of the axis beside the step.
+        level: of the intervals.
 
     Raises:
         NoSuchMetric: a metric is in no curve.
@@ -139,7 +147,7 @@ def read_step_map(
             raise NoSuchMetric(metric, known)
     grid = grid_of_steps(np.concatenate([curves.step for curves in probed]), most=MOST_STEPS)
     panels = cut(diagram, [a for a in range(len(diagram.axes)) if a != x])
-    reducers = [_Reducer(metric, diagram, table, grid, panels, x, len(metrics)) for metric in metrics]
+    reducers = [_Reducer(metric, diagram, table, grid, panels, x, len(metrics), level) for metric in metrics]
     row_of = {table.trial_id[row]: int(row) for row in order}
     trials = beyond = 0
     for trial_id, curves in read([table.trial_id[row] for row in order]):
@@ -179,7 +187,9 @@ class _Reducer:
         panels: Sequence[Panel],
         x: int,
         metrics: int,
+        level: float,
     ) -> None:
+        self._level = level
         self._metric, self._diagram, self._grid, self._x = metric, diagram, grid, x
         self._panels, self._replicate = panels, table.replicate
         cells, steps, axis = len(diagram.codes), len(grid), diagram.axes[x]
@@ -218,7 +228,7 @@ class _Reducer:
         """The current cell is complete."""
         if self._cell < 0:
             return
-        means: Means = self._sums.means()
+        means: Means = self._sums.means(level=self._level)
         for kept, new in zip(
             (self._mean, self._low, self._high, self._count),
             (means.mean, means.low, means.high, means.count),
@@ -226,7 +236,7 @@ class _Reducer:
         ):
             kept[self._cell] = new
         if self._rows:
-            search = search_rows(self._grid, error_of(self._metric, np.array(self._rows)))
+            search = search_rows(self._grid, error_of(self._metric, np.array(self._rows)), level=self._level)
             if search is not None:
                 self._epoch_wise[self._cell] = search
         self._sums, self._rows = RunningMeans(len(self._grid)), []
@@ -257,13 +267,16 @@ class _Reducer:
             values[replicate, codes[self._diagram.cell[rows]]] = self._kept[rows]
             place = np.array(axis.values[axis.special :], dtype=np.float64)
             for k, step in enumerate(self._at.tolist()):
-                search = search_rows(place, error_of(self._metric, values[:, axis.special :, k]), window=1.0)
+                of_step = error_of(self._metric, values[:, axis.special :, k])
+                search = search_rows(place, of_step, window=1.0, level=self._level)
                 if search is not None:
                     along_axis[step] = search
         return StepSlice(panel=panel, cell=cell, along_steps=along_steps, along_axis=along_axis)
 
 
-def search_rows(x: NDArray[np.int64] | Floats, values: Floats, *, window: float = WINDOW) -> PeakSearch | None:
+def search_rows(
+    x: NDArray[np.int64] | Floats, values: Floats, *, window: float = WINDOW, level: float = LEVEL
+) -> PeakSearch | None:
     """The peak of the mean of (R, N) curves, as far as they are complete; None if it cannot be tested.
 
     Places without any finite value are left out, then replicates that are not finite at all others.
@@ -273,4 +286,4 @@ def search_rows(x: NDArray[np.int64] | Floats, values: Floats, *, window: float 
     rows = finite[:, places].all(axis=1)
     if rows.sum() < 2 or places.sum() < 3 or x[places][0] < 0:
         return None
-    return find_peak(x[places], values[np.ix_(rows, places)], window=window)
+    return find_peak(x[places], values[np.ix_(rows, places)], window=window, level=level)

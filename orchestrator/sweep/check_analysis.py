@@ -25,9 +25,11 @@ def check_analyses(
     thresholds: Params,
 ) -> None:
     """Note names that the sweep does not have. What a user's own job observes is not known before it runs."""
+    if not analyses:
+        return
     numeric = tuple(axis.name for axis in axes if all(_is_number(value) for value in axis.values))
     metrics = tuple(dict.fromkeys(name for trial in first for name in known.job.metrics_of(trial.params)))
-    observed = observations(known, first, thresholds) if analyses and is_built_in(known.spec) else ()
+    observed = observations(known, first, thresholds) if is_built_in(known.spec) else ()
     labels: dict[str, int] = {}
     for position, analysis in enumerate(analyses):
         at, needs = ("analysis", position), analysis.needs
@@ -44,6 +46,8 @@ def check_analyses(
             _named(document, at, needs.observations, observed, f"is no observation of job {known.spec!r}")
         if metrics:
             _named(document, at, needs.metrics, metrics, f"is no metric of job {known.spec!r}")
+        for key, rule, next_step in analysis.contradictions():
+            document.add((*at, key), rule, value=document.get((*at, key)), next_step=next_step)
         if analysis.label in labels:
             rule = f"two analyses are named '{analysis.label}'; the first is entry {labels[analysis.label] + 1}"
             document.add(at, rule, key=True, next_step="give one of them another 'name:'")

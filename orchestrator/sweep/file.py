@@ -343,12 +343,21 @@ def _bad_analysis(document: Document, keys: Keys) -> None:
         document.add(keys, "'kind' is missing", choices=kinds, next_step="add for example 'kind: peak'")
 
 
+_ITEMS = {
+    "zip": "the name of an axis",
+    "tune": "the name of an axis",
+    "form": "one of power, floor, critical, broken",
+    "include": "a number",
+}
+"""The valid values in a list, where it is not one of plain values."""
+
+
 def _bad_value(document: Document, keys: Keys, kind: str) -> None:
     owner = next((n for n in range(len(keys) - 1, -1, -1) if model_at(document, keys[:n]) is not None), 0)
     name, written = str(keys[owner]), document.get(keys)
     valid = valid_values(model_at(document, keys[:owner]), name)
     if owner + 1 < len(keys):
-        valid = {"zip": "the name of an axis", "include": "a number"}.get(name, "a finite number, text, true or false")
+        valid = _ITEMS.get(name, "a finite number, text, true or false")
         if keys[0] == "zip" and len(keys) == 2:
             valid = "a list of axes"
     empty = "empty grid: " if kind in ("greater_than_equal", "too_short") and name in ("points", "values") else ""
@@ -376,8 +385,10 @@ _EXAMPLES = {
     "along": "width",
     "window": "1.5",
     "between": "optimiser",
+    "tune": "[learning_rate, weight_decay]",
     "size": "modulus",
     "error": "0.1",
+    "family_wise_error": "0.05",
     "metric": "final_test_accuracy",
     "level": "0.5",
     "ridge": "final_test_error",
@@ -410,7 +421,9 @@ def _advice(keys: Keys, written: object, valid: str) -> str:
     if valid.startswith("text") and isinstance(written, int | float):
         return "put it in quotes"
     if isinstance(written, str):
-        if valid.startswith("one of") and (step := did_you_mean(written, valid.removeprefix("one of ").split(", "))):
+        if valid.startswith("one of") and (
+            step := did_you_mean(written, re.split(r", |; ", valid.removeprefix("one of ")))
+        ):
             return step
         if "number" in valid and "duration" not in valid and written.strip().lstrip("+-")[:1].isdecimal():
             return "write it without quotes"
