@@ -143,8 +143,10 @@ class Params:
     """
 
     def __post_init__(self) -> None:
-        for name, spec in specs(type(self)).items():
-            object.__setattr__(self, name, spec.check(getattr(self, name)))
+        for name, spec, default in _declared(type(self)).fields:
+            value = getattr(self, name)
+            if value is not default and (checked := spec.check(value)) is not value:
+                object.__setattr__(self, name, checked)
 
 
 P = TypeVar("P", bound=Params)
@@ -152,18 +154,49 @@ AnyParams = Params
 """The same class, for use inside `Job`, where the name `Params` is the job's own."""
 
 
-_SPECS: dict[type, Mapping[str, ParamSpec]] = {}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Declared:
+    """What a `Params` class declares, read once: a grid makes many instances."""
+
+    specs: Mapping[str, ParamSpec]
+    fields: tuple[tuple[str, ParamSpec, object], ...]
+    """(name, its rules, its default where that is valid as it is, and so need not be checked again)."""
+    required: tuple[str, ...]
+    added: Mapping[str, Any]
+    """Added parameter -> its default."""
+
+
+_DECLARED: dict[type, _Declared] = {}
+_UNCHECKED = object()
+"""Stands for a default that is checked in every instance."""
+
+
+def _declared(params_type: type[Params]) -> _Declared:
+    if params_type not in _DECLARED:
+        hints = get_type_hints(params_type)
+        known = {
+            f.name: ParamSpec(name=f.name, type=hints[f.name], default=f.default, **f.metadata["param"])
+            for f in dataclasses.fields(params_type)
+        }
+        _DECLARED[params_type] = _Declared(
+            specs=known,
+            fields=tuple((name, spec, _valid_default(spec)) for name, spec in known.items()),
+            required=tuple(name for name, spec in known.items() if spec.required),
+            added={name: spec.default for name, spec in known.items() if spec.added},
+        )
+    return _DECLARED[params_type]
+
+
+def _valid_default(spec: ParamSpec) -> object:
+    try:
+        return spec.default if not spec.required and spec.check(spec.default) is spec.default else _UNCHECKED
+    except ParamError:
+        return _UNCHECKED
 
 
 def specs(params_type: type[Params]) -> Mapping[str, ParamSpec]:
     """The parameters of a `Params` class, in the order of their declaration."""
-    if params_type not in _SPECS:
-        hints = get_type_hints(params_type)
-        _SPECS[params_type] = {
-            f.name: ParamSpec(name=f.name, type=hints[f.name], default=f.default, **f.metadata["param"])
-            for f in dataclasses.fields(params_type)
-        }
-    return _SPECS[params_type]
+    return _declared(params_type).specs
 
 
 def params_from(params_type: type[P], values: Mapping[str, Any]) -> P:
@@ -172,13 +205,14 @@ def params_from(params_type: type[P], values: Mapping[str, Any]) -> P:
     Raises:
         ParamError: a name is unknown or missing, or a value breaks its rule.
     """
-    known = specs(params_type)
+    declared = _declared(params_type)
+    known = declared.specs
     for name in values:
         if name not in known:
             raise ParamError(name, "is not a parameter of this job", values[name], tuple(known))
-    for name, spec in known.items():
-        if spec.required and name not in values:
-            raise ParamError(name, f"is required ({spec.meaning})", None)
+    for name in declared.required:
+        if name not in values:
+            raise ParamError(name, f"is required ({known[name].meaning})", None)
     return params_type(**values)
 
 
@@ -189,8 +223,8 @@ def as_dict(params: Params) -> dict[str, Scalar]:
 
 def identity(params: Params) -> dict[str, Scalar]:
     """The parameters that identify a trial: all but the added ones that have their default."""
-    known = specs(type(params))
-    return {name: v for name, v in as_dict(params).items() if not (known[name].added and v == known[name].default)}
+    added = _declared(type(params)).added
+    return {name: v for name, v in as_dict(params).items() if name not in added or v != added[name]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,14 +6,38 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from jobs.job import Params, Scalar, as_dict, identity
 
 
 def digest(*parts: object, allow_nan: bool = False) -> bytes:
     """The 16-byte hash of plain data; equal on every machine."""
-    text = json.dumps(parts, separators=(",", ":"), sort_keys=True, allow_nan=allow_nan)
+    return _hash(json.dumps(parts, separators=(",", ":"), sort_keys=True, allow_nan=allow_nan))
+
+
+def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False)
+"""As `digest` encodes plain data."""
+
+_last_identity: tuple[Params, str] | None = None
+"""The parameters of which `_identity_text` was asked last, and its answer: replicates follow each other."""
+
+
+def _identity_text(params: Params) -> str:
+    global _last_identity
+    known = _last_identity
+    if known is None or known[0] is not params:
+        _last_identity = known = params, _ENCODER.encode(identity(params))
+    return known[1]
+
+
+@lru_cache(maxsize=16)
+def _quoted(text: str) -> str:
+    return _ENCODER.encode(text)
 
 
 def replicate_seed(job: str, base_seed: int, replicate: int) -> int:
@@ -40,8 +64,21 @@ class Trial:
     """32 hexadecimal digits: the hash of all of the above, so that equal trials have equal ids in any sweep."""
 
     def __post_init__(self) -> None:
-        content = digest("trial", self.job, self.job_version, identity(self.params), self.replicate, self.base_seed)
-        object.__setattr__(self, "id", content.hex())
+        # The digest("trial", job, job_version, identity(params), replicate, base_seed), where the text of the
+        # parameters is made once for all replicates.
+        version, replicate, seed = map(int.__repr__, (self.job_version, self.replicate, self.base_seed))
+        content = f'["trial",{_quoted(self.job)},{version},{_identity_text(self.params)},{replicate},{seed}]'
+        object.__setattr__(self, "id", _hash(content).hex())
+
+    def with_replicate(self, replicate: int) -> Trial:
+        """The same setting with another seed."""
+        return Trial(
+            job=self.job,
+            job_version=self.job_version,
+            params=self.params,
+            replicate=replicate,
+            base_seed=self.base_seed,
+        )
 
     @property
     def seed(self) -> int:

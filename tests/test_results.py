@@ -62,6 +62,44 @@ def test_the_table_has_the_documented_types() -> None:
     assert trials.trial_id.dtype == pd.Series(["text"]).dtype
 
 
+def test_summaries_of_a_metric_are_those_of_its_curve() -> None:
+    """The last and the extreme values have columns of different names, with the step of each."""
+    sweep = phasefront.load("grid.yaml")
+    names = [f"test_loss_{summary}{step}" for summary in ("last", "min", "max") for step in ("", "_step")]
+    trials = sweep.trials(summaries=["test_loss"])
+    assert list(trials.columns) == [*sweep.trials().columns, *names]
+    points = points_of(runs_of("grid"), "test_loss")
+    for row in trials.to_dict("records"):
+        curve = {step: value for (trial_id, step), value in points.items() if trial_id == row["trial_id"]}
+        last = max(curve)
+        assert (row["test_loss_last_step"], row["test_loss_last"]) == (last, curve[last])
+        for name, of in (("min", min), ("max", max)):
+            assert row[f"test_loss_{name}"] == of(curve.values())
+            assert curve[int(row[f"test_loss_{name}_step"])] == row[f"test_loss_{name}"]
+    both = sweep.trials(summaries=["test_loss", "train_loss"], format="arrow")
+    assert str(both.schema.field("train_loss_max_step").type) == "int64" and both.num_columns == len(trials.columns) + 6
+    missing = phasefront.load("grid.yaml", overrides={"replicates": 3}).trials(summaries=["test_loss"])
+    assert missing[missing.status == "MISSING"][names].isna().all().all()
+    with pytest.raises(UserError, match="is no metric of this sweep"):
+        sweep.trials(summaries=["final_test_loss"])
+
+
+def test_a_summary_is_of_the_finite_values_and_of_the_steps_that_have_one() -> None:
+    from jobs.job import Curves
+    from orchestrator.results.curves import summaries
+
+    class Record:
+        def curves(self, trial_ids: list[str], metrics: list[str]) -> Any:
+            step, nan = np.array([1, 2, 3, 4]), np.nan
+            present = {"loss": np.array([True, True, True, False])}
+            yield "b", Curves(step=step, values={"loss": np.array([3.0, 2.0, nan, nan])}, present=present)
+
+    found = {name: column.to_pylist() for name, column in summaries(Record(), ["a", "b"], ["loss"]).items()}  # type: ignore[arg-type]
+    assert [found[f"loss_{name}_step"] for name in ("last", "min", "max")] == [[None, 3], [None, 2], [None, 1]]
+    assert found["loss_min"] == [None, 2] and found["loss_max"] == [None, 3]
+    assert found["loss_last"][0] is None and np.isnan(found["loss_last"][1]), "the last value is as it was measured"
+
+
 def test_the_table_is_that_of_map() -> None:
     sweep = phasefront.load("grid.yaml")
     assert main(["map", "grid.yaml"]) == 0

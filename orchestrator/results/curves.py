@@ -48,6 +48,51 @@ def recorded_metrics(tracker: Tracker, trials: Sequence[Trial]) -> tuple[str, ..
     return tuple(sorted({name for _, curves in tracker.curves([t.id for t in trials]) for name in curves.values}))
 
 
+SUMMARIES = ("last", "min", "max")
+"""What `summaries` gives of each metric."""
+
+
+def summaries(tracker: Tracker, trial_ids: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
+    """Columns (N,) of trials: `<metric>_last`, `<metric>_min` and `<metric>_max`, each with the step, `..._step`.
+
+    The last value is that of the last step at which the metric was reported, which may be NaN. The smallest and the
+    largest are of the finite values, and at the first step that has them. Null where there is none.
+    """
+    pa = library("pyarrow", what="a table of trials")
+    count, row_of = len(trial_ids), {trial_id: row for row, trial_id in enumerate(trial_ids)}
+    kept = [(metric, summary) for metric in metrics for summary in SUMMARIES]
+    value = {key: np.full(count, np.nan) for key in kept}
+    step = {key: np.full(count, -1, dtype=np.int64) for key in kept}
+    for trial_id, curves in tracker.curves(trial_ids, list(metrics)) if metrics else ():
+        row = row_of[trial_id]
+        for metric in metrics:
+            for summary, place in _summarised(curves, metric):
+                value[metric, summary][row], step[metric, summary][row] = (
+                    curves.values[metric][place],
+                    curves.step[place],
+                )
+    columns: dict[str, Any] = {}
+    for metric, summary in kept:
+        absent = step[metric, summary] < 0
+        columns[f"{metric}_{summary}"] = pa.array(value[metric, summary], mask=absent)
+        columns[f"{metric}_{summary}_step"] = pa.array(step[metric, summary], mask=absent)
+    return columns
+
+
+def _summarised(curves: Curves, metric: str) -> Iterator[tuple[str, int]]:
+    """Summary -> its place in a curve, as far as there is one."""
+    if metric not in curves.values:
+        return
+    values = curves.values[metric]
+    there = np.flatnonzero(curves.present[metric]) if curves.present is not None else np.arange(len(values))
+    if len(there):
+        yield "last", int(there[-1])
+    finite = there[np.isfinite(values[there])]
+    if len(finite):
+        yield "min", int(finite[np.argmin(values[finite])])
+        yield "max", int(finite[np.argmax(values[finite])])
+
+
 def axis_columns(axes: Sequence[Axis], trials: Sequence[Trial], taken: Sequence[str] = ()) -> dict[str, Any]:
     """Column -> `pyarrow.Array` (N,) of each axis, null where it does not exist, and of the replicate."""
     pa = library("pyarrow", what="a table of curves")

@@ -90,7 +90,7 @@ class SweepResults:
             warnings.warn(text, stacklevel=3)
         return collect(trials, rows, self.sweep.job_object())
 
-    def trials(self, *, format: Format = "pandas") -> Any:
+    def trials(self, *, summaries: Sequence[str] = (), format: Format = "pandas") -> Any:
         """One row per trial, in an order that depends on the trials' content alone: the table of `trials.parquet`.
 
         Columns: `trial_id` and `run_id` (text; no run id if never recorded), `replicate` (int64), every parameter,
@@ -100,13 +100,33 @@ class SweepResults:
         reports is in (`<name>_after`, `<name>`], or in (`<name>_after`, `<name>_by`]; `bounds_from_schedule` (bool) is
         true where these bounds are not recorded, but follow from the schedule of reports.
 
+        Args:
+            summaries: metrics whose curves are read and summarised in further columns: `<metric>_last`, the last value;
+                `<metric>_min` and `<metric>_max`, the smallest and largest finite value; and the step of each, such as
+                `<metric>_min_step`. A column whose name is taken is `summary.<name>`.
+            format: pandas, arrow or polars.
+
         Raises:
-            UserError: there is no such format, or its library is not installed.
+            UserError: there is no such format, or its library is not installed; or no such metric.
             Outage: the record stayed away.
         """
         check_format(format)
         phases = tuple(self.sweep.job_object().phases)
-        return in_format(self._arrow(self.table()), format, {"phase": phases, "status": STATUSES})
+        return in_format(self._summarised(summaries), format, {"phase": phases, "status": STATUSES})
+
+    def _summarised(self, metrics: Sequence[str]) -> Any:
+        """The table of trials with summaries of these metrics."""
+        with self.reading() as tracker:
+            table = self.table(tracker)
+            arrow = self._arrow(table)
+            if not metrics:
+                return arrow
+            known = curve_tables.declared_metrics(self._chosen(tracker, None), self.sweep.job_object())
+            curve_tables.check_metrics(metrics, known)
+            columns = curve_tables.summaries(tracker, table.trial_id, tuple(dict.fromkeys(metrics)))
+        for name, column in columns.items():
+            arrow = arrow.append_column(f"summary.{name}" if name in arrow.column_names else name, column)
+        return arrow
 
     def _arrow(self, table: TrialTable) -> Any:
         sweep = self.sweep

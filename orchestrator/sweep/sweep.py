@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,7 @@ class Sweep:
         if self.is_open:
             return ()
         numbers = range(self.replicates)
-        return tuple(replace(trial, replicate=n) if n else trial for trial in self.first for n in numbers)
+        return tuple(trial.with_replicate(n) if n else trial for trial in self.first for n in numbers)
 
     def trial(self, setting: Mapping[str, Scalar], replicate: int) -> Trial | None:
         """The trial of a setting; None where the job refuses this combination of values."""
