@@ -115,6 +115,35 @@ def peak_observations(metric: str) -> tuple[str, ...]:
     return peak, f"{peak}_step", second, "second_minimum_step", first, "first_minimum_step"
 
 
+def peak_and_minima(curves: Curves, metric: str, prominence: float) -> dict[str, float | Censored]:
+    """The `peak_observations`, for a search of an earlier version that looks for one of them.
+
+    The peak is the interior maximum that stands highest above the minima on both sides of it, at least `prominence`
+    above the higher one; values that are not finite are left out. Without a peak the first minimum is that of the whole
+    curve, and the others are censored at the last step; without any finite value all of them are.
+    """
+    finite = np.isfinite(curves.values[metric])
+    step, values = curves.step[finite], curves.values[metric][finite]
+    peak: int | None = None
+    if len(values) >= 3:
+        before = np.minimum.accumulate(values)[:-2]
+        after = np.minimum.accumulate(values[::-1])[::-1][2:]
+        height = values[1:-1] - np.maximum(before, after)
+        best = int(np.argmax(height))
+        peak = best + 1 if height[best] >= max(prominence, 1e-12) else None
+    places = (
+        peak,
+        None if peak is None else peak + int(np.argmin(values[peak:])),
+        int(np.argmin(values[:peak])) if len(values) else None,
+    )
+    pairs = [
+        Censored(horizon(curves.step)) if place is None else float(source[place])
+        for place in places
+        for source in (values, step)
+    ]
+    return dict(zip(peak_observations(metric), pairs, strict=True))
+
+
 def parameter_counts(trained: int, *, examples: int, outputs: int) -> dict[str, float]:
     """`parameters`: the trained parameters of a network, without padding; `parameters_per_label`: per number that it
     is trained to output, which are `examples` times `outputs` (the classes, or 1 in regression).

@@ -344,7 +344,8 @@ class Job(ABC, Generic[P]):
     headline: ClassVar[tuple[str, ...]] = ()
     """Observations that get a plot of their own, the most informative first."""
     retired: ClassVar[tuple[str, ...]] = ()
-    """Observations that earlier versions recorded and this one does not; records keep them."""
+    """Observations that earlier versions recorded and this one makes only for searches that look for one of them
+    (`observe_retired`); records keep them."""
     crossings: ClassVar[tuple[str, ...]] = ()
     """Observations that are the first report step at which something holds; `jobs.curves.crossing` makes them."""
     open_params: ClassVar[bool] = False
@@ -405,6 +406,10 @@ class Job(ABC, Generic[P]):
     @abstractmethod
     def observe(self, params: P, curves: Curves, thresholds: AnyParams) -> Observations:
         """Reduce a trial's curves to scalars; what was not reached is `Censored`."""
+
+    def observe_retired(self, params: P, curves: Curves, thresholds: AnyParams) -> Observations:
+        """The `retired` observations of a trial; none by default."""
+        return {}
 
     @abstractmethod
     def phase(self, params: P, observations: Observations, thresholds: AnyParams) -> str:

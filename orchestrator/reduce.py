@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,27 @@ import numpy as np
 from jobs.job import Censored, Curves, Job, Observations, Params, is_metric_name
 
 
-def reduce_curves(job: Job[Any], params: Params, curves: Curves, thresholds: Params) -> tuple[str, Observations]:
+def reduce_curves(
+    job: Job[Any], params: Params, curves: Curves, thresholds: Params, *, retired: Collection[str] = ()
+) -> tuple[str, Observations]:
     """Return a trial's phase and its observations, in a form that the record can hold.
+
+    Args:
+        job: of the trial.
+        params: of the trial.
+        curves: all that it has measured.
+        thresholds: of the sweep.
+        retired: observations to make although the job has retired them (`Job.retired`).
 
     Raises:
         TypeError, ValueError: the job returned an observation that is not a number, or a phase that it does not
             declare. Exceptions of the job itself are passed on.
     """
-    observations = {name: _observation(name, value) for name, value in job.observe(params, curves, thresholds).items()}
+    made = job.observe(params, curves, thresholds)
+    if retired:
+        former = job.observe_retired(params, curves, thresholds)
+        made = {**made, **{name: former[name] for name in retired if name in former}}
+    observations = {name: _observation(name, value) for name, value in made.items()}
     phase = job.phase(params, observations, thresholds)
     if phase not in job.phases:
         raise ValueError(f"phase returned {phase!r}, which is not in the job's phases: {', '.join(job.phases)}")

@@ -30,7 +30,7 @@ from orchestrator.plan.planner import Planner
 from orchestrator.printable import last_line
 from orchestrator.progress import ProgressDisplay, Snapshot
 from orchestrator.records import Status, Summary, TrialResult
-from orchestrator.relabel import relabel_stale
+from orchestrator.relabel import is_stale, relabel_stale
 from orchestrator.search.base import Sampler
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
@@ -67,6 +67,7 @@ class Runner:
         progress: displays the state of the run.
         thresholds: of the job, used to reduce curves to phases.
         fingerprint: of the thresholds, compared with the recorded one.
+        retired: observations that trials need although the job has retired them.
         axes: the parameters that vary, which name a trial in messages.
         trial_timeout_s: seconds after which a trial counts as hanging; None: never.
         stop: set from outside (a signal handler) to stop the run.
@@ -85,6 +86,7 @@ class Runner:
         progress: ProgressDisplay,
         thresholds: Params,
         fingerprint: str,
+        retired: Sequence[str] = (),
         axes: Sequence[str] = (),
         trial_timeout_s: float | None = None,
         stop: threading.Event | None = None,
@@ -95,7 +97,7 @@ class Runner:
         self._job_name, self._planner, self._sampler, self._tracker = job_name, planner, sampler, tracker
         self._pool, self._progress, self._starting, self._clock = pool, progress, starting, clock
         self._thresholds, self._fingerprint, self._axes = thresholds, fingerprint, axes
-        self._trial_timeout_s = trial_timeout_s
+        self._trial_timeout_s, self._retired = trial_timeout_s, tuple(retired)
         self._stop = stop or threading.Event()
         self._stopped = stopped
         self._dispatcher: Dispatcher | None = None
@@ -208,7 +210,7 @@ class Runner:
             known = recorded.get(trial.id)
             if known is None or known.status is not Status.FINISHED:
                 self._waiting.append(trial)
-            elif known.thresholds != self._fingerprint:
+            elif is_stale(known, self._fingerprint, self._retired):
                 stale.append(trial)
             else:
                 self._skip(TrialResult(trial.id, known.status, known.phase, known.observations))
@@ -226,7 +228,8 @@ class Runner:
 
     def _relabel(self, stale: Sequence[Trial]) -> None:
         by_id = {trial.id: trial for trial in stale}
-        for result in relabel_stale(self._tracker, self._planner.job, stale, self._thresholds):
+        job, retired = self._planner.job, self._retired
+        for result in relabel_stale(self._tracker, job, stale, self._thresholds, retired=retired):
             trial = by_id.pop(result.trial_id)
             if result.status is Status.FAILED:
                 error = f"its curves could not be reduced under the new thresholds:\n{result.error or ''}"
@@ -274,6 +277,7 @@ class Runner:
             params=tuple(dict(trial.settings()) for trial in pack.trials),
             seeds=tuple(trial.seed for trial in pack.trials),
             thresholds=as_dict(self._thresholds),
+            retired=self._retired,
             label=pack.trials[0].text(self._axes),
             avoid_nodes=attempt.avoid_nodes,
             fresh_worker=attempt.fresh_worker,

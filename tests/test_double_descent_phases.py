@@ -57,7 +57,27 @@ def test_thresholds_move_the_numbers() -> None:
     errors, tests = [0.9, 0.2, 0.1, 0.05], [0.9, 0.4, 0.45, 0.2]
     assert observed(errors, tests)["interpolation_step"] == Censored(1000.0)
     assert observed(errors, tests, interpolated_error=0.1)["interpolation_step"] == 100.0
-    assert observed(errors, tests, prominence=0.1) == observed(errors, tests), "kept for earlier files, without effect"
+    assert observed(errors, tests, prominence=0.1) == observed(errors, tests), "of retired observations alone"
+
+
+def retired(*args: Any, **limits: Any) -> Observations:
+    return JOB.observe_retired(member().params, curve(*args), DoubleDescentThresholds(**limits))
+
+
+def test_what_is_retired_is_what_earlier_versions_observed() -> None:
+    """Values that these tests expected of `observe` then."""
+    seen = retired([0.9, 0.5, 0.3, 0.0, 0.0, 0.0], [0.9, 0.4, 0.5, 0.7, 0.3, 0.35])
+    assert tuple(seen) == JOB.retired
+    assert (seen["first_minimum_test_error"], seen["first_minimum_step"]) == (0.4, 10.0)
+    assert (seen["test_error_peak"], seen["test_error_peak_step"]) == (0.7, 1000.0)
+    assert (seen["second_minimum_test_error"], seen["second_minimum_step"]) == (0.3, 10_000.0)
+    never = retired([0.9, 0.6, 0.5], [0.9, 0.8, 0.7])
+    for name in ("test_error_peak", "test_error_peak_step", "second_minimum_test_error", "second_minimum_step"):
+        assert never[name] == Censored(100.0)
+    assert (never["first_minimum_test_error"], never["first_minimum_step"]) == (0.7, 100.0)
+    errors, tests = [0.9, 0.2, 0.1, 0.05], [0.9, 0.4, 0.45, 0.2]
+    assert retired(errors, tests)["test_error_peak"] == 0.45
+    assert retired(errors, tests, prominence=0.1)["test_error_peak"] == Censored(1000.0)
 
 
 def test_the_best_error_is_not_the_last() -> None:

@@ -97,6 +97,9 @@ class DescentJob(Job[P]):
             ),
         }
 
+    def observe_retired(self, params: Any, curves: Curves, thresholds: Any) -> Observations:
+        return reductions.peak_and_minima(curves, "test_error", thresholds.prominence)
+
     def phase(self, params: P, observations: Observations, thresholds: Any) -> str:
         """Whether the trial interpolates its training data at its end, or has diverged."""
         if isinstance(observations["diverged_step"], float):

@@ -42,9 +42,9 @@ prominence = partial(
     param,
     0.01,
     low=0,
-    meaning="not used any more: a peak is found by its standard errors over replicates, with `analysis:`",
+    meaning="of the peak of a single trial's curve, which only a search for one uses; other peaks are in `analysis:`",
 )
-"""Kept in a job's thresholds, so that sweep files and records of earlier versions stay valid."""
+"""In a job's thresholds, so that sweep files and records of earlier versions stay valid."""
 
 
 def hides_denormals(kind: str, epsilon: float) -> bool:

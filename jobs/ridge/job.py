@@ -117,6 +117,9 @@ class Ridge(Job[RidgeParams]):
         full |= reductions.gap_bounds("level_gap", full, *_LEVELS)
         return full if len(full) > len(observations) else observations
 
+    def observe_retired(self, params: RidgeParams, curves: Curves, thresholds: Any) -> Observations:
+        return reductions.peak_and_minima(curves, "test_loss", thresholds.prominence)
+
     def phase(self, params: RidgeParams, observations: Observations, thresholds: Any) -> str:
         """One of the four phases of grokking where both levels are set, else whether the model interpolates."""
         if isinstance(observations["diverged_step"], float):

@@ -157,6 +157,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                     progress=progress,
                     thresholds=sweep.thresholds(),
                     fingerprint=sweep.thresholds_fingerprint(),
+                    retired=sweep.retired,
                     axes=[axis.name for axis in sweep.axes],
                     trial_timeout_s=sweep.resources.trial_timeout,
                     stop=stopper.stop,

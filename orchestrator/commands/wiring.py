@@ -49,7 +49,13 @@ def load_sweep(arguments: argparse.Namespace) -> Sweep:
     overrides = list(arguments.overrides)
     if getattr(arguments, "workers", None) is not None:
         overrides.append(f"resources.workers={arguments.workers}")
-    return lasting(Sweep.load(Path(arguments.file), overrides), Path.cwd())
+    sweep = lasting(Sweep.load(Path(arguments.file), overrides), Path.cwd())
+    for name in sweep.retired:
+        say(
+            f"warning: {sweep.metric_place}: '{name}' is read off a single trial's curve, where bumps count as peaks; "
+            "it is made for this search alone. Peaks of means over replicates, with intervals, are in `analysis:`"
+        )
+    return sweep
 
 
 def lasting(sweep: Sweep, folder: Path) -> Sweep:
@@ -130,12 +136,13 @@ def nothing_recorded(sweep: Sweep, place: str, run: str) -> UserError:
 def relabelled(sweep: Sweep, trials: Sequence[Trial], tracker: Tracker) -> int:
     """Label the finished trials again that have labels under other thresholds; how many were."""
     from orchestrator.records import Status
-    from orchestrator.relabel import relabel_stale
+    from orchestrator.relabel import is_stale, relabel_stale
 
     recorded = tracker.index([trial.id for trial in trials])
     finished = [t for t in trials if t.id in recorded and recorded[t.id].status is Status.FINISHED]
-    stale = [t for t in finished if recorded[t.id].thresholds != sweep.thresholds_fingerprint()]
-    results = relabel_stale(tracker, sweep.job_object(), stale, sweep.thresholds())
+    fingerprint, retired = sweep.thresholds_fingerprint(), sweep.retired
+    stale = [t for t in finished if is_stale(recorded[t.id], fingerprint, retired)]
+    results = relabel_stale(tracker, sweep.job_object(), stale, sweep.thresholds(), retired=retired)
     return sum(result.status is Status.FINISHED for result in results)
 
 

@@ -23,6 +23,8 @@ class PackTask:
     params: tuple[dict[str, Scalar], ...]
     seeds: tuple[int, ...]
     thresholds: dict[str, Scalar]
+    retired: tuple[str, ...] = ()
+    """Observations to make although the job has retired them (`Job.retired`)."""
     label: str = ""
     """Its first trial as messages name it (`Trial.text`)."""
     avoid_nodes: frozenset[str] = frozenset()

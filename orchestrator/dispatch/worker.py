@@ -266,7 +266,9 @@ class _OpenCurves:
         if error is None:
             try:
                 params, curves = self._members[position].params, self._curves(measured)
-                phase, observations = reduce_curves(self._job, params, curves, self._thresholds)
+                phase, observations = reduce_curves(
+                    self._job, params, curves, self._thresholds, retired=self._task.retired
+                )
                 status = Status.FINISHED
             except Exception:  # the job's own code: the trial fails with what it raised
                 error = traceback.format_exc()

@@ -140,11 +140,9 @@ def check_metric(
     if not is_built_in(known.spec):
         return
     valid = observations(known, first, thresholds)
-    if not valid or name in valid:
+    if not valid or name in (*valid, *known.job.retired):
         return
     next_step = did_you_mean(name, valid, "name one of these")
-    if name in known.job.retired:
-        next_step = "a peak is not observed of a single trial any more; its height is in 'analysis:', for each setting"
     document.add(
         keys, f"job {known.spec!r} has no observation '{name}'", value=name, choices=valid, next_step=next_step
     )

@@ -24,6 +24,7 @@ from orchestrator.sweep.check_secrets import check_secrets
 from orchestrator.sweep.document import Keys
 from orchestrator.sweep.file import Resources, SearchKeys, SweepFile, Tracking, check_form
 from orchestrator.sweep.yaml import Reference, dump, read, without_defaults
+from orchestrator.target import MetricTarget
 from orchestrator.trial import Trial, digest
 
 FORMAT = 1
@@ -180,6 +181,14 @@ class Sweep:
     def search_seed(self) -> int:
         """Base of the search's own random numbers."""
         return self.seed if self.search.seed is None else self.search.seed
+
+    @property
+    def retired(self) -> tuple[str, ...]:
+        """The observation that its search looks for, if the job has retired it."""
+        target = self.search.target
+        if not (self.is_search and isinstance(target, MetricTarget)):
+            return ()
+        return tuple(name for name in self.job_object().retired if name == target.observation)
 
     @property
     def analyses(self) -> tuple[Analysis, ...]:
