@@ -239,6 +239,13 @@ def test_map_draws_the_step_as_an_axis_from_the_record_alone(
     stored = [path.name for path in recorded.rglob("step_map.parquet")]
     assert len(stored) == 2, "beside the map, and with the parent run"
 
+    # A map without the option leaves them, and says of what time they are.
+    assert "show the record as an earlier `map` found it" not in said
+    assert main(["map", "grid.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert "warning: step_map.html and 4 more show the record as an earlier `map` found it" in said
+    assert (out / "step_map_test_accuracy.png").is_file()
+
 
 @pytest.mark.parametrize(
     ("file", "options", "said"),

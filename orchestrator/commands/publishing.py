@@ -191,13 +191,27 @@ def counts_of(sweep: Sweep, summary: Summary) -> dict[str, float]:
     return {name: float(count) for name, count in counts.items()}
 
 
+ON_REQUEST = ("step_map*", "*_against_*", "more_data_*")
+"""Files of `map --step`, `--against` and `--more-data`: only these options write or replace them."""
+
+
 def print_files(published: Published) -> None:
-    """Print the notes, files and warnings of a map."""
+    """Print the notes, files and warnings of a map; of figures on request that an earlier map has drawn, the names."""
     for note in published.notes:
         print(note)
     for name, path in sorted(published.files.items()):
         print(f"{name:<25} {path}")
-    for warning in published.warnings:
+    folders = {path.parent for path in published.files.values()}
+    found = {path.name for folder in folders for pattern in ON_REQUEST for path in folder.glob(pattern)}
+    earlier = sorted(name for name in found - published.files.keys() if not name.startswith("analysis_"))
+    warnings = [*published.warnings]
+    if earlier:
+        more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
+        warnings.append(
+            f"{earlier[0]}{more} show the record as an earlier `map` found it: give its option again to draw them anew, "
+            "or name them under `analysis:`"
+        )
+    for warning in warnings:
         print(f"warning: {warning}")
 
 

@@ -128,24 +128,23 @@ def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow], job: Job[Any]
     unique = list(by_id.values())
     kinds = dict.fromkeys(type(t.params) for t in unique)
     names = list(dict.fromkeys(f.name for kind in kinds for f in dataclasses.fields(kind)))
-    keyed = sorted(
-        ((tuple(getattr(t.params, n, None) for n in names), t.replicate, t.base_seed, t.id) for t in unique),
-        key=_sort_key,
-    )
-    joined = [rows.get(item[3]) for item in keyed]
+    unsorted = {name: [getattr(trial.params, name, None) for trial in unique] for name in names}
+    order = _order(unique, unsorted)
+    ordered = [unique[k] for k in order]
+    joined = [rows.get(trial.id) for trial in ordered]
     finished = [row.recorded if row and row.recorded.status is Status.FINISHED else None for row in joined]
     observed: list[Observations] = [recorded.observations if recorded else {} for recorded in finished]
-    completed = np.zeros(len(keyed), dtype=np.bool_)
+    completed = np.zeros(len(ordered), dtype=np.bool_)
     for row, own in enumerate(observed if job else ()):
         if job and own:
-            observed[row] = job.completed(by_id[keyed[row][3]].params, own)
+            observed[row] = job.completed(ordered[row].params, own)
             completed[row] = observed[row] is not own
     observations = dict.fromkeys(name for own in observed for name in own)
     return TrialTable(
-        trial_id=tuple(item[3] for item in keyed),
+        trial_id=tuple(trial.id for trial in ordered),
         run_id=tuple(row.run_id if row else None for row in joined),
-        replicate=np.array([item[1] for item in keyed], dtype=np.int64),
-        params={name: tuple(item[0][i] for item in keyed) for i, name in enumerate(names)},
+        replicate=np.array([trial.replicate for trial in ordered], dtype=np.int64),
+        params={name: tuple([column[k] for k in order]) for name, column in unsorted.items()},
         phase=tuple(recorded.phase if recorded else None for recorded in finished),
         status=tuple(row.recorded.status.value if row else MISSING for row in joined),
         observations={name: _column([own.get(name) for own in observed]) for name in observations},
@@ -153,19 +152,30 @@ def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow], job: Job[Any]
     )
 
 
-def _sort_key(item: tuple[tuple[Scalar | None, ...], int, int, str]) -> tuple[object, ...]:
-    # Open parameters may be absent in some trials, or text in some and numbers in others.
-    return ([(v is not None, isinstance(v, str), v) for v in item[0]], *item[1:])
+def _order(trials: Sequence[Trial], params: Mapping[str, Sequence[Scalar | None]]) -> list[int]:
+    """The trials by their parameters, name by name, then by replicate, seed and id."""
+    keys: list[Sequence[Any]] = []
+    for column in params.values():
+        if column.count(column[0]) == len(column):
+            continue  # most parameters are the same in all trials
+        kinds = set(map(type, column))
+        plain = kinds == {str} or kinds <= {bool, int, float}
+        # Open parameters may be absent in some trials, or text in some and numbers in others.
+        keys.append(column if plain else [(v is not None, isinstance(v, str), v) for v in column])
+    rows = list(zip(*keys, ((t.replicate, t.base_seed, t.id) for t in trials), strict=True))
+    return sorted(range(len(trials)), key=rows.__getitem__)
 
 
 def _column(values: Sequence[float | Censored | None]) -> ObservationColumn:
-    censored = np.array([isinstance(v, Censored) for v in values], dtype=np.bool_)
-    return ObservationColumn(
-        value=np.array([np.nan if v is None or isinstance(v, Censored) else v for v in values], dtype=np.float64),
-        reached=np.array([v is not None for v in values], dtype=np.bool_) & ~censored,
-        censored_at=np.array([v.at if isinstance(v, Censored) else np.nan for v in values], dtype=np.float64),
-        censored=censored,
-    )
+    kinds = list(map(type, values))
+    censored = np.array([kind is Censored for kind in kinds], dtype=np.bool_)
+    absent = np.array([kind is type(None) for kind in kinds], dtype=np.bool_)
+    bounds = np.full(len(values), np.nan)
+    bounds[censored] = [v.at for v in values if isinstance(v, Censored)]
+    numbers = np.full(len(values), np.nan)
+    reached = ~(censored | absent)
+    numbers[reached] = [v for v, known in zip(values, reached.tolist(), strict=True) if known]
+    return ObservationColumn(value=numbers, reached=reached, censored_at=bounds, censored=censored)
 
 
 @dataclass(frozen=True, kw_only=True)
