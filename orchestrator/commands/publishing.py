@@ -208,8 +208,8 @@ def print_files(published: Published) -> None:
     if earlier:
         more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
         warnings.append(
-            f"{earlier[0]}{more} show the record as an earlier `map` found it: give its option again to draw them anew, "
-            "or name them under `analysis:`"
+            f"{earlier[0]}{more} show the record as an earlier `map` found it: give the option again to draw anew, or "
+            "name them under `analysis:`"
         )
     for warning in warnings:
         print(f"warning: {warning}")
