@@ -317,21 +317,21 @@ MISTAKES = {
     "[{kind: peak, of: test_loss, along: step, windw: 2}]": ("8:53", "unknown key 'windw'", "did you mean 'window'?"),
     "[{kind: peak, of: test_loss, along: step, window: 0.5}]": ("8:61", "'window' must be a number >= 1", "value: 0.5"),
     "[{kind: times, of: final_test_loss, tune: [features]}]": (
-        "8:49",
+        "8:53",
         "'tune' needs 'between'",
         "add 'between: AXIS'",
     ),
     "[{kind: times, of: final_test_loss, between: features, tune: [features]}]": (
-        "8:70",
+        "8:72",
         "'features' is compared, and cannot be tuned",
         "leave it out",
     ),
     "[{kind: law, of: final_test_loss, along: features, form: [power, brokn]}]": (
-        "8:73",
+        "8:76",
         "'form.1' must be one of power, floor, critical, broken",
         "",
     ),
-    "[{kind: law, of: final_test_loss, along: features, form: []}]": ("8:65", "'form' lists at least one form", ""),
+    "[{kind: law, of: final_test_loss, along: features, form: []}]": ("8:68", "'form' must be one of power", ""),
     "[{kind: step_map, of: final_test_loss, along: features}]": (
         "8:33",
         "'final_test_loss' is no metric of job 'ridge'",

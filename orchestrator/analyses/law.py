@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Discriminator, Field, Tag
 
-from orchestrator.analyses.base import Analysis, Contradiction, Needs
+from orchestrator.analyses.base import Analysis, Needs
 from orchestrator.axes import key
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from orchestrator.analysis.laws import Law
 
 Form = Literal["power", "floor", "critical", "broken"]
+Forms = Annotated[
+    Annotated[Form, Tag("one")] | Annotated[list[Form], Tag("several"), Field(min_length=1)],
+    Discriminator(lambda written: "several" if isinstance(written, list) else "one"),
+]
+"""One form or several, as the file writes them."""
 
 
 class LawAnalysis(Analysis):
@@ -28,7 +34,7 @@ class LawAnalysis(Analysis):
     kind: Literal["law"] = key(..., "A scaling law of an observation along an axis.", "law")
     of: str = key(..., "What follows the law.", "an observation such as generalisation_step", min_length=1)
     along: str = key(..., "The quantity that it depends on.", "the name of an axis with numbers", min_length=1)
-    form: Form | list[Form] = key(
+    form: Forms = key(
         "power",
         "power: a x^-b; floor: a x^-b + c; critical: a (x - x_c)^-nu; broken: a power law with one break. Several are "
         "fitted to the same trials and compared by AICc.",
@@ -44,10 +50,6 @@ class LawAnalysis(Analysis):
     def default_name(self) -> str:
         """The forms, what follows them, and the axis."""
         return f"law_{'-'.join(self.forms)}_{self.of}_{self.along}"
-
-    def contradictions(self) -> list[Contradiction]:
-        """There is at least one form."""
-        return [] if self.forms else [("form", "'form' lists at least one form of a law", "write 'form: power'")]
 
     @property
     def needs(self) -> Needs:

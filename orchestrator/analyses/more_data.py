@@ -104,8 +104,8 @@ class MoreDataAnalysis(Analysis):
     def _row(self, group: Group, found: Doubling) -> dict[str, Cell]:
         return {
             **group.setting,
-            self.along: found.samples,
-            "doubled": found.doubled,
+            self.along: _whole(found.samples),
+            "doubled": _whole(found.doubled),
             "interpolated": found.interpolated,
             "replicates": found.replicates,
             "change": found.difference,
@@ -145,6 +145,10 @@ class MoreDataAnalysis(Analysis):
         ]
         what = f"{tests} one-sided t tests within replicates, adjusted together by Holm's method"
         return (*(regions or ["more data is not shown to hurt anywhere"]), what)
+
+
+def _whole(size: float) -> float | int:
+    return int(size) if size.is_integer() else size
 
 
 def _regions(compared: Sequence[Doubling], family_wise_error: float) -> list[tuple[float, float]]:

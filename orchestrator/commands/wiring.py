@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +33,9 @@ GPU_MEMORY_BYTES = 16e9
 """Assumed for a GPU that was not measured."""
 
 
-say = partial(print, file=sys.stderr, flush=True)
-"""Show a line beside the result of a command."""
+def say(line: str) -> None:
+    """Show a line beside the result of a command."""
+    print(line, file=sys.stderr, flush=True)  # the stream of now: tests and notebooks replace it
 
 
 def load_sweep(arguments: argparse.Namespace) -> Sweep:
