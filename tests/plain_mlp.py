@@ -98,7 +98,8 @@ def plain_curves(member: Member[DoubleDescentParams]) -> Curves:
     """The trial's curves."""
     p, seed = member.params, member.seed
     data, network = examples_of(p, seed), network_of(p, seed)
-    batches = Batches(seeds=[seed], counts=[p.used], batch_sizes=[p.batch], order=p.batch_order, device="cpu")
+    order = "whole_epochs" if p.last_batch == "smaller" else p.batch_order
+    batches = Batches(seeds=[seed], counts=[p.used], batch_sizes=[p.batch], order=order, device="cpu")
     betas, rate, decay = (p.beta1, p.beta2), p.learning_rate, p.weight_decay
     if p.optimiser == "sgd":
         optimiser: torch.optim.Optimizer = torch.optim.SGD(
@@ -110,7 +111,8 @@ def plain_curves(member: Member[DoubleDescentParams]) -> Curves:
     schedule = log_spaced_steps(p.horizon, p.curve_points).tolist()
     points = []
     for step in range(p.horizon):
-        rows = batches.draw(step, 1)[0, 0]
+        rows, weights = batches.draw(step, 1)[0, 0], batches.step_weights(step, 1)
+        rows = rows if weights is None else rows[weights[0, 0] > 0]
         for group in optimiser.param_groups:
             group["lr"] = rate * p.rate_decay ** (step // p.decay_steps if p.decay_steps else 0)
         optimiser.zero_grad()

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.job import Curves, Member, Scalar
 from orchestrator.analyses.base import Analysis
-from orchestrator.analyses.complexity import ComplexityAnalysis
+from orchestrator.analyses.complexity import ComplexityAnalysis, ThresholdAnalysis
 from orchestrator.analyses.peak import PeakAnalysis
 from orchestrator.analyses.source import Source
 from orchestrator.analysis.estimate import Estimate
@@ -185,6 +185,46 @@ def test_the_complexity_is_censored_at_the_edges_of_the_grid(
 def test_sizes_below_the_complexity_that_are_not_fitted_are_named() -> None:
     (found,) = complexity({500: (0.3, 0.3), 1000: (0.0, 0.0), 2000: (0.5, 0.5)}).rows
     assert (found["largest_fitted"], found["monotone"], found["not_fitted_below"]) == (1000, False, "500")
+
+
+def threshold(errors: dict[int, tuple[float, ...]], **options: Any) -> Any:
+    rows = []
+    for width, replicates in errors.items():
+        for r, error in enumerate(replicates):
+            one = trial(r, width=width)
+            rows.append((one, row(one, final_train_error=error)))
+    return ThresholdAnalysis(kind="threshold", **options).compute(source(rows, axis("width", *errors)))
+
+
+def test_the_interpolation_threshold_is_that_of_the_mean_error() -> None:
+    """By hand: in log width the mean error falls from 0.1 at 8 to 0.02 at 32, and is 0.06 at 16.
+
+    The interval ends at the thresholds of the two replicates: a quarter of the resamples has one of them alone.
+    """
+    errors = {2: (0.2, 0.4), 8: (0.05, 0.15), 32: (0.0, 0.04), 128: (0.0, 0.0)}
+    result = threshold(errors, error=0.06)
+    (found,) = result.rows
+    place = found["threshold"]
+    expected = (16, 2 * 4 ** (14 / 15), 8 * 4 ** (9 / 11))
+    assert (place.value, place.low, place.high) == pytest.approx(expected)
+    assert (found["largest_not_fitted"], found["monotone"], found["censored"]) == (8, True, "")
+    assert result.metrics()["analysis/threshold_final_train_error_width/threshold"] == pytest.approx(16)
+    assert result.lines()[0].startswith("interpolation threshold: width from which on the mean final_train_error")
+
+
+@pytest.mark.parametrize(("error", "sign", "bounds"), [(0.3, ">=", (8, np.inf)), (0.0, "<", (0, 2))])
+def test_the_threshold_is_censored_at_the_edges_of_the_grid(
+    error: float, sign: str, bounds: tuple[float, float]
+) -> None:
+    result = threshold({2: (error,) * 3, 8: (error,) * 3})
+    (found,) = result.rows
+    assert found["censored"] == sign and (found["threshold"].low, found["threshold"].high) == bounds
+    assert any(f"censored {sign}" in note for note in result.notes)
+
+
+def test_widths_below_the_threshold_that_interpolate_are_named() -> None:
+    (found,) = threshold({2: (0.0, 0.0), 4: (0.5, 0.5), 8: (0.0, 0.0)}).rows
+    assert (found["monotone"], found["fitted_below"]) == (False, "2") and found["largest_not_fitted"] == 4
 
 
 SWEEP = """\

@@ -117,6 +117,13 @@ def test_the_threshold_is_where_the_error_crosses_epsilon_in_log_size() -> None:
     assert (found.samples.low, found.samples.high) == pytest.approx((10**2.5, 10**2.5)), "replicates that agree"
 
 
+def test_an_error_of_epsilon_interpolates() -> None:
+    """One wrong label in a hundred, with epsilon = 0.01; and no error at all with epsilon = 0."""
+    for error, epsilon in ((0.01, 0.01), (0.0, 0.0)):
+        found = interpolation_threshold([1, 2, 4], [[0.5, error, error]] * 3, epsilon=epsilon)
+        assert (found.edge, found.largest_fitted) == (Edge.INSIDE, 1) and found.samples.value == pytest.approx(2)
+
+
 def test_a_size_that_interpolates_below_one_that_does_not_is_named() -> None:
     found = interpolation_threshold([1, 2, 4, 8], [[0.5, 0.0, 0.4, 0.0], [0.5, 0.0, 0.2, 0.0]])
     assert found.not_fitted_below == (2.0,) and not found.monotone

@@ -68,7 +68,8 @@ class MLPBlock(Block):
         self._regression = data.y_MN.dtype != torch.int64
         self._device = data.x_SND.device
         used, batch_sizes = [p.used for p in params], [p.batch for p in params]
-        self.batches = Batches(seeds, used, batch_sizes, first.batch_order, self._device)
+        order = "whole_epochs" if first.last_batch == "smaller" else first.batch_order
+        self.batches = Batches(seeds, used, batch_sizes, order, self._device)
         sizes = layer_sizes(first.inputs, padded_width(max(p.width for p in params)), first.depth, first.outputs)
         hidden = ([(fan_in, fan_out), (1, fan_out)] for fan_in, fan_out in pairwise(sizes[:-1]))
         shapes = [*chain.from_iterable(hidden), (sizes[-1], sizes[-2]), (sizes[-1], 1)]
@@ -124,15 +125,18 @@ class MLPBlock(Block):
         self._output_MOB, self._output_delta_MOB = empty(outputs, batch), empty(outputs, batch)
         self._ones_M1B = torch.ones(models, 1, batch, device=self._device)
         self._minus_one = torch.full((models, 1, batch), -1.0, device=self._device)
-        weight = self.batches.weights[:, None, : 1 if self.batches.uniform_weights else None]
-        scale = self._optimiser.gradient_scale
-        if self._loss != "cross_entropy" and self._squared_weight != 0.5:
-            weight = weight * (2 * self._squared_weight)
-        self._delta_scale = weight if scale is None else weight * scale[:, None, None]
+        self._delta_scale = self._scaled(self.batches.weights[:, None, : 1 if self.batches.uniform_weights else None])
         sets, examples = self.data.x_SND.shape[:2]
         self._row_offset = (self.data.source_M * examples)[:, None] if sets > 1 else None
         self._x_flat = self.data.x_SND.flatten(0, 1)
         self._step = Step(self._train_step, self._device)
+
+    def _scaled(self, weight: Tensor) -> Tensor:
+        """Weights (..., M, 1, B) of examples in the mean loss, as factors of the loss's gradient."""
+        scale = self._optimiser.gradient_scale
+        if self._loss != "cross_entropy" and self._squared_weight != 0.5:
+            weight = weight * (2 * self._squared_weight)
+        return weight if scale is None else weight * scale[:, None, None]
 
     def keep(self, index: Tensor) -> None:
         self.batches.keep(index)
@@ -160,10 +164,17 @@ class MLPBlock(Block):
                 targets_KMB = self.data.y_MN.gather(1, flat).view(models, steps, -1).transpose(0, 1).contiguous()
             if self._row_offset is not None:
                 rows_KMB = rows_KMB + self._row_offset
+            weights_KMB = self.batches.step_weights(step, steps)
+            scales_KM1B = None if weights_KMB is None else self._scaled(weights_KMB[:, :, None])
             if self.batches.full:
                 self._gather(rows_KMB[0])
             for k in range(steps):
-                train(targets_KMB[k], *(() if self.batches.full else (rows_KMB[k],)))
+                if self.batches.full:
+                    train(targets_KMB[k])
+                elif scales_KM1B is None:
+                    train(targets_KMB[k], rows_KMB[k])
+                else:
+                    train(targets_KMB[k], rows_KMB[k], scales_KM1B[k])
             step += steps
             count -= steps
 
@@ -180,10 +191,13 @@ class MLPBlock(Block):
     def _gather(self, rows_MB: Tensor) -> None:
         torch.index_select(self._x_flat, 0, rows_MB.reshape(-1), out=self._x_MBD.flatten(0, 1))
 
-    def _train_step(self, target_MB: Tensor, *rows_MB: Tensor) -> None:
-        """One step on these rows of the data; on those gathered before where there are none."""
-        for rows in rows_MB:
-            self._gather(rows)
+    def _train_step(self, target_MB: Tensor, rows_MB: Tensor | None = None, scale_M1B: Tensor | None = None) -> None:
+        """One step on these rows of the data; on those gathered before where there are none.
+
+        `scale_M1B` are the examples' factors of the gradient where they change from step to step.
+        """
+        if rows_MB is not None:
+            self._gather(rows_MB)
         activations, deltas = self._activations, self._deltas
         value = self._x_MBD
         for layer, activation in enumerate(activations):
@@ -193,6 +207,7 @@ class MLPBlock(Block):
         torch.baddbmm(self._biases[-1], readout, value.transpose(1, 2), out=output)
         delta_MOB = self._output_delta_MOB
         self._loss_gradient(output, target_MB, delta_MOB)
+        delta_MOB.mul_(self._delta_scale if scale_M1B is None else scale_M1B)
         beta = self._optimiser.accumulate
         depth = len(activations)
         if depth:
@@ -210,7 +225,7 @@ class MLPBlock(Block):
         self._optimiser.update()
 
     def _loss_gradient(self, output_MOB: Tensor, target_MB: Tensor, out: Tensor) -> None:
-        """d(mean loss)/d(output), times the optimiser's gradient scale."""
+        """d(loss)/d(output) of each example."""
         if self._loss == "cross_entropy":
             torch.softmax(output_MOB, 1, out=out)
         else:
@@ -219,7 +234,6 @@ class MLPBlock(Block):
             out.sub_(target_MB[:, None, :])
         else:
             out.scatter_add_(1, target_MB[:, None, :], self._minus_one)
-        out.mul_(self._delta_scale)
 
     @torch.no_grad()
     def measure(self) -> Mapping[str, Tensor]:

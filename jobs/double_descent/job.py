@@ -76,6 +76,12 @@ class DescentJob(Job[P]):
             {"kind": "peak", "of": "final_test_error", "along": "sample_count"},
             {"kind": "peak", "of": "test_error", "along": "step"},
             {"kind": "complexity", "of": "final_train_error", "along": "sample_count", "error": thresholds.emc_error},
+            {
+                "kind": "threshold",
+                "of": "final_train_error",
+                "along": "width",
+                "error": thresholds.interpolated_error,
+            },
         )
 
     def amount(self, params: Any, name: str) -> float:

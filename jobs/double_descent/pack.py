@@ -82,10 +82,12 @@ def _pixels(
 
 
 def _subsets(data: PackData, params: Sequence[DoubleDescentParams], seeds: Sequence[int]) -> PackData:
-    """Each model's own random subset, where one uses less than the pool: its rows come first, in random order."""
-    order = subset_rows(seeds, [p.used for p in params], data.x_SND.shape[1], data.y_MN.device)
+    """Each model's own random subset, in random order, where one uses less than the pool."""
+    used = [p.used for p in params]
+    order = subset_rows(seeds, used, data.x_SND.shape[1], data.y_MN.device)
     if order is None:
         return data
+    order = order[:, : max(used)]
     return PackData(
         x_SND=torch.stack([data.x_SND[s][rows] for s, rows in zip(data.source_M.tolist(), order, strict=True)]),
         y_MN=data.y_MN.gather(1, order),

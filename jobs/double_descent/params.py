@@ -82,6 +82,12 @@ class DoubleDescentParams(Params):
     batch_order: str = param(
         "shuffled", choices=("shuffled", "with_replacement", "cyclic"), meaning="how batches are drawn"
     )
+    last_batch: str = param(
+        "filled",
+        added=True,
+        choices=("filled", "smaller"),
+        meaning="the last of an epoch's shuffled batches is filled from the next epoch, or smaller",
+    )
     steps: int = fields.steps(20_000, meaning="optimiser steps (used where epochs is 0)")
     epochs: int = fields.epochs()
     curve_points: int = fields.curve_points(100)
@@ -90,6 +96,8 @@ class DoubleDescentParams(Params):
         super().__post_init__()
         if self.sample_count > self.pool:
             raise ParamError("sample_count", f"must be at most pool ({self.pool})", self.sample_count)
+        if self.last_batch == "smaller" and self.batch_order != "shuffled":
+            raise ParamError("last_batch", "may be smaller with batch_order: shuffled", self.last_batch, ("filled",))
         if self.inputs != INPUTS.get(self.data, self.inputs):
             raise ParamError("inputs", f"must be {INPUTS[self.data]} for data: {self.data}", self.inputs)
         if self.archive and self.data not in SOURCES:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Discriminator, Tag, TypeAdapter
 
 from jobs.job import Scalar
 from orchestrator.analyses.base import Analysis
-from orchestrator.analyses.complexity import ComplexityAnalysis
+from orchestrator.analyses.complexity import ComplexityAnalysis, ThresholdAnalysis
 from orchestrator.analyses.critical import CriticalAnalysis
 from orchestrator.analyses.law import LawAnalysis
 from orchestrator.analyses.more_data import MoreDataAnalysis
@@ -22,6 +22,7 @@ from orchestrator.axes import Axis
 _ALL: tuple[type[Analysis], ...] = (
     PeakAnalysis,
     ComplexityAnalysis,
+    ThresholdAnalysis,
     MoreDataAnalysis,
     StepMapAnalysis,
     TimesAnalysis,
@@ -44,6 +45,7 @@ def analysis_kind(written: Any) -> str | None:
 AnalysisWritten = Annotated[
     Annotated[PeakAnalysis, Tag("peak")]
     | Annotated[ComplexityAnalysis, Tag("complexity")]
+    | Annotated[ThresholdAnalysis, Tag("threshold")]
     | Annotated[MoreDataAnalysis, Tag("more_data")]
     | Annotated[StepMapAnalysis, Tag("step_map")]
     | Annotated[TimesAnalysis, Tag("times")]

@@ -130,7 +130,7 @@ def interpolation_threshold(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> Complexity:
-    """The size (width, parameters) from which on the mean training error is below epsilon.
+    """The size (width, parameters) from which on the mean training error is at most epsilon.
 
     The mirror image of the effective model complexity: the largest size that does *not* interpolate, moved towards the
     next one to where the error, linear in log size, crosses epsilon. `edge` is ABOVE where the largest size does not
@@ -144,4 +144,6 @@ def interpolation_threshold(
     Raises:
         ValueError: as `effective_complexity`.
     """
-    return effective_complexity(size, -rows(train_error, len(size)), epsilon=-epsilon, level=level, resamples=resamples)
+    # An error of epsilon itself interpolates.
+    above = -float(np.nextafter(epsilon, np.inf))
+    return effective_complexity(size, -rows(train_error, len(size)), epsilon=above, level=level, resamples=resamples)
