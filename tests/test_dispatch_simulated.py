@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from orchestrator.dispatch.base import PackEnded, PackProgress, PackTask
-from orchestrator.dispatch.simulated import SimulatedDispatcher, VirtualClock
 from orchestrator.records import CurveRows, Status, TrialResult
+from tests.simulation.dispatcher import SimulatedDispatcher, VirtualClock
 
 
 class Stepping:

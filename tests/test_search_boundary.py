@@ -302,7 +302,6 @@ class Slow(Descent):
 
 def test_workers_are_kept_busy_while_a_search_learns() -> None:
     from orchestrator.dispatch.base import PackProgress, PackTask
-    from orchestrator.dispatch.simulated import SimulatedDispatcher, VirtualClock
     from orchestrator.plan.calibration import Calibration
     from orchestrator.plan.planner import Planner
     from orchestrator.progress import Silent
@@ -310,6 +309,7 @@ def test_workers_are_kept_busy_while_a_search_learns() -> None:
     from orchestrator.runner import Runner
     from orchestrator.tracking.base import SweepRecord
     from orchestrator.tracking.memory import MemoryTracker
+    from tests.simulation.dispatcher import SimulatedDispatcher, VirtualClock
 
     clock = VirtualClock(real=lambda: 0.0)  # the driver's own time is another matter
 

@@ -8,8 +8,8 @@ import pytest
 
 from orchestrator.dispatch.base import Cause, PackEnded, PackProgress, PackTask
 from orchestrator.dispatch.engine import EngineEvent, PackNews, WorkerDied, WorkerReady
-from orchestrator.dispatch.simulated import VirtualClock
-from orchestrator.dispatch.simulated_engine import Death, Forever, SimulatedEngine, SimulatedWorker, Training
+from tests.simulation.dispatcher import VirtualClock
+from tests.simulation.engine import Death, Forever, SimulatedEngine, SimulatedWorker, Training
 
 
 def task(pack_id: str) -> PackTask:

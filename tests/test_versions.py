@@ -7,10 +7,10 @@ import pytest
 
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackTask
 from orchestrator.dispatch.pool import PooledDispatcher
-from orchestrator.dispatch.simulated import VirtualClock
-from orchestrator.dispatch.simulated_engine import Death, SimulatedEngine, SimulatedWorker, Training
 from orchestrator.dispatch.source import Source
 from orchestrator.errors import UserError
+from tests.simulation.dispatcher import VirtualClock
+from tests.simulation.engine import Death, SimulatedEngine, SimulatedWorker, Training
 
 
 def version(digest: str) -> Source:

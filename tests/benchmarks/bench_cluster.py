@@ -22,7 +22,6 @@ def simulate(workers: int, models: int, pack_s: float, packs: int) -> dict[str, 
     from jobs.catalogue import load_job
     from jobs.double_descent.params import DoubleDescentParams
     from orchestrator.dispatch.base import PackProgress, PackTask
-    from orchestrator.dispatch.simulated import SimulatedDispatcher, VirtualClock
     from orchestrator.plan.calibration import Calibration
     from orchestrator.plan.pack import Pack
     from orchestrator.plan.planner import Planner
@@ -33,6 +32,7 @@ def simulate(workers: int, models: int, pack_s: float, packs: int) -> dict[str, 
     from orchestrator.tracking.base import SweepRecord
     from orchestrator.tracking.factory import open_tracker
     from orchestrator.trial import Trial
+    from tests.simulation.dispatcher import SimulatedDispatcher, VirtualClock
 
     class FixedPacks(Planner):
         """Packs of exactly `models` trials: the subject is the driver, not the plan."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from random import Random
 
 from orchestrator.dispatch.base import Cause, PackProgress, PackTask
-from orchestrator.dispatch.simulated import VirtualClock
-from orchestrator.dispatch.simulated_engine import Death, Forever, SimulatedEngine, SimulatedWorker, Training
 from orchestrator.dispatch.worker import execute
+from tests.simulation.dispatcher import VirtualClock
+from tests.simulation.engine import Death, Forever, SimulatedEngine, SimulatedWorker, Training
 from tests.simulation.job import TROUBLE_AT, Drill
 from tests.simulation.schedule import (
     FOLLOWED,

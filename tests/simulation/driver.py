@@ -14,7 +14,6 @@ from random import Random
 from jobs.catalogue import load_job
 from orchestrator.dispatch.base import Dispatcher, Event, PackTask
 from orchestrator.dispatch.pool import PooledDispatcher
-from orchestrator.dispatch.simulated import VirtualClock
 from orchestrator.errors import Outage, UserError
 from orchestrator.plan.calibration import Calibration
 from orchestrator.plan.planner import Planner
@@ -28,6 +27,7 @@ from orchestrator.tracking.resilient import ResilientTracker
 from orchestrator.trial import Trial
 from tests.simulation import job as drill
 from tests.simulation.cluster import ScheduledEngine
+from tests.simulation.dispatcher import VirtualClock
 from tests.simulation.invariants import violations
 from tests.simulation.record import EXPERIMENT, SWEEP, DriverKilled, Weather, new_record, process_ends, simulated_world
 from tests.simulation.schedule import DRIVER_FAULTS, Fault, Schedule

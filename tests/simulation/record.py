@@ -17,11 +17,11 @@ from typing import Any
 
 from orchestrator import runner, secrets
 from orchestrator.dispatch import worker
-from orchestrator.dispatch.simulated import VirtualClock
 from orchestrator.tracking import connection, file_system, lease, lease_table
 from orchestrator.tracking.base import SweepRecord, Tracker
 from orchestrator.tracking.bulk_sql import WAIT_S
 from orchestrator.tracking.database import DatabaseTracker
+from tests.simulation.dispatcher import VirtualClock
 from tests.simulation.schedule import RECORD_FAULTS, Fault
 
 SWEEP_ID = "5" * 32

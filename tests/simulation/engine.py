@@ -17,7 +17,7 @@ from random import Random
 
 from orchestrator.dispatch.base import Cause, Event, PackProgress, PackTask
 from orchestrator.dispatch.engine import Engine, EngineEvent, NodeRoom, PackNews, WorkerDied, WorkerReady
-from orchestrator.dispatch.simulated import VirtualClock
+from tests.simulation.dispatcher import VirtualClock
 
 NOTICED_AFTER_S = 30.0
 """A node that is cut off for longer counts as dead."""
