@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -62,6 +63,9 @@ def guarded_output(*, outlive: bool) -> Iterator[None]:
     A stream whose reader has gone is replaced by the null device, so that the interpreter's last flush is quiet.
     """
     before = sys.stdout, sys.stderr
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr: no character of a name or an error ends a command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     hide = Hider(os.environ)
     guarded: Any = [GuardedStream(stream, hide=hide, outlive=outlive) for stream in before]
     sys.stdout, sys.stderr = guarded

@@ -151,3 +151,15 @@ def test_a_run_under_nohup_goes_on(folder: Path) -> None:
         (folder / "go").touch()
         assert process.wait(timeout=240) == 0
     assert statuses(folder) == ["FINISHED", "FINISHED"]
+
+
+def test_a_terminal_or_locale_without_unicode_ends_no_command(folder: Path) -> None:
+    """The name and the error are printed with escapes, and the recorded sweep file is UTF-8 all the same."""
+    (folder / "sweep.yaml").write_text(SWEEP.replace("small", "größe"), encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "orchestrator", *RUN]
+    done = subprocess.run(command, cwd=folder, env=environment(ascii_only), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sweep gr\\xf6\\xdfe: 2 trials" in done.stdout
+    (recorded,) = folder.glob("mlruns/*/*/artifacts/sweep.yaml")
+    assert "größe" in recorded.read_text(encoding="utf-8")

@@ -43,7 +43,8 @@ a line that is no mount
     ],
 )
 def test_the_file_system_of_a_path_is_that_of_its_longest_mount_point(path: str, kind: str, network: bool) -> None:
-    assert file_system.file_system(Path(path), MOUNTS) == kind
+    mount = file_system.mount_of(Path(path), MOUNTS)
+    assert mount is not None and mount.kind == kind
     assert file_system.is_network(kind) is network
 
 
@@ -121,6 +122,28 @@ def test_a_log_that_another_process_uses_on_a_network_file_system_is_refused(
             recorded(file)
         assert "mlflow ui" in caught.value.text and "postgresql" in caught.value.text
     reader.close()
+
+
+def test_a_record_that_has_several_names_is_not_written(tmp_path: Path) -> None:
+    """By a hard link, SQLite finds neither the log nor the locks of a driver that has opened it by its first name."""
+    file = empty_sqlite(tmp_path / "mlflow.db")
+    tracker = open_tracker(f"sqlite:///{file}", experiment="tests")
+    tracker.open_sweep(SWEEP)
+    (tmp_path / "link.db").hardlink_to(file)
+    with pytest.raises(UserError, match="it has 2 names") as caught:
+        recorded(tmp_path / "link.db")
+    assert "copy the file" in caught.value.text
+    tracker.close()
+
+
+def test_a_file_that_is_mounted_by_itself_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts, file = tmp_path / "mountinfo", tmp_path / "mlflow.db"
+    file.touch()
+    monkeypatch.setattr(file_system, "MOUNTINFO", mounts)
+    mounts.write_text("27 1 253:0 / / rw - ext4 /dev/vda rw\n")
+    assert file_system.other_names(file) == ""
+    mounts.write_text(f"27 1 253:0 / / rw - ext4 /dev/vda rw\n28 27 253:0 /x.db {file} rw - ext4 /dev/vda rw\n")
+    assert "mounted by itself" in file_system.other_names(file)
 
 
 @pytest.mark.usefixtures("on_nfs")

@@ -247,7 +247,7 @@ class RecordTracker(Tracker):
         self._sweep, self._running = sweep, running
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "sweep.yaml")
-            file.write_text(sweep.resolved_yaml)
+            file.write_text(sweep.resolved_yaml, encoding="utf-8")
             self.attach({"sweep.yaml": file})
         return parent
 

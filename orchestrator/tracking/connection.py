@@ -17,7 +17,7 @@ from orchestrator.outages import Kind, Unreachable, WrongAddress, is_wrong_addre
 from orchestrator.tracking.address import CHOICES, DatabaseAddress, quiet_mlflow, shown
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
 from orchestrator.tracking.earlier_lock import take_file_lock, take_session_lock
-from orchestrator.tracking.file_system import network_file_system
+from orchestrator.tracking.file_system import network_file_system, other_names
 from orchestrator.tracking.lease import LeaseStore, Process, lease_s, take, taken
 from orchestrator.tracking.lease_table import HeldLease, LeaseTable
 from orchestrator.tracking.lease_tag import SqlTag
@@ -86,6 +86,14 @@ class Database:
         if self._store is not None and self._table is not None:
             return self._table
         self.close()
+        if self._address.file is not None and (why := other_names(self._address.file)):
+            raise UserError(
+                f"the SQLite file cannot be written safely: {why}, and SQLite keeps its newest transactions in a file "
+                "beside the name that it was opened by",
+                place=self.place,
+                value=str(self._address.file),
+                next_step="copy the file and name the copy; in a container, mount the folder instead of the file",
+            )
         self._store = mlflow_store(self._address, self.place)
         bulk = connect(self._address, write=True, place=self.place)
         if bulk is None:

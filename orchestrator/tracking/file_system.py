@@ -1,4 +1,4 @@
-"""The file system that a SQLite file is on, and the journal mode that is safe there.
+"""The file system that a SQLite file is on, the journal mode that is safe there, and files with several names.
 
 SQLite's write-ahead log needs memory that all its processes share, so it can corrupt a database that two hosts open, as
 a driver on a compute node and `mlflow ui` on a login node do (https://sqlite.org/wal.html). On a network file system
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 _NETWORK = re.compile(
     "9p|acfs|afpfs|afs|beegfs.*|ceph|cifs|coda|davfs|gfs2?|glusterfs|gpfs|lustre|ncpfs|nfs[34]?|ocfs2|orangefs|panfs|"
@@ -24,14 +24,22 @@ MOUNTINFO = Path("/proc/self/mountinfo")
 JournalMode = Literal["WAL", "DELETE"]
 
 
-def file_system(path: Path, mountinfo: str) -> str:
-    """The type of the file system that an absolute path without links is on; empty if it is not found.
+class Mount(NamedTuple):
+    """A mounted file system, or a folder or file that is mounted by itself (a bind mount)."""
+
+    point: Path
+    kind: str
+    """Type of its file system."""
+
+
+def mount_of(path: Path, mountinfo: str) -> Mount | None:
+    """The mount that an absolute path without links is on; None if it is not found.
 
     Args:
         path: It need not exist.
         mountinfo: The content of `/proc/self/mountinfo`, see proc_pid_mountinfo(5).
     """
-    longest, found = -1, ""
+    found: Mount | None = None
     for line in mountinfo.splitlines():
         left, separator, right = line.partition(" - ")
         fields, of_device = left.split(" "), right.split(" ")
@@ -39,8 +47,8 @@ def file_system(path: Path, mountinfo: str) -> str:
             continue
         point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4]))
         # Of equal mount points the last one hides the others.
-        if len(point.parts) >= longest and path.is_relative_to(point):
-            longest, found = len(point.parts), of_device[0]
+        if path.is_relative_to(point) and (found is None or len(point.parts) >= len(found.point.parts)):
+            found = Mount(point, of_device[0])
     return found
 
 
@@ -54,11 +62,31 @@ def is_network(kind: str) -> bool:
 
 def network_file_system(file: Path) -> str | None:
     """The type of the network file system that a file is on; None on any other, and where that cannot be known."""
+    mount = _mount(file)
+    return mount.kind if mount and is_network(mount.kind) else None
+
+
+def _mount(file: Path) -> Mount | None:
     try:
-        kind = file_system(file.resolve(), MOUNTINFO.read_text(errors="surrogateescape"))
+        return mount_of(file.resolve(), MOUNTINFO.read_text(errors="surrogateescape"))
     except OSError:  # not Linux
         return None
-    return kind if is_network(kind) else None
+
+
+def other_names(file: Path) -> str:
+    """Why a file can be opened by names that SQLite cannot know, in words; empty if it cannot.
+
+    SQLite keeps its journal beside the name by which it was opened (symbolic links are followed): under another name it
+    finds neither the newest transactions nor the locks of other processes, and corrupts the database.
+    """
+    try:
+        links = file.stat().st_nlink
+    except OSError:  # it does not exist yet
+        return ""
+    if links > 1:
+        return f"it has {links} names (hard links)"
+    mount = _mount(file)
+    return "it is mounted by itself, without its folder" if mount and mount.point == file.resolve() else ""
 
 
 def journal_mode(file: Path) -> JournalMode:

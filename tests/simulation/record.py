@@ -250,7 +250,7 @@ def simulated_world(clock: VirtualClock, weather: Weather, driver: Callable[[], 
         (lease, "os", _processes(driver)),
         (runner, "POLL_S", 1.0),  # fewer turns in which nothing happens
         # What costs much and is always the same here: the mounts, and the secrets in the environment.
-        (file_system, "file_system", lambda path, mountinfo: "tmpfs"),
+        (file_system, "mount_of", lambda path, mountinfo: file_system.Mount(Path("/"), "tmpfs")),
         (file_system, "MOUNTINFO", Path(os.devnull)),
         (secrets, "secrets_of", lambda environ: {}),
         (worker, "faulthandler", _NoAlarm),
