@@ -356,7 +356,7 @@ class Job(ABC, Generic[P]):
         return params_from(self.Params, values)  # type: ignore[return-value]
 
     def schedule(self, params: P) -> NDArray[np.int64] | None:
-        """The steps at which the trial's curves are recorded, if it does not end early; None: unknown."""
+        """The steps at which the trial's curves are recorded in any case, if it does not end early; None: unknown."""
         return None
 
     def report_steps(self, params: P) -> int:
@@ -399,8 +399,8 @@ class Job(ABC, Generic[P]):
     def train(self, pack: Sequence[Member[P]], *, device: str) -> Iterator[Report]:
         """Train all members; a member's curve does not depend on the other members.
 
-        `device` is a torch device name. Reports come in order of increasing step; each member is in `finished` of
-        exactly one report.
+        `device` is a torch device name. The reports of a member come in order of increasing step; each member is in
+        `finished` of exactly one report.
         """
 
     @abstractmethod

@@ -256,13 +256,14 @@ def check_whole(run: RunFacts, job: Job[Any], trial: Trial) -> Iterator[Violatio
     missing = sorted(set(job.metrics_of(trial.params)) - run.curves.keys()) if job.metrics else []
     if missing:
         yield _wrong(Invariant.WHOLE, run, f"no curve of {', '.join(missing)}")
-    most = job.report_steps(trial.params)
-    if most and run.steps < most and not missing:
+    schedule = job.schedule(trial.params)
+    least = job.report_steps(trial.params) if schedule is None else len(schedule)
+    if run.steps < least and not missing:
         cost = job.cost(trial.params, extent=job.extent(trial.params), models=1)
         last = [run.latest[metric] for metric in run.curves if metric in run.latest]
         diverged = not all(abs(value) < layout.LARGEST for value in last)  # NaN too
         if not cost.at_most and not diverged:
-            what = f"{run.steps} of {most} steps are recorded, though the trial cannot end early"
+            what = f"{run.steps} of {least} steps are recorded, though the trial cannot end early"
             yield _wrong(Invariant.WHOLE, run, what)
 
 

@@ -238,13 +238,14 @@ def test_a_law_that_cannot_be_fitted_says_why() -> None:
     assert "at least 2 distinct settings" in str(row["fit"]) and row["b"] is None
 
 
-def fractions(*primes: int) -> Source:
+def fractions(*primes: int, shift: float = 0.0) -> Source:
+    """The critical fraction is 0.43, or proportional to modulus^-shift with 0.43 at 47."""
     random = np.random.default_rng(2)
     values = np.linspace(0.2, 0.7, 11)
     made: list[Any] = []
     for modulus in primes:
         for fraction in values:
-            share = 1 / (1 + np.exp(-(fraction - 0.43) * modulus))
+            share = 1 / (1 + np.exp(-(fraction - 0.43 * (modulus / 47) ** -shift) * modulus))
             for replicate in range(20):
                 reached = random.random() < share
                 params = {"modulus": modulus, "data_fraction": float(fraction)}
@@ -271,6 +272,19 @@ def test_sizes_share_a_critical_point_and_have_an_exponent() -> None:
     assert exponent.low < 1 < exponent.high, "the width is as 1 / modulus"
     apart = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction").compute(given)
     assert [each["modulus"] for each in apart.rows] == [23, 47, 97]
+
+
+def test_a_critical_point_that_moves_with_the_size(tmp_path: Path) -> None:
+    """The axis is positive and linear; the law is a power, so it is fitted in the logarithm."""
+    analysis = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction", size="modulus", moves=True)
+    result = analysis.compute(fractions(23, 47, 97, shift=0.3))
+    (row,) = result.rows
+    critical, shift, width = row["critical"], row["shift"], row["width"]
+    assert isinstance(critical, Estimate) and isinstance(shift, Estimate) and isinstance(width, Estimate)
+    assert critical.low < 0.43 < critical.high and critical.high - critical.low < 0.04
+    assert shift.low < 0.3 < shift.high and shift.high - shift.low < 0.2
+    assert 1 < width.value < 1.3, "a factor, where the fit is in the logarithm"
+    drawn(result, tmp_path / "figure.png")
 
 
 def test_a_critical_point_that_is_not_reached_is_no_number() -> None:

@@ -153,6 +153,19 @@ def test_the_scaled_threshold_recovers_its_parameters(rising: bool) -> None:
     assert 0.3 < found.quality < 2.5
 
 
+@pytest.mark.parametrize("rising", [True, False])
+def test_a_critical_point_that_moves_with_the_size_has_an_exponent(rising: bool) -> None:
+    """f_c = 0.33 (L / L0)^-0.4, in the logarithm of f; one critical point for all sizes does not describe it."""
+    x, log_size = np.log(GRID), np.log(SIZES) - np.log(SIZES).mean()
+    z = (x - math.log(0.33) + 0.4 * log_size) * 8 * np.exp(0.5 * log_size)
+    reached = np.random.default_rng(1).binomial(20, 1 / (1 + np.exp(-z if rising else z)))
+    found = scaled_threshold(SIZES, x, reached, np.full(36, 20), rising=rising, moves=True, resamples=200)
+    assert found.shift.covers(0.4) and found.critical.covers(math.log(0.33)) and found.inverse_nu.covers(0.5)
+    assert found.quality < 2.5
+    fixed = scaled_threshold(SIZES, x, reached, np.full(36, 20), rising=rising, resamples=10)
+    assert fixed.shift.value == fixed.shift.low == fixed.shift.high == 0 and fixed.quality > 2 * found.quality
+
+
 def test_one_size_has_no_scaling() -> None:
     with pytest.raises(ValueError, match="two sizes"):
         collapse([31, 31], [0.1, 0.2], [0, 1], [0.1, 0.1])

@@ -60,6 +60,8 @@ def packs(draw: st.DrawFn) -> list[Member[GrokkingParams]]:
         "batch_size": draw(st.sampled_from((0, 1, 3))),
         "noise_convention": draw(st.sampled_from(("redrawn", "incorrect"))),
         "stop_accuracy": draw(st.sampled_from((0.0, 0.3))),
+        "train_level": draw(st.sampled_from((0.0, 0.3))),
+        "test_level": draw(st.sampled_from((0.0, 0.2))),
     }
     # Fewer units make ties among the outputs, and signs of layer norms, whose gradients are rounding alone.
     transformer_width = draw(st.sampled_from((8, 12, 16)))
@@ -142,6 +144,8 @@ def test_the_tolerance_tells_trials_apart(model: str) -> None:
         {"layers": 2},
         {"noise_convention": "incorrect"},
         {"stop_accuracy": 0.9},
+        {"train_level": 0.9},
+        {"test_level": 0.9},
         {"momentum": 0.5},
         {"layer_norm": True},
     ],

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jobs.job import Report, log_spaced_steps
-from jobs.packed.loop import Block, run_blocks
+from jobs.packed.block import Block
+from jobs.packed.loop import run_blocks
 
 NEVER = 10**9
 

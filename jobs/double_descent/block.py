@@ -22,9 +22,10 @@ from torch import Tensor
 from jobs.double_descent.params import DoubleDescentParams
 from jobs.packed import random
 from jobs.packed.batches import Batches
+from jobs.packed.block import Block
 from jobs.packed.capture import Step
 from jobs.packed.cost import evaluation_bytes, layer_sizes, padded_width
-from jobs.packed.loop import Block, predicted
+from jobs.packed.loop import predicted
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 
 _CHUNK_STEPS = 64

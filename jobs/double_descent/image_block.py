@@ -17,7 +17,7 @@ from jobs.double_descent.convolution import Applier, Running, by_layer, initiali
 from jobs.double_descent.image_params import ImageParams
 from jobs.packed import random
 from jobs.packed.batches import Batches
-from jobs.packed.loop import Block
+from jobs.packed.block import Block
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 
 CROP_PADDING = 4

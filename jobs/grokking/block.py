@@ -5,8 +5,10 @@ Shape suffixes: M models, P examples of the table, B examples of a batch, E exam
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,7 +21,8 @@ from jobs.grokking.params import GrokkingParams
 from jobs.packed.batches import Batches
 from jobs.packed.capture import Step
 from jobs.packed.cost import evaluation_bytes
-from jobs.packed.loop import Block, predicted
+from jobs.packed.crossings import RepeatableBlock
+from jobs.packed.loop import predicted
 from jobs.packed.optim import FlatParameters
 
 _CHUNK_STEPS = 32
@@ -27,7 +30,7 @@ _ORDERS = {"filled": "shuffled", "smaller": "whole_epochs"}
 _EVALUATION_BYTES = 1 << 22
 
 
-class ModularBlock(Block):
+class ModularBlock(RepeatableBlock):
     """M networks of one architecture on the same task; a subclass implements the network.
 
     `progress` computes measures besides the margin and local complexity, where the trials ask for any.
@@ -72,6 +75,12 @@ class ModularBlock(Block):
         self._rows = None
         self._trained = rank < count
         self._tested = ~self._trained
+
+    def copy(self) -> Self:
+        other = copy.copy(self)  # what is left shared is replaced by `keep`
+        other.batches, other.optimiser = copy.copy(self.batches), self.optimiser.copy()
+        other.parameters = other.optimiser.parameters
+        return other
 
     def keep(self, index: Tensor) -> None:
         self.pairs = self.pairs.keep(index)
@@ -166,6 +175,31 @@ class ModularBlock(Block):
                 x, y, clean = pairs.x_P[pair], pairs.y_P[pair], pairs.result_P[pair]
                 noisy = pairs.labels_MP.gather(1, pair)
             yield x, y, torch.where(trained, noisy, clean), trained, self._tested[:, part]
+
+    @torch.no_grad()
+    def values(self, names: tuple[str, ...]) -> Mapping[str, Tensor]:
+        """`train_accuracy` and `test_accuracy`, or one of them."""
+        return {name: self._accuracy(trained=name == "train_accuracy") for name in names}
+
+    def _accuracy(self, *, trained: bool) -> Tensor:
+        """(M,) the accuracy on the training pairs or on the tested ones, of which no others are computed."""
+        pairs, count = self.pairs, self.batches.counts[:, None]
+        models, size = pairs.order_MP.shape
+        if pairs.official and not trained:
+            tests = torch.arange(len(pairs.x_P) - pairs.official, len(pairs.x_P), device=count.device)
+            order, wanted = tests.expand(models, -1), torch.ones_like(tests, dtype=torch.bool).expand(models, -1)
+        else:
+            columns = slice(0, self.batches.most) if trained else slice(self.batches.fewest, size)
+            order = pairs.order_MP[:, columns]
+            wanted = (torch.arange(size, device=count.device) < count)[:, columns] == trained
+        right = torch.zeros(models, dtype=torch.float64, device=count.device)
+        rows = self.chunk_rows()
+        for start in range(0, order.shape[1], rows):
+            pair = order[:, start : start + rows]
+            label = pairs.labels_MP.gather(1, pair) if trained else pairs.result_P[pair]
+            hit = self.right(self.outputs(pairs.x_P[pair], pairs.y_P[pair]), label)
+            right += (hit & wanted[:, start : start + rows]).sum(1)
+        return right / wanted.sum(1)
 
     @torch.no_grad()
     def measure(self) -> Mapping[str, Tensor]:

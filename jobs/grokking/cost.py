@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from jobs.grokking.params import PERCEPTRONS, GrokkingParams
-from jobs.job import Cost
+from jobs.job import Cost, log_spaced_steps
 from jobs.packed.cost import models_per_block, padded_width
 
 
@@ -87,6 +87,13 @@ def vertices(params: GrokkingParams) -> int:
     return 2 * params.complexity_directions * (train + test)
 
 
+def _repeated_steps(params: GrokkingParams) -> float:
+    """Steps that a model is trained twice: at each level half of a report interval, here the last and longest."""
+    schedule = log_spaced_steps(params.steps, params.curve_points)
+    before = schedule[-2] if len(schedule) > 1 else 0
+    return params.levels * float(schedule[-1] - before) / 2
+
+
 def pack_cost(params: GrokkingParams, *, extent: tuple[int, ...], models: int, reports: int) -> Cost:
     """The cost of `models` networks, padded to `extent` = (width, training pairs) where they can be padded."""
     width = params.width if params.model == "transformer" else padded_width(extent[0])
@@ -100,13 +107,17 @@ def pack_cost(params: GrokkingParams, *, extent: tuple[int, ...], models: int, r
     # Passes of a report over the examples: outputs; for progress also the gradient (3) and the ablations (2).
     measured = reports * {"none": 1, "basic": 4, "fourier": 6, "complexity": 4}[params.progress]
     corners = reports * vertices(params)
+    repeated = _repeated_steps(params)
     step_macs, measured_macs = 3 * (rows * macs + tables), measured * (pairs * macs + tables)
     bent = corners * 6 * width * params.layers
+    measured_macs += repeated * (pairs * macs + tables)
     return Cost(
-        launches=blocks * (steps * launches + measured * 30 + (reports * 60 if corners else 0)),
-        matmul_flop=2.0 * models * (steps * step_macs + measured_macs + corners * macs),
-        element_visits=models * (steps * (rows * elements + 14 * size) + measured * pairs * elements + bent),
-        memory_bytes=models * (model_bytes + 40.0 * max(pairs, params.table_size)),
+        launches=blocks * (steps * launches + measured * 30 + (reports * 60 if corners else 0))
+        + models * repeated * (launches + 30),
+        matmul_flop=2.0 * models * ((steps + repeated) * step_macs + measured_macs + corners * macs),
+        element_visits=models
+        * ((steps + repeated) * (rows * elements + 14 * size) + (measured + repeated) * pairs * elements + bent),
+        memory_bytes=models * (model_bytes + 40.0 * max(pairs, params.table_size) + 16.0 * size * bool(params.levels)),
         steps=steps,
         reports=reports,
         at_most=params.stop_accuracy > 0,

@@ -89,6 +89,10 @@ class Grokking(Job[GrokkingParams]):
     def schedule(self, params: GrokkingParams) -> NDArray[np.int64]:
         return log_spaced_steps(params.steps, params.curve_points)
 
+    def report_steps(self, params: GrokkingParams) -> int:
+        # A crossing is reported with the step before it.
+        return super().report_steps(params) + 2 * params.levels
+
     def cost(self, params: GrokkingParams, *, extent: tuple[int, ...], models: int) -> Cost:
         return cost.pack_cost(params, extent=extent, models=models, reports=self.report_steps(params))
 

@@ -6,6 +6,7 @@ Shapes: M models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -45,6 +46,11 @@ class ChangedAdam(Adam):
         self._split = not first.decay_embedding or bool((self._embedding_rate > 0).any())
         self._average = FlatParameters.like(parameters) if first.grokfast_lambda > 0 else None
         super().__init__(OptimiserSettings.of(params, first.epsilon), parameters)
+
+    def copy(self) -> Self:
+        other = super().copy()
+        other._average = self._average.copy() if self._average else None
+        return other
 
     def _states(self) -> list[FlatParameters]:
         return super()._states() + ([self._average] if self._average else [])

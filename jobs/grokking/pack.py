@@ -42,8 +42,16 @@ def train(pack: Sequence[Member[GrokkingParams]], device: str) -> Iterator[Repor
     schedules = [log_spaced_steps(m.params.steps, m.params.curve_points) for m in pack]
     level = first.stop_accuracy
     stop = {"train_accuracy": level, "test_accuracy": level} if level else None
+    levels = {"train_accuracy": first.train_level, "test_accuracy": first.test_level}
     flush = hides_denormals(first.optimiser, first.epsilon)
-    yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop, flush=flush)
+    yield from run_blocks(
+        blocks,
+        schedules,
+        watch="train_loss",
+        stop=stop,
+        levels={name: at for name, at in levels.items() if at},
+        flush=flush,
+    )
 
 
 def make_block(members: Sequence[Member[GrokkingParams]], device: str) -> ModularBlock:

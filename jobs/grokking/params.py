@@ -165,6 +165,13 @@ class GrokkingParams(Params):
         meaning="layer norm after each sublayer, or before it and before the readout, where attention's residual starts"
         " from the normalised input (Lee et al. 2024)",
     )
+    train_level: float = _added(
+        0.0,
+        low=0,
+        high=1,
+        meaning="training accuracy whose first step at or above is found exactly; 0: it lies between two reports",
+    )
+    test_level: float = _added(0.0, low=0, high=1, meaning="the same of the test accuracy")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -322,6 +329,11 @@ class GrokkingParams(Params):
         """Pairs per step."""
         most = math.ceil(self.batch_fraction * self.train_pairs)
         return min(self.batch_size or most, most)
+
+    @property
+    def levels(self) -> int:
+        """Levels whose first step is found exactly."""
+        return bool(self.train_level) + bool(self.test_level)
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -81,9 +81,15 @@ class Batches:
         """The largest number of training examples of a model."""
         return int(self._host_counts.max())
 
+    @property
+    def fewest(self) -> int:
+        """The smallest number of training examples of a model."""
+        return int(self._host_counts.min())
+
     def keep(self, index: Tensor) -> None:
         """Keep these models only."""
-        self._host_counts, self._host_sizes = self._host_counts[index.cpu()], self._host_sizes[index.cpu()]
+        here = index.cpu().numpy()  # numpy takes a tensor with one element for a number
+        self._host_counts, self._host_sizes = self._host_counts[here], self._host_sizes[here]
         index = index.to(self.sizes.device)
         self._keys, self.counts, self.sizes = self._keys[index], self.counts[index], self.sizes[index]
         self._measure()

@@ -9,11 +9,12 @@ Shapes: M models, P parameters of one model.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +45,12 @@ class FlatParameters:
         kept = [view[index].reshape(-1) for view in self.views()]
         self.models = len(index)
         self.flat = torch.cat(kept)
+
+    def copy(self) -> FlatParameters:
+        """The same values in memory of their own."""
+        other = copy.copy(self)
+        other.flat = self.flat.clone()
+        return other
 
     def norm(self) -> Tensor:
         """(M,) Euclidean norm of each model's parameters."""
@@ -143,6 +150,12 @@ class Optimiser(ABC):
     def _states(self) -> list[FlatParameters]:
         return [self.gradient]
 
+    def copy(self) -> Self:
+        """An independent copy, with a copy of `parameters`."""
+        other = copy.copy(self)  # the other tensors are replaced, never changed in place
+        other.parameters, other.gradient = self.parameters.copy(), self.gradient.copy()
+        return other
+
     def keep(self, index: Tensor) -> None:
         """Keep these models only. The owner of `parameters` calls its `keep` before this."""
         index = index.to(self.learning_rate.device)
@@ -188,6 +201,12 @@ class Adam(Optimiser):
         device = parameters.flat.device
         self._count = torch.zeros((), dtype=torch.float64, device=device) if device.type == "cuda" else None
         super().__init__(settings, parameters)
+
+    def copy(self) -> Self:
+        other = super().copy()
+        other.first, other.second = self.first.copy(), self.second.copy()
+        other._count = None if self._count is None else self._count.clone()
+        return other
 
     def _states(self) -> list[FlatParameters]:
         return [self.gradient, self.first, self.second]

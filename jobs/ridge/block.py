@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jobs.packed.loop import Block
+from jobs.packed.block import Block
 from jobs.ridge.designs import Population, Tensors
 
 _CHECK_STEPS = 64

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from orchestrator.analyses.base import Analysis, Needs
+from orchestrator.analyses.base import Analysis, Contradiction, Needs
 from orchestrator.axes import key
 
 if TYPE_CHECKING:
@@ -37,11 +37,22 @@ class CriticalAnalysis(Analysis):
         "the name of an axis with numbers, or null",
         min_length=1,
     )
+    moves: bool = key(
+        False,
+        "Whether the critical point is a power of the size, as size^-shift, instead of one for all sizes; needs size.",
+        "true or false",
+    )
 
     @property
     def default_name(self) -> str:
         """The kind, the event, and the axes."""
-        return f"critical_{self.of}_{self.along}" + (f"_{self.size}" if self.size else "")
+        return f"critical_{self.of}_{self.along}" + (f"_{self.size}" if self.size else "") + "_moves" * self.moves
+
+    def contradictions(self) -> list[Contradiction]:
+        """A critical point moves with a size."""
+        if self.moves and self.size is None:
+            return [("moves", "'moves' needs 'size', which the critical point depends on", "add 'size: AXIS'")]
+        return []
 
     @property
     def needs(self) -> Needs:
@@ -57,7 +68,7 @@ class CriticalAnalysis(Analysis):
         used = (self.along, *([self.size] if self.size else []))
         groups = source.groups(*used)
         drawn = spread(len(groups), MOST_PANELS)
-        log = wants_log(source, self.along)
+        log = self.moves or wants_log(source, self.along)
         rows: list[dict[str, Cell]] = []
         panels: list[Panel] = []
         for g, group in enumerate(groups):
@@ -65,7 +76,7 @@ class CriticalAnalysis(Analysis):
             rows.append(row)
             if g in drawn:
                 panels.append(panel)
-        estimates = ("critical", "width", *(("inverse_nu",) if self.size else ()))
+        estimates = ("critical", "width", *(("inverse_nu",) if self.size else ()), *(("shift",) if self.moves else ()))
         notes = ["trials are taken as independent; replicates that share seeds along the axis are fewer than they seem"]
         if log:
             notes.append("fitted in the logarithm of the axis: width is the factor from the share 1/4 to 3/4")
@@ -98,6 +109,7 @@ class CriticalAnalysis(Analysis):
         x, size, reached = x[known], size[known], np.isfinite(to[known])
         row: dict[str, Cell] = {**group.setting, "trials": len(x), "critical": None, "width": None}
         row |= {"inverse_nu": None, "quality": math.nan} if self.size else {}
+        row |= {"shift": None} if self.moves else {}
         if not len(x):
             return row | {"share": "no trial"}, Panel(title=group.title, lines=())
         settings, place = np.unique(np.stack([size, x], 1), axis=0, return_inverse=True)
@@ -115,8 +127,11 @@ class CriticalAnalysis(Analysis):
         marks: tuple[tuple[Estimate, str], ...] = ()
         try:
             if self.size:
-                scaled = scaled_threshold(sizes, position, yes, count, rising=rising, level=self.level)
+                scaled = scaled_threshold(
+                    sizes, position, yes, count, rising=rising, moves=self.moves, level=self.level
+                )
                 row |= {"inverse_nu": scaled.inverse_nu, "quality": scaled.quality}
+                row |= {"shift": scaled.shift} if self.moves else {}
                 found: Threshold | ScaledThreshold = scaled
             else:
                 found = threshold(position, yes, count, rising=rising, level=self.level)

@@ -8,7 +8,7 @@
   points of each size about a line through the neighbouring points of the other sizes. About 1 is a good collapse.
 - `scaled_threshold`: the same scaling of a share with a logistic F, by binomial likelihood. With few seeds a setting it
   is far more precise than `collapse`, whose weights are uncertain there; the quality of the collapse remains the check
-  of the assumption.
+  of the assumption. The critical point may be that of an infinite size (one for all sizes), or move with the size.
 
 Shapes: N settings, K sizes, B resamples.
 """
@@ -52,9 +52,12 @@ class ScaledThreshold:
     """A transition whose width depends on the size, with a logistic share."""
 
     critical: Estimate
-    """x_c, in units of x."""
+    """x_c, in units of x; where it moves, that of the geometric mean of the sizes."""
     inverse_nu: Estimate
     """1 / nu: the width is proportional to L^(-1/nu)."""
+    shift: Estimate
+    """b in x_c(L) = x_c - b log(L / their geometric mean): x_c is proportional to L^-b where x is a logarithm. Exactly
+    0 unless it is fitted."""
     width: Estimate
     """Distance in x from the share 1/4 to 3/4, at the geometric mean of the sizes."""
     quality: float
@@ -140,7 +143,8 @@ class _ShareCurve:
 
             yes, no = log_ndtr(z), log_ndtr(-z)
             density = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
-            by_z = self.reached * np.exp(density - yes) - self.missed * np.exp(density - no)
+            hazards = (np.exp(np.minimum(density - side, 700.0)) for side in (yes, no))  # about |z|, far out
+            by_z = self.reached * next(hazards) - self.missed * next(hazards)
         value = -(self.reached * yes + self.missed * no).sum(1)
         return value, (by_z * slope).sum(1), np.where(inside, -(by_z * z).sum(1), 0.0)
 
@@ -214,7 +218,15 @@ class _ShareCurve:
 
 
 def scaled_threshold(
-    size: Any, x: Any, reached: Any, trials: Any, *, rising: bool = True, level: float = LEVEL, resamples: int = 400
+    size: Any,
+    x: Any,
+    reached: Any,
+    trials: Any,
+    *,
+    rising: bool = True,
+    moves: bool = False,
+    level: float = LEVEL,
+    resamples: int = 400,
 ) -> ScaledThreshold:
     """Critical point and exponent of a share at several sizes, by maximum likelihood.
 
@@ -223,6 +235,7 @@ def scaled_threshold(
     Args:
         size: (N,) sizes L, at least two; x: (N,) settings; reached, trials: (N,) counts, as in `threshold`.
         rising: whether the share rises with x.
+        moves: whether the critical point depends on the size: fit `ScaledThreshold.shift` too.
 
     Raises:
         ValueError: see `threshold`; one size.
@@ -237,24 +250,33 @@ def scaled_threshold(
     u = (position - low) / span
     sign, quartiles = (1.0 if rising else -1.0), 2 * math.log(3)
 
+    def slope(theta: Floats) -> Floats:
+        sharpness: Floats = sign * np.exp(np.clip(theta[:, 1:2] + theta[:, 2:3] * log_size, -20, 20))
+        return sharpness
+
     def logit(theta: Floats) -> Floats:
-        sharpness = np.exp(np.clip(theta[:, 1:2] + theta[:, 2:3] * log_size, -20, 20))
-        return np.asarray(sign * sharpness * (u - theta[:, :1]), dtype=np.float64)
+        moved = theta[:, 3:] * log_size if moves else 0.0
+        return np.asarray(slope(theta) * (u - theta[:, :1] + moved), dtype=np.float64)
 
     def objective_of(counts_BN: Floats) -> Callable[[Floats, Integers], tuple[Floats, Floats]]:
         def objective(theta: Floats, problems: Integers) -> tuple[Floats, Floats]:
             z, yes = logit(theta), counts_BN[problems]
             value = (yes * np.logaddexp(0, -z) + (n - yes) * np.logaddexp(0, z)).sum(1)
             by_z = n * expit(z) - yes
-            by_critical = -(by_z * sign * np.exp(np.clip(theta[:, 1:2] + theta[:, 2:3] * log_size, -20, 20))).sum(1)
-            return value, np.stack([by_critical, (by_z * z).sum(1), (by_z * z * log_size).sum(1)], 1)
+            by_x = by_z * slope(theta)
+            by_shift = [(by_x * log_size).sum(1)] * moves
+            return value, np.stack([-by_x.sum(1), (by_z * z).sum(1), (by_z * z * log_size).sum(1), *by_shift], 1)
 
         return objective
 
     from scipy.special import expit
 
     starts = [
-        [c, math.log(quartiles / w), e] for c in np.linspace(0.1, 0.9, 9) for w in (0.05, 0.3) for e in (0.0, 0.7)
+        [c, math.log(quartiles / w), e, *s]
+        for c in np.linspace(0.1, 0.9, 9)
+        for w in (0.05, 0.3)
+        for e in (0.0, 0.7)
+        for s in (((-0.5,), (0.0,), (0.5,)) if moves else ((),))
     ]
     ends = minimise(objective_of(np.tile(k, (len(starts), 1))), np.array(starts))
     best = ends.theta[int(np.argmin(ends.value))]
@@ -264,17 +286,23 @@ def scaled_threshold(
     )
     again = minimise(objective_of(drawn), np.tile(best, (resamples, 1)), tolerance=1e-8).theta
     columns = [
-        (low + span * theta[:, 0], theta[:, 2], span * quartiles * np.exp(-theta[:, 1]))
+        (
+            low + span * theta[:, 0],
+            theta[:, 2],
+            span * quartiles * np.exp(-theta[:, 1]),
+            span * theta[:, 3] if moves else np.zeros(len(theta)),
+        )
         for theta in (best[None], again)
     ]
     estimates = []
     for value, values in zip(*columns, strict=True):
         bounds = percentile_interval(values, level)
         estimates.append(Estimate(value=float(value[0]), low=bounds[0], high=bounds[1], level=level))
-    rescaled = (position - estimates[0].value) * np.exp(best[2] * log_size)
+    rescaled = (position - estimates[0].value + estimates[3].value * log_size) * np.exp(best[2] * log_size)
     return ScaledThreshold(
         critical=estimates[0],
         inverse_nu=estimates[1],
+        shift=estimates[3],
         width=estimates[2],
         quality=quality(log_size, rescaled, k / n, share_errors(k, n))[0],
     )

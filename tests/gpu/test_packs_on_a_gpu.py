@@ -43,6 +43,10 @@ CASES: list[tuple[Job[Any], list[Params]]] = [
         [GrokkingParams(model="transformer", warmup_steps=5, batch_size=8, optimiser="sgd", momentum=0.9, **GROK)],
     ),
     (Grokking(), [GrokkingParams(grokfast_lambda=2.0, perp_grad="whole", **GROK)]),
+    (
+        Grokking(),
+        [GrokkingParams(train_level=0.3, test_level=0.2, **GROK | own | {"curve_points": 3}) for own in LEAVING],
+    ),
 ]
 
 
