@@ -139,12 +139,12 @@ class _ShareCurve:
             yes, no = -np.logaddexp(0, -z), -np.logaddexp(0, z)
             by_z = self.reached * np.exp(no) - self.missed * np.exp(yes)
         else:
-            from scipy.special import log_ndtr
+            from scipy.special import erfcx, log_ndtr
 
             yes, no = log_ndtr(z), log_ndtr(-z)
-            density = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
-            hazards = (np.exp(np.minimum(density - side, 700.0)) for side in (yes, no))  # about |z|, far out
-            by_z = self.reached * next(hazards) - self.missed * next(hazards)
+            # Density over distribution function, which does not overflow where the ratio of both does.
+            towards, away = (math.sqrt(2 / math.pi) / erfcx(-side / math.sqrt(2)) for side in (z, -z))
+            by_z = self.reached * towards - self.missed * away
         value = -(self.reached * yes + self.missed * no).sum(1)
         return value, (by_z * slope).sum(1), np.where(inside, -(by_z * z).sum(1), 0.0)
 
