@@ -371,6 +371,11 @@ MISTAKES = {
         "'form.1' must be one of power, floor, critical, broken",
         "",
     ),
+    "[{kind: critical, of: final_test_loss, along: features, moves: true}]": (
+        "8:74",
+        "'moves' needs 'size'",
+        "add 'size: AXIS'",
+    ),
     "[{kind: law, of: final_test_loss, along: features, form: []}]": ("8:68", "'form' must be one of power", ""),
     "[{kind: step_map, of: final_test_loss, along: features}]": (
         "8:33",
