@@ -7,17 +7,15 @@
             report(step, loss=loss)
         return {"accuracy": accuracy}
 
-`params` is a dict with the parameters of the sweep file; or, where the first argument is annotated with a subclass of
-`jobs.job.Params`, an instance of it, whose names and ranges then check the sweep file. `report` takes an increasing
-step and any metrics. The function may return a dict, which is recorded with its last report. When the function changes
-in meaning, set its attribute `version` (`train.version = 2`), so that older trials are not reused.
+`params` is a dict with the parameters of the sweep file. A function may declare its parameters instead
+(`jobs.declared`); their names and ranges then check the sweep file. `report` takes an increasing step and any metrics.
+The function may return a dict, which is recorded with its last report. When the function changes in meaning, set its
+attribute `version` (`train.version = 2`), so that older trials are not reused. Its attribute `metrics` may name what it
+reports (`train.metrics = ("loss", "accuracy")`); a sweep file is then checked against these names.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import keyword
 import sys
 import threading
 import time
@@ -25,13 +23,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from types import FunctionType, SimpleNamespace
-from typing import Any, ClassVar, get_type_hints
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 
+from jobs.declared import OpenParams, WatchedParams, declaration_of, open_params
 from jobs.job import (
+    FINAL,
     LARGEST_STEP,
     LONGEST_METRIC_NAME,
     Cost,
@@ -40,7 +39,6 @@ from jobs.job import (
     JobNotFound,
     Member,
     Observations,
-    ParamError,
     Report,
     Scalar,
     as_dict,
@@ -60,40 +58,7 @@ _PULSE_S = 1.0
 _THREAD = "phasefront function"
 _LONGEST_SHOWN = 200
 """Characters of a value that a message shows."""
-FINAL = "final_"
-"""Before the name of a metric: its observation."""
 _LONGEST_NAME = LONGEST_METRIC_NAME - len(FINAL)
-_SIGNATURE = "train(params, seed, device, report)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenParams(ParamsBase):
-    """Parameters of a function that declares none: any names, each with the type of its value."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open_params, (as_dict(self),)
-
-
-@cache
-def _open_type(names: tuple[str, ...], types: tuple[type, ...]) -> type[OpenParams]:
-    fields = [(name, kind, param(meaning="parameter of the function")) for name, kind in zip(names, types, strict=True)]
-    # The types are objects, not strings, so `get_type_hints` has nothing to look up.
-    return dataclasses.make_dataclass("OpenParams", fields, bases=(OpenParams,), frozen=True, kw_only=True)
-
-
-def open_params(values: Mapping[str, Any]) -> OpenParams:
-    """Parameters with exactly these names, each with the type of its value.
-
-    Raises:
-        ParamError: a name is not a Python name, or a value is not a finite number, true, false or text.
-    """
-    names, types = tuple(values), tuple(map(type, values.values()))
-    for name, kind in zip(names, types, strict=True):
-        if kind not in (int, float, bool, str):
-            raise ParamError(name, "must be a number, true, false or text", values[name])
-        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("__"):
-            raise ParamError(name, "is not a name that Python accepts for a parameter", values[name])
-    return _open_type(names, types)(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +81,16 @@ class FunctionJob(Job[Any]):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         """Raises:
-        JobNotFound: the function does not take these arguments, or its annotation is not valid.
+        JobNotFound: the function takes other arguments, or an annotation or an attribute of it is not valid.
         """
-        self.function = function
-        declared, version = _declared_params(function), getattr(function, "version", 1)
+        self.function, self.declaration = function, declaration_of(function)
+        declared, version = self.declaration.params, getattr(function, "version", 1)
         if type(version) is not int:
             rule = f"its attribute version must be a whole number; got {version!r}"
             raise JobNotFound(f"function {function.__qualname__!r}: {rule}")
+        self.named_metrics = _named_metrics(function)
+        self._watch = self.declaration.takes_dict
+        """Whether the next trial is watched: the first one in this process is."""
         # These are class attributes of other jobs; here they differ between functions.
         self.__dict__.update(open_params=declared is None, Params=declared or OpenParams, version=version)
 
@@ -141,7 +109,8 @@ class FunctionJob(Job[Any]):
         A member's last report is held until the function reports again or returns, because the returned metrics are
         recorded at the same step.
         """
-        channel = _Channel(self.function, pack, device, self.open_params)
+        channel = _Channel(self, pack, device, watch=self._watch)
+        self._watch = False
         thread = threading.Thread(target=channel.run, name=_THREAD, daemon=True)
         thread.start()
         pulse_at = time.monotonic() + _PULSE_S
@@ -166,50 +135,36 @@ class FunctionJob(Job[Any]):
         finals = {name: value for name, value in observations.items() if isinstance(value, float)}
         if not thresholds.metric:
             return "finished" if all(map(np.isfinite, finals.values())) else "diverged"
-        value = finals.get(f"{FINAL}{thresholds.metric}")
+        value = next((finals[name] for name in self.labelled_by(thresholds) if name in finals), None)
         if value is None:
             return "not reported"
         if not np.isfinite(value):
             return "diverged"
         return "at or above" if value >= thresholds.level else "below"
 
+    def labelled_by(self, thresholds: Any) -> tuple[str, ...]:
+        """`metric: loss` and `metric: final_loss` mean the same: the last value of `loss`."""
+        metric = thresholds.metric
+        names = (f"{FINAL}{metric}", metric)
+        return names[: 2 if metric.startswith(FINAL) else 1] if metric else ()
+
+    def labels(self, thresholds: Any) -> tuple[str, ...]:
+        return ("below", "at or above", "not reported", "diverged") if thresholds.metric else ("finished", "diverged")
+
+
+def _named_metrics(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The attribute `metrics` of a function; empty where it has none."""
+    named = getattr(function, "metrics", ())
+    if isinstance(named, (tuple, list)) and all(is_metric_name(name, longest=_LONGEST_NAME) for name in named):
+        return tuple(named)
+    rule = f'its attribute metrics must be names of metrics, as in ("loss", "accuracy"); got {shown(named)}'
+    raise JobNotFound(f"function {function.__qualname__!r}: {rule}")
+
 
 def _last_reported(curves: Curves, name: str) -> float | None:
     values = curves.values[name]
     rows = np.arange(len(values)) if curves.present is None else np.flatnonzero(curves.present[name])
     return float(values[rows[-1]]) if len(rows) else None
-
-
-def _declared_params(function: Callable[..., Any]) -> type[ParamsBase] | None:
-    """The `Params` subclass that the first argument is annotated with; None: the function takes a dict.
-
-    Raises:
-        JobNotFound: see `FunctionJob`.
-    """
-    name = f"function {getattr(function, '__qualname__', function)!r}"
-    signature = inspect.signature(function)
-    try:
-        signature.bind(None, 0, "cpu", None)
-    except TypeError:
-        raise JobNotFound(f"{name} is not a job: it must take {_SIGNATURE}; it takes {signature}") from None
-    first = next(iter(signature.parameters.values()))
-    hint = first.annotation
-    if isinstance(hint, str) and isinstance(function, FunctionType):
-        try:
-            hint = get_type_hints(SimpleNamespace(__annotations__={"it": hint}), function.__globals__)["it"]
-        except NameError as error:
-            raise JobNotFound(
-                f"{name}: the annotation {hint!r} of {first.name!r} does not exist at run time ({error}); "
-                "import it outside TYPE_CHECKING, or leave the annotation out"
-            ) from error
-    if inspect.isclass(hint) and issubclass(hint, ParamsBase):
-        return hint if hint is not ParamsBase else None
-    if dataclasses.is_dataclass(hint):
-        raise JobNotFound(
-            f"{name}: {first.name!r} is annotated with {hint!r}; a class of parameters must be a subclass of "
-            "jobs.job.Params with fields made by jobs.job.param; or annotate it as dict"
-        )
-    return None
 
 
 # A function pushes its reports and a job yields them: a thread runs the function, and a queue is between the two.
@@ -230,11 +185,14 @@ class _Channel:
     the events only wake the side that waits.
     """
 
-    def __init__(self, function: Callable[..., Any], pack: Sequence[Member[Any]], device: str, plain: bool) -> None:
-        self._function, self._pack, self._device, self._plain = function, pack, device, plain
+    def __init__(self, job: FunctionJob, pack: Sequence[Member[Any]], device: str, *, watch: bool) -> None:
+        self._function, self._declaration = job.function, job.declaration
+        self._pack, self._device, self._watch = pack, device, watch
         self._rows: deque[_Row] = deque()
         self._ends: deque[tuple[int, int, str | None]] = deque()
         """(position, last step, traceback or None) of members that have ended, appended after their rows."""
+        self._unread: dict[int, tuple[str, ...]] = {}
+        """Position -> the parameters that it did not read, of a watched member that has ended."""
         self._news, self._room = threading.Event(), threading.Event()
         self._stopping = self._ended = False
         self._running = 0
@@ -264,14 +222,22 @@ class _Channel:
     def _train(self, position: int, member: Member[Any]) -> None:
         report = _Reporter(self, position)
         error: str | None = None
-        params: ParamsBase | dict[str, Scalar] = as_dict(member.params) if self._plain else member.params
+        given: ParamsBase | dict[str, Scalar] = member.params
+        watched: WatchedParams | None = None
+        if self._declaration.takes_dict:
+            given = as_dict(member.params)
+            if self._watch:
+                self._watch, given = False, (watched := WatchedParams(given))
         try:
-            report.returned(self._function(params, member.seed, self._device, report), _place_of(self._function))
+            result = self._declaration.call(self._function, given, member.seed, self._device, report)
+            report.returned(result, _place_of(self._function))
         except _Cancelled:
             raise
         except BaseException as raised:  # SystemExit too: the other members continue
             error = _users_traceback(raised)
         report.release()
+        if watched is not None:
+            self._unread[position] = tuple(name for name in as_dict(member.params) if name in watched.unread)
         self._ends.append((position, max(report.step, 0), error))
 
     def put(self, row: _Row) -> None:
@@ -322,6 +288,7 @@ class _Channel:
                 values={},
                 finished=np.array([position for position, _, _ in ends], dtype=np.int64),
                 failed={position: error for position, _, error in ends if error is not None},
+                unread={p: self._unread.pop(p) for p, _, _ in ends if p in self._unread},
             )
         if over and self._broken is not None:
             raise self._broken
@@ -463,7 +430,7 @@ def _users_traceback(error: BaseException) -> str:
         if part is None or id(part) in done:
             continue
         done.add(id(part))
-        part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
+        part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename not in _OURS])
         waiting += [part.__cause__, part.__context__, *(part.exceptions or ())]
     return "".join(described.format())
 
@@ -479,4 +446,5 @@ def running_stack() -> str:
     return "".join("".join(traceback.format_list(stack)) for stack in stacks)
 
 
-_OWN_FILES = (__file__, threading.__file__)
+_OURS = (__file__, declaration_of.__code__.co_filename)
+_OWN_FILES = (*_OURS, threading.__file__)

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 Scalar = int | float | bool | str
 """A parameter's value: plain data that YAML, JSON and MLflow can all hold."""
 
+FINAL = "final_"
+"""Before the name of a metric: the observation of its last value."""
 LARGEST_STEP = 2**62
 """Databases hold steps, and timestamps made of them, as 64-bit integers."""
 
@@ -252,6 +254,8 @@ class Report:
     """Position -> traceback, of models whose code raised an error; they are in `finished` too."""
     running: int | None = None
     """Position of the model that trains now, if the job trains one after another; None: all unfinished ones train."""
+    unread: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Position -> the parameters that its code has not read, of finished models of which that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -414,6 +418,24 @@ class Job(ABC, Generic[P]):
     @abstractmethod
     def phase(self, params: P, observations: Observations, thresholds: AnyParams) -> str:
         """The trial's label, one of `phases`."""
+
+    def labels(self, thresholds: AnyParams) -> tuple[str, ...]:
+        """The labels that `phase` can give under these thresholds; by default all of `phases`."""
+        return self.phases
+
+    def labelled_by(self, thresholds: AnyParams) -> tuple[str, ...]:
+        """The observation that a threshold names and that decides the phase, under every name that it may have.
+
+        Empty, the default, where no threshold names one.
+        """
+        return ()
+
+    def mark(self, params: P, observations: Observations, thresholds: AnyParams) -> str:
+        """What a reader of a finished trial's label should know, such as that a level was reached and lost again.
+
+        "", the default, where there is nothing to say.
+        """
+        return ""
 
     def completed(self, params: P, observations: Observations) -> Observations:
         """The observations of a trial, with the bounds of its steps where an earlier version recorded none.

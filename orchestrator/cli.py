@@ -65,7 +65,10 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--set", dest="overrides", metavar="PATH=VALUE", action="append", default=[], help=_SET)
         return sub
 
-    command("check", "validate a sweep file without running anything")
+    check = command("check", "validate a sweep file without running anything")
+    check.add_argument(
+        "--rehearse", action="store_true", help="also train a few trials for some seconds, without recording anything"
+    )
     plan = command(
         "plan", "show trials, packs, and the time and memory that a run would take, without recording anything"
     )

@@ -31,6 +31,7 @@ from orchestrator.printable import last_line
 from orchestrator.progress import ProgressDisplay, Snapshot
 from orchestrator.records import Status, Summary, TrialResult
 from orchestrator.relabel import is_stale, relabel_stale
+from orchestrator.sanity import FirstTrials, explained
 from orchestrator.search.base import Sampler
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
@@ -73,6 +74,7 @@ class Runner:
         stop: set from outside (a signal handler) to stop the run.
         stopped: called once a stopped run is recorded, before its workers are released.
         starting: the note to display while `pool` runs.
+        first: watches the first trials.
     """
 
     def __init__(
@@ -92,12 +94,13 @@ class Runner:
         stop: threading.Event | None = None,
         stopped: Callable[[Summary], None] | None = None,
         starting: str = "starting workers",
+        first: FirstTrials | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job_name, self._planner, self._sampler, self._tracker = job_name, planner, sampler, tracker
         self._pool, self._progress, self._starting, self._clock = pool, progress, starting, clock
         self._thresholds, self._fingerprint, self._axes = thresholds, fingerprint, axes
-        self._trial_timeout_s, self._retired = trial_timeout_s, tuple(retired)
+        self._trial_timeout_s, self._retired, self._first = trial_timeout_s, tuple(retired), first
         self._stop = stop or threading.Event()
         self._stopped = stopped
         self._dispatcher: Dispatcher | None = None
@@ -162,6 +165,8 @@ class Runner:
                 raise RuntimeError(
                     "the sampler proposes no trial although none is running; this is a bug in phasefront"
                 )
+            if self._first is not None:
+                self._first.close()
             return False
         dispatcher = self._ready_dispatcher()
         if self._stop.is_set():
@@ -219,6 +224,8 @@ class Runner:
 
     def _skip(self, result: TrialResult) -> None:
         """Count and tell a trial that had finished before."""
+        if self._first is not None:
+            self._first.finished(result)
         self._summary.skipped += 1
         if result.phase is not None:
             self._summary.phases[result.phase] += 1
@@ -232,7 +239,7 @@ class Runner:
         for result in relabel_stale(self._tracker, job, stale, self._thresholds, retired=retired):
             trial = by_id.pop(result.trial_id)
             if result.status is Status.FAILED:
-                error = f"its curves could not be reduced under the new thresholds:\n{result.error or ''}"
+                error = f"its curves could not be reduced under the new `phases:`\n{result.error or ''}"
                 self._count_failure(trial, replace(result, error=error))
                 self._sampler.tell(result)
             else:
@@ -300,6 +307,10 @@ class Runner:
                 if event.rows is not None:
                     self._summary.measured |= bool(event.rows.metrics)
                     self._tracker.record(event.rows)
+                    if self._first is not None:
+                        self._first.rows(event.rows)
+                if event.unread and self._first is not None:
+                    self._first.unread(event.unread)
                 for result in event.results:
                     trial = out.left.pop(result.trial_id, None)
                     if trial is None:
@@ -320,6 +331,8 @@ class Runner:
             self._begun.difference_update(trial.id for trial, _ in ended)
             for trial, result in ended:
                 self._tell(trial, result)
+                if self._first is not None:
+                    self._first.ended(trial, result)
         self._tracker.settle()
         self._take_refusals()
         self._summary.record_s += self._clock() - began
@@ -407,7 +420,8 @@ class Runner:
         if key not in self._said and len(self._said) < FAILURES_KEPT:
             self._said.add(key)
             self._progress.say(
-                f"trial {trial.text(self._axes)} failed ({last_line(error)}); such trials are retried once"
+                f"trial {trial.text(self._axes)} failed ({explained(error, trial.settings())}); such trials are "
+                "retried once"
             )
 
     def _tell(self, trial: Trial, result: TrialResult) -> None:
@@ -422,7 +436,8 @@ class Runner:
             if self._watch.failure(error) and not self._summary.gave_up:
                 self._summary.gave_up = (
                     f"the first {self._summary.failed} trials failed, none succeeded, and at least "
-                    f"{IDENTICAL_FAILURES_BEFORE_STOP} of them with the same error: {last_line(error)}"
+                    f"{IDENTICAL_FAILURES_BEFORE_STOP} of them with the same error: "
+                    f"{explained(error, trial.settings())}"
                 )
         self._sampler.tell(result)
 

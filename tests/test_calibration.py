@@ -177,17 +177,17 @@ def test_a_slowdown_is_at_least_one() -> None:
 @pytest.mark.slow
 def test_a_rehearsal_times_unknown_kinds_only_once() -> None:
     trials = [descent(width, r, steps=3000) for width in (8, 64, 200) for r in range(2)]
-    known = rehearse(planner(at_once=1), trials, workers=1, threads=1)
+    known = rehearse(planner(at_once=1), trials, workers=1, threads=1).calibration
     (kind,) = known.kinds.values()
     assert kind.runs == 0
     assert len(kind.points) >= 2
     assert all(0.02 < ratio < 50 for _, ratio in kind.points)
-    assert rehearse(planner(known=known, at_once=1), trials, workers=1, threads=1) is known
+    assert rehearse(planner(known=known, at_once=1), trials, workers=1, threads=1).calibration is known
 
 
 @pytest.mark.slow
 def test_a_function_is_timed_by_whole_trials_which_may_wait_instead_of_compute() -> None:
-    known = rehearse(planner(SLEEPY, at_once=1), function_trials(SLEEPY, 30), workers=1, threads=1)
+    known = rehearse(planner(SLEEPY, at_once=1), function_trials(SLEEPY, 30), workers=1, threads=1).calibration
     history = known.sweeps["sweep"]
     assert history.trial_s is not None
     assert history.trial_s >= 0.05
@@ -209,7 +209,7 @@ def test_a_rehearsal_does_not_wait_for_what_the_job_has_started(tmp_path: Path) 
     params = load_job(spec).params_for({"flag": str(flag)})
     trials = [Trial(job=spec, job_version=1, params=params, replicate=r) for r in range(2)]
     try:
-        known = rehearse(planner(spec, at_once=1), trials, workers=1, threads=1)
+        known = rehearse(planner(spec, at_once=1), trials, workers=1, threads=1).calibration
     finally:
         flag.unlink()
     assert known.sweeps["sweep"].trial_s is not None
@@ -218,4 +218,7 @@ def test_a_rehearsal_does_not_wait_for_what_the_job_has_started(tmp_path: Path) 
 @pytest.mark.slow
 def test_a_job_that_ends_its_process_leaves_the_calibration_unchanged() -> None:
     plan = planner(EXITS, at_once=1)
-    assert rehearse(plan, function_trials(EXITS, 4), workers=1, threads=1) is plan.calibration
+    rehearsal = rehearse(plan, function_trials(EXITS, 4), workers=1, threads=1)
+    assert rehearsal.calibration is plan.calibration
+    ((_, facts),) = rehearsal.trials
+    assert (facts.status, facts.error) == ("FAILED", "the process that trained it ended with exit code 3")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.function import QUEUE_ROWS, FunctionJob, open_params, running_stack
+from jobs.declared import open_params
+from jobs.function import QUEUE_ROWS, FunctionJob, running_stack
 from jobs.job import Curves, Member, Params, param, params_from
 from orchestrator.dispatch.base import PackEnded, PackProgress, PackTask
 from orchestrator.dispatch.worker import execute

@@ -132,7 +132,7 @@ def test_values_that_were_not_reached_are_not_numbers_on_the_heat_map(page: Any,
     assert both == 0
     assert sum(v is not None for line in off["z"] for v in line) == sum(isinstance(v, Censored) for v in seen)
     assert sum(v is not None for line in values["z"] for v in line) == sum(isinstance(v, float) for v in seen)
-    assert "not reached by the median replicate" in [t["name"] for t in traces]
+    assert "median not reached" in [t["name"] for t in traces]
 
 
 def test_lines_have_a_point_per_value_and_a_bar_per_phase(page: Any, tmp_path: Path) -> None:

@@ -287,9 +287,7 @@ def test_a_metric_that_an_option_adds_may_be_looked_for_with_it(tmp_path: Path) 
     assert Sweep.load(path, ["axes.progress=[none, basic]"]).is_search
 
 
-def test_a_metric_that_no_function_can_have_is_refused_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_metric_and_its_final_value_are_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plain_function.py").write_text("def train(params, seed, device, report):\n    report(1, loss=1.0)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / "it.yaml"
@@ -297,10 +295,30 @@ def test_a_metric_that_no_function_can_have_is_refused_before_anything_runs(
         "job: plain_function:train\naxes: {lr: {scale: log, from: 0.1, to: 1}}\n"
         "search: {kind: boundary, budget: 9, target: {metric: loss, level: 0.5}}\n"
     )
-    with pytest.raises(UserError, match="did you mean 'final_loss'") as caught:
+    sweep, full = Sweep.load(path), Sweep.load(path, ["search.target={metric: final_loss, level: 0.5}"])
+    assert sweep.search == full.search
+    assert sweep.id == full.id
+    assert "metric: final_loss" in sweep.resolved_yaml()
+    path.write_text(
+        "job: grokking\naxes: {weight_decay: {scale: log, from: 0.1, to: 1}}\n"
+        "search: {kind: boundary, budget: 9, target: {metric: test_accuracy, level: 0.5}}\n"
+    )
+    assert Sweep.load(path).id == Sweep.load(path, ["search.target.metric=final_test_accuracy"]).id
+
+
+def test_a_search_for_where_a_function_diverges_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search without `phases` and `target` has the id of before; it is refused unless its file says what it means."""
+    (tmp_path / "plain_function.py").write_text("def train(params, seed, device, report):\n    report(1, loss=1.0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "it.yaml"
+    path.write_text(
+        "job: plain_function:train\naxes: {lr: {scale: log, from: 0.1, to: 1}}\nsearch: {kind: boundary, budget: 9}\n"
+    )
+    with pytest.raises(UserError, match="every trial has the label 'finished', unless it diverges") as caught:
         Sweep.load(path)
-    assert "it.yaml:3:" in caught.value.text
-    assert Sweep.load(path, ["search.target={metric: final_any, level: 0.5}"]).is_search
+    assert "add 'phases: {metric: NAME, level: NUMBER}'" in caught.value.text
+    assert Sweep.load(path, ["search.target=phase"]).id == "4d01"
+    assert Sweep.load(path, ["phases={metric: loss, level: 0.5}"]).is_search
 
 
 def test_a_user_defined_job_may_have_observations_that_are_not_known_in_advance(tmp_path: Path) -> None:

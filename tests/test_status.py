@@ -9,7 +9,7 @@ import pytest
 
 from jobs.job import Censored
 from orchestrator.cli import main
-from orchestrator.commands import inspect
+from orchestrator.commands import status
 from orchestrator.commands.wiring import open_tracker, sweep_record
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.sweep.sweep import Sweep
@@ -61,7 +61,7 @@ def test_phases_are_counted_under_the_sweeps_own_thresholds(
     assert "phases    far 2, arrived 1, near 1" in anew
     assert "4 of them relabelled here only" in anew and "phasefront map" in anew
     assert "phases    near 3, arrived 1" in said("--set", "phases.far_loss=5.0")  # the record is as it was
-    monkeypatch.setattr(inspect, "LABELLED_ANEW", 3)
+    monkeypatch.setattr(status, "LABELLED_ANEW", 3)
     many = said()
     assert "phases  " not in many
     assert "others    near 3, arrived 1: the labels of 4 trials under other thresholds" in many

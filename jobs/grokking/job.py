@@ -140,6 +140,14 @@ class Grokking(Job[GrokkingParams]):
         memorised, generalised, gap = (observations[name] for name in names)
         return reductions.learning_phase(memorised, generalised, gap, thresholds.grokking_gap)
 
+    def mark(self, params: GrokkingParams, observations: Observations, thresholds: Any) -> str:
+        """Whether the test accuracy was reached and is lost at the end: the phase is by the first time."""
+        final, level = observations.get("final_test_accuracy"), thresholds.generalised_accuracy
+        reached = isinstance(observations.get("generalisation_step"), float)
+        if not reached or not isinstance(final, float) or self.phase(params, observations, thresholds) == "diverged":
+            return ""
+        return "" if final >= level else f"reached and lost: the test accuracy passed {level:g} and ended below it"
+
     def completed(self, params: GrokkingParams, observations: Observations) -> Observations:
         full = super().completed(params, observations)
         return full if full is observations else {**full, **reductions.gap_bounds("generalisation_gap", full, *_GAP)}

@@ -101,7 +101,7 @@ class TimesAnalysis(Analysis):
         )
 
     def _notes(self) -> tuple[str, ...]:
-        notes = ["a median of inf was not reached by half of the trials; a step lies between two reports"]
+        notes = ["inf: half of the trials or more have not reached it; a step lies between two reports"]
         if self.between:
             notes.append("ratio: median over common replicates of the time of `of` / that of `against`")
             notes.append("p values are two-sided permutation tests, and not corrected for the number of comparisons")

@@ -7,7 +7,7 @@ _FUNCTIONS = {
     "check": "inspect:check",
     "plan": "inspect:plan",
     "run": "run:run",
-    "status": "inspect:status",
+    "status": "status:status",
     "audit": "audit:audit_",
     "map": "publishing:map_",
     "analyse": "analysing:analyse",

@@ -74,7 +74,7 @@ def analyse(arguments: argparse.Namespace) -> int:
         left = tracker.detach(done.gone)
         tracker.annotate(done.metrics)
     if count:
-        print(f"{count} trials were relabelled under the thresholds of {arguments.file}")
+        print(f"{count} trials were relabelled under the thresholds (`phases:`) of {arguments.file}")
     if not done.results:
         print(
             "nothing to compute: the file has no `analysis:`, and the job proposes none for these axes and replicates"

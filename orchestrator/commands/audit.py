@@ -63,6 +63,8 @@ def lines(report: Report) -> list[str]:
         elif report.checked[invariant]:
             said.append(f"ok        {invariant.value}: {report.checked[invariant]:,} checked")
     if report.skipped:
-        said.append(f"note      {report.skipped} trials are labelled under other thresholds; `phasefront map` relabels")
+        said.append(
+            f"note      {report.skipped} trials are labelled under other thresholds (`phases:`); `phasefront map` relabels"
+        )
     wrong_count = len(report.violations)
     return [*said, f"result    {wrong_count} violations" if wrong_count else "result    consistent"]

@@ -1,4 +1,4 @@
-"""check, plan, status and schema: the commands that only read."""
+"""check, plan and schema: what a sweep file says, before anything is recorded."""
 
 from __future__ import annotations
 
@@ -6,36 +6,25 @@ import argparse
 import contextlib
 import heapq
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from orchestrator.axes import Axis
-from orchestrator.commands.again import command_line
-from orchestrator.commands.browse import browse_lines
-from orchestrator.commands.searching import known_trials, used_study
+from orchestrator.commands.rehearsing import SAMPLE, rehearsed, say_rehearsal
+from orchestrator.commands.searching import known_trials
 from orchestrator.commands.wiring import (
     load_now,
     load_sweep,
     make_planner,
     measured,
     open_tracker,
-    rehearsed,
     resources_at_hand,
 )
 from orchestrator.plan.pack import Pack
 from orchestrator.plan.planner import Planner
-from orchestrator.printable import last_line
-from orchestrator.progress import amount_of_bytes, duration, phase_counts
+from orchestrator.progress import amount_of_bytes, duration
 from orchestrator.records import Status
-from orchestrator.reduce import doubt_lines, doubts, without_bounds_lines
 from orchestrator.sweep.sweep import Sweep
-from orchestrator.tracking.base import Tracker, TrialRow
-from orchestrator.trial import Trial
 
-FAILURES_SHOWN = 10
-"""Failed trials that are listed one by one."""
-LABELLED_ANEW = 500
-"""The most trials whose curves `status` reads, to label them under the sweep's own thresholds."""
 BUSY = 1.2
 """Slowdown above which the machine is reported as in use by others."""
 
@@ -47,6 +36,11 @@ def check(arguments: argparse.Namespace) -> int:
     most = "at most " if sweep.is_search else ""
     trials = f"{most}{sweep.most_trials} trials of {sweep.job} ({axes}; replicates {sweep.replicates})"
     print("\n".join([f"{arguments.file}: valid. {trials}", *search_lines(sweep)]))
+    if arguments.rehearse:
+        some = sweep.sample(SAMPLE) if sweep.is_search else sweep.trials()
+        shape = resources_at_hand(sweep, inline=True)
+        planner = make_planner(sweep, measured(sweep, some, shape.device), shape=shape)
+        say_rehearsal(rehearsed(planner, sweep, some, shape=shape, known=True), sweep, str(arguments.file))
     return 0
 
 
@@ -90,9 +84,11 @@ def plan(arguments: argparse.Namespace) -> int:
         return 0
     shape = resources_at_hand(sweep, inline=arguments.inline)
     planner = make_planner(sweep, measured(sweep, todo, shape.device), shape=shape)
-    planner = rehearsed(planner, sweep, todo, shape=shape)
+    rehearsal = rehearsed(planner, sweep, todo, shape=shape)
+    planner = make_planner(sweep, rehearsal.calibration, shape=shape)
     packs = planner.plan(todo, workers=shape.workers)
     print("\n".join(plan_lines(planner, packs, workers=shape.workers, inline=arguments.inline)))
+    say_rehearsal(rehearsal, sweep, str(arguments.file))
     return 0
 
 
@@ -136,87 +132,3 @@ def time_estimate(planner: Planner, packs: Sequence[Pack], *, workers: int, slow
         return most
     whose = "trials of this sweep" if of_sweep else "trials of this job"
     return f"{most}; about {duration(early_s)} if as early as the last {whose}"
-
-
-def status(arguments: argparse.Namespace) -> int:
-    """Show how many of the sweep's trials are recorded, and in which status and phase."""
-    sweep = load_sweep(arguments)
-    job = sweep.job_object()
-    counts: Counter[Status] = Counter()
-    phases: Counter[str] = Counter()
-    stale: dict[str, str] = {}
-    """Trial id -> its label under thresholds that are not this sweep's."""
-    failed: list[tuple[Trial, TrialRow]] = []
-    doubted: Counter[str] = Counter()
-    without_bounds = 0
-    fingerprint = sweep.thresholds_fingerprint()
-    with contextlib.closing(open_tracker(sweep)) as tracker:
-        by_id = {trial.id: trial for trial in known_trials(sweep, tracker)}
-        study = used_study(sweep, tracker)
-        parent = tracker.find_sweep(sweep.id)
-        pages = browse_lines(sweep.tracking.uri, tracker.experiment_id, parent)
-        for row in tracker.rows(by_id):
-            counts[row.recorded.status] += 1
-            if row.recorded.status is Status.FINISHED:
-                params, observations = by_id[row.trial_id].params, row.recorded.observations
-                doubted.update(doubts(job, [(params, observations)]))
-                without_bounds += job.completed(params, observations) is not observations
-                label = row.recorded.phase or "no phase"
-                if row.recorded.thresholds != fingerprint:
-                    stale[row.trial_id] = label
-                else:
-                    phases[label] += 1
-            elif row.recorded.status is Status.FAILED and len(failed) < FAILURES_SHOWN:
-                failed.append((by_id[row.trial_id], row))
-        relabelled = _relabelled(sweep, tracker, {trial_id: by_id[trial_id] for trial_id in stale})
-    phases.update(relabelled.values())
-    lines = [f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}"]
-    lines += [f"parent    {parent or 'no run yet'}", *pages, *search_lines(sweep)]
-    if study:
-        lines.append(f"study     {study!r} in {sweep.storage_shown}: {len(by_id)} trials asked for")
-    numbers = [
-        f"{counts[s]} {s.value.lower()}" for s in (Status.FINISHED, Status.RUNNING, Status.FAILED, Status.KILLED)
-    ]
-    lines.append(f"trials    {len(by_id)}: {', '.join(numbers)}, {len(by_id) - counts.total()} missing")
-    if phases:
-        lines.append(f"phases    {phase_counts(phases)}")
-    others = Counter(label for trial_id, label in stale.items() if trial_id not in relabelled)
-    if relabelled:
-        lines.append(
-            f"          {len(relabelled)} of them relabelled here only: the record has labels under other thresholds"
-        )
-    if others:
-        lines.append(f"others    {phase_counts(others)}: the labels of {others.total()} trials under other thresholds")
-    if stale:
-        lines.append(f"          to relabel them in the record, without training: {command_line(arguments, 'map')}")
-    lines += [f"doubtful  {line}" for line in doubt_lines(doubted)]
-    lines += [f"steps     {line}" for line in without_bounds_lines(without_bounds)]
-    for trial, row in failed:
-        lines += [failure_line(trial, row.error, sweep), f"          run {row.run_id}"]
-    if counts[Status.FAILED] > FAILURES_SHOWN:
-        lines.append(f"          and {counts[Status.FAILED] - FAILURES_SHOWN} more failed trials")
-    print("\n".join(lines))
-    return 0
-
-
-def _relabelled(sweep: Sweep, tracker: Tracker, stale: Mapping[str, Trial]) -> dict[str, str]:
-    """Trial id -> label under the sweep's own thresholds; the record is not changed.
-
-    Empty where there are more than `LABELLED_ANEW`; without the trials whose curves the job cannot reduce.
-    """
-    from orchestrator.reduce import reduce_curves
-
-    if not 0 < len(stale) <= LABELLED_ANEW:
-        return {}
-    job, thresholds = sweep.job_object(), sweep.thresholds()
-    labels: dict[str, str] = {}
-    for trial_id, curves in tracker.curves(list(stale)):
-        with contextlib.suppress(Exception):  # the job's own code; `map` says what it raises
-            labels[trial_id] = reduce_curves(job, stale[trial_id].params, curves, thresholds)[0]
-    return labels
-
-
-def failure_line(trial: Trial, error: str | None, sweep: Sweep) -> str:
-    """A failed trial in one line: its values of the axes, and its error."""
-    place = trial.text(axis.name for axis in sweep.axes)
-    return f"failed    {place}: {last_line(error) if error else 'see its run'}"

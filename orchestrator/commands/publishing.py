@@ -15,11 +15,13 @@ from orchestrator.commands.figures import check_figures, draw_figures
 from orchestrator.commands.searching import history, known_trials
 from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, relabelled, sweep_record
 from orchestrator.records import Status, Summary, phase_metric
+from orchestrator.sanity import MARK_STEP, marked, unreported
 from orchestrator.sweep.file import MOST_BUDGET
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial, digest
 
 if TYPE_CHECKING:
+    from jobs.job import Observations, Params
     from orchestrator.phases.publish import Published
     from orchestrator.phases.publish_map import Drawing
     from orchestrator.sweep.sweep import Sweep
@@ -81,18 +83,30 @@ def publish_record(
     # The last point of a curve is the search's own; this map may be drawn under other thresholds.
     metrics = {f"map/{name}" if name in published.curves else name: v for name, v in published.metrics.items()}
     warnings = published.warnings
-    finished = (
+    finished = [
         (trial.params, row.recorded.observations)
         for trial in trials
         if (row := rows.get(trial.id)) and row.recorded.status is Status.FINISHED
-    )
+    ]
     warnings += tuple(f"doubtful curves: {line}" for line in doubt_lines(doubts(sweep.job_object(), finished)))
+    warnings += warnings_of(sweep, finished)
     if replaced:
         warnings += (replaced,)
     if left:
         warnings += (f"artifacts of an earlier map that the artifact store cannot delete: {', '.join(left)}",)
     notes = (*published.notes, *_end_of_search(sweep, len(trials), published.metrics.get("uncertain_area")))
     return replace(published, metrics=metrics, warnings=warnings, notes=notes)
+
+
+def warnings_of(sweep: Sweep, finished: Sequence[tuple[Params, Observations]]) -> tuple[str, ...]:
+    """Warnings about the labels of finished trials: marks of the job, and a metric that no trial reports."""
+    job, thresholds = sweep.job_object(), sweep.thresholds()
+    warnings = [f"{line}\n  next:  {MARK_STEP}" for line in marked(job, thresholds, finished)]
+    names = job.labelled_by(thresholds)
+    observed = dict.fromkeys(name for _, observations in finished for name in observations)
+    if names and observed and not any(name in observed for name in names):
+        warnings.append(unreported(names, observed, place=sweep.label_place, trials=len(finished)).text)
+    return tuple(warnings)
 
 
 def _of_another(sweep: Sweep, runs: Collection[str] = ()) -> str | None:
@@ -240,6 +254,6 @@ def map_(arguments: argparse.Namespace) -> int:
             published = published.beside(figures.files, figures.notes, figures.warnings)
     print(f"{finished} of {len(trials)} trials are finished")
     if count:
-        print(f"{count} were relabelled under the thresholds of {arguments.file}")
+        print(f"{count} were relabelled under the thresholds (`phases:`) of {arguments.file}")
     print_files(published)
     return 0

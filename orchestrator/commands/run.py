@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.again import command_line
 from orchestrator.commands.browse import browse_lines
-from orchestrator.commands.inspect import FAILURES_SHOWN, failure_line
 from orchestrator.commands.publishing import counts_of, is_published, keep_summary, print_files, publish_record
 from orchestrator.commands.searching import history, known_trials, opened_sampler
+from orchestrator.commands.status import FAILURES_SHOWN, failure_line
 from orchestrator.commands.wiring import (
     load_sweep,
     make_planner,
@@ -31,6 +31,7 @@ from orchestrator.dispatch.base import Dispatcher
 from orchestrator.progress import ProgressDisplay, duration, for_stream, phase_counts, still
 from orchestrator.records import Status, Summary
 from orchestrator.runner import Runner
+from orchestrator.sanity import FirstTrials
 
 if TYPE_CHECKING:
     from orchestrator.plan.planner import Planner
@@ -163,6 +164,9 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                     stop=stopper.stop,
                     stopped=lambda summary: _say_stopped(arguments, summary, stopper),
                     starting="trials run in this process" if arguments.inline else "starting workers",
+                    first=FirstTrials(
+                        sweep.job_object(), sweep.thresholds(), place=sweep.label_place, say=progress.say
+                    ),
                 )
                 summary = runner.run()
             progress.close()
@@ -254,7 +258,7 @@ def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, pages
     lines = [failure_line(trial, result.error, sweep) for trial, result in summary.failures[:FAILURES_SHOWN]]
     if summary.failed:
         lines.append(
-            f"{summary.failed} trials failed; tracebacks: tag `phasefront.error` of each run. To retry: {again}"
+            f"{summary.failed} trials failed; their tracebacks: {command_line(arguments, 'status')}\nto retry: {again}"
         )
     if summary.gave_up:
         lines.append(f"stopped early: {summary.gave_up}\ncorrect the job or the sweep, then: {again}")

@@ -232,20 +232,6 @@ def load_now(planner: Planner) -> float:
     return 1.0 if machine.device != "cpu" or on_cluster() else slowdown(planner.at_once)
 
 
-def rehearsed(planner: Planner, sweep: Sweep, trials: Sequence[Trial], *, shape: Shape) -> Planner:
-    """The planner after short trainings of the packs whose cost it does not know, where they can run here."""
-    from orchestrator.plan.calibration import save
-    from orchestrator.plan.rehearsal import rehearse
-
-    if on_cluster() and not visible_gpus() and planner.calibration.machine.device != "cpu":
-        return planner
-    threads = max(1, int(sweep.resources.cpus_per_worker))
-    calibration = rehearse(planner, trials, workers=shape.workers, threads=threads)
-    if calibration != planner.calibration:
-        save(calibration)
-    return make_planner(sweep, calibration, shape=shape)
-
-
 def memory_budget(sweep: Sweep, machine: Machine, *, share_bytes: float) -> float:
     """Bytes that the packs of one worker may use, which has this share of the memory of its node."""
     if sweep.resources.memory_gb is not None:

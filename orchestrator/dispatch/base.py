@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from jobs.job import Scalar
@@ -65,6 +65,8 @@ class PackProgress:
     results: tuple[TrialResult, ...]
     node: str = ""
     """The node it runs on, stated with a failed result; empty if unknown."""
+    unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Trial -> the parameters that its code has not read, of those among `results` of which that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

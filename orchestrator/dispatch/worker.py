@@ -212,6 +212,7 @@ class _OpenCurves:
         """For each unfinished member, report by report: the step, (K,) values, and (K,) whether each was reported."""
         self._blocks: list[tuple[NDArray[np.int64], int, Values, Flags]] = []
         self._results: list[TrialResult] = []
+        self._unread: dict[str, tuple[str, ...]] = {}
         self.waiting_values = 0
 
     def add(self, report: Report) -> None:
@@ -231,6 +232,8 @@ class _OpenCurves:
                 curve.append((step, row, reported))
             self._blocks.append((report.members, step, block, reported))
             self.waiting_values += block.size
+        for position, names in report.unread.items():
+            self._unread[self._task.trial_ids[position]] = names
         for position, error in report.failed.items():
             self._end(int(position), error)
         for position in report.finished.tolist():
@@ -299,8 +302,9 @@ class _OpenCurves:
 
     def flush(self) -> PackProgress:
         """Return everything that waits to be sent."""
-        message = PackProgress(pack_id=self._task.pack_id, rows=self._rows(), results=tuple(self._results))
-        self._blocks, self._results, self.waiting_values = [], [], 0
+        results, unread = tuple(self._results), self._unread
+        message = PackProgress(pack_id=self._task.pack_id, rows=self._rows(), results=results, unread=unread)
+        self._blocks, self._results, self._unread, self.waiting_values = [], [], {}, 0
         return message
 
     def flush_rest(self) -> Iterator[PackProgress]:

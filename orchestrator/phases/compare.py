@@ -125,7 +125,7 @@ class Comparison:
     area: float
     """The share of the common area in which the two classes differ."""
     sure_area: float
-    """The share in which they differ although both are sure (at least 95% belief on either side)."""
+    """The share in which they differ outside both bands (at least 95% belief on either side)."""
     unsure: tuple[float, float]
     """The share that lies in the band of either side."""
     cells: tuple[tuple[int, float, float] | None, tuple[int, float, float] | None]
@@ -299,8 +299,8 @@ def report(comparison: Comparison) -> list[str]:
             lines.append(f"note: the table of {which} does not contain its {' and '.join(unknown)}: not compared")
         if of.stale:
             lines.append(
-                f"note: {plural(of.stale, 'trial')} of {which} have labels under other thresholds than its file's: "
-                "`phasefront map` labels them again"
+                f"note: {plural(of.stale, 'trial')} of {which} have labels under other thresholds (`phases:`) than "
+                "its file's: `phasefront map` labels them again"
             )
     return lines
 

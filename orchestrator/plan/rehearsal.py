@@ -4,6 +4,8 @@ The counts of the cost model (`jobs.job.Cost`) are off by a factor of about two,
 Therefore a few packs of the plan are trained for a fraction of a second each, in as many processes at the same time as
 there will be workers (they share memory, cores and the load of other programs), and the ratio of measured to counted
 time is stored. A job that states no cost is timed by whole trials.
+
+A training that fails here would fail in the run too: its error is kept, and so is what whole trials report.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.job import Scalar
 from orchestrator.plan.calibration import Calibration, child_environment, newest_last
 from orchestrator.plan.history import KindHistory, SweepHistory
 from orchestrator.plan.pack import Pack
 from orchestrator.plan.planner import Planner
+from orchestrator.records import Status
+from orchestrator.sanity import TrialFacts
 from orchestrator.trial import Trial
 
 PACKS = 5
@@ -46,8 +51,12 @@ READY_S = 40.0
 """Timeout for the processes to load what they need."""
 END_S = 2.0
 """The longest wait for the last answers of a process that was killed."""
+LOOK_BUDGET_S = 0.5
+"""Seconds for whole trials of a sweep that was timed before."""
 GRACE_S = 8.0
 """Timeout beyond the budget, after which a trial or a pack remains unknown."""
+LEFT_S = 5.0
+"""A whole trial that takes so much longer than the budget is left, and what it has reported until then is kept."""
 SPIN_S = 0.5
 """Seconds of the busy loop that measures the slowdown."""
 _SPIN = f"""
@@ -62,27 +71,63 @@ os.write(1, b"%f\\n" % ((time.perf_counter() - wall) / max(time.process_time() -
 """
 
 
-def rehearse(planner: Planner, trials: Sequence[Trial], *, workers: int, threads: int) -> Calibration:
-    """The planner's calibration, with measurements of the kinds of packs that it did not know.
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What short trainings have shown."""
 
-    These trainings are not recorded. The calibration is returned unchanged if a process cannot be started or the job
-    cannot be timed.
+    calibration: Calibration
+    """With measurements of the kinds of packs that it did not know; otherwise unchanged."""
+    trials: tuple[tuple[Trial, TrialFacts], ...] = ()
+    """Whole trials of a job that states no cost, and trials that failed: of a pack, its first one."""
+
+
+def rehearse(
+    planner: Planner,
+    trials: Sequence[Trial],
+    *,
+    workers: int,
+    threads: int,
+    thresholds: Mapping[str, Scalar] | None = None,
+    known: bool = False,
+) -> Rehearsal:
+    """Train a few packs or trials for a short time. These trainings are not recorded.
+
+    Nothing is known afterwards if a process cannot be started, or if the job cannot be timed.
+
+    Args:
+        planner: groups the trials into packs.
+        trials: of the sweep.
+        workers: packs that run at a time.
+        threads: of each worker.
+        thresholds: the sweep's, by which whole trials are labelled.
+        known: whether packs are trained too whose duration is known.
     """
     packs = planner.plan(trials, workers=workers)
     if not packs:
-        return planner.calibration
+        return Rehearsal(calibration=planner.calibration)
+    ask = _Asker(planner, threads, thresholds or {})
     if all(pack.counted_s <= 0 for pack in packs):
-        return _time_trials(planner, trials, threads)
+        return _time_trials(planner, trials, ask)
     unknown = _unknown_packs(planner, packs)
-    sample = [_with_short_steps(planner, pack) for pack in _sample(unknown)]
+    sample = [_with_short_steps(planner, pack) for pack in _sample(unknown or (packs if known else []))]
     request = {"packs": [_content(pack.trials) for pack in sample], "whole": None, "budget_s": PACK_BUDGET_S}
     times: dict[int, list[Mapping[str, float]]] = defaultdict(list)
+    failed: dict[int, TrialFacts] = {}
     if sample:
-        for answer in _ask(planner, [request] * planner.at_once, threads, 6 * PACK_BUDGET_S * len(sample)):
-            times[int(answer["pack"])].append(answer)
-    if not times:
-        return planner.calibration
-    return _with_times(planner, unknown, [(sample[number], answers) for number, answers in times.items()])
+        for answer in ask([request] * (planner.at_once if unknown else 1), 6 * PACK_BUDGET_S * len(sample)):
+            if "error" in answer:
+                failed[int(answer.get("pack", 0))] = _failure(answer["error"])
+            else:
+                times[int(answer["pack"])].append(answer)
+    calibration = planner.calibration
+    if times and unknown:
+        calibration = _with_times(planner, unknown, [(sample[number], answers) for number, answers in times.items()])
+    found = tuple((sample[number].trials[0], facts) for number, facts in failed.items())
+    return Rehearsal(calibration=calibration, trials=found)
+
+
+def _failure(error: str) -> TrialFacts:
+    return TrialFacts(status=Status.FAILED.value, error=error)
 
 
 def _unknown_packs(planner: Planner, packs: Sequence[Pack]) -> list[Pack]:
@@ -148,26 +193,39 @@ def _with_times(
     return replace(old, kinds=newest_last(old.kinds, kinds))
 
 
-def _time_trials(planner: Planner, trials: Sequence[Trial], threads: int) -> Calibration:
-    """The calibration with the mean seconds of a few whole trials, if this sweep was never timed."""
+def _time_trials(planner: Planner, trials: Sequence[Trial], ask: _Asker) -> Rehearsal:
+    """Whole trials; the calibration gets their mean seconds, if this sweep was never timed."""
     old = planner.calibration
-    if planner.sweep_id in old.sweeps:
-        return old
+    timed = planner.sweep_id in old.sweeps
+    budget_s = LOOK_BUDGET_S if timed else TRIALS_BUDGET_S
+    processes = 1 if timed else planner.at_once
     sample = random.Random(0).sample(list(trials), min(len(trials), MOST_TRIALS))
-    share = len(sample) // planner.at_once if len(sample) >= planner.at_once else 1
+    share = len(sample) // processes if len(sample) >= processes else 1
+    parts = [sample[k * share : (k + 1) * share] for k in range(min(processes, len(sample)))]
+    answers: list[dict[str, Any]] = []
+    found: list[tuple[Trial, TrialFacts]] = []
     requests = [
-        {"packs": [], "whole": _content(sample[k * share : (k + 1) * share]), "budget_s": TRIALS_BUDGET_S}
-        for k in range(min(planner.at_once, len(sample)))
+        {"packs": [], "whole": _content(part), "budget_s": budget_s, "longest_s": budget_s + LEFT_S} for part in parts
     ]
-    answers = _ask(planner, requests, threads, TRIALS_BUDGET_S)
+    for answer in ask(requests, budget_s):
+        part = parts[answer["child"]]
+        if "facts" in answer:
+            found += [(part[int(i)], TrialFacts.from_plain(facts)) for i, facts in answer["facts"].items()]
+        elif "error" in answer:
+            found.append((part[0], _failure(answer["error"])))
+        else:
+            answers.append(answer)
     # The first trial of a process includes imports; it counts only if there is no other.
     later = [answer for answer in answers if not answer["first"]] or answers
-    if not later:
-        return old
+    if timed or not later:
+        return Rehearsal(calibration=old, trials=tuple(found))
     count, clock_s, work_s = (sum(answer[name] for answer in later) for name in ("trials", "seconds", "work_s"))
-    computes = old.machine.device == "cpu" and threads == 1 and work_s * slowdown(planner.at_once) > COMPUTING * clock_s
+    spins = slowdown(planner.at_once) if old.machine.device == "cpu" and ask.threads == 1 else 0.0
+    computes = work_s * spins > COMPUTING * clock_s
     history = SweepHistory(trial_s=(work_s if computes else clock_s) / count, computes=computes)
-    return replace(old, sweeps=newest_last(old.sweeps, {planner.sweep_id: history}))
+    return Rehearsal(
+        calibration=replace(old, sweeps=newest_last(old.sweeps, {planner.sweep_id: history})), trials=tuple(found)
+    )
 
 
 def _content(trials: Sequence[Trial]) -> dict[str, Any]:
@@ -200,6 +258,15 @@ class _Child:
                 self.ready.set()
         self.ready.set()
 
+    def answered(self) -> list[dict[str, Any]]:
+        """The answers so far; an error in their place where the process ended by itself without one."""
+        answers = list(self.answers)
+        if len(answers) > 1 or self.reader.is_alive():
+            return answers
+        code = self.process.wait()
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return [{"error": f"the process that trained it {how}"}] if code else answers
+
     def send(self, content: Mapping[str, Any]) -> None:
         """Send one line."""
         if self.process.stdin is not None:
@@ -221,32 +288,49 @@ def _child() -> Iterator[_Child]:
         child.reader.join(END_S)  # what the job has started may hold the pipe open
 
 
-def _ask(planner: Planner, requests: Sequence[Mapping[str, Any]], threads: int, seconds: float) -> list[dict[str, Any]]:
-    """The answers to all requests, each served by a process of its own at the same time; none if one cannot start."""
-    about = {
-        "job": planner.job_name,
-        "device": planner.calibration.machine.device,
-        "threads": threads,
-        "paths": [str(Path.cwd()), *(str(Path(p).resolve()) for p in sys.path if p and Path(p).is_dir())],
-    }
-    try:
-        with contextlib.ExitStack() as stack:
-            children = [stack.enter_context(_child()) for _ in requests]
-            for child in children:
-                child.send(about)
-            deadline = time.monotonic() + READY_S
-            for child in children:
-                child.ready.wait(max(0.0, deadline - time.monotonic()))
-            if not all(child.answers for child in children):
-                return []
-            for child, request in zip(children, requests, strict=True):
-                child.send(request)
-            deadline = time.monotonic() + seconds + GRACE_S
-            for child in children:
-                child.reader.join(max(0.0, deadline - time.monotonic()))
-            return [answer for child in children for answer in list(child.answers) if "ready" not in answer]
-    except OSError:
-        return []
+@dataclass(frozen=True)
+class _Asker:
+    """Asks child processes, which train at the same time."""
+
+    planner: Planner
+    threads: int
+    thresholds: Mapping[str, Scalar]
+
+    def __call__(self, requests: Sequence[Mapping[str, Any]], seconds: float) -> list[dict[str, Any]]:
+        """The answers to all requests, each with the number of its request as "child"; none if one cannot start.
+
+        The answer of a process that ended by itself without an answer is an "error".
+        """
+        about = {
+            "job": self.planner.job_name,
+            "device": self.planner.calibration.machine.device,
+            "threads": self.threads,
+            "thresholds": dict(self.thresholds),
+            "paths": [str(Path.cwd()), *(str(Path(p).resolve()) for p in sys.path if p and Path(p).is_dir())],
+        }
+        try:
+            with contextlib.ExitStack() as stack:
+                children = [stack.enter_context(_child()) for _ in requests]
+                for child in children:
+                    child.send(about)
+                deadline = time.monotonic() + READY_S
+                for child in children:
+                    child.ready.wait(max(0.0, deadline - time.monotonic()))
+                if not all(child.answers for child in children):
+                    return []
+                for child, request in zip(children, requests, strict=True):
+                    child.send(request)
+                deadline = time.monotonic() + seconds + GRACE_S
+                for child in children:
+                    child.reader.join(max(0.0, deadline - time.monotonic()))
+                return [
+                    {"child": number, **answer}
+                    for number, child in enumerate(children)
+                    for answer in child.answered()
+                    if "ready" not in answer
+                ]
+        except OSError:
+            return []
 
 
 def slowdown(at_once: int) -> float:

@@ -15,9 +15,11 @@ from itertools import count
 from typing import Any
 
 from jobs.catalogue import load_job
-from jobs.job import Job, as_dict
-from orchestrator.dispatch.base import PackFailed, PackProgress, PackTask
+from jobs.job import Job, as_dict, params_from
+from orchestrator.dispatch.base import Event, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.worker import busy_clock, execute, prepare
+from orchestrator.records import Status, TrialResult
+from orchestrator.sanity import Collector
 
 WINDOW_S = 0.25
 """Seconds of training from which the time of a step is measured."""
@@ -29,7 +31,7 @@ DENSE_STEPS = 4
 
 
 class CannotTime(Exception):
-    """The pack cannot be timed: it failed, or the job cannot shorten its trials."""
+    """The pack cannot be timed: it failed, with this error, or the job cannot shorten its trials."""
 
 
 class PackTimer:
@@ -103,44 +105,75 @@ class PackTimer:
         for event in execute(replace(self._task, params=tuple(shortened)), device=self._device, flush_s=0.0):
             if isinstance(event, PackFailed):
                 raise CannotTime(event.error)
-            if isinstance(event, PackProgress) and event.rows is not None:
-                ends[int(event.rows.step.max())] = self._busy()
+            if isinstance(event, PackProgress):
+                if event.rows is not None:
+                    ends[int(event.rows.step.max())] = self._busy()
+                if error := next((result.error for result in event.results if result.error), None):
+                    raise CannotTime(error)
         if not ends or (steps > 1 and len(ends) < 2):
-            raise CannotTime("the training did not report")
+            raise CannotTime
         first, last = ends[min(ends)], ends[max(ends)]
         return first - start, last - first
 
 
-def _time_trials(task: PackTask, device: str, budget_s: float) -> None:
-    """Train whole trials in packs of increasing size, and print the time of each pack."""
+def _time_trials(job: Job[Any], task: PackTask, device: str, budget_s: float, longest_s: float) -> None:
+    """Train whole trials in packs of increasing size; print the time of each pack, and at the end what is known of the
+    first trials. A trial that takes longer than `longest_s` is left.
+    """
     began, start = time.perf_counter(), 0
-    for turn in count():
-        stop = min(len(task.trial_ids), start + (1 if turn < 3 else 1 << min(turn - 2, 9)))
-        if stop == start or time.perf_counter() - began > budget_s:
-            return
-        part = slice(start, stop)
-        pack = replace(task, trial_ids=task.trial_ids[part], params=task.params[part], seeds=task.seeds[part])
-        clock_start, work_start = time.perf_counter(), time.process_time()
-        failed = any(isinstance(event, PackFailed) for event in execute(pack, device=device))
-        if not failed:
-            clock_s, work_s = time.perf_counter() - clock_start, time.process_time() - work_start
-            _answer({"trials": stop - start, "seconds": clock_s, "work_s": work_s, "first": turn == 0})
-        start = stop
+    collector = Collector(job, params_from(job.Thresholds, task.thresholds))
+    try:
+        for turn in count():
+            stop = min(len(task.trial_ids), start + (1 if turn < 3 else 1 << min(turn - 2, 9)))
+            if stop == start or time.perf_counter() - began > budget_s:
+                return
+            part = slice(start, stop)
+            pack = replace(task, trial_ids=task.trial_ids[part], params=task.params[part], seeds=task.seeds[part])
+            clock_start, work_start = time.perf_counter(), time.process_time()
+            failed = False
+            for event in execute(pack, device=device):
+                failed = _collect(collector, job, pack, event) or failed
+                if time.perf_counter() - began > longest_s:
+                    return
+            if not failed:
+                clock_s, work_s = time.perf_counter() - clock_start, time.process_time() - work_start
+                _answer({"trials": stop - start, "seconds": clock_s, "work_s": work_s, "first": turn == 0})
+            start = stop
+    finally:
+        _answer({"facts": {trial_id: facts.plain() for trial_id, facts in collector.facts.items()}})
+
+
+def _collect(collector: Collector, job: Job[Any], pack: PackTask, event: Event) -> bool:
+    """Add what an event tells; whether a trial failed."""
+    if isinstance(event, PackProgress):
+        if event.rows is not None:
+            collector.rows(event.rows)
+        collector.unread(event.unread)
+        for result in event.results:
+            params = job.params_for(pack.params[pack.trial_ids.index(result.trial_id)])
+            collector.end(params, result)
+        return any(result.error for result in event.results)
+    if isinstance(event, PackFailed):
+        trial_id = event.trial_id or pack.trial_ids[0]
+        params = job.params_for(pack.params[pack.trial_ids.index(trial_id)])
+        collector.end(params, TrialResult(trial_id, Status.FAILED, error=event.error))
+        return True
+    return False
 
 
 def _answer(content: Mapping[str, Any]) -> None:
     print(json.dumps(content), file=_OUT, flush=True)
 
 
-def _task(job: str, number: int, content: Mapping[str, Sequence[Any]]) -> PackTask:
+def _task(about: Mapping[str, Any], number: int, content: Mapping[str, Sequence[Any]]) -> PackTask:
     seeds = tuple(content["seeds"])
     return PackTask(
         pack_id=f"rehearsal-{number}",
-        job=job,
+        job=about["job"],
         trial_ids=tuple(f"{i}" for i in range(len(seeds))),
         params=tuple(content["params"]),
         seeds=seeds,
-        thresholds={},
+        thresholds=about["thresholds"],
     )
 
 
@@ -159,12 +192,15 @@ def main() -> None:
     _answer({"ready": True})
     request: dict[str, Any] = json.loads(sys.stdin.readline())
     if request["whole"] is not None:
-        _time_trials(_task(about["job"], 0, request["whole"]), about["device"], request["budget_s"])
+        whole = _task(about, 0, request["whole"])
+        _time_trials(job, whole, about["device"], request["budget_s"], request["longest_s"])
         return
     for number, content in enumerate(request["packs"]):
         try:
-            times = PackTimer(job, _task(about["job"], number, content), about["device"]).time(request["budget_s"])
-        except CannotTime:
+            times = PackTimer(job, _task(about, number, content), about["device"]).time(request["budget_s"])
+        except CannotTime as error:
+            if str(error):
+                _answer({"pack": number, "error": str(error)})
             continue
         _answer({"pack": number, **times})
 

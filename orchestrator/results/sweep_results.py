@@ -86,7 +86,8 @@ class SweepResults:
         recorded = [row.recorded for row in rows.values() if row.recorded.status is Status.FINISHED]
         stale = sum(each.thresholds != own for each in recorded)
         if stale:
-            text = f"{stale} trials of {self.name} are labelled under other thresholds: run `phasefront map` first"
+            where = "are labelled under other thresholds (`phases:`)"
+            text = f"{stale} trials of {self.name} {where}: run `phasefront map` first"
             warnings.warn(text, stacklevel=3)
         return collect(trials, rows, self.sweep.job_object())
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from jobs.catalogue import is_built_in
-from jobs.function import FINAL, FunctionJob
-from jobs.job import Curves, Params, Scalar
+from jobs.function import FunctionJob
+from jobs.job import FINAL, Curves, Params, Scalar
 from orchestrator.axes import Axis, Cycle, TooManyTrials
 from orchestrator.errors import did_you_mean
 from orchestrator.search.space import MOST_COORDINATES, Slice, SpaceError, slices_of
@@ -17,7 +17,7 @@ from orchestrator.surface.base import lattice
 from orchestrator.sweep.check import Vocabulary
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.sweep.file import SearchKeys
-from orchestrator.target import MetricTarget
+from orchestrator.target import MetricTarget, PhaseTarget
 from orchestrator.trial import Trial
 
 INTERIOR = 64
@@ -119,33 +119,70 @@ def metric_keys(search: SearchKeys) -> Keys | None:
     return ("search", "target", target.metric_key) if isinstance(target, MetricTarget) else None
 
 
-def check_metric(
+def named_metric(
     document: Document, search: SearchKeys, known: Vocabulary, first: Iterable[Trial], thresholds: Params
-) -> None:
-    """Note a metric that no trial of a built-in job observes, or that is no observation of a function.
+) -> SearchKeys:
+    """The search with the observation that its target means: the name of a metric stands for its last value.
 
-    Another class of a user's may observe it for some trials only, so it is not checked before the search runs.
+    A metric that no trial of a built-in job observes, or that a function does not name, is noted. What another class of
+    a user's observes is not known before the search runs.
     """
     keys = metric_keys(search)
     if keys is None:
-        return
+        return search
     name = str(document.get(keys))
-    if isinstance(known.job, FunctionJob) and not name.startswith(FINAL):
-        document.add(
-            keys,
-            f"the observations of a function are the last values of its metrics, '{FINAL}<metric>'",
-            value=name,
-            next_step=f"did you mean '{FINAL}{name}'?",
+    full = f"{FINAL}{name}"
+    if isinstance(known.job, FunctionJob):
+        valid = tuple(f"{FINAL}{metric}" for metric in known.job.named_metrics)
+        meant = name if name.startswith(FINAL) else full
+        rule = f"function {known.spec!r} names no metric '{name.removeprefix(FINAL)}'"
+    elif is_built_in(known.spec):
+        valid = observations(known, first, thresholds)
+        meant = full if name not in valid and full in valid else name
+        rule = f"job {known.spec!r} has no observation '{name}'"
+    else:
+        return search
+    if valid and meant not in (*valid, *known.job.retired):
+        next_step = did_you_mean(name, valid, "name one of these")
+        document.add(keys, rule, value=name, choices=valid, next_step=next_step)
+    if meant == name:
+        return search
+    return search.model_copy(update={"target": search.target.model_copy(update={str(keys[-1]): meant})})
+
+
+def check_labels(document: Document, search: SearchKeys, known: Vocabulary, thresholds: Params) -> None:
+    """Note a metric of `phases` that a function does not name, and a search in which all trials have one label.
+
+    A function without `phases` has finished or diverged trials only. Whoever looks for where it diverges writes
+    `target: phase`.
+    """
+    job = known.job
+    if isinstance(job, FunctionJob) and (names := job.labelled_by(thresholds)):
+        valid = job.named_metrics
+        if valid and not {name.removeprefix(FINAL) for name in names} & {*valid}:
+            written = names[0].removeprefix(FINAL)
+            document.add(
+                ("phases", "metric"),
+                f"function {known.spec!r} names no metric '{written}'",
+                value=written,
+                choices=valid,
+                next_step=did_you_mean(written, valid, "name one of these"),
+            )
+    if search.kind != "boundary" or not isinstance(search.target, PhaseTarget):
+        return
+    labels = job.labels(thresholds)
+    is_default = "target" not in search.model_fields_set
+    if len(labels) > 1 and not (is_default and set(labels) == {"finished", "diverged"}):
+        return
+    rule = f"the search looks for where the phase changes, and every trial has the label '{labels[0]}'"
+    step = "search for a level of an observation: 'target: {metric: NAME, level: NUMBER}'"
+    if isinstance(job, FunctionJob):
+        rule += ", unless it diverges"
+        step = (
+            "add 'phases: {metric: NAME, level: NUMBER}', or 'target: {metric: NAME, level: NUMBER}' under 'search:'; "
+            "to search for where it diverges, write 'target: phase'"
         )
-    if not is_built_in(known.spec):
-        return
-    valid = observations(known, first, thresholds)
-    if not valid or name in (*valid, *known.job.retired):
-        return
-    next_step = did_you_mean(name, valid, "name one of these")
-    document.add(
-        keys, f"job {known.spec!r} has no observation '{name}'", value=name, choices=valid, next_step=next_step
-    )
+    document.add(("search",), rule, key=True, next_step=step)
 
 
 def observations(known: Vocabulary, first: Iterable[Trial], thresholds: Params) -> tuple[str, ...]:

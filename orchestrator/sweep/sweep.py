@@ -19,7 +19,7 @@ from orchestrator.search.space import Slice
 from orchestrator.secrets import learn, secrets_in, shown
 from orchestrator.sweep.check import check_thresholds, check_values, combinations, find_job
 from orchestrator.sweep.check_analysis import check_analyses
-from orchestrator.sweep.check_search import check_metric, check_search, interior, metric_keys, spread
+from orchestrator.sweep.check_search import check_labels, check_search, interior, metric_keys, named_metric, spread
 from orchestrator.sweep.check_secrets import check_secrets
 from orchestrator.sweep.document import Keys
 from orchestrator.sweep.file import Resources, SearchKeys, SweepFile, Tracking, check_form
@@ -68,6 +68,8 @@ class Sweep:
     """The addresses that refer to a secret of the environment, as written."""
     metric_place: str = field(default="", repr=False, compare=False)
     """Where the file names the metric of the search target."""
+    label_place: str = field(default="", repr=False, compare=False)
+    """Where the file names the metric by which trials are labelled, or would name it."""
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Sweep:
@@ -99,8 +101,11 @@ class Sweep:
         also = interior(slices) if is_open and not document.wrong_under(("search",)) else ()
         replicates = 1 if slices else written.replicates
         first = combinations(document, known, axes, fixed, replicates=replicates, seed=written.seed, also=also)
-        if written.search.kind == "boundary" and thresholds is not None:
-            check_metric(document, written.search, known, first, thresholds)
+        search = written.search
+        if thresholds is not None:
+            check_labels(document, search, known, thresholds)
+            if search.kind == "boundary":
+                search = named_metric(document, search, known, first, thresholds)
         if thresholds is not None and not document.wrong_under(("axes",)):
             check_analyses(document, written.analysis or (), axes, known, first, thresholds)
         document.stop_if_wrong()
@@ -129,10 +134,11 @@ class Sweep:
             output=Path(written.output or f"phasefront-out/{name}"),
             written=written,
             first=tuple(first),
-            search=written.search,
+            search=search,
             slices=slices,
             secret_texts=secret_texts,
             metric_place=document.place(metric).text if metric else "",
+            label_place=document.place(("phases", "metric")).text,
         )
 
     @property

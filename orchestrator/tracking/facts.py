@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.outages import Patience
+from orchestrator.tracking.lease import Lease, Process, is_held
 
 RUNS_A_PAGE = 2_000
 
@@ -64,9 +65,14 @@ class RecordReader(ABC):
     def runs(self) -> Iterator[RunFacts]:
         """Every active run of the experiment, in no particular order; none where nothing is recorded."""
 
+    @abstractmethod
+    def lease(self) -> Lease | None:
+        """The lease of the experiment; None if no driver of this version has taken it."""
+
     def has_driver(self) -> bool | None:
         """Whether a driver holds the experiment now; None where the record does not tell."""
-        return None
+        lease = self.lease()
+        return None if lease is None else is_held(lease, Process.this())
 
     @abstractmethod
     def close(self) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from orchestrator.outages import Patience
 from orchestrator.tracking.facts import CurveFacts, RecordReader, RunFacts
 from orchestrator.tracking.http_api import HISTORY_RUNS, MlflowApi, ServerRun
+from orchestrator.tracking.lease import Lease
+from orchestrator.tracking.lease_tag import KEY, Tag
 from orchestrator.tracking.run_table import chunked
 
 
@@ -19,13 +21,23 @@ class HttpReader(RecordReader):
         super().__init__(patience)
         self._api, self._experiment = MlflowApi(uri, place=place), experiment
 
-    def runs(self) -> Iterator[RunFacts]:
+    def _experiment_id(self) -> str | None:
         experiment = self._patience.call(lambda: self._api.experiment(self._experiment))
-        if experiment is None or experiment["lifecycle_stage"] != "active":
-            return
-        token: str | None = ""
-        while token is not None:
-            page, token = self._patience.call(partial(self._api.page, experiment["experiment_id"], "", token))
+        is_active = experiment is not None and experiment["lifecycle_stage"] == "active"
+        return str(experiment["experiment_id"]) if experiment is not None and is_active else None
+
+    def lease(self) -> Lease | None:
+        experiment_id = self._experiment_id()
+        if experiment_id is None:
+            return None
+        tag = Tag.parse(self._patience.call(lambda: self._api.experiment_tags(experiment_id)).get(KEY))
+        return None if tag is None else tag.lease()
+
+    def runs(self) -> Iterator[RunFacts]:
+        experiment_id = self._experiment_id()
+        token: str | None = "" if experiment_id is not None else None
+        while experiment_id is not None and token is not None:
+            page, token = self._patience.call(partial(self._api.page, experiment_id, "", token))
             for some in chunked(page, HISTORY_RUNS):
                 yield from self._patience.call(partial(self._facts, some))
 

@@ -13,7 +13,7 @@ from orchestrator.tracking.address import database_address
 from orchestrator.tracking.bulk_sql import Row
 from orchestrator.tracking.connection import Database
 from orchestrator.tracking.facts import RUNS_A_PAGE, CurveFacts, RecordReader, RunFacts
-from orchestrator.tracking.lease import Process
+from orchestrator.tracking.lease import Lease
 from orchestrator.tracking.run_table import RunTable
 
 T = TypeVar("T")
@@ -69,14 +69,8 @@ class DatabaseReader(RecordReader):
 
         return self._patience.call(asked, mend=self._database.reconnect)
 
-    def has_driver(self) -> bool | None:
-        """By the lease: None if no driver of this version has taken it, or if its holder is on another machine."""
-        lease = self._ask(lambda table: lease_table.find(table.bulk, table.experiment_id))
-        if lease is None:
-            return None
-        if lease.holder is None or lease.holder.is_dead(Process.this()):
-            return False
-        return True if lease.is_fresh else None
+    def lease(self) -> Lease | None:
+        return self._ask(lambda table: lease_table.find(table.bulk, table.experiment_id))
 
     def close(self) -> None:
         self._database.close()

@@ -130,6 +130,13 @@ class Lease:
         return 0 <= self.silent_ms <= self.lasts_ms
 
 
+def is_held(lease: Lease, me: Process) -> bool | None:
+    """Whether a driver holds it now; None if it has given no sign of life lately and may be on another machine."""
+    if lease.holder is None or lease.holder.is_dead(me):
+        return False
+    return True if lease.is_fresh else None
+
+
 class LeaseStore(ABC):
     """Where the lease of one experiment is kept."""
 

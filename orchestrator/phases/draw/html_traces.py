@@ -111,7 +111,7 @@ def _median_text(values: CellValues, c: int) -> str:
     if reached > 1 and values.low[c] < values.high[c]:
         text += f" ({number(float(values.low[c]))} to {number(float(values.high[c]))})"
     if censored:
-        text += f"; {censored} of {reached + censored + odd} not reached by {number(float(values.bound[c]))}"
+        text += f"; {censored} of {reached + censored + odd} not reached within {number(float(values.bound[c]))}"
     return text + (f"; {odd} not finite" if odd else "")
 
 
@@ -175,7 +175,7 @@ def value_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, nam
         flat = np.where(values.not_reached, 1.0, np.nan)
         grey = {"colorscale": stepped([NOT_REACHED]), "showscale": False}
         traces.append(_heat(diagram, grid, x, y, flat) | grey)
-        traces.append(legend_entry("not reached by the median replicate", NOT_REACHED))
+        traces.append(legend_entry("median not reached", NOT_REACHED))
     return traces + _holes(diagram, panel, x, y)
 
 
@@ -206,7 +206,7 @@ def line_traces(
         off = values.not_reached & (values.censored > 0)
         if off.any():
             open_mark = {"symbol": "triangle-up-open", "size": 9, "color": colour}
-            text, on_hover = f"{words(name)}: not reached by", hover(cells[off].tolist())
+            text, on_hover = f"{words(name)}: lower bound, not reached", hover(cells[off].tolist())
             traces.append(scatter("markers", u[off], values.bound[off], text, marker=open_mark, **on_hover))
     for k, name in enumerate(names):
         if theory is not None and name in theory.lines:

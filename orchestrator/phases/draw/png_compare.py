@@ -81,7 +81,7 @@ def _handles(comparison: Comparison, shown: set[int]) -> list[Any]:
         *(png.swatch(comparison.labels[k], label_colour(k)) for k in sorted(shown)),
         band_swatch("90% band, trials as independent (paler)"),
         png.symbol("trials, coloured by their own label", "o", SOFT, "white"),
-        png.swatch("differ, both sure", DIFFERENCE),
+        png.swatch("differ, outside both bands", DIFFERENCE),
         png.swatch("differ within a band", _PALE),
         png.stroke("boundary of A", INK, linewidth=1.2),
         png.stroke("boundary of B", _SECOND, linewidth=1.2, linestyle=_DASH),

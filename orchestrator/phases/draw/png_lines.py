@@ -90,7 +90,10 @@ def _draw_lines(
             ax.errorbar(u[between], values.median[between], yerr=[low, high], **bars)
         off = values.not_reached & (values.censored > 0)
         if off.any():
-            text, face = f"{words(name)}: not reached by", {"markerfacecolor": "white", "markeredgecolor": colour}
+            text, face = (
+                f"{words(name)}: lower bound, not reached",
+                {"markerfacecolor": "white", "markeredgecolor": colour},
+            )
             ax.plot(u[off], values.bound[off], linestyle="none", marker="^", markersize=6, label=text, **face)
     if theory is not None:
         _draw_theory(ax, theory, names, cells, u, placed)

@@ -125,7 +125,7 @@ def _draw_values(
     bar.outline.set_visible(False)
     png.set_round_ticks(bar.ax.xaxis, 6)
     if len(unreached):
-        grey = png.swatch("not reached by the median replicate", NOT_REACHED, edgecolor=_HATCH_GREY, hatch="...", lw=0)
+        grey = png.swatch("median not reached", NOT_REACHED, edgecolor=_HATCH_GREY, hatch="...", lw=0)
         below.legend(handles=[grey], loc="lower left", bbox_to_anchor=(0.0, -0.12), fontsize=10)
 
 

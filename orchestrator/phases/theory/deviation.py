@@ -47,9 +47,9 @@ VERDICTS = {
     HEAVY: "one replicate makes up most of the sum of squares: the mean's standard error means little",
     INFINITE: "the predicted mean, or its standard error, is not finite",
     NOT_FINITE: "the value of some replicate is NaN or infinite",
-    NEITHER: "not reached by the median replicate, nor expected to be by then",
-    MEASURED_ONLY: "reached by the median replicate, though not expected to be by then",
-    PREDICTED_ONLY: "not reached by the median replicate at a time by which it was expected",
+    NEITHER: "the median was not reached, and was not expected to be",
+    MEASURED_ONLY: "the median was reached, and was not expected to be",
+    PREDICTED_ONLY: "the median was not reached, and was expected to be",
 }
 """Verdict -> what it means."""
 

@@ -1,0 +1,217 @@
+"""status: what is recorded of a sweep, who writes to it, and what would run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.commands.again import command_line
+from orchestrator.commands.browse import browse_lines
+from orchestrator.commands.inspect import search_lines
+from orchestrator.commands.searching import known_trials, used_study
+from orchestrator.commands.wiring import load_sweep, open_tracker, reading_patience
+from orchestrator.failures import signature
+from orchestrator.progress import duration, phase_counts
+from orchestrator.records import Status
+from orchestrator.reduce import doubt_lines, doubts, without_bounds_lines
+from orchestrator.sanity import explained
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.tracking.base import Tracker, TrialRow
+from orchestrator.tracking.lease import Lease, Process, described, is_held
+from orchestrator.trial import Trial
+
+FAILURES_SHOWN = 10
+"""Failed trials that are listed one by one."""
+TRACEBACKS_SHOWN = 3
+"""Different errors whose traceback is printed."""
+LONGEST_TRACEBACK = 40
+"""Lines of a traceback that are printed, the last ones."""
+LABELLED_ANEW = 500
+"""The most trials whose curves `status` reads, to label them under the sweep's own thresholds."""
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Show how many of the sweep's trials are recorded, in which status and phase, and what would run."""
+    sweep = load_sweep(arguments)
+    job, thresholds = sweep.job_object(), sweep.thresholds()
+    counts: Counter[Status] = Counter()
+    phases: Counter[str] = Counter()
+    stale: dict[str, str] = {}
+    """Trial id -> its label under thresholds that are not this sweep's."""
+    failures = _Failures(sweep)
+    doubted: Counter[str] = Counter()
+    marks: Counter[str] = Counter()
+    without_bounds = 0
+    fingerprint = sweep.thresholds_fingerprint()
+    with contextlib.closing(open_tracker(sweep)) as tracker:
+        by_id = {trial.id: trial for trial in known_trials(sweep, tracker)}
+        study = used_study(sweep, tracker)
+        parent = tracker.find_sweep(sweep.id)
+        pages = browse_lines(sweep.tracking.uri, tracker.experiment_id, parent)
+        for row in tracker.rows(by_id):
+            counts[row.recorded.status] += 1
+            if row.recorded.status is Status.FINISHED:
+                params, observations = by_id[row.trial_id].params, row.recorded.observations
+                doubted.update(doubts(job, [(params, observations)]))
+                without_bounds += job.completed(params, observations) is not observations
+                label = row.recorded.phase or "no phase"
+                if row.recorded.thresholds != fingerprint:
+                    stale[row.trial_id] = label
+                else:
+                    phases[label] += 1
+                    marks.update(filter(None, [job.mark(params, observations, thresholds)]))
+            elif row.recorded.status is Status.FAILED:
+                failures.add(by_id[row.trial_id], row)
+        relabelled = _relabelled(sweep, tracker, {trial_id: by_id[trial_id] for trial_id in stale})
+    phases.update(relabelled.values())
+    lines = [f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}"]
+    lines += [f"parent    {parent or 'no run yet'}", *pages, *search_lines(sweep)]
+    if study:
+        lines.append(f"study     {study!r} in {sweep.storage_shown}: {len(by_id)} trials asked for")
+    numbers = [
+        f"{counts[s]} {s.value.lower()}" for s in (Status.FINISHED, Status.RUNNING, Status.FAILED, Status.KILLED)
+    ]
+    missing = len(by_id) - counts.total()
+    lines.append(f"trials    {len(by_id)}: {', '.join(numbers)}, {missing} missing")
+    if parent is not None:
+        lines += driver_lines(_lease(sweep), counts, missing, command_line(arguments, "run"))
+    if phases:
+        lines.append(f"phases    {phase_counts(phases)}")
+    others = Counter(label for trial_id, label in stale.items() if trial_id not in relabelled)
+    if relabelled:
+        lines.append(
+            f"          {len(relabelled)} of them relabelled here only: the record has labels under other thresholds (`phases:`)"
+        )
+    if others:
+        lines.append(
+            f"others    {phase_counts(others)}: the labels of {others.total()} trials under other thresholds (`phases:`)"
+        )
+    if stale:
+        lines.append(f"          to relabel them in the record, without training: {command_line(arguments, 'map')}")
+    lines += [f"marked    {count} finished: {mark}" for mark, count in marks.items()]
+    lines += [f"doubtful  {line}" for line in doubt_lines(doubted)]
+    lines += [f"steps     {line}" for line in without_bounds_lines(without_bounds)]
+    print("\n".join([*lines, *failures.lines()]))
+    return 0
+
+
+def _lease(sweep: Sweep) -> Lease | None:
+    """The lease of the sweep's experiment; None where there is none to read."""
+    from orchestrator.tracking.factory import MEMORY, open_reader
+
+    tracking = sweep.tracking
+    if tracking.uri == MEMORY:
+        return None
+    patience = reading_patience(f"the record ({sweep.record_shown})")
+    reader = open_reader(tracking.uri, experiment=tracking.experiment, patience=patience)
+    with contextlib.closing(reader):
+        return reader.lease()
+
+
+def driver_lines(lease: Lease | None, counts: Mapping[Status, int], missing: int, run: str) -> list[str]:
+    """Whether a driver writes to the experiment, and what runs when it is started again.
+
+    Args:
+        lease: of the experiment.
+        counts: the recorded trials by status.
+        missing: trials that are not recorded.
+        run: the command that runs them.
+    """
+    running = counts.get(Status.RUNNING, 0)
+    held = None if lease is None else is_held(lease, Process.this())
+    if held and lease is not None:
+        return [f"driver    {described(lease)} writes to this experiment"]
+    lines = []
+    ended = "with no driver"
+    if held is False:
+        lines.append("driver    none: nothing runs")
+        ended = "when their driver ended"
+    elif lease is not None:
+        silent = duration(abs(lease.silent_ms) / 1000)
+        lines.append(f"driver    not known: {described(lease)} gave its last sign of life {silent} ago")
+        ended = "then"
+    parts = {
+        f"were running {ended}": running,
+        "failed": counts.get(Status.FAILED, 0),
+        "were interrupted": counts.get(Status.KILLED, 0),
+        "not begun": missing,
+    }
+    left = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+    if left:
+        lines.append(f"to run    {sum(parts.values())}: {left}. To resume: {run}")
+    return lines
+
+
+@dataclass(kw_only=True)
+class _Kind:
+    """Failures with the same error."""
+
+    first: Trial
+    row: TrialRow
+    count: int = 1
+
+
+@dataclass
+class _Failures:
+    """Failed trials: some one by one, and the traceback of each kind of error once."""
+
+    sweep: Sweep
+    shown: list[tuple[Trial, TrialRow]] = field(default_factory=list)
+    count: int = 0
+    kinds: dict[tuple[str, str], _Kind] = field(default_factory=dict)
+
+    def add(self, trial: Trial, row: TrialRow) -> None:
+        """A failed trial."""
+        self.count += 1
+        if len(self.shown) < FAILURES_SHOWN:
+            self.shown.append((trial, row))
+        key = signature(row.error or "")
+        if key in self.kinds:
+            self.kinds[key].count += 1
+        elif row.error and len(self.kinds) < TRACEBACKS_SHOWN:
+            self.kinds[key] = _Kind(first=trial, row=row)
+
+    def lines(self) -> list[str]:
+        """What is said of them."""
+        lines: list[str] = []
+        for trial, row in self.shown:
+            lines += [failure_line(trial, row.error, self.sweep), f"          run {row.run_id}"]
+        if self.count > len(self.shown):
+            lines.append(f"          and {self.count - len(self.shown)} more failed trials")
+        for kind in self.kinds.values():
+            others = f", the first of {kind.count} with this error" if kind.count > 1 else ""
+            lines.append(f"traceback {_name(kind.first, self.sweep)}{others}")
+            text = (kind.row.error or "").rstrip().splitlines()
+            cut = len(text) - LONGEST_TRACEBACK
+            lines += [f"          [... {cut} lines ...]"] if cut > 0 else []
+            lines += [f"          {line}".rstrip() for line in text[-LONGEST_TRACEBACK:]]
+        return lines
+
+
+def _relabelled(sweep: Sweep, tracker: Tracker, stale: Mapping[str, Trial]) -> dict[str, str]:
+    """Trial id -> label under the sweep's own thresholds; the record is not changed.
+
+    Empty where there are more than `LABELLED_ANEW`; without the trials whose curves the job cannot reduce.
+    """
+    from orchestrator.reduce import reduce_curves
+
+    if not 0 < len(stale) <= LABELLED_ANEW:
+        return {}
+    job, thresholds = sweep.job_object(), sweep.thresholds()
+    labels: dict[str, str] = {}
+    for trial_id, curves in tracker.curves(list(stale)):
+        with contextlib.suppress(Exception):  # the job's own code; `map` says what it raises
+            labels[trial_id] = reduce_curves(job, stale[trial_id].params, curves, thresholds)[0]
+    return labels
+
+
+def _name(trial: Trial, sweep: Sweep) -> str:
+    return trial.text(axis.name for axis in sweep.axes)
+
+
+def failure_line(trial: Trial, error: str | None, sweep: Sweep) -> str:
+    """A failed trial in one line: its values of the axes, and its error."""
+    return f"failed    {_name(trial, sweep)}: {explained(error, trial.settings()) if error else 'see its run'}"
