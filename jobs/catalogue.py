@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jobs.function import FunctionJob
@@ -37,14 +38,18 @@ def load_job(spec: str) -> Job[Any]:
     module_name, _, attribute = target.partition(":")
     if not attribute:
         raise JobNotFound(
-            f"no job is called {spec!r}; built in: {', '.join(BUILT_IN)}; your own: 'my_package.my_module:MyJob'"
+            f"no job is called {spec!r}; built in: {', '.join(BUILT_IN)}; your own: 'my_package.my_module:MyJob'",
+            choices=tuple(BUILT_IN),
         )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        own = module_name == error.name or module_name.startswith(f"{error.name}.")
         raise JobNotFound(
             f"job {spec!r}: module {error.name!r} cannot be imported; it must be installed, "
-            "or be in the folder where the command is started"
+            "or be in the folder where the command is started",
+            choices=[f"{file.stem}:{attribute}" for file in sorted(Path.cwd().glob("*.py"))] if own else (),
+            next_step="" if own else f"install {error.name}, or correct the import in {module_name}",
         ) from error
     job = getattr(module, attribute, None)
     if inspect.isclass(job) and issubclass(job, Job):
@@ -57,4 +62,7 @@ def load_job(spec: str) -> Job[Any]:
         if (inspect.isclass(value) and issubclass(value, Job) and not inspect.isabstract(value))
         or (inspect.isfunction(value) and value.__module__ == module.__name__)
     )
-    raise JobNotFound(f"job {spec!r}: module {module_name!r} has no job {attribute!r}; it has: {', '.join(names)}")
+    raise JobNotFound(
+        f"job {spec!r}: module {module_name!r} has no job {attribute!r}; it has: {', '.join(names) or 'none'}",
+        choices=[f"{module_name}:{name}" for name in names],
+    )

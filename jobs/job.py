@@ -31,7 +31,17 @@ LARGEST_STEP = 2**62
 
 
 class JobNotFound(LookupError):
-    """A name in a sweep file does not name a job; the message tells why, and what is valid."""
+    """A name in a sweep file does not name a job; the message tells why.
+
+    Args:
+        text: the message.
+        choices: valid names, where one of them may be meant.
+        next_step: what to do; empty where it is to choose another name.
+    """
+
+    def __init__(self, text: str, *, choices: Sequence[str] = (), next_step: str = "") -> None:
+        super().__init__(text)
+        self.choices, self.next_step = tuple(choices), next_step
 
 
 class ParamError(ValueError):

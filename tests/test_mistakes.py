@@ -1,8 +1,8 @@
 """A corpus of mistakes: each is answered with what is wrong, where, and what to do next, word for word.
 
 The files in `mistakes/` list them: a sweep file (`sweep`), a module (`mine`), environment variables (`env`), commands
-that come before (`given`), the command, its exit code and what it says. Without `sweep` or `mine`, the files below are
-used. All run in this process, without Ray. After a change of words, `UPDATE_MISTAKES=1 pytest tests/test_mistakes.py`
+that come before (`given`), whether there is a record (`record`, that of an earlier version), the command, its exit
+code and what it says. Without `sweep` or `mine`, the files below are used. All run in this process, without Ray. After a change of words, `UPDATE_MISTAKES=1 pytest tests/test_mistakes.py`
 writes what is said now; read the difference.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from servers import empty_sqlite
+from recorded_sweeps import recorded_folder
 
 from jobs.catalogue import load_job
 from orchestrator.cli import main
@@ -83,8 +83,8 @@ def answered(case: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[s
     (folder / "sweep.yaml").write_text(case.get("sweep", SWEEP))
     for name, text in case.get("files", {}).items():
         (folder / name).write_text(text)
-    if "mlflow.db" in str(case.get("sweep", "")) + str(case.get("command")):
-        empty_sqlite(folder / "mlflow.db")
+    if case.get("record"):
+        recorded_folder(folder)
     for name, value in case.get("env", {}).items():
         os.environ[name] = value
     for command in case.get("given", ()):
@@ -123,7 +123,7 @@ def test_the_corpus_is_whole() -> None:
     assert len(CASES) == len(corpus()) >= FEWEST
     for name, case in CASES.items():
         if case["exit"] == 2 and not case.get("bare"):
-            assert re.search(r"^  next:  |did you mean|valid|invalid|required", case["says"], re.M), name
+            assert re.search(r"^  next:  |did you mean|valid|must be|required", case["says"], re.M), name
 
 
 def test_what_is_said_now_is_written() -> None:

@@ -275,7 +275,7 @@ def test_reading_writes_nothing() -> None:
 def test_phases_under_other_thresholds_are_warned_of() -> None:
     sweep = phasefront.load("grid.yaml", overrides=["phases.grokking_gap=50"])
     with pytest.warns(
-        UserWarning, match="50 trials of earlier-grid are labelled under other thresholds \\(`phases:`\\)"
+        UserWarning, match=r"50 trials of earlier-grid are labelled under other thresholds \(`phases:`\)"
     ):
         sweep.trials()
 

@@ -63,8 +63,7 @@ def lines(report: Report) -> list[str]:
         elif report.checked[invariant]:
             said.append(f"ok        {invariant.value}: {report.checked[invariant]:,} checked")
     if report.skipped:
-        said.append(
-            f"note      {report.skipped} trials are labelled under other thresholds (`phases:`); `phasefront map` relabels"
-        )
+        labels = f"{report.skipped} trials are labelled under other thresholds (`phases:`)"
+        said.append(f"note      {labels}; `phasefront map` relabels")
     wrong_count = len(report.violations)
     return [*said, f"result    {wrong_count} violations" if wrong_count else "result    consistent"]

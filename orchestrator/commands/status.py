@@ -31,6 +31,7 @@ LONGEST_TRACEBACK = 40
 """Lines of a traceback that are printed, the last ones."""
 LABELLED_ANEW = 500
 """The most trials whose curves `status` reads, to label them under the sweep's own thresholds."""
+_UNDER_OTHERS = "under other thresholds (`phases:`)"
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -82,13 +83,9 @@ def status(arguments: argparse.Namespace) -> int:
         lines.append(f"phases    {phase_counts(phases)}")
     others = Counter(label for trial_id, label in stale.items() if trial_id not in relabelled)
     if relabelled:
-        lines.append(
-            f"          {len(relabelled)} of them relabelled here only: the record has labels under other thresholds (`phases:`)"
-        )
+        lines.append(f"          {len(relabelled)} of them relabelled here only: the record has labels {_UNDER_OTHERS}")
     if others:
-        lines.append(
-            f"others    {phase_counts(others)}: the labels of {others.total()} trials under other thresholds (`phases:`)"
-        )
+        lines.append(f"others    {phase_counts(others)}: the labels of {others.total()} trials {_UNDER_OTHERS}")
     if stale:
         lines.append(f"          to relabel them in the record, without training: {command_line(arguments, 'map')}")
     lines += [f"marked    {count} finished: {mark}" for mark, count in marks.items()]

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.function import FunctionJob
+from jobs.job import FINAL
 from orchestrator.errors import UserError
 from orchestrator.phases.table import MISSING, TrialTable, arrow_table, collect, note_of
 from orchestrator.records import Status
@@ -189,12 +191,19 @@ class SweepResults:
         wanted = self._chosen(tracker, trials)
         known = curve_tables.declared_metrics(wanted, self.sweep.job_object())
         if metrics is not None:
-            curve_tables.check_metrics(metrics, known)
+            curve_tables.check_metrics(metrics, known or self._observed_metrics(tracker, wanted))
         names = known if metrics is None else tuple(metrics)
         if metrics is None and not known:
             names = curve_tables.recorded_metrics(tracker, wanted)
         shown = self.sweep.axes if axes else None
         return curve_tables.curve_tables(tracker, wanted, names, axes=shown, trials_a_table=at_once)
+
+    def _observed_metrics(self, tracker: Tracker, trials: Sequence[Trial]) -> tuple[str, ...]:
+        """The metrics of a function's finished trials: it observes the last value of each. Empty for other jobs."""
+        if not isinstance(self.sweep.job_object(), FunctionJob):
+            return ()
+        observed = (row.recorded.observations for row in tracker.rows([trial.id for trial in trials]))
+        return tuple(dict.fromkeys(name.removeprefix(FINAL) for observations in observed for name in observations))
 
     def _chosen(self, tracker: Tracker, trials: Sequence[str] | None) -> list[Trial]:
         known = self.access.trials(tracker)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.catalogue import BUILT_IN, load_job
+from jobs.catalogue import load_job
 from jobs.job import Job, JobNotFound, ParamError, Params, ParamSpec, Scalar, specs
 from orchestrator.axes import (
     Axis,
@@ -53,8 +53,9 @@ def find_job(document: Document) -> Vocabulary | None:
         params = {} if job.open_params else specs(job.Params)
         return Vocabulary(job=job, spec=spec, params=params, thresholds=specs(job.Thresholds))
     except JobNotFound as error:
-        next_step = did_you_mean(spec, BUILT_IN, "name a built-in job, or my_package.my_module:MyJob")
-        document.add(keys, str(error), value=spec, choices=tuple(BUILT_IN), next_step=next_step)
+        step = "name a built-in job, or my_package.my_module:MyJob" if error.choices else "correct the function"
+        next_step = error.next_step or did_you_mean(spec, error.choices, step)
+        document.add(keys, str(error), value=spec, choices=error.choices, next_step=next_step)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever the user's module raises at import, SystemExit included

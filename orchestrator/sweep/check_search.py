@@ -11,7 +11,7 @@ from jobs.catalogue import is_built_in
 from jobs.function import FunctionJob
 from jobs.job import FINAL, Curves, Params, Scalar
 from orchestrator.axes import Axis, Cycle, TooManyTrials
-from orchestrator.errors import did_you_mean
+from orchestrator.errors import did_you_mean, nearest
 from orchestrator.search.space import MOST_COORDINATES, Slice, SpaceError, slices_of
 from orchestrator.surface.base import lattice
 from orchestrator.sweep.check import Vocabulary
@@ -144,6 +144,9 @@ def named_metric(
         return search
     if valid and meant not in (*valid, *known.job.retired):
         next_step = did_you_mean(name, valid, "name one of these")
+        stems = [full.removeprefix(FINAL) for full in valid if full.startswith(FINAL)]
+        if (near := nearest(name.removeprefix(FINAL), stems)) and not name.startswith("best_"):
+            next_step = f"did you mean '{FINAL}{near}'?"
         document.add(keys, rule, value=name, choices=valid, next_step=next_step)
     if meant == name:
         return search

@@ -101,7 +101,8 @@ def read(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] |
     if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
         raise UserError("the file is empty", place=place(1, 1).text, next_step="begin with 'job:' and 'axes:'")
     if not isinstance(node, yaml.MappingNode):
-        raise UserError("a sweep file is a mapping of keys to values", place=builder.at(node).text)
+        step = "begin with 'job:' and 'axes:'"
+        raise UserError("a sweep file is a mapping of keys to values", place=builder.at(node).text, next_step=step)
     document.data = builder.build(node, ())
     for position, override in enumerate(overrides, start=1):
         _override(document, environ, override, Place(position, 0, 0, f"--set {hide(override)}"))

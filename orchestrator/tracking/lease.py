@@ -45,7 +45,8 @@ def lease_s() -> float:
     except ValueError:
         seconds = 0.0
     if not 0.0 < seconds < 1e6:
-        raise UserError("must be a positive number of seconds", place=VARIABLE, value=text)
+        step = f"unset it: a lease lasts {LEASE_S:g} s then"
+        raise UserError("must be a positive number of seconds", place=VARIABLE, value=text, next_step=step)
     return seconds
 
 
