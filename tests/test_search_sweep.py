@@ -317,7 +317,7 @@ def test_a_search_for_where_a_function_diverges_is_written_out(tmp_path: Path, m
     with pytest.raises(UserError, match="every trial has the label 'finished', unless it diverges") as caught:
         Sweep.load(path)
     assert "add 'phases: {metric: NAME, level: NUMBER}'" in caught.value.text
-    assert Sweep.load(path, ["search.target=phase"]).id == "4d01"
+    assert Sweep.load(path, ["search.target=phase"]).id == "7b7f23e5ff26b1e24b0e943fb1fc0714"
     assert Sweep.load(path, ["phases={metric: loss, level: 0.5}"]).is_search
 
 

@@ -19,7 +19,7 @@ from jobs.job import Job, as_dict, params_from
 from orchestrator.dispatch.base import Event, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.worker import busy_clock, execute, prepare
 from orchestrator.records import Status, TrialResult
-from orchestrator.sanity import Collector
+from orchestrator.sanity import Collector, TrialFacts
 
 WINDOW_S = 0.25
 """Seconds of training from which the time of a step is measured."""
@@ -122,6 +122,7 @@ def _time_trials(job: Job[Any], task: PackTask, device: str, budget_s: float, lo
     """
     began, start = time.perf_counter(), 0
     collector = Collector(job, params_from(job.Thresholds, task.thresholds))
+    collector.facts.update({trial_id: TrialFacts() for trial_id in task.trial_ids[:1]})
     try:
         for turn in count():
             stop = min(len(task.trial_ids), start + (1 if turn < 3 else 1 << min(turn - 2, 9)))
