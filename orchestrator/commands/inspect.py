@@ -34,7 +34,8 @@ def check(arguments: argparse.Namespace) -> int:
     sweep = load_sweep(arguments)
     axes = " x ".join(f"{axis.name} {_extent(axis)}" for axis in sweep.axes) or "no axes"
     most = "at most " if sweep.is_search else ""
-    trials = f"{most}{sweep.most_trials} trial{'s' * (sweep.most_trials != 1)} of {sweep.job} ({axes}; replicates {sweep.replicates})"
+    count = f"{sweep.most_trials} trial{'s' * (sweep.most_trials != 1)}"
+    trials = f"{most}{count} of {sweep.job} ({axes}; replicates {sweep.replicates})"
     print("\n".join([f"{arguments.file}: valid. {trials}", *search_lines(sweep)]))
     if arguments.rehearse:
         some = sweep.sample(SAMPLE) if sweep.is_search else sweep.trials()
