@@ -124,6 +124,16 @@ def test_a_surrogate_that_cannot_simulate_trials_reports_that_it_has_no_estimate
     assert saved.text() == "40 trials; what a grid of the same map error needs is not estimated"
 
 
+def test_a_search_that_was_worse_than_a_grid_says_so() -> None:
+    few = Savings(trials=60, expected_error=0.1, grid=48.0, method="simulated", key="k")
+    assert few.text() == (
+        "60 trials; a grid of the same map error needs about 48 (estimate): this search needed more trials than a "
+        "grid. It pays off with a larger budget or fewer axes; with so few trials, run a grid ('kind: grid')"
+    )
+    many = Savings(trials=60, expected_error=0.1, grid=240.0, method="simulated", key="k")
+    assert many.text() == "60 trials; a grid of the same map error needs about 240 (estimate)"
+
+
 def test_an_estimate_of_before_there_were_others_reads_as_one_of_a_map(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text(
         '{"trials": 9, "expected_error": 0.1, "grid": null, "method": "none", "simulated": [], "key": "k"}'

@@ -49,6 +49,11 @@ _OFF_BY = 0.7979 / (2 * 1.6449)
 MAP, PEAK = "map error", "error of the peak's position"
 """The error in which a grid is to be as good: of classes, and of a ridge."""
 
+_WORSE = (
+    "this search needed more trials than a grid. It pays off with a larger budget or fewer axes; with so few trials, "
+    "run a grid ('kind: grid')"
+)
+
 
 @runtime_checkable
 class Shows(Protocol):
@@ -79,7 +84,8 @@ class Savings:
 
     def text(self) -> str:
         """In one line, for people."""
-        return f"{plural(self.trials, 'trial')}; {self.beside()}"
+        worse = "" if self.grid is None or self.grid >= self.trials else f": {_WORSE}"
+        return f"{plural(self.trials, 'trial')}; {self.beside()}{worse}"
 
     def beside(self) -> str:
         """What a grid needs, for people."""
