@@ -208,6 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     # The surrogate of a few thousand trials takes many small products: threads would compete with the workers.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - `Path.home` raises, here and in libraries
+        os.environ["HOME"] = "/"  # as Docker sets it for a user without an entry in passwd
     given = parser().parse_args(arguments)
     if os.getcwd() not in sys.path:  # noqa: PTH109 - the same text as sys.path holds
         sys.path.insert(0, os.getcwd())  # noqa: PTH109 - `job: my_module:train` is in the folder of the command

@@ -153,6 +153,17 @@ def test_a_run_under_nohup_goes_on(folder: Path) -> None:
     assert statuses(folder) == ["FINISHED", "FINISHED"]
 
 
+def test_a_user_without_a_home_can_run_a_sweep(folder: Path) -> None:
+    """As in a container that runs under a number which its passwd does not have, and without HOME."""
+    (folder / "sitecustomize.py").write_text("import pwd\ndef none(uid): raise KeyError\npwd.getpwuid = none\n")
+    environ = environment({"PYTHONPATH": os.pathsep.join((str(folder), os.environ.get("PYTHONPATH", "")))})
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        environ.pop(name, None)
+    command = [sys.executable, "-m", "orchestrator", *RUN]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_terminal_or_locale_without_unicode_ends_no_command(folder: Path) -> None:
     """The name and the error are printed with escapes, and the recorded sweep file is UTF-8 all the same."""
     (folder / "sweep.yaml").write_text(SWEEP.replace("small", "größe"), encoding="utf-8")
