@@ -13,9 +13,10 @@ import dataclasses
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, ClassVar, Generic, TypeVar, cast, get_type_hints
 
 import numpy as np
@@ -155,10 +156,10 @@ class Params:
     """
 
     def __post_init__(self) -> None:
-        for name, spec, default in _declared(type(self)).fields:
-            value = getattr(self, name)
+        declared = _declared(type(self))
+        for value, default, spec in zip(declared.values_of(self), declared.defaults, declared.rules, strict=True):
             if value is not default and (checked := spec.check(value)) is not value:
-                object.__setattr__(self, name, checked)
+                object.__setattr__(self, spec.name, checked)
 
 
 P = TypeVar("P", bound=Params)
@@ -171,16 +172,20 @@ class _Declared:
     """What a `Params` class declares, read once: a grid makes many instances."""
 
     specs: Mapping[str, ParamSpec]
-    fields: tuple[tuple[str, ParamSpec, object], ...]
-    """(name, its rules, its default where that is valid as it is, and so need not be checked again)."""
+    names: tuple[str, ...]
+    rules: tuple[ParamSpec, ...]
+    defaults: tuple[object, ...]
+    """The default of each where it is valid as it is and need not be checked again; else `_NONE`."""
+    added: tuple[object, ...]
+    """The default of each that was added later; else `_NONE`."""
     required: tuple[str, ...]
-    added: Mapping[str, Any]
-    """Added parameter -> its default."""
+    values_of: Callable[[Any], Sequence[Scalar]]
+    """The values of an instance, in order."""
 
 
 _DECLARED: dict[type, _Declared] = {}
-_UNCHECKED = object()
-"""Stands for a default that is checked in every instance."""
+_NONE = object()
+"""Equal to no value."""
 
 
 def _declared(params_type: type[Params]) -> _Declared:
@@ -192,18 +197,27 @@ def _declared(params_type: type[Params]) -> _Declared:
         }
         _DECLARED[params_type] = _Declared(
             specs=known,
-            fields=tuple((name, spec, _valid_default(spec)) for name, spec in known.items()),
+            names=tuple(known),
+            rules=tuple(known.values()),
+            defaults=tuple(map(_valid_default, known.values())),
+            added=tuple(spec.default if spec.added else _NONE for spec in known.values()),
             required=tuple(name for name, spec in known.items() if spec.required),
-            added={name: spec.default for name, spec in known.items() if spec.added},
+            values_of=_getter(tuple(known)),
         )
     return _DECLARED[params_type]
 
 
 def _valid_default(spec: ParamSpec) -> object:
     try:
-        return spec.default if not spec.required and spec.check(spec.default) is spec.default else _UNCHECKED
+        return spec.default if not spec.required and spec.check(spec.default) is spec.default else _NONE
     except ParamError:
-        return _UNCHECKED
+        return _NONE
+
+
+def _getter(names: tuple[str, ...]) -> Callable[[Any], Sequence[Scalar]]:
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda params: [getattr(params, name) for name in names]
 
 
 def specs(params_type: type[Params]) -> Mapping[str, ParamSpec]:
@@ -230,13 +244,15 @@ def params_from(params_type: type[P], values: Mapping[str, Any]) -> P:
 
 def as_dict(params: Params) -> dict[str, Scalar]:
     """A `Params` as plain data, in the order of its fields."""
-    return {name: getattr(params, name) for name in specs(type(params))}
+    declared = _declared(type(params))
+    return dict(zip(declared.names, declared.values_of(params), strict=True))
 
 
 def identity(params: Params) -> dict[str, Scalar]:
     """The parameters that identify a trial: all but the added ones that have their default."""
-    added = _declared(type(params)).added
-    return {name: v for name, v in as_dict(params).items() if name not in added or v != added[name]}
+    declared = _declared(type(params))
+    items = zip(declared.names, declared.values_of(params), declared.added, strict=True)
+    return {name: value for name, value, default in items if value is not default and value != default}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,9 +20,6 @@ def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False)
-"""As `digest` encodes plain data."""
-
 _last_identity: tuple[Params, str] | None = None
 """The parameters of which `_identity_text` was asked last, and its answer: replicates follow each other."""
 
@@ -31,13 +28,17 @@ def _identity_text(params: Params) -> str:
     global _last_identity
     known = _last_identity
     if known is None or known[0] is not params:
-        _last_identity = known = params, _ENCODER.encode(identity(params))
+        _last_identity = known = params, _encode(identity(params))
     return known[1]
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False).encode
+"""Plain data as in `digest`."""
 
 
 @lru_cache(maxsize=16)
 def _quoted(text: str) -> str:
-    return _ENCODER.encode(text)
+    return _encode(text)
 
 
 def replicate_seed(job: str, base_seed: int, replicate: int) -> int:

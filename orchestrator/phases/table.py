@@ -15,6 +15,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,7 +129,7 @@ def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow], job: Job[Any]
     unique = list(by_id.values())
     kinds = dict.fromkeys(type(t.params) for t in unique)
     names = list(dict.fromkeys(f.name for kind in kinds for f in dataclasses.fields(kind)))
-    unsorted = {name: [getattr(trial.params, name, None) for trial in unique] for name in names}
+    unsorted = {name: _values(unique, name, everywhere=len(kinds) == 1) for name in names}
     order = _order(unique, unsorted)
     ordered = [unique[k] for k in order]
     joined = [rows.get(trial.id) for trial in ordered]
@@ -144,7 +145,10 @@ def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow], job: Job[Any]
         trial_id=tuple(trial.id for trial in ordered),
         run_id=tuple(row.run_id if row else None for row in joined),
         replicate=np.array([trial.replicate for trial in ordered], dtype=np.int64),
-        params={name: tuple([column[k] for k in order]) for name, column in unsorted.items()},
+        params={
+            name: tuple(column if _is_constant(column) else [column[k] for k in order])
+            for name, column in unsorted.items()
+        },
         phase=tuple(recorded.phase if recorded else None for recorded in finished),
         status=tuple(row.recorded.status.value if row else MISSING for row in joined),
         observations={name: _column([own.get(name) for own in observed]) for name in observations},
@@ -152,12 +156,25 @@ def collect(trials: Sequence[Trial], rows: Mapping[str, TrialRow], job: Job[Any]
     )
 
 
+def _values(trials: Sequence[Trial], name: str, *, everywhere: bool) -> list[Scalar | None]:
+    """A parameter of each trial; `everywhere`: all of them have it."""
+    if everywhere:
+        value = attrgetter(name)
+        return [value(trial.params) for trial in trials]
+    return [getattr(trial.params, name, None) for trial in trials]
+
+
+def _is_constant(column: Sequence[Scalar | None]) -> bool:
+    """Whether all trials have the same value, in the same type, as most parameters of a sweep do."""
+    return column.count(column[0]) == len(column) and len(set(map(type, column))) == 1
+
+
 def _order(trials: Sequence[Trial], params: Mapping[str, Sequence[Scalar | None]]) -> list[int]:
     """The trials by their parameters, name by name, then by replicate, seed and id."""
     keys: list[Sequence[Any]] = []
     for column in params.values():
-        if column.count(column[0]) == len(column):
-            continue  # most parameters are the same in all trials
+        if _is_constant(column):
+            continue
         kinds = set(map(type, column))
         plain = kinds == {str} or kinds <= {bool, int, float}
         # Open parameters may be absent in some trials, or text in some and numbers in others.
@@ -250,7 +267,8 @@ def arrow_table(table: TrialTable, note: TableNote | None = None) -> Any:
     params: dict[str, str] = {}
     for name, values in table.params.items():
         params[name] = f"param.{name}" if name in reserved else name
-        mixed = any(isinstance(v, str) for v in values) and not all(isinstance(v, str | None) for v in values)
+        kinds_of = set(map(type, values))
+        mixed = str in kinds_of and not kinds_of <= {str, type(None)}
         arrays[params[name]] = pa.array([None if v is None else str(v) for v in values] if mixed else values)
     arrays["phase"] = pa.array(table.phase, pa.string())
     arrays["status"] = pa.array(table.status, pa.string())

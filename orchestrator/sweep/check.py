@@ -288,14 +288,14 @@ def combinations(
     seed: int,
     also: Iterable[dict[str, Scalar]] = (),
 ) -> list[Trial]:
-    """The first replicate of every distinct setting, in order; mistakes are noted.
+    """Every replicate of every distinct setting, in order, replicates together; mistakes are noted.
 
     Args:
         document: The file.
         known: Its job.
         axes: The axes; those without points stand for their two ends.
         fixed: Fixed parameters.
-        replicates: Trials at every setting; they count towards the limit.
+        replicates: Trials at every setting.
         seed: The sweep's seed.
         also: Further settings to check.
     """
@@ -318,6 +318,7 @@ def combinations(
         document.add(keys, rule, key=True, value=document.get(keys), next_step=next_step)
     settings += also
     first: dict[str, Trial] = {}
+    trials: list[Trial] = []
     wrong: dict[str | None, list[tuple[Exception, dict[str, Scalar]]]] = {}
     for setting in settings:
         try:
@@ -326,10 +327,13 @@ def combinations(
             wrong.setdefault(error.name if isinstance(error, ParamError) else None, []).append((error, setting))
             continue
         trial = Trial(job=known.spec, job_version=known.job.version, params=params, replicate=0, base_seed=seed)
-        first.setdefault(trial.id, trial)
+        if trial.id not in first:
+            first[trial.id] = trial
+            trials.append(trial)
+            trials += [trial.with_replicate(number) for number in range(1, replicates)]
     for cases in wrong.values():
         _wrong_combination(document, known, cases, len(settings))
-    return list(first.values())
+    return trials
 
 
 def _wrong_combination(

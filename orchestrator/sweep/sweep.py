@@ -61,6 +61,8 @@ class Sweep:
     """The file's own keys, with overrides and environment."""
     first: tuple[Trial, ...] = field(repr=False, compare=False)
     """Replicate 0 of every distinct setting of the grid, in order; axes without points stand for their two ends."""
+    grid: tuple[Trial, ...] = field(default=(), repr=False, compare=False)
+    """All trials of a grid in order, replicates together; of a search, which asks for some of them, `first` alone."""
     search: SearchKeys = field(default_factory=SearchKeys)
     slices: tuple[Slice, ...] = field(default=(), repr=False, compare=False)
     """Where a boundary search looks; empty for a grid."""
@@ -100,7 +102,8 @@ class Sweep:
         is_open = any(axis.between for axis in axes)
         also = interior(slices) if is_open and not document.wrong_under(("search",)) else ()
         replicates = 1 if slices else written.replicates
-        first = combinations(document, known, axes, fixed, replicates=replicates, seed=written.seed, also=also)
+        grid = combinations(document, known, axes, fixed, replicates=replicates, seed=written.seed, also=also)
+        first = grid[::replicates]
         search = written.search
         if thresholds is not None:
             check_labels(document, search, known, thresholds)
@@ -134,6 +137,7 @@ class Sweep:
             output=Path(written.output or f"phasefront-out/{name}"),
             written=written,
             first=tuple(first),
+            grid=tuple(grid),
             search=search,
             slices=slices,
             secret_texts=secret_texts,
@@ -229,6 +233,8 @@ class Sweep:
     def _trials(self) -> tuple[Trial, ...]:
         if self.is_open:
             return ()
+        if not self.is_search:
+            return self.grid
         numbers = range(self.replicates)
         return tuple(trial.with_replicate(n) if n else trial for trial in self.first for n in numbers)
 

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from jobs.job import Censored, Observations, Scalar
@@ -209,6 +209,28 @@ def decode_params(text: str) -> dict[str, Scalar]:
     return params
 
 
+class RecordedParams(Mapping[str, Scalar]):
+    """The parameters of a trial, read from their tag when they are first asked for: most readers do not ask."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._read: dict[str, Scalar] | None = None
+
+    def _params(self) -> dict[str, Scalar]:
+        if self._read is None:
+            self._read = decode_params(self._text)
+        return self._read
+
+    def __getitem__(self, name: str) -> Scalar:
+        return self._params()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._params())
+
+    def __len__(self) -> int:
+        return len(self._params())
+
+
 def recorded(status: str, tags: Mapping[str, str], through_step: int) -> Recorded:
     """The state of a trial from its run's status and tags."""
     known = Status(status) if status in Status.__members__ else Status.RUNNING
@@ -226,7 +248,7 @@ def trial_row(trial_id: str, run_id: str, tags: Mapping[str, str], recorded: Rec
     return TrialRow(
         trial_id=trial_id,
         run_id=run_id,
-        params=decode_params(tags[PARAMS]),
+        params=RecordedParams(tags[PARAMS]),
         replicate=int(tags[REPLICATE]),
         recorded=recorded,
         error=tags.get(ERROR),

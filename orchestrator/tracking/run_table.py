@@ -226,7 +226,9 @@ Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 def curve_series(steps: Sequence[int], values: Sequence[float], is_nan: Sequence[bool]) -> Series:
     """Stored rows of one metric as steps and measured values."""
-    numbers = np.array([layout.as_measured(value) for value in values], dtype=np.float64)
+    numbers = np.array(values, dtype=np.float64)
+    infinite = np.abs(numbers) == layout.LARGEST  # as `layout.as_measured`
+    numbers[infinite] = np.copysign(np.inf, numbers[infinite])
     numbers[np.array(is_nan, dtype=bool)] = np.nan
     return np.array(steps, dtype=np.int64), numbers
 
