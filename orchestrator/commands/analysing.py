@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.again import command_line
@@ -13,15 +13,16 @@ from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_trac
 
 if TYPE_CHECKING:
     from orchestrator.analyses.publish import Analysed
+    from orchestrator.phases.table import TrialTable
     from orchestrator.sweep.sweep import Sweep
-    from orchestrator.tracking.base import Tracker, TrialRow
+    from orchestrator.tracking.base import Tracker
     from orchestrator.trial import Trial
 
 
 def analysed(
     sweep: Sweep,
     trials: Sequence[Trial],
-    rows: Mapping[str, TrialRow],
+    table: TrialTable,
     tracker: Tracker,
     figures: Sequence[str] = (),
 ) -> Analysed:
@@ -30,16 +31,13 @@ def analysed(
     Args:
         sweep: The sweep.
         trials: All its trials so far.
-        rows: Trial id -> what is recorded.
+        table: What is recorded of them.
         tracker: Its record, to read curves.
         figures: Formats of the figures beside PNG.
     """
     from orchestrator.analyses.publish import analyse
     from orchestrator.analyses.source import Source
-    from orchestrator.phases.table import collect
 
-    analyses = sweep.analyses
-    table = collect(trials if analyses else (), rows, sweep.job_object())
     params = {trial.id: trial.params for trial in trials}
     source = Source(
         job=sweep.job_object(),
@@ -50,7 +48,7 @@ def analysed(
     )
     return analyse(
         sweep.name,
-        analyses,
+        sweep.analyses,
         source,
         sweep.output,
         sweep_id=sweep.id,
@@ -61,6 +59,8 @@ def analysed(
 
 def analyse(arguments: argparse.Namespace) -> int:
     """Compute the analyses from the record alone; trials labelled under other thresholds are relabelled."""
+    from orchestrator.phases.table import collect
+
     sweep = load_sweep(arguments)
     with contextlib.closing(open_tracker(sweep)) as tracker:
         trials = known_trials(sweep, tracker)
@@ -69,7 +69,7 @@ def analyse(arguments: argparse.Namespace) -> int:
         tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
         count = relabelled(sweep, trials, tracker)
         rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
-        done = analysed(sweep, trials, rows, tracker, arguments.figures)
+        done = analysed(sweep, trials, collect(trials, rows, sweep.job_object()), tracker, arguments.figures)
         tracker.attach(done.files)
         left = tracker.detach(done.gone)
         tracker.annotate(done.metrics)

@@ -67,7 +67,7 @@ def publish_record(
         sweep_id=sweep.id,
         figures=figures,
     )
-    done = analysed(sweep, trials, rows, tracker, figures) if analyses else None
+    done = analysed(sweep, trials, published.table, tracker, figures) if analyses else None
     if done is not None:
         published = replace(
             published,

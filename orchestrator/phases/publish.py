@@ -46,6 +46,8 @@ class Published:
 
     files: dict[str, Path]
     """Artifact path -> local file."""
+    table: TrialTable
+    """The trials that it shows."""
     gone: tuple[str, ...] = ()
     """Artifact paths of MAP_FILES that this map does not have."""
     metrics: dict[str, float]
@@ -146,6 +148,7 @@ def publish(
             (folder / name).unlink(missing_ok=True)
     return Published(
         files=files,
+        table=table,
         gone=gone,
         metrics=metrics,
         warnings=(*warnings, *fitted.warnings, *theory.warnings),
