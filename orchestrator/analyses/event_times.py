@@ -54,6 +54,8 @@ class Tuning:
 
     chosen: Mapping[Scalar | None, Values]
     """Value that is compared -> values of the tuned axes."""
+    tried: Mapping[Scalar | None, Sequence[Values]]
+    """Value that is compared -> the settings among which it was chosen."""
     parts: Mapping[Scalar | None, Times]
     """Value that is compared -> the trials of the chosen setting, of the other half alone."""
     tuned_on: tuple[int, ...]
@@ -69,6 +71,7 @@ def tune(parts: Mapping[Scalar | None, Times]) -> Tuning:
     numbers = sorted({number for times in parts.values() for number in times.replicates})
     first = frozenset(numbers[: len(numbers) // 2])
     chosen: dict[Scalar | None, Values] = {}
+    tried: dict[Scalar | None, Sequence[Values]] = {}
     kept: dict[Scalar | None, Times] = {}
     for value, times in parts.items():
         early = np.array([number in first for number in times.replicates], dtype=np.bool_)
@@ -79,8 +82,8 @@ def tune(parts: Mapping[Scalar | None, Times]) -> Tuning:
         best = min(settings, key=lambda s: _slowness(times.where(masks[s] & early)))
         left = times.where(masks[best] & ~early)
         if len(left):
-            chosen[value], kept[value] = best, left
-    return Tuning(chosen=chosen, parts=kept, tuned_on=tuple(sorted(first)))
+            chosen[value], tried[value], kept[value] = best, settings, left
+    return Tuning(chosen=chosen, tried=tried, parts=kept, tuned_on=tuple(sorted(first)))
 
 
 def _slowness(times: Times) -> tuple[float, float, float]:

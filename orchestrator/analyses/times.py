@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from jobs.job import Scalar
     from orchestrator.analyses.result import Cell, Line, Panel, Result
     from orchestrator.analyses.source import Group, Source
-    from orchestrator.axes import Axis
 
 ALL = "all"
 """The row of a comparison of all values at once."""
@@ -96,7 +95,7 @@ class TimesAnalysis(Analysis):
             main=(*between, *(("tuned",) if self.tune else ()), "trials", "not_reached", "median", *tests),
             estimates=("median", "ratio"),
             level=self.level,
-            notes=(*self._notes(), *self._notes_of_tuning(source, tunings)),
+            notes=(*self._notes(), *self._notes_of_tuning(tunings)),
             figure=Figure(x_label="step", y_label="share that has not reached it", x_log=True, panels=tuple(panels)),
         )
 
@@ -107,7 +106,7 @@ class TimesAnalysis(Analysis):
             notes.append("p values are two-sided permutation tests, and not corrected for the number of comparisons")
         return tuple(notes)
 
-    def _notes_of_tuning(self, source: Source, tunings: Sequence[tuple[Group, Tuning]]) -> list[str]:
+    def _notes_of_tuning(self, tunings: Sequence[tuple[Group, Tuning]]) -> list[str]:
         """On which replicates the settings were chosen, and which of them are at the end of an axis."""
         if not tunings:
             return []
@@ -121,11 +120,13 @@ class TimesAnalysis(Analysis):
         ]
         for group, tuning in tunings:
             for of, chosen in tuning.chosen.items():
-                for name, value in zip(self.tune, chosen, strict=True):
-                    end = _end_of(source.axis(name), value)
+                for k, name in enumerate(self.tune):
+                    end = _end_of(chosen[k], [setting[k] for setting in tuning.tried[of]])
                     if end:
                         where = ", ".join(part for part in (group.title, f"{self.between} {of}") if part)
-                        notes.append(f"{where}: the tuned {name} is the {end} on its axis; a better one may lie beyond")
+                        notes.append(
+                            f"{where}: the tuned {name} is the {end} that was tried; a better one may lie beyond"
+                        )
         return notes
 
     def _parts(self, source: Source, group: Group) -> dict[Scalar | None, Times]:
@@ -216,9 +217,9 @@ def numbers_text(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _end_of(axis: Axis | None, value: Scalar | None) -> str:
-    """Whether a number is the smallest or the largest of its axis; "" if it is neither, or no number."""
-    numbers = [v for v in axis.values if isinstance(v, int | float) and not isinstance(v, bool)] if axis else []
+def _end_of(value: Scalar | None, tried: Sequence[Scalar | None]) -> str:
+    """Whether a number is the smallest or the largest that was tried; "" if it is neither, or no number."""
+    numbers = [v for v in tried if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(set(numbers)) < 2 or value not in numbers:
         return ""
     return "smallest" if value == min(numbers) else "largest" if value == max(numbers) else ""
