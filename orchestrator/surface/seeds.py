@@ -7,9 +7,10 @@ shared by all seeds and g_r independent for each. Both are Gaussian processes wi
 - *Given these seeds*: where most of the seeds that were run change their class. It shrinks as trials are added.
 - *Over seeds*: where another seed changes its class. It does not shrink below the spread of the seeds.
 
-Lengthscales, outputscales and label noise rate maximise the marginal likelihood times weak priors. The beliefs are
-averaged over several values around the maximum, weighted by their posterior density: few seeds do not determine their
-own spread, and the average has the longer tails that follow.
+Lengthscales, outputscales and label noise rate maximise the marginal likelihood times weak priors. They are learned
+from all trials, up to `_LEARNED`. A random sample of the trials of an adaptive search would be misleading: the search
+put them where the labels of the others left the class open, and without these the labels look like coin flips. Of more
+trials, those that lie farthest apart are taken; they are nearly the ones with which such a search begins.
 
 Shapes: n trials, d axes, q query points, R seeds that were run, L latent functions, r features.
 """
@@ -34,12 +35,8 @@ from orchestrator.surface.kernel import Floats, matern52, matern52_gradients
 Seeds = NDArray[np.int64]
 
 _RANK: Final = 300
-_SUBSET: Final = 260
-"""Most trials that the hyperparameters are learned from."""
-_LEAST: Final = 0.02
-"""Weight below which a value of the hyperparameters is left out; the largest weight is at least a ninth."""
-_MANY_TRIALS: Final = 1024
-"""With more trials, three values of the hyperparameters are averaged."""
+_LEARNED: Final = 512
+"""Most trials that the hyperparameters are learned from; fewer with several latent functions, at the same cost."""
 _MOST_TRIALS: Final = 4096
 """Of more trials, this many are used."""
 _DRAWS: Final = 128
@@ -119,9 +116,20 @@ class SeedData:
             x=counts.x[:, :-1], seed=counts.x[:, -1].astype(np.int64), counts=counts, seeds=max(1, len(distinct))
         )
 
-    def subset(self, size: int) -> SeedData:
-        counts = self.counts.subset(size)
-        return replace(self, x=counts.x[:, :-1], seed=counts.x[:, -1].astype(np.int64), counts=counts)
+    def spread(self, size: int) -> SeedData:
+        """At most `size` of the trials, each as far from those before it as possible."""
+        if len(self.x) <= size:
+            return self
+        away = np.full(len(self.x), np.inf)
+        picks = [int(np.linalg.norm(self.x - self.x.mean(axis=0), axis=1).argmin())]
+        while len(picks) < size:
+            np.minimum(away, np.linalg.norm(self.x - self.x[picks[-1]], axis=1), out=away)
+            away[picks[-1]] = -1.0
+            picks.append(int(away.argmax()))
+        at = np.sort(picks)
+        return replace(
+            self, x=self.x[at], seed=self.seed[at], counts=LabelCounts(self.counts.x[at], self.counts.counts[at])
+        )
 
 
 class _Objective:
@@ -167,49 +175,20 @@ class _Objective:
             gradient[d + 2] += kernel.seed_scale**2 * float(np.vdot(by_seed_lengthscale.sum(axis=0) * self.same, inner))
         return -total, whitened - self.spread * gradient
 
-    def maximise(self) -> Floats:
-        """The whitened theta of largest posterior density."""
+    def maximise(self) -> SeedKernel:
+        """The kernel of largest posterior density."""
         d = self.data.x.shape[1]
         low = [np.log(0.03)] * d + [np.log(0.5), np.log(1e-3), np.log(0.1), -8.0]
         high = [np.log(5.0)] * d + [np.log(100.0), np.log(50.0), np.log(5.0), -0.85]
         bounds = ((np.array([low, high]) - self.centre) / self.spread).T
         options = {"maxiter": _STEPS, "ftol": 1e-4, "gtol": 0.1}
-        start = np.zeros(d + 4)
-        done = minimize(self, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-        return np.asarray(done.x, dtype=np.float64)
-
-
-def _nodes(objective: _Objective, best: Floats) -> list[tuple[Floats, float]]:
-    """Values of theta around the maximum, whitened, with normalised weights.
-
-    A step along each coordinate in both directions, and the maximum; the length of a step is one standard deviation of
-    the posterior along the coordinate, estimated from a finite difference and at most that of the prior. The
-    lengthscales move together.
-    """
-    d = len(best) - 4
-    directions = np.zeros((4, len(best)))
-    directions[0, :d] = 1 / np.sqrt(d)
-    directions[1:, d : d + 3] = np.eye(3)
-    value = objective(best)[0]
-    nodes, densities = [best], [0.0]
-    for direction in directions:
-        for sign in (-1.0, 1.0):
-            length = 1.0
-            for _ in range(3):
-                at = best + sign * length * direction
-                drop = objective(at)[0] - value
-                if drop < 2.0:
-                    break
-                length *= float(np.sqrt(1.0 / drop))
-            nodes.append(at)
-            densities.append(-drop)
-    weights = np.exp(np.array(densities) - max(densities))
-    return list(zip(nodes, (weights / weights.sum()).tolist(), strict=True))
+        done = minimize(self, np.zeros(d + 4), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        return SeedKernel.of(self.centre + self.spread * done.x)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Fitted:
-    """The latent functions at one value of the hyperparameters."""
+    """The latent functions."""
 
     kernel: SeedKernel
     inducing: Points
@@ -220,8 +199,7 @@ class _Fitted:
     posteriors: tuple[GaussianPosterior, ...]
 
     @staticmethod
-    def of(kernel: SeedKernel, data: SeedData, near: _Fitted | None = None) -> _Fitted:
-        """The fit; that of other hyperparameters, `near`, speeds it up."""
+    def of(kernel: SeedKernel, data: SeedData) -> _Fitted:
         x, seed, n = data.x, data.seed, len(data.x)
         rank = min(_RANK, n)
         left, rows, pivots = np.full(n, kernel.variance), np.empty((rank, n)), list[int]()
@@ -240,10 +218,9 @@ class _Fitted:
         kept = rows[: len(pivots)]
         features = np.ascontiguousarray(kept.T)
         posteriors = []
-        for index, k in enumerate(data.counts.latent):
+        for k in data.counts.latent:
             labels: ProbitLikelihood = replace(data.counts.likelihood(k), label_noise_rate=kernel.label_noise_rate)
-            sites = near.posteriors[index].sites if near else None
-            posteriors.append(propagate(features, labels, first=sites))
+            posteriors.append(propagate(features, labels))
         return _Fitted(
             kernel=kernel,
             inducing=x[pivots],
@@ -302,20 +279,20 @@ class SeedSurface(ClassSurface):
     dimensions: int
     classes: int
     data: SeedData
-    fitted: tuple[tuple[_Fitted, float], ...]
+    fitted: _Fitted
     over_seeds: bool
 
     def belief(self, x: Points) -> NDArray[np.float64]:
         out = np.zeros((len(x), self.classes))
         shown = self.data.counts.shown
         for part in _chunks(len(x)):
-            for fit, weight in self.fitted:
-                mean, sd = fit.another_seed(x[part]) if self.over_seeds else fit.most_seeds(x[part], self.data.seeds)
-                out[part, shown] += weight * class_probabilities(mean, sd)
+            fitted = self.fitted
+            moments = fitted.another_seed(x[part]) if self.over_seeds else fitted.most_seeds(x[part], self.data.seeds)
+            out[part, shown] = class_probabilities(*moments)
         return out
 
     def noise(self) -> float:
-        return self.fitted[0][0].kernel.label_noise_rate
+        return self.fitted.kernel.label_noise_rate
 
 
 def _chunks(count: int) -> Iterator[slice]:
@@ -344,17 +321,8 @@ def fit_bands(x: Points, label: NDArray[np.int64], seed: Seeds, *, classes: int)
     data = SeedData.of(np.asarray(x, dtype=np.float64), label, seed, classes)
     if len(data.counts.shown) < 2:
         return None
-    objective = _Objective(data.subset(_SUBSET))
-    nodes = _nodes(objective, objective.maximise())
-    data = data.subset(_MOST_TRIALS)
-    if len(data.x) > _MANY_TRIALS:
-        nodes = [nodes[0], *sorted(nodes[1:], key=lambda node: -node[1])[:2]]
-    kept = [
-        (SeedKernel.of(objective.centre + objective.spread * at), weight) for at, weight in nodes if weight > _LEAST
-    ]
-    best = _Fitted.of(kept[0][0], data)
-    others = [(_Fitted.of(kernel, data, best), weight) for kernel, weight in kept[1:]]
-    total = sum(weight for _, weight in kept)
-    fitted = tuple((fit, weight / total) for fit, weight in [(best, kept[0][1]), *others])
+    data = data.spread(_MOST_TRIALS)
+    learned = int(_LEARNED * len(data.counts.latent) ** (-1 / 3))
+    fitted = _Fitted.of(_Objective(data.spread(learned)).maximise(), data)
     given = SeedSurface(dimensions=data.x.shape[1], classes=classes, data=data, fitted=fitted, over_seeds=False)
     return SeedBands(given_seeds=given, over_seeds=replace(given, over_seeds=True) if data.seeds > 1 else None)
