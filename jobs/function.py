@@ -39,6 +39,7 @@ from jobs.job import (
     JobNotFound,
     Member,
     Observations,
+    ParamError,
     Report,
     Scalar,
     as_dict,
@@ -95,6 +96,9 @@ class FunctionJob(Job[Any]):
         self.__dict__.update(open_params=declared is None, Params=declared or OpenParams, version=version)
 
     def params_for(self, values: Mapping[str, Any]) -> ParamsBase:
+        for name in self.declaration.by_name or ():
+            if name in values:
+                raise ParamError(name, "is an argument that every trial of this function gets", values[name])
         return open_params(values) if self.open_params else super().params_for(values)
 
     def pack_key(self, params: ParamsBase) -> Hashable:

@@ -175,7 +175,7 @@ def unreported(names: Sequence[str], observed: Iterable[str], *, place: str, tri
 
 
 def report(facts: Sequence[TrialFacts], job: Job[Any], thresholds: Params, *, title: str = "first") -> list[str]:
-    """What the trials tell, in lines: first a summary, then what looks like a mistake, each with the next step.
+    """What the trials tell: first a summary, then what looks like a mistake, each with the next step on a line below.
 
     Args:
         facts: of the trials, failed ones left out.
@@ -190,15 +190,15 @@ def report(facts: Sequence[TrialFacts], job: Job[Any], thresholds: Params, *, ti
     lines = [f"{title} {_count(len(facts), 'trial')}{ended}: {_metrics(facts)}{_labels(facts)}"]
     of_label = _one_label(facts, job, thresholds)
     for warning, step in (*_early(facts), *_odd_values(facts), *of_label, *_marks(facts)):
-        lines += [f"warning: {warning}", f"  next:  {step}"]
+        lines.append(f"warning: {warning}\n  next:  {step}")
     watched = [set(trial.unread) for trial in facts if trial.unread is not None]
     never = set.intersection(*watched) if watched else set()
     if never:
         names = ", ".join(sorted(never))
-        lines += [
-            f"warning: the sweep gives {names}, and {_count(len(watched), 'watched trial')} did not read it",
-            "  next:  correct the name in the function or in the sweep file, or remove it",
-        ]
+        lines.append(
+            f"warning: the sweep gives {names}, and {_count(len(watched), 'watched trial')} did not read it\n"
+            "  next:  correct the name in the function or in the sweep file, or remove it"
+        )
     return lines
 
 

@@ -72,6 +72,8 @@ def test_a_function_of_any_names_gets_them_by_name() -> None:
     job = FunctionJob(any_names)
     assert job.open_params
     assert values(job, a=1, b=0.5) == {"total": 1.5}
+    with pytest.raises(ParamError, match="seed: is an argument that every trial of this function gets"):
+        job.params_for({"a": 1, "seed": 3})
 
 
 def test_a_plain_dataclass_is_made_of_the_parameters() -> None:

@@ -321,7 +321,12 @@ def _bad_axis(document: Document, keys: Keys) -> None:
         strange = [name for name in written if name not in valid]
         for name in strange:
             unknown(document, (*keys, name), "key", valid)
-        if not strange:
+        others = tuple(name for name in document.data.get("axes", ()) if name != keys[-1])
+        if not strange and document.place(keys, key=True).source and others:
+            rule = f"'{keys[-1]}' is no axis of the file, and this does not make it one: 'scale' is missing"
+            step = did_you_mean(str(keys[-1]), others, "name one of these, or give it a scale too")
+            document.add(keys, rule, key=True, choices=others, next_step=step)
+        elif not strange:
             rule, next_step = "'scale' is missing, and so are 'values'", "add for example 'scale: log'"
             document.add(keys, rule, key=True, choices=kinds, next_step=next_step)
 
