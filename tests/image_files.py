@@ -35,6 +35,17 @@ def write_cifar(path: Path, *, kind: str = "binary", name: str = "cifar10", trai
     return path
 
 
+def write_cifar_of(path: Path, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> Path:
+    """An archive in the format of CIFAR-10 with these images (N, 3, 32, 32) and classes (N,)."""
+    with tarfile.open(path, "w") as archive:
+        for file, (x, y) in (("data_batch_1", train), ("test_batch", test)):
+            content = _records(x, y, "cifar10")
+            member = tarfile.TarInfo(f"cifar-batches/{file}.bin")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
 def _records(x: np.ndarray, y: np.ndarray, name: str) -> bytes:
     labels = np.stack([y // 5, y], 1) if name == "cifar100" else y[:, None]
     return np.concatenate([labels.astype(np.uint8), x.reshape(len(x), -1)], 1).tobytes()
