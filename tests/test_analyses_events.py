@@ -17,7 +17,7 @@ from orchestrator.analyses.law import LawAnalysis
 from orchestrator.analyses.result import Result
 from orchestrator.analyses.source import Source
 from orchestrator.analyses.times import TimesAnalysis
-from orchestrator.analyses.view import draw
+from orchestrator.analyses.view import caption, draw
 from orchestrator.analysis.estimate import Estimate
 from orchestrator.axes import Axis
 from orchestrator.phases.table import collect
@@ -86,6 +86,7 @@ def test_two_optimisers_are_compared_over_their_common_seeds(tmp_path: Path) -> 
     assert median.low < median.value < median.high < HORIZON
     assert adamw["median_after"] == pytest.approx(median.value / 1.1, rel=0.1), "a step lies between two reports"
     assert (pair["of"], pair["against"], pair["test"], pair["trials"]) == ("adamw", "sgd", "paired log-rank", 16)
+    assert result.figure is not None and "settings" not in caption(result, result.figure), "three rows of one setting"
     assert ratio.low < 0.25 < ratio.high and pair["p_value"] == pytest.approx(2 / 2**8)
     drawn(result, tmp_path / "figure.png")
 

@@ -242,6 +242,6 @@ def _panel(group: Group, between: str | None, parts: Mapping[Scalar | None, Time
         start = min(start, float(x[0]) if len(x) else start)
         last = max([*x[-1:], *ends, start])
         x, y = np.array([start, *x, last]), np.array([1.0, *y, y[-1] if len(y) else 1.0])
-        label = f"{len(times.above)} trials" if between is None else f"{title_of({between: value})}, {len(times.above)}"
+        label = f"{len(times)} trials" if between is None else f"{title_of({between: value})}, {len(times)} trials"
         lines.append(Line(x=x, y=y, label=label, steps=True))
     return Panel(title=group.title, lines=tuple(lines))

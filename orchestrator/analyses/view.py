@@ -48,17 +48,21 @@ def draw(sweep: str, result: Result, path: Path) -> None:
     panels = figure.panels
     across = png.columns_for(len(panels))
     rows = -(-len(panels) // across)
-    more = "" if len(result.rows) <= len(panels) else f", {len(panels)} of {len(result.rows)} settings"
-    band = f"  ·  band: {figure.band}" if figure.band else ""
-    summary = f"{result.title}{more}{band}"
     widths = [6.4] if across == 1 else [4.6] * across
-    with png.sheet(path, sweep, summary, widths, [3.9] * rows + [0.2], least_width=9.0) as (fig, grid):
+    with png.sheet(path, sweep, caption(result, figure), widths, [3.9] * rows + [0.2], least_width=9.0) as (fig, grid):
         axes: list[Any] = []
         for k, panel in enumerate(panels):
             ax = fig.add_subplot(grid[k // across, k % across], sharey=axes[0] if axes else None)
             axes.append(ax)
             _draw_panel(ax, figure, panel)
         png.shared_labels(axes, across)
+
+
+def caption(result: Result, figure: Figure) -> str:
+    """What the figure shows, and how many of the settings; a setting may have several rows."""
+    settings, panels = len({tuple(row[name] for name in result.setting) for row in result.rows}), len(figure.panels)
+    more = "" if settings <= panels else f", {panels} of {settings} settings"
+    return f"{result.title}{more}" + (f"  ·  band: {figure.band}" if figure.band else "")
 
 
 def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
@@ -93,6 +97,10 @@ def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
         if not (math.isnan(place.low) or math.isnan(place.high)):
             ax.axvspan(max(place.low, left), min(place.high, right), color=colour, alpha=0.12, linewidth=0)
     ax.set_xlim(left, right)
+    if figure.x_log:
+        png.set_round_ticks(ax.xaxis, 7)
+    if figure.y_log:
+        png.set_round_ticks(ax.yaxis, 7)
     ax.set_title(panel.title)
     ax.set_xlabel(figure.x_label)
     ax.set_ylabel(figure.y_label)
