@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -287,6 +288,7 @@ def test_a_search_for_phases_leaves_map_boundary_curve_and_savings(tmp_path: Pat
     ]
     names = [trace["name"] for trace in views[0]["slices"][0]["traces"]]
     assert {"boundary (equal belief)", "solid", "liquid", "failed"} <= set(names)
+    assert any(re.fullmatch(r"90% band .* \(paler\)", name) for name in names), "the legend names what is paler"
 
 
 def test_the_same_record_in_any_order_draws_the_same_boundary(tmp_path: Path) -> None:

@@ -20,7 +20,16 @@ from orchestrator.phases.draw.html_traces import (
     slices_view,
     stepped,
 )
-from orchestrator.phases.draw.panels import BAND_TINT, BOUNDARY, GIVEN_SEEDS, OPEN, TINT, MapPanel, RidgePanel
+from orchestrator.phases.draw.panels import (
+    BAND_TINT,
+    BOUNDARY,
+    GIVEN_SEEDS,
+    OPEN,
+    OVER_SEEDS,
+    TINT,
+    MapPanel,
+    RidgePanel,
+)
 from orchestrator.phases.map.progress_curve import ProgressCurve
 from orchestrator.phases.map.surface_map import FittedMap
 from orchestrator.phases.text import INK, SOFT, label_colour, tinted, words
@@ -33,6 +42,11 @@ def map_view(fitted: FittedMap, panels: Sequence[MapPanel], diagram: PhaseDiagra
     slices = []
     for panel in panels:
         traces = [_field(panel)]
+        if panel.pale.any():
+            band = GIVEN_SEEDS if panel.plane.over_seeds is None else OVER_SEEDS
+            square = {"symbol": "square", "size": 12, "color": "#E9E9E9"}
+            nowhere = np.full(1, np.nan)
+            traces.append(scatter("markers", nowhere, nowhere, f"{band} (paler)", marker=square))
         if panel.edges:
             traces.append(polylines(panel.edges, GIVEN_SEEDS, INK, 0.8, "dash"))
         if panel.lines:
