@@ -80,6 +80,8 @@ GROKFAST = {
     "layers": 2,
     "layer_norm": True,
     "norm_order": "grokfast",
+    "train_level": 0.9,
+    "test_level": 0.9,
     "activation": "gelu",
     "attention_biases": True,
     "init": "torch",
@@ -301,6 +303,8 @@ ANOTHER: dict[str, Any] = {
     "positions": "sinusoidal",
     "attention_biases": True,
     "norm_order": "grokfast",
+    "train_level": 0.9,
+    "test_level": 0.9,
 }
 TRANSFORMERS_OWN = {"model": "transformer", "layer_norm": True}
 """What the options that only a transformer has are set beside."""
