@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +45,10 @@ class Nodes:
     def kill_raylet_of_head(self) -> None:
         """That of the drivers on this machine; the head's other processes go on."""
         self._cluster.head_node.kill_raylet()
+
+    def kill_head(self) -> None:
+        """The process that every call about nodes, actors and new tasks goes to."""
+        self._cluster.head_node.kill_gcs_server()
 
     def clear(self) -> None:
         for node in list(self._added):
@@ -129,4 +136,30 @@ def test_a_driver_whose_own_node_dies_ends_resumably(tmp_path: Path, monkeypatch
     assert "run the same command again" in text
     assert "Traceback" not in text
     assert "(raylet)" not in text, "Ray prints nothing itself"
+    assert "RUNNING" not in statuses(tmp_path)
+
+
+def test_a_head_that_dies_just_after_a_worker_ends_the_run_resumably(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dead worker's output is read, and it is replaced, through the head; Ray ends a process that waits for it."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    body = f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+    body += "report(1, loss=1.0)\ntime.sleep(0.5)\nreport(2, loss=1.0)"
+    write_sweep(tmp_path, body, count=400, resources="{}")
+    cluster = Nodes()
+    try:
+        cluster.add(1)
+        with driver("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ=cluster.environ) as running:
+            wait_for("rows", lambda: rows_recorded(tmp_path / "mlflow.db") > 4, running)
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+            time.sleep(1)  # the head tells the driver, which then waits whether the node is dead too
+            cluster.kill_head()
+            text = running.finish()
+    finally:
+        cluster.close()
+    assert running.popen.returncode == 75, text
+    assert "the Ray cluster has not answered for" in text
+    assert "run the same command again" in text
+    assert "Traceback" not in text
     assert "RUNNING" not in statuses(tmp_path)

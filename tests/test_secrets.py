@@ -145,7 +145,7 @@ def test_the_recorded_file_has_the_variable_of_a_secret(
     written: str, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    search = f"{{kind: boundary, storage: '{written}', budget: 8, start: 4}}"
+    search = f"{{kind: boundary, target: phase, storage: '{written}', budget: 8, start: 4}}"
     axes = SWEEP.replace("[1.0, 2.0]", "{scale: linear, from: 1, to: 2}")
     for text in (f"{SWEEP}tracking: {{uri: '{written}'}}\n", f"{axes}search: {search}\n"):
         sweep = load(tmp_path, text, **environ)

@@ -1,7 +1,8 @@
 """What is known of the connected Ray: its nodes, whether it still answers, and requests to its autoscaler.
 
 Calls to Ray's head (GCS) hang where it is dead, and Ray ends the process after a minute. They are therefore made by a
-thread of their own; the driver's thread reads what that thread has learnt.
+thread of their own; the driver's thread reads what that thread has learnt, and waits for it no longer than the head is
+known to live.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from typing import TypeVar
 
 from orchestrator.dispatch.capacity import Need, fits
 from orchestrator.dispatch.engine import NodeRoom
@@ -19,10 +22,14 @@ from orchestrator.dispatch.ray_connection import disconnect
 from orchestrator.dispatch.ray_nodes import AliveNode, alive_nodes
 from orchestrator.errors import Outage
 
+T = TypeVar("T")
+
 LOOK_S = 5.0
 """How often the nodes are asked for."""
 NO_ANSWER_S = 30.0
 """The head counts as dead after this long without an answer; Ray ends this process after 60 s."""
+CHECK_S = 0.5
+"""How often a thread that waits for the head sees whether it is dead."""
 DISCONNECT_S = 10.0
 """The longest wait for a dead Ray to disconnect."""
 
@@ -52,14 +59,16 @@ class RayCluster:
 
     def _serve(self) -> None:
         while True:
-            try:
+            call: Callable[[], object] | None = self._look
+            with contextlib.suppress(queue.Empty):
                 call = self._calls.get(timeout=LOOK_S)
-            except queue.Empty:
-                call = self._look
             if call is None:
                 return
             with contextlib.suppress(Exception):  # an answer that stays away is noticed by its age
                 call()
+            if time.monotonic() - self._answered_at > 2 * LOOK_S:  # other calls must not keep it from looking
+                with contextlib.suppress(Exception):
+                    self._look()
 
     def _look(self) -> None:
         self._nodes = alive_nodes()
@@ -92,6 +101,27 @@ class RayCluster:
             return "the Ray node of this driver has died: the cluster goes on, but this run cannot reach it"
         silent_s = time.monotonic() - self._answered_at
         return f"the Ray cluster has not answered for {silent_s:.0f} s" if silent_s > NO_ANSWER_S else ""
+
+    def call(self, work: Callable[[], T]) -> T:
+        """The result of work that talks to the head, such as starting an actor or a task.
+
+        Raises:
+            Outage: as `check`, while the work waits for the head.
+            Exception: that of `work`.
+        """
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except Exception as error:  # it belongs to the caller
+                done.set_exception(error)
+
+        self._calls.put(run)
+        while not done.done():
+            self.check()
+            wait([done], timeout=CHECK_S)
+        return done.result()
 
     def look_now(self) -> None:
         """Ask for the nodes at once, in the background."""

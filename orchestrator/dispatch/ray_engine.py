@@ -23,6 +23,7 @@ from orchestrator.dispatch.engine import Engine, EngineEvent, NodeRoom, PackNews
 from orchestrator.dispatch.placement import TAKE_BACK_S
 from orchestrator.dispatch.ray_cluster import RayCluster
 from orchestrator.dispatch.worker import execute, is_out_of_memory, prepare
+from orchestrator.errors import Outage
 
 DEATH_S = 3.0
 """On a cluster, a worker's death is told apart from its node's this long: the raylet may die a moment later."""
@@ -149,7 +150,8 @@ class RayEngine(Engine):
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False),
         )(WorkerActor)
         threads = max(1, int(self._need.cpus))
-        handle = actor_class.remote(self._paths, threads, self._device, self._cluster.withdrawn_key(worker))
+        key = self._cluster.withdrawn_key(worker)
+        handle = self._cluster.call(lambda: actor_class.remote(self._paths, threads, self._device, key))
         self._actors[worker] = _Actor(worker, node, handle, handle.warm.remote(self._job))
 
     def kill_worker(self, worker: int) -> None:
@@ -159,8 +161,11 @@ class RayEngine(Engine):
     def _kill(self, actor: _Actor) -> None:
         import ray
 
-        with contextlib.suppress(Exception):  # it may be dead already
-            ray.kill(actor.handle, no_restart=True)
+        def kill() -> None:
+            with contextlib.suppress(Exception):  # it may be dead already
+                ray.kill(actor.handle, no_restart=True)
+
+        self._cluster.call(kill)
 
     def start_pack(self, worker: int, task: PackTask) -> None:
         """Call `run`; Ray queues the call in the worker's process."""
@@ -262,10 +267,14 @@ class RayEngine(Engine):
             return output.tail(actor.output)
         there = NodeAffinitySchedulingStrategy(node_id=actor.node, soft=False)
         read = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(output.tail)
-        try:
-            return str(ray.get(read.remote(actor.output), timeout=OUTPUT_S))
-        except Exception:  # the node may be dying; the failure is reported without the output
-            return ""
+
+        def last() -> str:
+            try:
+                return str(ray.get(read.remote(actor.output), timeout=OUTPUT_S))
+            except Exception:  # the node may be dying; the failure is reported without the output
+                return ""
+
+        return self._cluster.call(last)
 
     def close(self) -> None:
         """Kill the actors; shut down the Ray that was started here, or disconnect from the cluster."""
@@ -273,8 +282,9 @@ class RayEngine(Engine):
             return
         self._closed = True
         if self._cluster.answers:
-            for actor in self._actors.values():
-                self._kill(actor)
+            with contextlib.suppress(Outage):  # without a head, the processes of a cluster end by themselves
+                for actor in self._actors.values():
+                    self._kill(actor)
         self._actors.clear()
         self._cluster.close()
 
