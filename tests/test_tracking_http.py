@@ -15,9 +15,9 @@ from tracking_drivers import another_driver
 from tracking_parent import MlflowContract
 
 from orchestrator.errors import UserError
-from orchestrator.outages import Unreachable
+from orchestrator.outages import Patience, Unreachable
 from orchestrator.tracking import layout, lease
-from orchestrator.tracking.factory import open_tracker
+from orchestrator.tracking.factory import open_reader, open_tracker
 from orchestrator.tracking.http_api import whole_steps
 from orchestrator.tracking.lease import LeaseLost
 from orchestrator.tracking.lease_tag import KEY
@@ -82,6 +82,19 @@ class TestLease:
             tracker = self.opened(after)
             assert tracker.reconcile() == 1
             tracker.close()
+
+    @pytest.mark.parametrize("writer", ["http", "sql"])
+    @pytest.mark.parametrize("read", ["http", "sql"])
+    def test_a_reader_knows_whether_a_driver_writes(self, writer, read):
+        def has_driver():
+            reader = open_reader(getattr(self, read), experiment=self.experiment, patience=Patience("", say=print))
+            with contextlib.closing(reader):
+                return reader.has_driver()
+
+        tracker = self.opened(getattr(self, writer))
+        assert has_driver() is True
+        tracker.close()
+        assert has_driver() is False
 
     @pytest.mark.parametrize("first", ["http", "sql"])
     def test_a_driver_whose_lease_was_taken_over_http_writes_nothing(self, first, monkeypatch):

@@ -14,6 +14,7 @@ from orchestrator.tracking.bulk_sql import Row
 from orchestrator.tracking.connection import Database
 from orchestrator.tracking.facts import RUNS_A_PAGE, CurveFacts, RecordReader, RunFacts
 from orchestrator.tracking.lease import Lease
+from orchestrator.tracking.lease_tag import SqlTag
 from orchestrator.tracking.run_table import RunTable
 
 T = TypeVar("T")
@@ -70,7 +71,13 @@ class DatabaseReader(RecordReader):
         return self._patience.call(asked, mend=self._database.reconnect)
 
     def lease(self) -> Lease | None:
-        return self._ask(lambda table: lease_table.find(table.bulk, table.experiment_id))
+        """That of a driver over HTTP, where such a one was the last to take it."""
+
+        def read(table: RunTable) -> Lease | None:
+            over_http = SqlTag(lambda: table.bulk, table.experiment_id).read()
+            return over_http or lease_table.find(table.bulk, table.experiment_id)
+
+        return self._ask(read)
 
     def close(self) -> None:
         self._database.close()
