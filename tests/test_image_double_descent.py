@@ -44,6 +44,15 @@ def params(archive: str, **changed: Any) -> ImageParams:
     return ImageParams(**{**given, **changed})
 
 
+def test_the_alignment_that_a_gpu_needs_changes_no_curve(archive: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = [Member(params=params(archive, width=w, optimiser="adam"), seed=w) for w in (2, 3)]
+    plain = curves_of(JOB, pack)
+    monkeypatch.setattr("jobs.double_descent.convolution.alignment", lambda device: 4)
+    monkeypatch.setattr("jobs.double_descent.image_block.alignment", lambda device: 4)
+    for position, curves in curves_of(JOB, pack).items():
+        np.testing.assert_allclose(curves.values["train_loss"], plain[position].values["train_loss"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("model", ["cnn5", "preact_resnet18"])
 def test_a_packed_trial_is_the_trial(archive: str, model: str, optimiser: str) -> None:

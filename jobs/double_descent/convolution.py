@@ -196,13 +196,18 @@ def initialise(
             table.copy_(torch.where(held, (2 * u - 1) * bound_M[:, None, None, None], 0.0))
 
 
+def alignment(device: torch.device | str) -> int:
+    """Numbers at a multiple of which each layer's parameters begin (`FlatParameters`)."""
+    return 4 if torch.device(device).type == "cuda" else 1
+
+
 class Running:
     """Running means and variances of all normalisations of M models."""
 
     def __init__(self, network: Network, width: int, models: int, device: torch.device | str) -> None:
         sizes = [layer.channels.of(width) for layer in network.layers if isinstance(layer, Norm)]
-        self._means = FlatParameters([(size,) for size in sizes], models, device)
-        self._variances = FlatParameters([(size,) for size in sizes], models, device)
+        self._means = FlatParameters([(size,) for size in sizes], models, device, alignment(device))
+        self._variances = FlatParameters.like(self._means)
         self._variances.flat.fill_(1.0)
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.double_descent.convolution import Applier, Running, by_layer, initialise, make_network, shapes
+from jobs.double_descent.convolution import Applier, Running, alignment, by_layer, initialise, make_network, shapes
 from jobs.double_descent.image_params import ImageParams
 from jobs.packed import random
 from jobs.packed.batches import Batches
 from jobs.packed.block import Block
+from jobs.packed.capture import Step
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 
 CROP_PADDING = 4
@@ -59,7 +60,9 @@ class ImageBlock(Block):
         self._params = first = params[0]
         self._network = make_network(first.model, inputs=first.shape[0], outputs=first.classes)
         widths = [p.width for p in params]
-        self._parameters = FlatParameters(shapes(self._network, max(widths)), len(params), self._device)
+        self._parameters = FlatParameters(
+            shapes(self._network, max(widths)), len(params), self._device, alignment(self._device)
+        )
         initialise(self._network, self._parameters, widths, seeds, torch.tensor([p.init_scale for p in params]))
         self._running = Running(self._network, max(widths), len(params), self._device)
         self._optimiser = make_optimiser(OptimiserSettings.of(params), self._parameters)
@@ -67,6 +70,7 @@ class ImageBlock(Block):
         self.batches = Batches(seeds, used, batch_sizes, "shuffled", self._device)
         self._crop_keys = random.stream_keys(seeds, "augmentation", self._device)
         self._padded = functional.pad(data.x_NCHW, (CROP_PADDING,) * 4) if first.augment else None
+        self._step = Step(self._train_step, self._device)
 
     def keep(self, index: Tensor) -> None:
         self.batches.keep(index)
@@ -75,17 +79,25 @@ class ImageBlock(Block):
         self._running.keep(index)
         self._optimiser.keep(index)
         self._crop_keys = self._crop_keys[index.to(self._device)]
+        self._step = Step(self._train_step, self._device)
 
     def advance(self, step: int, count: int) -> None:
         while count:
             steps = min(count, _CHUNK_STEPS)
             for k, rows_MB in enumerate(self.batches.draw(step, steps)):
-                if self._params.rate_every:
-                    self._optimiser.set_rate(1.0 / math.sqrt(1 + (step + k) // self._params.rate_every))
+                self._set_rate(step + k)
                 rows_MB = self._own(rows_MB)
-                self._train_step(self._images(rows_MB, step + k), self.data.y_MN.gather(1, rows_MB))
+                self._step(self._images(rows_MB, step + k), self.data.y_MN.gather(1, rows_MB))
             step += steps
             count -= steps
+
+    def _set_rate(self, step: int) -> None:
+        before = self._optimiser.rate
+        if self._params.rate_every:
+            self._optimiser.set_rate(1.0 / math.sqrt(1 + step // self._params.rate_every))
+        if self._optimiser.rate != before:
+            # A captured step holds the rate, and the first step at a rate rescales the velocity.
+            self._step = Step(self._train_step, self._device)
 
     def _own(self, rows_MB: Tensor) -> Tensor:
         """Rows of the data set from rows of each model's subset."""

@@ -18,33 +18,58 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class FlatParameters:
-    """Parameters of M models in one flat tensor of M * P numbers, with a view (M, *shape) per layer."""
+    """Parameters of M models in one flat tensor of M * P numbers, with a view (M, *shape) per layer.
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], models: int, device: torch.device | str) -> None:
+    Args:
+        align: every layer begins at a multiple of so many numbers, with zeros in between. cuDNN's convolutions and
+            normalisations read 16 bytes at once and fail at other addresses ("misaligned address").
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, ...]], models: int, device: torch.device | str, align: int = 1
+    ) -> None:
         self.shapes = tuple(shapes)
         self._sizes = [math.prod(shape) for shape in shapes]
+        self._align = align
         self.models = models
-        self.flat = torch.zeros(models * sum(self._sizes), device=device)
+        self.flat = torch.zeros(sum(self._lengths()), device=device)
 
     @classmethod
     def like(cls, other: FlatParameters) -> FlatParameters:
         """Zeros of the same shapes."""
-        return cls(other.shapes, other.models, other.flat.device)
+        return cls(other.shapes, other.models, other.flat.device, other._align)
+
+    def _lengths(self) -> list[int]:
+        """Numbers of each layer in the flat tensor, with the zeros after it."""
+        return [-(-self.models * size // self._align) * self._align for size in self._sizes]
+
+    def _parts(self, flat: Tensor) -> list[Tensor]:
+        """The layers' parts (M * size,) of a tensor laid out like `flat`."""
+        parts = torch.split(flat, self._lengths())
+        if self._align == 1:
+            return list(parts)
+        return [part[: self.models * size] for part, size in zip(parts, self._sizes, strict=True)]
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """A tensor laid out like `flat` from one tensor (M * size,) per layer."""
+        if self._align != 1:
+            parts = [functional.pad(part, (0, -len(part) % self._align)) for part in parts]
+        return torch.cat(list(parts))
 
     def views(self) -> list[Tensor]:
         """One contiguous (M, *shape) view per layer."""
-        parts = torch.split(self.flat, [self.models * size for size in self._sizes])
-        return [part.view(self.models, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return [part.view(self.models, *shape) for part, shape in zip(self._parts(self.flat), self.shapes, strict=True)]
 
     def keep(self, index: Tensor) -> None:
         """Keep these models only."""
         index = index.to(self.flat.device)
         kept = [view[index].reshape(-1) for view in self.views()]
         self.models = len(index)
-        self.flat = torch.cat(kept)
+        self.flat = self._joined(kept)
 
     def copy(self) -> FlatParameters:
         """The same values in memory of their own."""
@@ -58,13 +83,13 @@ class FlatParameters:
 
     def norm_of(self, flat: Tensor) -> Tensor:
         """(M,) Euclidean norm of each model's part of a tensor laid out like `flat`."""
-        parts = torch.split(flat, [self.models * size for size in self._sizes])
-        return sum((part.view(self.models, -1).square().sum(1) for part in parts), torch.zeros(())).sqrt()
+        squares = (part.view(self.models, -1).square().sum(1) for part in self._parts(flat))
+        return sum(squares, torch.zeros(())).sqrt()
 
     def spread_two(self, first_M: Tensor, rest_M: Tensor) -> Tensor:
         """One value per model over its first layer, another over all other layers."""
         values = [first_M, *[rest_M] * (len(self._sizes) - 1)]
-        return torch.cat([v.repeat_interleave(size) for v, size in zip(values, self._sizes, strict=True)])
+        return self._joined([v.repeat_interleave(size) for v, size in zip(values, self._sizes, strict=True)])
 
     def spread(self, values_M: Tensor) -> Tensor:
         """One value per model laid out over its parameters; a scalar tensor where all models have the same value."""

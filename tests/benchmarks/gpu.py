@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from jobs.double_descent.image_job import ImageDoubleDescent  # noqa: E402
+from jobs.double_descent.image_params import ImageParams  # noqa: E402
 from jobs.double_descent.job import DoubleDescent  # noqa: E402
 from jobs.double_descent.params import DoubleDescentParams  # noqa: E402
 from jobs.grokking.job import Grokking  # noqa: E402
@@ -36,6 +39,7 @@ from jobs.job import Job, Member, Params  # noqa: E402
 from jobs.packed import capture  # noqa: E402
 from jobs.ridge.job import Ridge  # noqa: E402
 from jobs.ridge.params import RidgeParams  # noqa: E402
+from tests.image_files import write_cifar  # noqa: E402
 
 TURNS = 3
 PERCEPTRON: dict[str, Any] = {"data": "gaussian_teacher", "pool": 1000, "test_count": 100, "batch_size": 100}
@@ -233,6 +237,31 @@ def grok(**settings: Any) -> Callable[[int], Params]:
     return lambda steps: GrokkingParams(steps=steps, curve_points=2, **GROK, **settings)
 
 
+def images(archive: Path, **settings: Any) -> Callable[[int], Params]:
+    given = {"archive": str(archive), "test_count": 16, "train_evaluated": 16, "curve_points": 2} | settings
+    return lambda steps: ImageParams(steps=steps, **given)
+
+
+def convolutions(report: Report, device: str, scale: int, room_s: float) -> None:
+    """Rates of packs of convolutional networks on random images of CIFAR-10's size, batch 128."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = write_cifar(Path(folder) / "images.tar.gz", train=1000 // scale, test=16)
+        for model, width, sizes in (("cnn5", 8, (1, 8, 32)), ("cnn5", 64, (1, 8)), ("preact_resnet18", 16, (1, 4))):
+            for models in sizes if scale == 1 else (1,) if width == 8 else ():
+                if report.over:
+                    return
+                make = images(archive, model=model, width=width, pool=5 * (1000 // scale), batch_size=128 // scale)
+                case(
+                    report,
+                    f"{model}, width {width}, {models} models",
+                    make,
+                    ImageDoubleDescent(),
+                    models,
+                    device,
+                    room_s,
+                )
+
+
 def packs(report: Report, device: str, scale: int, room_s: float) -> None:
     """Rates of packs, kernel by kernel and captured; memory; the ratio to one process per model."""
     large = scale == 1
@@ -324,6 +353,7 @@ def main() -> None:
     report, scale = Report(given.seconds), 1 if cuda else 8
     device_law(report, given.device)
     machine_rates(report, given.device, scale)
+    convolutions(report, given.device, scale, given.room)
     packs(report, given.device, scale, given.room)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from jobs.double_descent.image_job import ImageDoubleDescent
+from jobs.double_descent.image_params import ImageParams
 from jobs.double_descent.job import DoubleDescent
 from jobs.double_descent.params import DoubleDescentParams
 from jobs.grokking.job import Grokking
 from jobs.grokking.params import GrokkingParams
 from jobs.job import Job, Member, Params
+from tests.image_files import write_cifar
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,6 +54,14 @@ CASES: list[tuple[Job[Any], list[Params]]] = [
 ]
 
 
+IMAGES = {"pool": 60, "test_count": 20, "batch_size": 8, "steps": 25, "curve_points": 5, "learning_rate": 1e-3}
+CONVOLUTIONS: list[dict[str, Any]] = [
+    {"model": "cnn5", "optimiser": "sgd", "momentum": 0.9, "rate_every": 10},
+    {"model": "cnn5", "optimiser": "adam", "augment": False},
+    {"model": "preact_resnet18", "optimiser": "adam", "steps": 10},
+]
+
+
 def losses(job: Job[Any], params: list[Params], device: str) -> list[list[float]]:
     """The training loss of each member at each report."""
     found: list[list[float]] = [[] for _ in params]
@@ -64,3 +76,13 @@ def losses(job: Job[Any], params: list[Params], device: str) -> list[list[float]
 def test_a_trial_on_a_gpu_is_the_trial_on_a_cpu(job: Job[Any], params: list[Params]) -> None:
     for here, there in zip(losses(job, params, "cpu"), losses(job, params, "cuda"), strict=True):
         np.testing.assert_allclose(there, here, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("settings", CONVOLUTIONS)
+def test_a_convolutional_network_on_a_gpu_is_the_one_on_a_cpu(settings: dict[str, Any], tmp_path: Path) -> None:
+    archive = str(write_cifar(tmp_path / "small.tar.gz", train=40, test=40))
+    params: list[Params] = [ImageParams(archive=archive, width=w, **IMAGES | settings) for w in (2, 3)]
+    for here, there in zip(
+        losses(ImageDoubleDescent(), params, "cpu"), losses(ImageDoubleDescent(), params, "cuda"), strict=True
+    ):
+        np.testing.assert_allclose(there, here, rtol=2e-3, atol=2e-4)
