@@ -15,7 +15,7 @@ from orchestrator.analyses.source import Source
 from orchestrator.phases import text
 from orchestrator.phases.draw import png
 
-MOST_PANELS = 12
+MOST_PANELS = 6
 """Settings that a figure shows, evenly chosen; the table has all."""
 
 
