@@ -22,8 +22,12 @@ def test_a_folder_that_ray_cannot_use_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in text
 
 
-def test_a_ray_that_was_imported_before_is_started_with_a_token(tmp_path: Path) -> None:
-    """Ray reads the mode of authentication when it is imported, a notebook's first cell for example."""
+@pytest.mark.parametrize("home", [{}, {"HOME": "/proc/none"}], ids=["home", "no home"])
+def test_a_ray_that_was_imported_before_is_started_with_a_token(tmp_path: Path, home: dict[str, str]) -> None:
+    """Ray reads the mode of authentication when it is imported, a notebook's first cell for example.
+
+    Where it cannot keep the token in the home folder, as in many containers, the token is in the environment.
+    """
     code = (
         "import ray\n"
         "from orchestrator.dispatch.ray_connection import connect, disconnect\n"
@@ -32,7 +36,7 @@ def test_a_ray_that_was_imported_before_is_started_with_a_token(tmp_path: Path) 
         "print(ray.cluster_resources()['CPU'])\n"
         "disconnect()\n"
     )
-    environ = {name: value for name, value in environment().items() if name not in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
+    environ = {**environment(), **home}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120
     )

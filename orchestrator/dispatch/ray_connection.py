@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -52,14 +53,27 @@ def use_token_authentication() -> None:
     """Turn on Ray's token authentication unless `RAY_AUTH_MODE` is set.
 
     A Ray started by this program then serves this user only. For a cluster it is turned on only if there is a token,
-    because a cluster may do without authentication.
+    because a cluster may do without authentication. Where Ray could not keep a new token in the home folder, as in a
+    container of a user without one, the token is in the environment of this process.
     """
     if "RAY_AUTH_MODE" in os.environ:
         return
-    token_file = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-    has_token = "RAY_AUTH_TOKEN" in os.environ or Path(token_file).expanduser().is_file()
-    if has_token or "RAY_ADDRESS" not in os.environ:
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    has_token = "RAY_AUTH_TOKEN" in os.environ or token_file.is_file()
+    local = "RAY_ADDRESS" not in os.environ
+    if local and not has_token and not _is_writable(token_file.parent):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if has_token or local:
         os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made if it does not exist."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 @contextlib.contextmanager
