@@ -38,7 +38,7 @@ def test_a_ray_that_was_imported_before_is_started_with_a_token(tmp_path: Path, 
     )
     environ = {**environment(), **home}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=240
     )
     assert done.stdout.splitlines() == ["1.0"], done.stderr
 
