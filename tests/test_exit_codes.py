@@ -142,6 +142,45 @@ def test_a_closed_terminal_stops_a_run_cleanly(folder: Path) -> None:
     assert [run.status for run in parents(runs)] == ["KILLED"]
 
 
+LONG = """\
+import pathlib, time
+import numpy as np
+from jobs.function import FunctionJob
+from jobs.job import Report
+def function(params, seed, device, report): ...
+class Long(FunctionJob):
+    def __init__(self):
+        super().__init__(function)
+    def train(self, pack, *, device):
+        ones, none = np.ones(len(pack)), np.empty(0, dtype=np.int64)
+        yield Report(step=1, members=np.arange(len(pack)), values={"loss": ones}, finished=none)
+        pathlib.Path("began").touch()
+        while not pathlib.Path("go").exists():
+            time.sleep(0.05)
+        yield Report(step=2, members=np.arange(len(pack)), values={"loss": ones}, finished=np.arange(len(pack)))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_breaks_off_a_training_in_this_process_that_reports_nothing_for_long(
+    folder: Path, number: signal.Signals
+) -> None:
+    (folder / "mine.py").write_text(LONG)
+    job = ("--set", "job=mine:Long")
+    with start(*RUN, *job, cwd=folder) as process:
+        wait_for("a trial that trains", lambda: (folder / "began").exists())
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, out + err
+    assert "To resume: phasefront run sweep.yaml" in out
+    runs = record(folder / "mlflow.db")
+    assert {run.status for run in trials(runs)} == {"KILLED"}
+    assert [run.status for run in parents(runs)] == ["KILLED"]
+    (folder / "go").touch()
+    code, out, err = finish(*RUN, *job, cwd=folder)
+    assert (code, statuses(folder)) == (0, ["FINISHED", "FINISHED"]), out + err
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs POSIX signals")
 def test_a_run_under_nohup_goes_on(folder: Path) -> None:
     ignore = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}

@@ -44,7 +44,7 @@ SAMPLE = 64
 
 
 class Interrupted(BaseException):
-    """A signal came while no trial ran: the command ends at once."""
+    """A signal came while no trial ran, or while one trained in this process: what runs ends at once."""
 
 
 class Stopper:
@@ -62,7 +62,8 @@ class Stopper:
         self.recorded = threading.Event()
         """Set once the status of every trial is recorded: from then on the process may end at any time."""
         self.at_once = True
-        """Whether a signal raises `Interrupted`: before and after the trials, as starting Ray can take long."""
+        """Whether a signal raises `Interrupted`: before and after the trials, as starting Ray can take long, and in
+        `training`."""
         self._before: dict[int, Any] = {}
         self._signals = [signal.SIGINT] if embedded else [signal.SIGINT, signal.SIGTERM]
         if embedded and threading.current_thread() is not threading.main_thread():
@@ -81,6 +82,17 @@ class Stopper:
         """Reinstall the handlers that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Inside, a trial trains in this process, which may take long: the first signal ends the block."""
+        try:
+            self.at_once = True
+            yield
+        except Interrupted:
+            pass
+        finally:
+            self.at_once = False
 
     def _leave(self) -> None:
         """End the process as soon as the record is complete; a Ray that was started here dies with it."""
@@ -209,7 +221,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
 def _pool(
     arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, progress: ProgressDisplay
 ) -> Callable[[], Dispatcher]:
-    make = make_pool(sweep, inline=arguments.inline)
+    make = make_pool(sweep, inline=arguments.inline, training=stopper.training)
 
     def ready() -> Dispatcher:
         try:

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,8 +192,10 @@ def inline_device(sweep: Sweep) -> str:
     return ("cuda" if visible_gpus() else "cpu") if sweep.resources.device == "auto" else sweep.resources.device
 
 
-def make_pool(sweep: Sweep, *, inline: bool) -> Callable[[], Dispatcher]:
-    """A function that starts the pool of workers."""
+def make_pool(
+    sweep: Sweep, *, inline: bool, training: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> Callable[[], Dispatcher]:
+    """A function that starts the pool of workers; `training`: see `InlineDispatcher`."""
     source = source_of(sweep.job)  # before workers load it, as the files may be edited meanwhile
 
     def make() -> Dispatcher:
@@ -201,7 +204,7 @@ def make_pool(sweep: Sweep, *, inline: bool) -> Callable[[], Dispatcher]:
             from orchestrator.dispatch.worker import prepare
 
             prepare(threads=max(1, int(sweep.resources.cpus_per_worker)), job=sweep.job)
-            return InlineDispatcher(device=inline_device(sweep))
+            return InlineDispatcher(device=inline_device(sweep), training=training)
         from orchestrator.dispatch.ray_pool import RayDispatcher
 
         return RayDispatcher(job=sweep.job, request=request(sweep), source=source)
