@@ -142,7 +142,11 @@ def test_a_driver_whose_own_node_dies_ends_resumably(tmp_path: Path, monkeypatch
 def test_a_head_that_dies_just_after_a_worker_ends_the_run_resumably(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The dead worker's output is read, and it is replaced, through the head; Ray ends a process that waits for it."""
+    """The dead worker's output is read, and it is replaced, through the head.
+
+    Ray ends a process that has waited for a head for a minute (here for ten seconds, if it were left to Ray), also one
+    that waits for its record meanwhile.
+    """
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     body = f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
     body += "report(1, loss=1.0)\ntime.sleep(0.5)\nreport(2, loss=1.0)"
@@ -150,7 +154,8 @@ def test_a_head_that_dies_just_after_a_worker_ends_the_run_resumably(
     cluster = Nodes()
     try:
         cluster.add(1)
-        with driver("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ=cluster.environ) as running:
+        environ = {**cluster.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
+        with driver("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ=environ) as running:
             wait_for("rows", lambda: rows_recorded(tmp_path / "mlflow.db") > 4, running)
             os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
             time.sleep(1)  # the head tells the driver, which then waits whether the node is dead too

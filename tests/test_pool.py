@@ -278,6 +278,7 @@ def test_a_bad_node_is_mentioned_when_it_first_fails_and_when_it_goes_on_to_fail
         bench.poll(1)
     first, further = bench.said
     assert first.startswith("a worker on host B died while starting (ModuleNotFoundError: no such module)")
+    assert "it is tried again after a pause; next, if it happens again: every node needs phasefront" in first
     assert "3 times in a row" in further and "trials run on other nodes; next: every node needs phasefront" in further
 
 

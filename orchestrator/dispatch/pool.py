@@ -269,7 +269,10 @@ class PooledDispatcher(Dispatcher):
         if failures == before:
             return
         if failures == 1:
-            self._say(f"a worker on {name} died while starting ({error}); it is tried again after a pause")
+            self._say(
+                f"a worker on {name} died while starting ({error}); it is tried again after a pause; next, if it "
+                f"happens again: {self._roster.remedy(node)}"
+            )
         elif failures == STILLBORN_LIMIT and self._roster.grows:
             meanwhile = "trials run on other nodes" if self._roster.ready() else "another node may join meanwhile"
             self._say(

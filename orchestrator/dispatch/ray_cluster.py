@@ -1,8 +1,7 @@
 """What is known of the connected Ray: its nodes, whether it still answers, and requests to its autoscaler.
 
-Calls to Ray's head (GCS) hang where it is dead, and Ray ends the process after a minute. They are therefore made by a
-thread of their own; the driver's thread reads what that thread has learnt, and waits for it no longer than the head is
-known to live.
+Calls to Ray's head (GCS) hang where it is dead. They are therefore made by a thread of their own; the driver's thread
+reads what that thread has learnt, and waits for it no longer than the head is known to live.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ T = TypeVar("T")
 LOOK_S = 5.0
 """How often the nodes are asked for."""
 NO_ANSWER_S = 30.0
-"""The head counts as dead after this long without an answer; Ray ends this process after 60 s."""
+"""The head counts as dead after this long without an answer. Ray itself would end this process, see `HEAD_AWAY`."""
 CHECK_S = 0.5
 """How often a thread that waits for the head sees whether it is dead."""
 DISCONNECT_S = 10.0

@@ -25,6 +25,10 @@ OBJECT_STORE_BYTES = (80e6, 300e6)
 LARGEST_EVENT_BYTES = 10_000_000
 """Results of calls up to this size do not pass through shared memory, on a local Ray."""
 
+HEAD_AWAY = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3600"}
+"""How long Ray lets this process live without an answer of the head; its own limit, after which it ends the process
+with exit code 1, is 60 s. `RayCluster` notices earlier, but the driver may be waiting for its record then."""
+
 ANSWER_S = 5.0
 """How long a cluster may take to accept a connection. Ray itself retries silently for minutes."""
 
@@ -129,11 +133,12 @@ def connect(local: Node | None = None) -> bool:
         expect_answer(address)
     use_token_authentication()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.update(HEAD_AWAY)
     import ray
 
     if ray.is_initialized():
         return False
-    # Ray reads RAY_AUTH_MODE when it is imported, which a notebook may have done before.
+    # Ray reads these variables when it is imported, which a notebook may have done before.
     ray._raylet.Config.initialize("")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "phasefront"}
     _print_nothing()
