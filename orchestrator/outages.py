@@ -176,6 +176,12 @@ def _kind_of_sqlite(error: sqlite3.Error) -> Kind:
     return Kind.DATA if is_value else Kind.OTHER
 
 
+def is_damaged(error: BaseException) -> bool:
+    """Whether a SQLite file is no database, or not a whole one."""
+    code: int | None = getattr(_telling(error), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def reason(error: BaseException) -> str:
     """One line of text about an error."""
     text = error.mistakes[0].rule if isinstance(error, UserError) else str(_telling(error))
@@ -240,7 +246,17 @@ class Patience:
         return self._clock() >= self._next or self._stopping()
 
     def is_away(self, error: BaseException) -> bool:
-        """Whether an error is that of an outage, for which it is worth to wait."""
+        """Whether an error is that of an outage, for which it is worth to wait.
+
+        Raises:
+            UserError: it is that of a damaged file.
+        """
+        if is_damaged(error):
+            raise UserError(
+                f"{self.what} is a damaged SQLite file, or none: {reason(error)}",
+                next_step="it was left as it is: restore a copy of the file; or save what can be read, with "
+                "`sqlite3 FILE .recover | sqlite3 NEW_FILE`, and name the new file; or name a file that does not exist",
+            ) from error
         return kind_of(error) is Kind.AWAY and (self.answered or not isinstance(error, WrongAddress))
 
     def failed(self, error: BaseException) -> None:

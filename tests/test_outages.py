@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from orchestrator.tracking import resilient as resilient_tracker
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.tracking.resilient import ResilientTracker
-from tests.driving import wait_for
+from tests.driving import run, wait_for
 
 HERE = Path(__file__).parent
 TRIALS = 6
@@ -166,7 +167,54 @@ def test_a_request_that_hangs_is_mentioned_and_becomes_an_outage(server, tmp_pat
         tracker.close()
 
 
+@pytest.mark.slow
+def test_a_backend_of_postgresql_that_hangs_alone_becomes_an_outage(server, tmp_path, monkeypatch):
+    """The server answers new connections: the statement might merely take long, so there is a limit."""
+    monkeypatch.setattr(resilient_tracker, "WATCH_S", 0.1)
+    monkeypatch.setattr(resilient_tracker, "SAY_EVERY_S", 1.0)
+    said = []
+    tracker = resilient(server.uri, tmp_path, said, experiment="backend")
+    bulk = tracker._inner._database.create().bulk
+    monkeypatch.setattr(connection, "STATEMENT_S", 3.0)
+    backend = bulk.connection.info.backend_pid
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        asking = threading.Thread(target=tracker.index, args=([trial().id],))
+        asking.start()
+        time.sleep(2.0)
+        assert asking.is_alive()
+        assert tracker._inner._database.create().bulk.connection is bulk.connection
+        wait_for("the hung connection to be cut", lambda: any("has not ended yet" in line for line in said))
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    asking.join()
+    assert "is back after" in said[-1]
+    tracker.close()
+
+
 # --- SQLite ---
+
+
+def test_a_damaged_file_is_a_mistake_that_names_it_and_is_left_as_it_is(tmp_path):
+    file = empty_sqlite(tmp_path / "mlflow.db")
+    (tmp_path / "mine.py").write_text("def train(params, seed, device, report):\n    report(1, loss=1.0)\n")
+    (tmp_path / "sweep.yaml").write_text("name: small\njob: mine:train\naxes: {n: [1, 2]}\n")
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        ((page,),) = database.execute("PRAGMA page_size").fetchall()
+        roots = database.execute("SELECT rootpage FROM sqlite_master WHERE tbl_name = 'experiments'").fetchall()
+    content = bytearray(file.read_bytes())
+    for (root,) in roots:
+        content[(root - 1) * page : (root - 1) * page + 100] = b"\xaa" * 100
+    file.write_bytes(content)
+    for command in (("status",), ("audit",), ("map",), ("run", "--inline", "--no-map")):
+        code, text = run(command[0], "sweep.yaml", *command[1:], cwd=tmp_path)
+        assert code == 2, text
+        assert "the record (sqlite:///mlflow.db, experiment phasefront) is a damaged SQLite file, or none" in text
+        assert "malformed" in text
+        assert ".recover" in text
+        assert "Traceback" not in text
+    assert file.read_bytes() == content
+
 
 LOCK = """
 import sqlite3, sys

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.errors import Outage, UserError
@@ -31,6 +33,21 @@ from orchestrator.tracking.replay_source import ReplaySource
 )
 def test_an_address_is_printed_without_its_password(uri, expected):
     assert shown(uri) == expected
+
+
+@pytest.mark.parametrize("path", ["file:/x/m.db?uri=true", "file:m.db", "m.db?timeout=5", "m.db?", "/x?y/m.db"])
+def test_what_sqlite_would_drop_from_an_address_is_refused(path: str) -> None:
+    for prefix in ("", "phasefront-"):
+        with pytest.raises(UserError, match="is a path alone"):
+            database_address(f"{prefix}sqlite:///{path}")
+
+
+def test_a_folder_that_no_address_can_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow would make another file, whose name ends before the question mark."""
+    (folder := tmp_path / "a?b").mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="without \\? in any folder"):
+        database_address("sqlite:///mlflow.db")
 
 
 def test_a_password_reaches_the_driver_and_no_message():

@@ -64,6 +64,14 @@ def database_address(uri: str, *, place: str = "tracking.uri") -> DatabaseAddres
                 next_step="write sqlite:///mlflow.db, or sqlite:////data/mlflow.db for the file /data/mlflow.db",
             )
         file = Path(url.database).expanduser().absolute()
+        if "?" in plain or "?" in file.as_posix() or url.database.startswith("file:"):
+            raise UserError(
+                "a SQLite tracking address is a path alone: without options and file:, and without ? in any folder",
+                place=place,
+                value=shown(uri),
+                choices=CHOICES,
+                next_step="write sqlite:///mlflow.db or sqlite:////data/mlflow.db, in a folder without ? in its name",
+            )
         return DatabaseAddress(uri=f"sqlite:///{file.as_posix()}", file=file)
     if backend == "postgresql":
         url = url.set(drivername=f"postgresql+{driver or _postgres_driver(uri, place)}")

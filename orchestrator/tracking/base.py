@@ -223,7 +223,9 @@ class Tracker(ABC):
         self.flush()
 
     def cut_if_hung(self) -> None:
-        """Cut the connection if the record does not answer a new one either; a request that hangs then fails.
+        """Cut the connection if the record does not answer a new one either, or a statement for minutes.
+
+        A request that hangs then fails.
 
         Called by another thread, while a request has not been answered for long.
         """

@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import sqlite3
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,9 @@ COPY_BYTES = 1 << 20
 FEW = 100
 """Up to this many rows are inserted by one statement with all values; for more, COPY is faster."""
 
+_ACTIVE = 1
+"""libpq's PQTRANS_ACTIVE: a statement was sent, and its answer has not come."""
+
 Row = tuple[Any, ...]
 
 _LATEST = (
@@ -87,6 +91,8 @@ class Bulk(ABC):
         self._rendered: dict[str, str] = {}
         self._inside = False
         """A transaction of ours is open."""
+        self._sent_at = 0.0
+        """When the newest statement was sent (most of them)."""
         self.at_begin: Callable[[Bulk], None] | None = None
         """Called first in each transaction; raises if nothing may be written (see `HeldLease`)."""
         self.at_commit: Callable[[], None] | None = None
@@ -143,6 +149,7 @@ class Bulk(ABC):
         if rendered is None:
             rendered = self._rendered[sql] = self._render(sql)
         cursor = self.connection.cursor()
+        self._sent_at = time.monotonic()
         try:
             cursor.execute(rendered, tuple(self._bind(value) for value in values))
         except BaseException:
@@ -202,6 +209,10 @@ class Bulk(ABC):
             f"FROM metrics WHERE run_uuid $in) ranked WHERE place = 1 {_LATEST}",
             list(run_ids),
         )
+
+    def waits_s(self) -> float:
+        """Seconds for which a statement has been waiting for the server, 0 if none is; on another thread."""
+        return 0.0
 
     def cut(self) -> None:
         """Let a statement that waits for the server fail; on another thread."""
@@ -333,6 +344,10 @@ class PostgresBulk(Bulk):
             calls = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
             super().query(f"SELECT {calls}")
             connection.commit()
+
+    def waits_s(self) -> float:
+        active = int(self.connection.info.transaction_status) == _ACTIVE
+        return time.monotonic() - self._sent_at if active else 0.0
 
     def cut(self) -> None:
         with socket.socket(fileno=os.dup(self.connection.fileno())) as connection:

@@ -35,6 +35,8 @@ POSTGRES_OPTIONS = {
     "tcp_user_timeout": 30_000,
 }
 """A server that was cut off is noticed within half a minute; the address may say otherwise. See also `cut_if_hung`."""
+STATEMENT_S = 300.0
+"""How long a statement of a run may take."""
 
 
 class Experiment(NamedTuple):
@@ -222,7 +224,8 @@ class Database:
         """Cut the connection to a PostgreSQL server that does not answer a new one either; on another thread.
 
         A server that is stopped, or a proxy that swallows what it gets, leaves a connection open, and no time limit of
-        TCP or of the server ends a request. A statement that merely takes long is left alone.
+        TCP or of the server ends a request. Where a new connection is answered, the statement may merely take long:
+        then it is cut after `STATEMENT_S`, because the server's process for this connection may hang alone.
         """
         table = self._table
         if table is None or self._address.file is not None:
@@ -234,6 +237,8 @@ class Database:
         else:
             if probe is not None:
                 probe.close()
+            if table.bulk.waits_s() >= STATEMENT_S:
+                table.bulk.cut()
 
     def artifacts_of(self, run_id: str) -> str:
         """The artifact location of a run, as MLflow sets it; call `create` before."""
