@@ -103,8 +103,8 @@ def loaded(tmp_path: Path, text: str, name: str = "sweep") -> Sweep:
 class Elsewhere(MemoryTracker):
     """Another record: its runs have other ids."""
 
-    def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
-        for row in super().rows(trial_ids):
+    def rows(self, trial_ids: Iterable[str], *, settings: bool = True) -> Iterator[TrialRow]:
+        for row in super().rows(trial_ids, settings=settings):
             yield replace(row, run_id=f"other {row.run_id}")
 
 

@@ -139,6 +139,24 @@ class TrackerContract(ABC):
         assert curves[two.id].values["test/accuracy"].tolist() == [1001.0, 1001.0 + 1 / 7, 1001.0 + 5 / 7]
         tracker.close()
 
+    def test_rows_without_settings_are_the_rows_otherwise(self, tracker):
+        trials = [trial(number) for number in range(4)]
+        tracker.begin(trials[:3])
+        failed = TrialResult(trial_id=trials[1].id, status=Status.FAILED, error="ValueError: too wide")
+        tracker.end([finished(trials[0], step=5.0), failed])
+        ids = [one.id for one in reversed(trials)]
+        whole, without = list(tracker.rows(ids)), list(tracker.rows(ids, settings=False))
+        assert [(row.trial_id, row.error) for row in without] == [
+            (trials[2].id, None),
+            (trials[1].id, "ValueError: too wide"),
+            (trials[0].id, None),
+        ]
+        assert all(row.params == {} and row.replicate == 0 for row in without)
+        assert [(row.run_id, row.error, row.recorded) for row in whole] == [
+            (row.run_id, row.error, row.recorded) for row in without
+        ]
+        tracker.close()
+
     def test_a_begun_trial_is_running_and_knows_its_last_step(self, tracker):
         one, two = trial(0), trial(1)
         tracker.begin([one, two])

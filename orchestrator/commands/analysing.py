@@ -68,7 +68,7 @@ def analyse(arguments: argparse.Namespace) -> int:
             raise nothing_recorded(sweep, str(arguments.file), command_line(arguments, "run"))
         tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
         count = relabelled(sweep, trials, tracker)
-        rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
+        rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
         done = analysed(sweep, trials, collect(trials, rows, sweep.job_object()), tracker, arguments.figures)
         tracker.attach(done.files)
         left = tracker.detach(done.gone)

@@ -82,7 +82,7 @@ def _of_sweep(path: Path) -> Side:
     sweep = Sweep.load(path)
     with contextlib.closing(open_tracker(sweep)) as tracker:
         trials = known_trials(sweep, tracker)
-        rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
+        rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
     if not rows:
         raise nothing_recorded(sweep, str(path), f"phasefront run {path}")
     table, fingerprint = collect(trials, rows, sweep.job_object()), sweep.thresholds_fingerprint()

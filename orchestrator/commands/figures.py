@@ -62,7 +62,7 @@ def draw_figures(
     from orchestrator.phases.steps import MOST_CELLS
     from orchestrator.phases.table import collect
 
-    rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
+    rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
     table = collect(trials, rows, sweep.job_object())
     kinds = dict.fromkeys(type(trial.params) for trial in trials)
     params = {name: spec for kind in kinds for name, spec in specs(kind).items()}

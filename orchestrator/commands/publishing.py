@@ -54,7 +54,7 @@ def publish_record(
     from orchestrator.phases.publish import publish
     from orchestrator.reduce import doubt_lines, doubts
 
-    rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
+    rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
     drawing = drawing_of(sweep, history) if classifier or sweep.is_search else None
     replaced = _of_another(sweep, {row.run_id for row in rows.values()})
     published = publish(

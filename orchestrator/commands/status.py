@@ -52,7 +52,7 @@ def status(arguments: argparse.Namespace) -> int:
         study = used_study(sweep, tracker)
         parent = tracker.find_sweep(sweep.id)
         pages = browse_lines(sweep.tracking.uri, tracker.experiment_id, parent)
-        for row in tracker.rows(by_id):
+        for row in tracker.rows(by_id, settings=False):
             counts[row.recorded.status] += 1
             if row.recorded.status is Status.FINISHED:
                 params, observations = by_id[row.trial_id].params, row.recorded.observations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,18 @@ from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
 
 STATUSES = (*(status.value for status in Status), MISSING)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector of cycles: it would walk hundreds of thousands of rows again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +95,10 @@ class SweepResults:
         if tracker is None:
             with self.reading() as opened:
                 return self.table(opened)
-        trials = self.access.trials(tracker)
-        rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials])}
+        with _uncollected():
+            trials = self.access.trials(tracker)
+            rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
+            table = collect(trials, rows, self.sweep.job_object())
         own = self.sweep.thresholds_fingerprint()
         recorded = [row.recorded for row in rows.values() if row.recorded.status is Status.FINISHED]
         stale = sum(each.thresholds != own for each in recorded)
@@ -91,7 +106,7 @@ class SweepResults:
             where = "are labelled under other thresholds (`phases:`)"
             text = f"{stale} trials of {self.name} {where}: run `phasefront map` first"
             warnings.warn(text, stacklevel=3)
-        return collect(trials, rows, self.sweep.job_object())
+        return table
 
     def trials(self, *, summaries: Sequence[str] = (), format: Format = "pandas") -> Any:
         """One row per trial, in an order that depends on the trials' content alone: the table of `trials.parquet`.
@@ -202,7 +217,7 @@ class SweepResults:
         """The metrics of a function's finished trials: it observes the last value of each. Empty for other jobs."""
         if not isinstance(self.sweep.job_object(), FunctionJob):
             return ()
-        observed = (row.recorded.observations for row in tracker.rows([trial.id for trial in trials]))
+        observed = (row.recorded.observations for row in tracker.rows([trial.id for trial in trials], settings=False))
         return tuple(dict.fromkeys(name.removeprefix(FINAL) for observations in observed for name in observations))
 
     def _chosen(self, tracker: Tracker, trials: Sequence[str] | None) -> list[Trial]:
@@ -277,7 +292,7 @@ class SweepResults:
     def is_recorded(self) -> bool:
         """Whether anything of the sweep is recorded."""
         with self.reading() as tracker:
-            return any(True for _ in tracker.rows([trial.id for trial in self.access.trials(tracker)]))
+            return any(True for _ in tracker.rows([trial.id for trial in self.access.trials(tracker)], settings=False))
 
     def export(
         self, folder: str | Path, *, format: FileFormat = "parquet", metrics: Sequence[str] | None = None

@@ -48,7 +48,9 @@ class TrialRow:
     trial_id: str
     run_id: str
     params: Mapping[str, Scalar]
+    """Empty if the settings were not asked for."""
     replicate: int
+    """0 if the settings were not asked for."""
     recorded: Recorded
     error: str | None = None
     """The error of a failed or killed trial, shortened where it was too long to store."""
@@ -152,8 +154,13 @@ class Tracker(ABC):
         """Replace phase and observations of finished trials (the thresholds have changed)."""
 
     @abstractmethod
-    def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
-        """The recorded ones of these trials, in the order of `trial_ids`."""
+    def rows(self, trial_ids: Iterable[str], *, settings: bool = True) -> Iterator[TrialRow]:
+        """The recorded ones of these trials, in the order of `trial_ids`.
+
+        Args:
+            trial_ids: The trials.
+            settings: Whether `params` and `replicate` are read; who has the trials need not ask for them.
+        """
 
     @abstractmethod
     def curves(self, trial_ids: Iterable[str], metrics: Sequence[str] | None = None) -> Iterator[tuple[str, Curves]]:

@@ -44,7 +44,6 @@ LATEST_EVERY_S = 2.0
 """`latest_metrics` of running trials is written this often, and when a trial ends."""
 
 _READ_TAGS = (layout.PHASE, layout.THRESHOLDS, layout.OBSERVATIONS)
-_ROW_TAGS = (*_READ_TAGS, layout.PARAMS, layout.REPLICATE, layout.ERROR)
 
 
 class DatabaseTracker(RecordTracker):
@@ -116,25 +115,32 @@ class DatabaseTracker(RecordTracker):
         self._existing()
         return {trial: recorded for trial, _, _, recorded in self._read(trial_ids, _READ_TAGS)}
 
-    def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
-        for trial, run, tags, recorded in self._read(trial_ids, _ROW_TAGS):
+    def rows(self, trial_ids: Iterable[str], *, settings: bool = True) -> Iterator[TrialRow]:
+        keys = (*_READ_TAGS, *(layout.SETTING_TAGS if settings else ()))
+        for trial, run, tags, recorded in self._read(trial_ids, keys, errors=True):
             yield layout.trial_row(trial, run.run_id, tags, recorded)
 
     def _read(
-        self, trial_ids: Iterable[str], keys: Sequence[str]
+        self, trial_ids: Iterable[str], keys: Sequence[str], *, errors: bool = False
     ) -> Iterator[tuple[str, OpenRun, dict[str, str], Recorded]]:
+        """Run, tags and state of the recorded ones of these trials, with the errors of those that have not finished."""
         for chunk in chunked(trial_ids, CHUNK):
             table = self._existing()
             if table is None:
                 return
             found, _ = table.locate(chunk)
             tags = table.tags([run.run_id for run in found.values()], keys)
-            through = table.through_steps([run.run_id for run in found.values() if run.status != "FINISHED"])
-            for trial in dict.fromkeys(chunk):
-                if trial in found:
-                    run = found[trial]
-                    of_run = tags[run.run_id]
-                    yield trial, run, of_run, layout.recorded(run.status, of_run, through.get(run.run_id, -1))
+            unfinished = [run.run_id for run in found.values() if run.status != "FINISHED"]
+            through = table.through_steps(unfinished)
+            if errors and unfinished:
+                for run_id, failed in table.tags(unfinished, [layout.ERROR]).items():
+                    tags[run_id] |= failed
+            wanted = [trial for trial in dict.fromkeys(chunk) if trial in found]
+            of_runs = [tags[found[trial].run_id] for trial in wanted]
+            observed = layout.decode_all_observations([of_run.get(layout.OBSERVATIONS) for of_run in of_runs])
+            for trial, of_run, own in zip(wanted, of_runs, observed, strict=True):
+                run = found[trial]
+                yield trial, run, of_run, layout.recorded(run.status, of_run, through.get(run.run_id, -1), own)
 
     def curves(self, trial_ids: Iterable[str], metrics: Sequence[str] | None = None) -> Iterator[tuple[str, Curves]]:
         table = self._existing()

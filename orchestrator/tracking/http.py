@@ -109,10 +109,12 @@ class HttpTracker(RecordTracker):
             return {trial: _recorded(runs[trial]) for trial in wanted if trial in runs}
         return {trial: _recorded(run) for trial, run in self._runs(wanted).items()}
 
-    def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
+    def rows(self, trial_ids: Iterable[str], *, settings: bool = True) -> Iterator[TrialRow]:
+        left_out = () if settings else layout.SETTING_TAGS
         for chunk in chunked(trial_ids, 4 * RUNS_BY_ID):
             for trial, run in self._runs(chunk).items():
-                yield layout.trial_row(trial, run.run_id, run.tags, _recorded(run))
+                tags = {key: value for key, value in run.tags.items() if key not in left_out}
+                yield layout.trial_row(trial, run.run_id, tags, _recorded(run))
 
     def curves(self, trial_ids: Iterable[str], metrics: Sequence[str] | None = None) -> Iterator[tuple[str, Curves]]:
         """One request for a metric of 100 runs."""
@@ -368,7 +370,8 @@ def _is_sweep(sweep_id: str) -> str:
 
 
 def _recorded(run: ServerRun) -> Recorded:
-    return layout.recorded(run.status, run.tags, run.through_step)
+    observations = layout.decode_observations(run.tags.get(layout.OBSERVATIONS))
+    return layout.recorded(run.status, run.tags, run.through_step, observations)
 
 
 def _next_revision(run: ServerRun) -> int:

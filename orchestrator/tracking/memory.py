@@ -136,13 +136,13 @@ class MemoryTracker(RecordTracker):
             run.status = Status.KILLED
         return len(orphans)
 
-    def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
+    def rows(self, trial_ids: Iterable[str], *, settings: bool = True) -> Iterator[TrialRow]:
         for run in self._runs(trial_ids):
             yield TrialRow(
                 trial_id=run.trial_id,
                 run_id=run.trial_id,
-                params=dict(run.params),
-                replicate=run.replicate,
+                params=dict(run.params) if settings else {},
+                replicate=run.replicate if settings else 0,
                 recorded=run.recorded(),
                 error=run.error,
             )

@@ -18,6 +18,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +37,8 @@ from orchestrator.trial import Trial
 
 WATCH_S = 10.0
 """How often it is checked whether a request hangs."""
+ROWS_AT_ONCE = 1_000
+"""Rows of trials that are read between two checks whether the record answers."""
 
 T = TypeVar("T")
 
@@ -363,34 +367,40 @@ class ResilientTracker(Tracker):
     def relabel(self, results: Sequence[TrialResult]) -> None:
         self._now(lambda: self._inner.relabel(results))
 
-    def rows(self, trial_ids: Iterable[str]) -> Iterator[TrialRow]:
-        return self._each(self._inner.rows, trial_ids, lambda row: row.trial_id)
+    def rows(self, trial_ids: Iterable[str], *, settings: bool = True) -> Iterator[TrialRow]:
+        read = partial(self._inner.rows, settings=settings)
+        return self._each(read, trial_ids, lambda row: row.trial_id, at_once=ROWS_AT_ONCE)
 
     def curves(self, trial_ids: Iterable[str], metrics: Sequence[str] | None = None) -> Iterator[tuple[str, Curves]]:
         return self._each(lambda trials: self._inner.curves(trials, metrics), trial_ids, lambda curve: curve[0])
 
     def _each(
-        self, read: Callable[[Sequence[str]], Iterator[T]], trial_ids: Iterable[str], name: Callable[[T], str]
+        self,
+        read: Callable[[Sequence[str]], Iterator[T]],
+        trial_ids: Iterable[str],
+        name: Callable[[T], str],
+        *,
+        at_once: int = 1,
     ) -> Iterator[T]:
-        """Read one after the other; after an outage, go on behind the last one."""
+        """Read one after the other, or so many `at_once`; after an outage, go on behind the last ones."""
         wanted = list(dict.fromkeys(trial_ids))
         place = {trial: position for position, trial in enumerate(wanted)}
         start = 0
         reading: Iterator[T] | None = None
 
-        def following() -> T | None:
+        def following() -> list[T]:
             nonlocal reading
             if reading is None:
                 reading = read(wanted[start:])
             try:
-                return next(reading, None)
+                return list(islice(reading, at_once))
             except Exception:  # the iterator has ended with it
                 reading = None
                 raise
 
-        while (item := self._now(following)) is not None:
-            start = place[name(item)] + 1
-            yield item
+        while items := self._now(following):
+            start = place[name(items[-1])] + 1
+            yield from items
 
     def attach(self, files: Mapping[str, Path]) -> None:
         self._now(lambda: self._inner.attach(files))

@@ -136,7 +136,8 @@ class RunTable:
         """Tags of runs: run id -> key -> value."""
         tags: dict[str, dict[str, str]] = {run: {} for run in run_ids}
         select = "SELECT run_uuid, key, value FROM tags WHERE run_uuid $in AND key $in"
-        for run, key, value in self.bulk.query(select, list(run_ids), list(keys)):
+        # In the order of the index, neighbouring entries are in the same pages.
+        for run, key, value in self.bulk.query(select, sorted(run_ids), list(keys)):
             tags[run][key] = value
         return tags
 
