@@ -130,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     )
     analyse.add_argument("--figures", **figures)
     map_.add_argument("--figures", **figures)
+    command("report", "write one page about a sweep (HTML) from the record, without running trials")
     compare = command("compare", "draw two phase maps and their difference side by side", file=False)
     for name, which in (("first", "one"), ("second", "the other")):
         compare.add_argument(

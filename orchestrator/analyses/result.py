@@ -129,6 +129,7 @@ class Result:
             "title": self.title,
             "level": self.level,
             "notes": list(self.notes),
+            "columns": [*self.setting, *self.main],
             "rows": [{name: _plain(cell) for name, cell in row.items()} for row in self.rows],
         }
 

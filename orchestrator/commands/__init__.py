@@ -11,6 +11,7 @@ _FUNCTIONS = {
     "audit": "audit:audit_",
     "map": "publishing:map_",
     "analyse": "analysing:analyse",
+    "report": "report:report",
     "compare": "compare:compare",
     "replay": "replay:replay",
     "export": "export:export",

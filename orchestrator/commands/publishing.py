@@ -74,7 +74,7 @@ def publish_record(
             files=published.files | done.files,
             gone=published.gone + done.gone,
             metrics=published.metrics | done.metrics,
-            notes=(*published.notes, *done.lines),
+            analysis=tuple(done.lines),
         )
     tracker.attach(published.files)
     left = tracker.detach(published.gone)
@@ -211,7 +211,7 @@ ON_REQUEST = ("step_map*", "*_against_*", "more_data_*")
 
 def print_files(published: Published) -> None:
     """Print the notes, files and warnings of a map; of figures on request that an earlier map has drawn, the names."""
-    for note in published.notes:
+    for note in (*published.notes, *published.analysis):
         print(note)
     for name, path in sorted(published.files.items()):
         print(f"{name:<25} {path}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.commands.again import command_line
 from orchestrator.commands.browse import browse_lines
 from orchestrator.commands.publishing import counts_of, is_published, keep_summary, print_files, publish_record
+from orchestrator.commands.report import keep_report
 from orchestrator.commands.searching import history, known_trials, opened_sampler
 from orchestrator.commands.status import FAILURES_SHOWN, failure_line
 from orchestrator.commands.wiring import (
@@ -200,7 +201,9 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                 )
                 metrics = published.metrics
                 keep_summary(sweep, summary, tracker, parent)
+                page = keep_report(arguments, sweep, known_trials(sweep, tracker), tracker, published, parent)
                 print_files(published)
+                print(f"{'report':<25} {page}")
         except Interrupted:
             tracker.end_sweep(Status.KILLED.value, {})
             raise

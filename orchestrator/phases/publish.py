@@ -56,6 +56,8 @@ class Published:
     """Problems that did not stop it, as text."""
     notes: tuple[str, ...] = ()
     """What the map shows, as lines of text."""
+    analysis: tuple[str, ...] = ()
+    """The tables of the analyses, as lines of text."""
     curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     """Numbers about the whole sweep over its course: (trials spent, value)."""
 
