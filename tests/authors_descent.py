@@ -1,9 +1,10 @@
 """The protocols of double-descent papers as their authors train them, in plain PyTorch, float32.
 
 Written anew from the papers and the repositories that configs/README.md names. Nothing here is shared with `jobs`:
-subsets of the data, label noise, initial weights, batches and crops are drawn from torch's generator. Sizes are
-arguments; what is not an argument is the authors' choice. Networks without batch normalisation are trained beside each
-other by `torch.func.vmap`, each on data of its own; SGD and the losses act on each of them as if it were alone.
+subsets of the data, label noise, initial weights, batches and crops are drawn from torch's generator, which the caller
+seeds. Sizes are arguments; what is not an argument is the authors' choice. Networks without batch normalisation are
+trained beside each other by `torch.func.vmap`, each on data of its own; SGD and the losses act on each of them as if it
+were alone.
 
 Shapes: S seeds, N training examples of each, B batch.
 """
@@ -98,7 +99,6 @@ def belkin(
     seeds: int, examples: Examples, *, hidden: int, count: int, epochs: int, decay_epochs: int, batch: int
 ) -> list[Errors]:
     """The rate falls before every `decay_epochs`-th epoch, in networks with at most `count` * 10 parameters."""
-    torch.manual_seed(0)
     rows = _subsets(len(examples.x), count, seeds)
     x, y = examples.x[rows], examples.y[rows]
     networks = Ensemble([belkin_network(hidden) for _ in range(seeds)])
@@ -145,7 +145,6 @@ def greydanus_examples() -> Examples:
 def greydanus(
     seeds: int, examples: Examples, *, network: Callable[[int], nn.Module], width: int, count: int, epochs: int
 ) -> list[Errors]:
-    torch.manual_seed(0)
     rows = _subsets(len(examples.x), count, seeds)
     x, y = examples.x[rows], redrawn(examples.y[rows], 0.15)
     networks = Ensemble([network(width) for _ in range(seeds)])
@@ -214,7 +213,6 @@ def nakkiran(
     decay_steps: int = 0,
 ) -> list[Errors]:
     """Images are uint8. Adam at a constant rate; or (0) SGD at 0.1, which falls every `decay_steps` steps."""
-    torch.manual_seed(0)
     found = []
     for _ in range(seeds):
         rows = torch.randperm(len(examples.x))[:count]

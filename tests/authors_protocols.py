@@ -3,7 +3,8 @@
 Written anew from the papers and the authors' repositories, which configs/README.md names. Nothing here is shared with
 `jobs`. Sizes are arguments; what is not an argument is the authors' choice. The networks of several seeds are trained
 beside each other by `torch.func.vmap`, each with its own data: Adam and the losses act on each of them as if it were
-alone. A function trains `seeds` networks to the last of the steps `at`, and measures them at each of those.
+alone. A function trains `seeds` networks to the last of the steps `at`, and measures them at each of those. It draws
+from torch's generator and runs on torch's default device.
 
 Shapes in networks: B pairs, T tokens, d width.
 """
@@ -61,7 +62,7 @@ def watch(
         with torch.no_grad():
             now = right().double()
         rows.append((now[:, :split].mean(1), now[:, split:].mean(1), networks.norms()))
-    train, test, norm = (torch.stack(column, 1).numpy() for column in zip(*rows, strict=True))
+    train, test, norm = (torch.stack(column, 1).cpu().numpy() for column in zip(*rows, strict=True))
     return Watched(train=train, test=test, norm=norm)
 
 
@@ -83,7 +84,7 @@ def sum_of_losses(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def ten_step_warm_up(optimiser: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Rate 0 at the first step, a tenth more at each further one: Nanda and Lee et al. alike."""
+    """Rate 0 at the first step, a tenth more at each further one: Power, Nanda and Lee et al. alike."""
     return torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, step / 10))
 
 
@@ -369,3 +370,84 @@ def grokfast(
         scheduler.step()
 
     return watch(networks, advance, lambda: networks(tokens).argmax(2) == labels, split, at)
+
+
+# Power et al. 2022: openai/grok, grok/transformer.py, grok/training.py, grok/data.py
+
+
+class PowerBlock(nn.Module):
+    """Layer norm after each sublayer; no biases but the norms'."""
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self._heads = heads
+        self.query, self.key, self.value, self.mix = (nn.Linear(d, d, bias=False) for _ in range(4))
+        self.perceptron = nn.Sequential(nn.Linear(d, 4 * d, bias=False), nn.ReLU(), nn.Linear(4 * d, d, bias=False))
+        self.after_attention, self.after_perceptron = nn.LayerNorm(d), nn.LayerNorm(d)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        mixed = heads_attend(self.query(stream), self.key(stream), self.value(stream), self._heads)
+        stream = self.after_attention(stream + self.mix(mixed))
+        normed: Tensor = self.after_perceptron(stream + self.perceptron(stream))
+        return normed
+
+
+class PowerNetwork(nn.Module):
+    def __init__(self, vocabulary: int, d: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, d)
+        waves = [
+            [
+                math.sin(place / 10_000 ** (i / d)) if i % 2 == 0 else math.cos(place / 10_000 ** ((i - 1) / d))
+                for i in range(d)
+            ]
+            for place in range(6)
+        ]
+        self.register_buffer("waves", torch.tensor(waves))
+        self.decoder = nn.Sequential(*(PowerBlock(d, heads) for _ in range(layers)))
+        self.out = nn.Linear(d, vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, vocabulary): after each token, what the next one is."""
+        outputs: Tensor = self.out(self.decoder(self.token(tokens) + self.waves))
+        return outputs
+
+
+def power(
+    seeds: int,
+    at: Sequence[int],
+    *,
+    p: int,
+    d: int,
+    heads: int,
+    layers: int,
+    fraction: float,
+    rate: float,
+    decay: float,
+) -> Watched:
+    """The text is "end x + y = z end"; loss and accuracy are of what follows "=".
+
+    The tokenizer knows two special tokens, 20 operators, p numbers and 120 permutations. The authors split the pairs
+    once for all seeds.
+    """
+    x, y = table(p, seeds)
+    end, equals, plus = (torch.full_like(x, p + k) for k in range(3))
+    text = torch.stack([end, x, plus, y, equals, (x + y) % p, end], 2)
+    given, wanted, split = text[:, :, :-1], text[:, :, 5:], round(fraction * p * p)
+    batches = Epochs(split, min(512, math.ceil(split / 2)), seeds)
+    networks = Ensemble([PowerNetwork(2 + 20 + p + 120, d, heads, layers) for _ in range(seeds)])
+    optimiser = torch.optim.AdamW(networks.parameters.values(), lr=rate, weight_decay=decay, betas=(0.9, 0.98))
+    scheduler = ten_step_warm_up(optimiser)
+
+    def advance() -> None:
+        rows = next(batches)
+        optimiser.zero_grad()
+        sum_of_losses(networks(given[rows])[:, :, 4:], wanted[rows]).backward()
+        optimiser.step()
+        scheduler.step()
+
+    def right() -> Tensor:
+        parts = [networks(given[:, part])[:, :, 4:].argmax(3) for part in torch.arange(p * p).split(1024)]
+        return (torch.cat(parts, 1) == wanted).all(2)
+
+    return watch(networks, advance, right, split, at)

