@@ -194,7 +194,7 @@ PROTOCOLS = {
             "last_batch": "smaller",
             "learning_rate": 0.005,
             "weight_decay": 1.0,
-            "steps": 500,
+            "steps": 400,
         },
         train=authors.power,
         sizes={"p": 11, "d": 32, "heads": 4, "layers": 2, "fraction": 0.8, "rate": 0.005, "decay": 1.0},
