@@ -176,6 +176,13 @@ def _kind_of_sqlite(error: sqlite3.Error) -> Kind:
     return Kind.DATA if is_value else Kind.OTHER
 
 
+SALVAGE = (
+    "the file was left as it is: restore a copy of it; or save what can be read, with "
+    "`sqlite3 FILE .recover | sqlite3 NEW_FILE`, and name the new file; or name a file that does not exist"
+)
+"""What to do about a damaged SQLite file."""
+
+
 def is_damaged(error: BaseException) -> bool:
     """Whether a SQLite file is no database, or not a whole one."""
     code: int | None = getattr(_telling(error), "sqlite_errorcode", None)
@@ -254,8 +261,7 @@ class Patience:
         if is_damaged(error):
             raise UserError(
                 f"{self.what} is a damaged SQLite file, or none: {reason(error)}",
-                next_step="it was left as it is: restore a copy of the file; or save what can be read, with "
-                "`sqlite3 FILE .recover | sqlite3 NEW_FILE`, and name the new file; or name a file that does not exist",
+                next_step=SALVAGE,
             ) from error
         return kind_of(error) is Kind.AWAY and (self.answered or not isinstance(error, WrongAddress))
 

@@ -214,6 +214,10 @@ def test_a_damaged_file_is_a_mistake_that_names_it_and_is_left_as_it_is(tmp_path
         assert ".recover" in text
         assert "Traceback" not in text
     assert file.read_bytes() == content
+    os.truncate(file, len(content) // 2)
+    code, text = run("status", "sweep.yaml", cwd=tmp_path)
+    assert (code, ".recover" in text) == (2, True), text
+    assert file.read_bytes() == content[: len(content) // 2]
 
 
 LOCK = """

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import Outage, UserError
-from orchestrator.outages import Kind, Unreachable, WrongAddress, is_wrong_address, kind_of
+from orchestrator.outages import SALVAGE, Kind, Unreachable, WrongAddress, is_damaged, is_wrong_address, kind_of
 from orchestrator.tracking.address import CHOICES, DatabaseAddress, quiet_mlflow, shown
 from orchestrator.tracking.bulk_sql import Bulk, PostgresBulk, SqliteBulk
 from orchestrator.tracking.earlier_lock import take_file_lock, take_session_lock
@@ -370,6 +370,7 @@ def unreachable(address: DatabaseAddress, error: Exception, place: str) -> Unrea
         if away and "unable to open" not in why:
             return Unreachable(rule, next_step="end the process that uses it, or free its disk")
         step = "name a SQLite file of MLflow's, or a new file in a folder that you may write to"
+        step = SALVAGE if is_damaged(error) and "not a database" not in why else step
         return WrongAddress(rule, place=place, value=str(address.file), choices=CHOICES, next_step=step)
     rule = f"the tracking database cannot be reached: {why}"
     if away:
