@@ -90,7 +90,15 @@ def parser() -> argparse.ArgumentParser:
     }
     run.add_argument("--figures", **figures)
     run.add_argument("--no-map", action="store_true", help="do not draw the phase diagram")
-    command("status", "count the finished, running, failed and missing trials of a sweep")
+    status = command("status", "count the finished, running, failed and missing trials of a sweep")
+    status.add_argument(
+        "--watch",
+        nargs="?",
+        type=_seconds,
+        const=5.0,
+        metavar="SECONDS",
+        help="show it again and again, every 5 seconds or as given, until the run ends",
+    )
     command("audit", "check that the record of a sweep is consistent, without writing anything")
     map_ = command("map", "draw the phase diagram from the record, without running trials")
     map_.add_argument(
@@ -180,6 +188,13 @@ def _positive(text: str) -> int:
         if int(text) >= 1:
             return int(text)
     raise argparse.ArgumentTypeError(f"must be a whole number >= 1; got {text!r}")
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number of seconds > 0; got {text!r}")
 
 
 def _figures(text: str) -> tuple[str, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,9 @@ from orchestrator.commands import status
 from orchestrator.commands.wiring import open_tracker, sweep_record
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.sweep.sweep import Sweep
+from tests.servers import empty_sqlite
 
+ROOT = Path(__file__).resolve().parents[1]
 SWEEP = """\
 name: descents
 job: jobs_for_tests:Descent
@@ -100,3 +105,36 @@ def test_curves_that_an_earlier_version_may_have_got_wrong_are_reported(
     assert main(["map", str(file)]) == 0
     printed = capsys.readouterr()
     assert (printed.out + printed.err).count("doubtful curves: 1 finished") == 1
+
+
+def test_watching_ends_with_the_run(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\n\ndef train(*, x: int, seed, report):\n    time.sleep(0.4)\n    report(1, loss=x)\n"
+    )
+    (tmp_path / "sweep.yaml").write_text(
+        "name: slow\njob: slow:train\naxes: {x: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}\ntracking: {uri: 'sqlite:///record.db'}\n"
+        "phases: {metric: loss, level: 5}\n"
+    )
+    empty_sqlite(tmp_path / "record.db")
+    command = [sys.executable, "-m", "orchestrator"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"cwd": tmp_path, "env": env, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "run", "sweep.yaml", "--inline", "--no-map"], **options) as run:
+        assert run.stdout is not None
+        begun = any("sweep slow" in line for line in run.stdout)
+        watched = subprocess.run(
+            [*command, "status", "sweep.yaml", "--watch", "0.2"], timeout=120, check=True, **options
+        )
+        run.communicate(timeout=120)
+    assert begun
+    shown = watched.stdout.split("sweep     slow")[1:]
+    assert len(shown) >= 2
+    assert "writes to this experiment" in shown[0] and "10 finished" not in shown[0]
+    assert "writes to this experiment" not in shown[-1] and "10 finished" in shown[-1]
+
+
+def test_an_interval_must_be_positive(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["status", "sweep.yaml", "--watch", "0"])
+    assert stop.value.code == 2
+    assert "must be a number of seconds > 0; got '0'" in capsys.readouterr().err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,12 +33,43 @@ LONGEST_TRACEBACK = 40
 """Lines of a traceback that are printed, the last ones."""
 LABELLED_ANEW = 500
 """The most trials whose curves `status` reads, to label them under the sweep's own thresholds."""
+LEAST_REST = 9
+"""With `--watch`, the time between two readings is at least so many times that of reading."""
+_CLEAR = "\033[2J\033[H"
+"""Empties a terminal."""
 _UNDER_OTHERS = "under other thresholds (`phases:`)"
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Show how many of the sweep's trials are recorded, in which status and phase, and what would run."""
+    """Show how many of the sweep's trials are recorded, in which status and phase, and what would run.
+
+    With `--watch` again and again, until no driver writes to the record or a signal comes.
+    """
     sweep = load_sweep(arguments)
+    if arguments.watch is None:
+        print("\n".join(_state(sweep, arguments).lines))
+        return 0
+    while True:
+        began = time.monotonic()
+        state = _state(sweep, arguments)
+        if sys.stdout.isatty():
+            print(_CLEAR, end="")
+        print("\n".join([*state.lines, f"at        {time.strftime('%H:%M:%S')}"]), flush=True)
+        if not state.driven:
+            return 0
+        # Reading a large record takes seconds: the database is the driver's first.
+        spent = time.monotonic() - began
+        time.sleep(max(arguments.watch, LEAST_REST * spent))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    lines: list[str]
+    driven: bool
+    """Whether a driver may be writing to the record."""
+
+
+def _state(sweep: Sweep, arguments: argparse.Namespace) -> _State:
     job, thresholds = sweep.job_object(), sweep.thresholds()
     counts: Counter[Status] = Counter()
     phases: Counter[str] = Counter()
@@ -77,8 +110,9 @@ def status(arguments: argparse.Namespace) -> int:
     ]
     missing = len(by_id) - counts.total()
     lines.append(f"trials    {len(by_id)}: {', '.join(numbers)}, {missing} missing")
+    lease = None if parent is None else _lease(sweep)
     if parent is not None:
-        lines += driver_lines(_lease(sweep), counts, missing, command_line(arguments, "run"))
+        lines += driver_lines(lease, counts, missing, command_line(arguments, "run"))
     if phases:
         lines.append(f"phases    {phase_counts(phases)}")
     others = Counter(label for trial_id, label in stale.items() if trial_id not in relabelled)
@@ -91,8 +125,8 @@ def status(arguments: argparse.Namespace) -> int:
     lines += [f"marked    {count} finished: {mark}" for mark, count in marks.items()]
     lines += [f"doubtful  {line}" for line in doubt_lines(doubted)]
     lines += [f"steps     {line}" for line in without_bounds_lines(without_bounds)]
-    print("\n".join([*lines, *failures.lines()]))
-    return 0
+    driven = lease is not None and is_held(lease, Process.this()) is not False
+    return _State(lines=[*lines, *failures.lines()], driven=driven)
 
 
 def _lease(sweep: Sweep) -> Lease | None:
