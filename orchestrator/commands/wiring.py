@@ -207,7 +207,7 @@ def make_pool(
             return InlineDispatcher(device=inline_device(sweep), training=training)
         from orchestrator.dispatch.ray_pool import RayDispatcher
 
-        return RayDispatcher(job=sweep.job, request=request(sweep), source=source)
+        return RayDispatcher(job=sweep.job, request=request(sweep), source=source, say=say)
 
     return make
 

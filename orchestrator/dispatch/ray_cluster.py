@@ -27,6 +27,8 @@ LOOK_S = 5.0
 """How often the nodes are asked for."""
 NO_ANSWER_S = 30.0
 """The head counts as dead after this long without an answer. Ray itself would end this process, see `HEAD_AWAY`."""
+SAY_S = 10.0
+"""Without an answer for this long, the driver says that it waits for the head."""
 CHECK_S = 0.5
 """How often a thread that waits for the head sees whether it is dead."""
 DISCONNECT_S = 10.0
@@ -38,12 +40,15 @@ class RayCluster:
 
     Args:
         owned: whether this process made the connection and closes it.
+        say: called with a line to show, on the driver's thread.
     """
 
-    def __init__(self, *, owned: bool) -> None:
+    def __init__(self, *, owned: bool, say: Callable[[str], None]) -> None:
         self.local = _started_here()
         """Whether that Ray is a child of this process, and consists of this machine alone."""
-        self._owned = owned
+        self._owned, self._say = owned, say
+        self._said_of = -1.0
+        """The last answer whose age was mentioned."""
         self._prefix = f"phasefront/{uuid.uuid4().hex}/"
         self._own = _own_node()
         self._nodes: Mapping[str, AliveNode] = alive_nodes()
@@ -98,7 +103,11 @@ class RayCluster:
             return f"the local Ray has died: its process {' and '.join(gone)} ended" if gone else ""
         if self._own and self._own not in self._nodes:
             return "the Ray node of this driver has died: the cluster goes on, but this run cannot reach it"
-        silent_s = time.monotonic() - self._answered_at
+        answered_at = self._answered_at
+        silent_s = time.monotonic() - answered_at
+        if silent_s > SAY_S and self._said_of != answered_at:
+            self._said_of = answered_at
+            self._say(f"the Ray cluster has not answered for {silent_s:.0f} s; waiting for {NO_ANSWER_S:.0f} s at most")
         return f"the Ray cluster has not answered for {silent_s:.0f} s" if silent_s > NO_ANSWER_S else ""
 
     def call(self, work: Callable[[], T]) -> T:

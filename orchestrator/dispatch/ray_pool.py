@@ -5,6 +5,8 @@ Ray is imported in this folder alone, and only when a pool is made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from orchestrator.dispatch.capacity import Request
 from orchestrator.dispatch.pool import PooledDispatcher
 from orchestrator.dispatch.ray_cluster import RayCluster
@@ -25,14 +27,22 @@ class RayDispatcher(PooledDispatcher):
         request: how many workers, and what each takes; None for the defaults. Without a number of workers, as many as
             the cluster holds, following nodes that come and go. A worker has as many threads as it takes CPU cores.
         source: the driver's source of the job, which workers must have; None to accept any.
+        say: called with a line to show while the cluster does not answer.
 
     Raises:
         UserError: no cluster, no access, or no device of the kind asked for.
     """
 
-    def __init__(self, *, job: str | None = None, request: Request | None = None, source: Source | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        job: str | None = None,
+        request: Request | None = None,
+        source: Source | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
         request = request or Request()
-        cluster = RayCluster(owned=connect(request.local_node()))
+        cluster = RayCluster(owned=connect(request.local_node()), say=say)
         try:
             shape = request.shape(node.total for node in alive_nodes().values())
             if cluster.local and shape.workers < 1:
