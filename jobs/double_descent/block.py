@@ -19,6 +19,7 @@ from itertools import chain, pairwise
 import torch
 from torch import Tensor
 
+from jobs.double_descent import fused
 from jobs.double_descent.params import DoubleDescentParams
 from jobs.packed import random
 from jobs.packed.batches import Batches
@@ -131,6 +132,12 @@ class MLPBlock(Block):
         self._row_offset = (self.data.source_M * examples)[:, None] if sets > 1 else None
         self._x_flat = self.data.x_SND.flatten(0, 1)
         self._step = Step(self._train_step, self._device)
+        self.fused = self._fused_trainer() if fused.used_for(self._weights) else None
+
+    def _fused_trainer(self) -> fused.Trainer:
+        """Trains these models as `advance` does, many steps at once."""
+        data = self.data
+        return fused.Trainer(self._weights, self._optimiser, data.x_SND, data.y_MN, data.source_M, loss=self._loss)
 
     def _scaled(self, weight: Tensor) -> Tensor:
         """Weights (..., M, 1, B) of examples in the mean loss, as factors of the loss's gradient."""
@@ -157,6 +164,13 @@ class MLPBlock(Block):
                     # This step rescales the momentum too: it is not the one that is repeated.
                     steps, train = 1, self._train_step
             rows_KMB = self.batches.draw(step, steps)
+            weights_KMB = self.batches.step_weights(step, steps)
+            scales_KM1B = None if weights_KMB is None else self._scaled(weights_KMB[:, :, None])
+            step += steps
+            count -= steps
+            if self.fused is not None:
+                self.fused.train(rows_KMB, self._delta_scale if scales_KM1B is None else scales_KM1B)
+                continue
             models = rows_KMB.shape[1]
             if steps == 1 or self.batches.full:
                 targets_KMB = self.data.y_MN.gather(1, rows_KMB[0]).expand(steps, -1, -1)
@@ -165,8 +179,6 @@ class MLPBlock(Block):
                 targets_KMB = self.data.y_MN.gather(1, flat).view(models, steps, -1).transpose(0, 1).contiguous()
             if self._row_offset is not None:
                 rows_KMB = rows_KMB + self._row_offset
-            weights_KMB = self.batches.step_weights(step, steps)
-            scales_KM1B = None if weights_KMB is None else self._scaled(weights_KMB[:, :, None])
             if self.batches.full:
                 self._gather(rows_KMB[0])
             for k in range(steps):
@@ -176,8 +188,6 @@ class MLPBlock(Block):
                     train(targets_KMB[k], rows_KMB[k])
                 else:
                     train(targets_KMB[k], rows_KMB[k], scales_KM1B[k])
-            step += steps
-            count -= steps
 
     def _decay(self, times: int) -> bool:
         """Set the learning rate after this number of decays; returns whether it has changed."""

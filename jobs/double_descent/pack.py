@@ -22,17 +22,22 @@ from jobs.packed.loop import neighbours, run_blocks
 
 def train(pack: Sequence[Member[DoubleDescentParams]], device: str) -> Iterator[Report]:
     """Reports of all members; see `jobs.job.Job.train`."""
+    schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
+    yield from run_blocks(blocks_of(pack, device), schedules, watch="train_loss")
+
+
+def blocks_of(pack: Sequence[Member[DoubleDescentParams]], device: str) -> list[tuple[MLPBlock, Sequence[int]]]:
+    """Untrained blocks, each with the positions of its models in the pack."""
     first = pack[0].params
     width = padded_width(max(member.params.width for member in pack))
     sizes = layer_sizes(first.inputs, width, first.depth, first.outputs)
     size = models_per_block(step_bytes(sizes, first.batch, first.optimiser), device)
     groups = neighbours(pack, size, lambda params: params.width)
-    blocks = []
+    blocks: list[tuple[MLPBlock, Sequence[int]]] = []
     for positions in groups:
         params, seeds = [pack[i].params for i in positions], [pack[i].seed for i in positions]
         blocks.append((MLPBlock(_data(params, seeds, device), params, seeds), positions))
-    schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
-    yield from run_blocks(blocks, schedules, watch="train_loss")
+    return blocks
 
 
 def _data(params: Sequence[DoubleDescentParams], seeds: Sequence[int], device: str) -> PackData:

@@ -126,6 +126,29 @@ class OptimiserSettings:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """The next K steps of an optimiser in numbers, for a kernel that applies them by itself.
+
+    From a gradient g, which has `gradient_scale` as a factor, SGD computes v = keep * v + g + decay * w and w = w - v.
+    Adam and AdamW compute, with the decay as their names say, m = m + (g - m) * keep, v = v * second_keep +
+    g * g * second_new and w = w - rate * m / (sqrt(v) * factor + summand).
+    """
+
+    first: Tensor
+    """v of SGD, or m; flat, changed in place by the kernel."""
+    second: Tensor
+    """v of Adam; that of SGD otherwise."""
+    rate_M: Tensor
+    decay_M: Tensor
+    """What is added of a parameter to its gradient; what it is multiplied by (adamw)."""
+    keep: float
+    second_keep: float = 0.0
+    second_new: float = 0.0
+    corrections_K2: Tensor
+    """float32 (factor, summand) of Adam's denominator in each step; not read otherwise."""
+
+
 class Optimiser(ABC):
     """Applies gradients to a `FlatParameters`."""
 
@@ -166,6 +189,10 @@ class Optimiser(ABC):
     @abstractmethod
     def update(self) -> None:
         """One step, from the gradient that the caller has put into `gradient`."""
+
+    @abstractmethod
+    def skip(self, steps: int) -> Update:
+        """Count these steps, which the caller does instead of `update`, and say what they must do."""
 
     def _prepare(self) -> None:
         """Compute what depends on the rate and on the remaining models."""
@@ -214,6 +241,18 @@ class SGD(Optimiser):
         if self._any_decay:
             velocity.addcmul_(flat, self._decay)
         flat.sub_(velocity)
+
+    def skip(self, steps: int) -> Update:
+        rate_M = self.learning_rate * self._rate
+        velocity = self.gradient.flat
+        return Update(
+            first=velocity,
+            second=velocity,
+            rate_M=rate_M,
+            decay_M=rate_M * self.weight_decay,
+            keep=self.accumulate,
+            corrections_K2=velocity,
+        )
 
 
 class Adam(Optimiser):
@@ -273,6 +312,26 @@ class Adam(Optimiser):
         else:
             torch.div(self.first.flat, denominator, out=denominator).mul_(self._step_size)
             flat.sub_(denominator, alpha=1 / correction)
+
+    def skip(self, steps: int) -> Update:
+        s = self.settings
+        rate_M = self.learning_rate * self._rate
+        count_K = torch.arange(1, steps + 1, dtype=torch.float64, device=rate_M.device)
+        count_K += self._steps if self._count is None else self._count
+        first_K, second_K = 1 - s.beta1**count_K, 1 - s.beta2**count_K
+        self._steps += steps
+        if self._count is not None:
+            self._count.add_(steps)
+        return Update(
+            first=self.first.flat,
+            second=self.second.flat,
+            rate_M=rate_M,
+            decay_M=1 - rate_M * self.weight_decay if s.kind == "adamw" else self.weight_decay,
+            keep=1 - s.beta1,
+            second_keep=s.beta2,
+            second_new=1 - s.beta2,
+            corrections_K2=torch.stack([first_K * second_K.rsqrt(), first_K * s.epsilon], 1).float(),
+        )
 
 
 def make_optimiser(settings: OptimiserSettings, parameters: FlatParameters) -> Optimiser:
