@@ -29,6 +29,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from jobs.double_descent import fused  # noqa: E402
 from jobs.double_descent.image_job import ImageDoubleDescent  # noqa: E402
 from jobs.double_descent.image_params import ImageParams  # noqa: E402
 from jobs.double_descent.job import DoubleDescent  # noqa: E402
@@ -266,13 +267,14 @@ def packs(report: Report, device: str, scale: int, room_s: float) -> None:
     """Rates of packs, kernel by kernel and captured; memory; the ratio to one process per model."""
     large = scale == 1
     best: dict[int, float] = {}
-    for width in (8, 64, 256, 512) if large else (8, 64):
+    for width in (8, 16, 32, 64, 256, 512) if large else (8, 64):
         flops = 3 * 2 * 100 * (40 * width + width * width + 10 * width)
         for models in (1, 10, 100, 1000, 10_000) if large else (1, 10):
-            if report.over or models * width * width > 1e8:
+            if report.over or models * width * width > 1e8 or (width in (16, 32) and models < 100):
                 continue
             name = f"perceptron, width {width}, {models} models"
-            rate = case(report, name, perceptron(width), DoubleDescent(), models, device, room_s, flops)
+            small = width <= fused.WIDEST
+            rate = case(report, name, perceptron(width), DoubleDescent(), models, device, room_s, flops, small=small)
             if models <= 1000:
                 best[width] = max(rate, best.get(width, 0.0))
     for width in (64, 256):
@@ -312,26 +314,37 @@ def case(
     device: str,
     room_s: float,
     flops: float = 0.0,
+    small: bool = False,
 ) -> float:
-    """One row; the rate of the captured pack."""
-    medians, rates = [], []
+    """One row; the rate of the captured pack. A small perceptron is trained by the fused kernel too."""
+    ways = ("eager",)
+    if device.startswith("cuda"):
+        ways = ("eager", "captured", "fused") if small and fused.available() else ("eager", "captured")
+    found: dict[str, list[float]] = {}
     peak = ""
-    for captured in (False, True) if device.startswith("cuda") else (False,):
-        capture.ENABLED = captured
-        rates = []
+    for way in ways:
+        capture.ENABLED, fused.ENABLED = way == "captured", way == "fused"
+        rates: list[float] = []
         try:
             peak = memory_of(lambda r=rates: r.extend(pack_rate(make, job, models, device, room_s)), device)
-        except RuntimeError as error:  # out of memory, or a step that cannot be captured
-            report.row(name, f"{'captured' if captured else 'eager'}: {str(error).splitlines()[0][:200]}")
-            return medians[-1] if medians else 0.0
-        medians.append(statistics.median(rates))
-    cells = [spread(rates, " model-steps/s"), f"{1e6 * models / medians[-1]:.0f} us a step"]
-    if len(medians) > 1:
-        cells.append(f"{medians[1] / medians[0]:.2f} times eager")
+        except Exception as error:  # out of memory, a step that cannot be captured, a kernel that is not compiled
+            report.row(name, f"{way}: {str(error).splitlines()[0][:200]}")
+            break
+        found[way] = rates
+    capture.ENABLED, fused.ENABLED = True, False
+    medians = {way: statistics.median(rates) for way, rates in found.items()}
+    if not medians:
+        return 0.0
+    main = "captured" if "captured" in found else "eager"
+    cells = [spread(found[main], " model-steps/s"), f"{1e6 * models / medians[main]:.0f} us a step"]
+    if main != "eager":
+        cells.append(f"{medians[main] / medians['eager']:.2f} times eager")
+    if "fused" in found:
+        cells.append(f"fused: {spread(found['fused'])}, {medians['fused'] / medians[main]:.2f} times captured")
     if flops:
-        cells.append(f"{medians[-1] * flops / 1e12:.3g} TFLOP/s")
+        cells.append(f"{medians[main] * flops / 1e12:.3g} TFLOP/s")
     report.row(name, *cells, peak)
-    return medians[-1]
+    return medians[main]
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.double_descent import fused
 from jobs.double_descent.image_job import ImageDoubleDescent
 from jobs.double_descent.image_params import ImageParams
 from jobs.double_descent.job import DoubleDescent
@@ -16,6 +17,7 @@ from jobs.double_descent.params import DoubleDescentParams
 from jobs.grokking.job import Grokking
 from jobs.grokking.params import GrokkingParams
 from jobs.job import Job, Member, Params
+from jobs.packed import capture
 from tests.image_files import write_cifar
 
 pytestmark = [
@@ -54,6 +56,14 @@ CASES: list[tuple[Job[Any], list[Params]]] = [
 ]
 
 
+PERCEPTRONS: list[dict[str, Any]] = [
+    {"label_noise": 0.2, "weight_decay": 0.01},
+    {"optimiser": "adamw", "weight_decay": 0.01, "learning_rate": 1e-3},
+    {"loss": "squared", "batch_order": "with_replacement"},
+    {"last_batch": "smaller", "rate_decay": 0.5, "rate_decay_epochs": 1},
+]
+WIDTHS: list[tuple[int, dict[str, Any]]] = [(3, {"steps": 9}), (17, {"learning_rate": 0.003}), (64, {})]
+
 IMAGES = {"pool": 60, "test_count": 20, "batch_size": 8, "steps": 25, "curve_points": 5, "learning_rate": 1e-3}
 CONVOLUTIONS: list[dict[str, Any]] = [
     {"model": "cnn5", "optimiser": "sgd", "momentum": 0.9, "rate_every": 10},
@@ -75,6 +85,22 @@ def losses(job: Job[Any], params: list[Params], device: str) -> list[list[float]
 @pytest.mark.parametrize(("job", "params"), CASES)
 def test_a_trial_on_a_gpu_is_the_trial_on_a_cpu(job: Job[Any], params: list[Params]) -> None:
     for here, there in zip(losses(job, params, "cpu"), losses(job, params, "cuda"), strict=True):
+        np.testing.assert_allclose(there, here, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("way", ["eager", "captured", "fused"])
+@pytest.mark.parametrize("settings", PERCEPTRONS)
+def test_every_way_to_train_a_perceptron_gives_the_trial(
+    settings: dict[str, Any], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "fused":
+        assert fused.available(), "CUDA builds of torch bring triton"
+    monkeypatch.setattr(capture, "ENABLED", way == "captured")
+    monkeypatch.setattr(fused, "ENABLED", way == "fused")
+    params: list[Params] = [DoubleDescentParams(width=w, **(DESCENT | settings | own)) for w, own in WIDTHS]
+    for here, there in zip(
+        losses(DoubleDescent(), params, "cpu"), losses(DoubleDescent(), params, "cuda"), strict=True
+    ):
         np.testing.assert_allclose(there, here, rtol=2e-3, atol=2e-5)
 
 
