@@ -28,6 +28,7 @@ _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, e
 _OURS = ("", "orchestrator", "jobs")
 """Packages whose absence is a bug in this program, not a missing library."""
 
+_HTML = ", or the interactive page: .html"
 _FILE = "the sweep file (YAML)"
 _SET = "override a value of the file, e.g. --set axes.weight_decay.points=48; may be repeated"
 
@@ -136,8 +137,20 @@ def parser() -> argparse.ArgumentParser:
     analyse = command(
         "analyse", "compute the statistics that the sweep file names, from the record, without running trials"
     )
-    analyse.add_argument("--figures", **figures)
-    map_.add_argument("--figures", **figures)
+    width: Any = {
+        "type": _width,
+        "metavar": "WIDTH",
+        "help": "of the figures on a page: single, double, or millimetres, instead of the file's",
+    }
+    for sub, what in ((map_, "the phase diagram"), (analyse, "the figures")):
+        sub.add_argument("--figures", **figures)
+        sub.add_argument(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help=f"also write {what} for a page: .pdf, .svg, .png" + _HTML * (sub is map_),
+        )
+        sub.add_argument("--width", **width)
     command("report", "write one page about a sweep (HTML) from the record, without running trials")
     compare = command("compare", "draw two phase maps and their difference side by side", file=False)
     for name, which in (("first", "one"), ("second", "the other")):
@@ -151,9 +164,10 @@ def parser() -> argparse.ArgumentParser:
         "--output",
         metavar="FILE",
         default="comparison.png",
-        help="the picture (PNG, or .svg, .pdf) [comparison.png]",
+        help="the picture: .png, .svg or .pdf [comparison.png]",
     )
     compare.add_argument("--figures", **figures)
+    compare.add_argument("--width", **width)
     replay = command("replay", "train a recorded trial again, and compare its curve with the record", file=False)
     replay.add_argument("run_id", metavar="RUN_ID", help="the MLflow run of the trial")
     replay.add_argument(
@@ -202,6 +216,13 @@ def _figures(text: str) -> tuple[str, ...]:
     if set(kinds) <= {"png", "svg", "pdf"}:
         return tuple(kind for kind in kinds if kind != "png")
     raise argparse.ArgumentTypeError(f"must be png, svg, pdf, or several with commas between; got {text!r}")
+
+
+def _width(text: str) -> str | float:
+    with contextlib.suppress(ValueError):
+        if text in ("single", "double") or 30 <= float(text) <= 500:
+            return text if text in ("single", "double") else float(text)
+    raise argparse.ArgumentTypeError(f"must be single, double, or millimetres from 30 to 500; got {text!r}")
 
 
 def _tolerance(text: str) -> float:

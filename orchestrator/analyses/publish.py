@@ -12,6 +12,7 @@ from orchestrator.analyses.base import Analysis
 from orchestrator.analyses.result import Result, write_json
 from orchestrator.analyses.source import Source
 from orchestrator.phases.publish import replaced
+from orchestrator.phases.style import FigureStyle, drawn_as, look
 
 TABLES = "analysis.json"
 """All results of a sweep, in one file; also the list of what an earlier analysis has left."""
@@ -27,6 +28,8 @@ class Analysed:
     """Artifact path -> local file."""
     gone: tuple[str, ...] = ()
     """Files of an earlier analysis that this one does not have; they are deleted."""
+    beside: tuple[Path, ...] = ()
+    """Figures that were written elsewhere too."""
 
     @property
     def lines(self) -> list[str]:
@@ -48,6 +51,8 @@ def analyse(
     sweep_id: str,
     thresholds: str,
     figures: Sequence[str] = (),
+    style: FigureStyle | None = None,
+    also: Path | None = None,
 ) -> Analysed:
     """Compute the analyses one after another, and write their tables and figures into a folder.
 
@@ -61,23 +66,47 @@ def analyse(
         sweep_id: kept in the file of results.
         thresholds: their fingerprint, kept there too.
         figures: formats in which the figures are written beside PNG: "svg", "pdf".
+        style: how the figures look.
+        also: where the figure is written too, for a page; of several, each with its name added.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: a file cannot be written.
     """
+    with drawn_as(style or FigureStyle()):
+        return _analyse(sweep, analyses, source, folder, sweep_id, thresholds, figures, also)
+
+
+def _analyse(
+    sweep: str,
+    analyses: Sequence[Analysis],
+    source: Source,
+    folder: Path,
+    sweep_id: str,
+    thresholds: str,
+    figures: Sequence[str],
+    also: Path | None,
+) -> Analysed:
     results = tuple(analysis.compute(source) for analysis in analyses)
     files: dict[str, Path] = {}
     before = _left_in(folder)
+    beside: list[Path] = []
 
     def write(name: str, make: Callable[[Path], None]) -> None:
         files[name] = replaced(folder / name, make)
 
     if results:
         folder.mkdir(parents=True, exist_ok=True)
+    pictures = {result.name: _picture(sweep, result) for result in results}
+    pages = [name for name, picture in pictures.items() if picture is not None]
     for result in results:
         if result.rows:
             write(f"analysis_{result.name}.csv", result.write_csv)
-        picture = _picture(sweep, result)
+        picture = pictures[result.name]
+        if picture is not None and also is not None:
+            page = also if len(pages) == 1 else also.with_stem(f"{also.stem}_{result.name}")
+            with drawn_as(look().style.for_page()):
+                page.parent.mkdir(parents=True, exist_ok=True)
+                beside.append(replaced(page, picture))
         if picture is not None:
             for kind in dict.fromkeys(("png", *figures)):
                 write(f"analysis_{result.name}.{kind}", picture)
@@ -90,7 +119,7 @@ def analyse(
     gone = tuple(name for name in before if name not in files)
     for name in gone:
         (folder / name).unlink(missing_ok=True)
-    return Analysed(results=results, files=files, gone=gone)
+    return Analysed(results=results, files=files, gone=gone, beside=tuple(beside))
 
 
 def _picture(sweep: str, result: Result) -> Callable[[Path], None] | None:

@@ -27,8 +27,8 @@ def spread(count: int, most: int) -> frozenset[int]:
 def axis_label(source: Source, name: str) -> str:
     """The label of an axis with its unit."""
     if name == STEP:
-        return "step"
-    return text.axis_label(name, specs(type(source.params[0])) if source.params else {})
+        return text.named("step")
+    return text.named(name, text.axis_label(name, specs(type(source.params[0])) if source.params else {}))
 
 
 def wants_log(source: Source, name: str) -> bool:
@@ -106,4 +106,4 @@ def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
     ax.set_ylabel(figure.y_label)
     ax.grid(axis="y")
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="best", fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")
+        ax.legend(loc="best", fontsize=png.points(8.5), frameon=True, framealpha=0.85, edgecolor="none")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.again import command_line
+from orchestrator.commands.picture import output_of, writing
 from orchestrator.commands.searching import known_trials
 from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, relabelled, sweep_record
+from orchestrator.phases.style import FORMATS
 
 if TYPE_CHECKING:
     from orchestrator.analyses.publish import Analysed
@@ -25,6 +28,7 @@ def analysed(
     table: TrialTable,
     tracker: Tracker,
     figures: Sequence[str] = (),
+    also: Path | None = None,
 ) -> Analysed:
     """Compute the sweep's analyses from what is recorded, and write their files into its output folder.
 
@@ -34,6 +38,7 @@ def analysed(
         table: What is recorded of them.
         tracker: Its record, to read curves.
         figures: Formats of the figures beside PNG.
+        also: Where the figures are written too, for a page.
     """
     from orchestrator.analyses.publish import analyse
     from orchestrator.analyses.source import Source
@@ -54,6 +59,8 @@ def analysed(
         sweep_id=sweep.id,
         thresholds=sweep.thresholds_fingerprint(),
         figures=figures,
+        style=sweep.figure,
+        also=also,
     )
 
 
@@ -61,6 +68,7 @@ def analyse(arguments: argparse.Namespace) -> int:
     """Compute the analyses from the record alone; trials labelled under other thresholds are relabelled."""
     from orchestrator.phases.table import collect
 
+    also = output_of(arguments, FORMATS)
     sweep = load_sweep(arguments)
     with contextlib.closing(open_tracker(sweep)) as tracker:
         trials = known_trials(sweep, tracker)
@@ -69,7 +77,9 @@ def analyse(arguments: argparse.Namespace) -> int:
         tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
         count = relabelled(sweep, trials, tracker)
         rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
-        done = analysed(sweep, trials, collect(trials, rows, sweep.job_object()), tracker, arguments.figures)
+        table = collect(trials, rows, sweep.job_object())
+        with writing(also):
+            done = analysed(sweep, trials, table, tracker, arguments.figures, also)
         tracker.attach(done.files)
         left = tracker.detach(done.gone)
         tracker.annotate(done.metrics)
@@ -83,6 +93,10 @@ def analyse(arguments: argparse.Namespace) -> int:
         print(line)
     for name, path in sorted(done.files.items()):
         print(f"{name:<25} {path}")
+    for path in done.beside:
+        print(f"{'figure':<25} {path}")
+    if also is not None and not done.beside:
+        print(f"warning: nothing to draw, so {also} was not written")
     if left:
         print(f"warning: artifacts of an earlier analysis that the artifact store cannot delete: {', '.join(left)}")
     return 0

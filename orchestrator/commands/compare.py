@@ -7,7 +7,9 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.picture import output_of, writing
 from orchestrator.errors import UserError
+from orchestrator.phases.style import FORMATS, FigureStyle, drawn_as
 
 if TYPE_CHECKING:
     from orchestrator.axes import Axis
@@ -24,7 +26,10 @@ def compare(arguments: argparse.Namespace) -> int:
     from orchestrator.phases.compare import compare as compare_maps
     from orchestrator.phases.draw.png_compare import draw_comparison
 
-    sides = [_read(Path(given)) for given in (arguments.first, arguments.second)]
+    output = output_of(arguments, FORMATS)
+    assert output is not None
+    read = [_read(Path(given)) for given in (arguments.first, arguments.second)]
+    sides = [side for side, _ in read]
     for given, side in zip((arguments.first, arguments.second), sides, strict=True):
         if not side.map.fitted:
             raise _without_map(str(given), side)
@@ -35,13 +40,13 @@ def compare(arguments: argparse.Namespace) -> int:
         next_step = "compare sweeps over the same axes, with ranges that overlap"
         raise UserError(rule, place=place, next_step=next_step) from error
     print("\n".join(report(comparison)))
-    output = Path(arguments.output)
-    try:
+    style = next((style for _, style in read if style is not None), FigureStyle())
+    if arguments.width is not None:
+        style = style.model_copy(update={"width": arguments.width})
+    with writing(output), drawn_as(style):
         output.parent.mkdir(parents=True, exist_ok=True)
         for kind in dict.fromkeys((output.suffix.removeprefix("."), *arguments.figures)):
-            draw_comparison(comparison, output.with_suffix(f".{kind}" if kind else ""))
-    except OSError as error:
-        raise UserError(f"cannot be written: {error}", place=str(output), next_step="give another -o") from error
+            draw_comparison(comparison, output.with_suffix(f".{kind}"))
     print(f"picture: {output}")
     return 0
 
@@ -61,16 +66,17 @@ def _without_map(given: str, side: Side) -> UserError:
     )
 
 
-def _read(path: Path) -> Side:
+def _read(path: Path) -> tuple[Side, FigureStyle | None]:
+    """A side, and how its sweep file says that figures look."""
     if path.suffix in (".yaml", ".yml"):
         return _of_sweep(path)
     file = path / TABLE if path.is_dir() else path
     if not file.exists():
         raise UserError("is not there", place=str(file), choices=_VALID, next_step="name a sweep that was run")
-    return _of_table(file)
+    return _of_table(file), None
 
 
-def _of_sweep(path: Path) -> Side:
+def _of_sweep(path: Path) -> tuple[Side, FigureStyle]:
     """From the record alone, as `map` draws it."""
     from orchestrator.commands.searching import known_trials
     from orchestrator.commands.wiring import nothing_recorded, open_tracker
@@ -88,7 +94,7 @@ def _of_sweep(path: Path) -> Side:
     table, fingerprint = collect(trials, rows, sweep.job_object()), sweep.thresholds_fingerprint()
     finished = [row.recorded for row in rows.values() if row.recorded.status is Status.FINISHED]
     stale = sum(recorded.thresholds != fingerprint for recorded in finished)
-    return side(note_of(sweep, search=sweep.is_search, job=sweep.job), table, stale=stale)
+    return side(note_of(sweep, search=sweep.is_search, job=sweep.job), table, stale=stale), sweep.figure
 
 
 def _of_table(file: Path) -> Side:

@@ -7,13 +7,16 @@ import contextlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.again import command_line
 from orchestrator.commands.analysing import analysed
 from orchestrator.commands.figures import check_figures, draw_figures
+from orchestrator.commands.picture import output_of, writing
 from orchestrator.commands.searching import history, known_trials
 from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, relabelled, sweep_record
+from orchestrator.phases.style import FORMATS, drawn_as
 from orchestrator.records import Status, Summary, phase_metric
 from orchestrator.sanity import MARK_STEP, marked, unreported
 from orchestrator.sweep.file import MOST_BUDGET
@@ -36,6 +39,7 @@ def publish_record(
     history: Sequence[tuple[int, float]] = (),
     analyses: bool = False,
     figures: Sequence[str] = (),
+    also: Path | None = None,
 ) -> Published:
     """Draw what is recorded of these trials, and keep the files and the search's curve with the parent run.
 
@@ -47,6 +51,7 @@ def publish_record(
         history: (trials, uncertain area) in the course of a search, where it is known.
         analyses: Whether what the sweep file names under `analysis:` is computed too.
         figures: formats of the figures beside PNG, see `publish`.
+        also: where the phase diagram is written too, for a page.
 
     Returns:
         The files, notes and metrics; the last value of a curve is the metric `map/<name>`.
@@ -66,6 +71,8 @@ def publish_record(
         curves=tracker.curves,
         sweep_id=sweep.id,
         figures=figures,
+        style=sweep.figure,
+        also=also,
     )
     done = analysed(sweep, trials, published.table, tracker, figures) if analyses else None
     if done is not None:
@@ -167,6 +174,7 @@ def keep_summary(sweep: Sweep, summary: Summary, tracker: Tracker, parent: str) 
     names = ("done", "failed", "skipped", "workers", "seconds", "startup_s", "train_s", "record_s", "estimated_s")
     content = {name: getattr(summary, name) for name in names}
     content |= {"parent": parent, "thresholds": sweep.thresholds_fingerprint(), "analyses": _named_analyses(sweep)}
+    content |= {"figure": _style(sweep)}
     path = sweep.output / SUMMARY
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(content, indent=1) + "\n")
@@ -185,7 +193,7 @@ def is_published(sweep: Sweep, summary: Summary, parent: str, figures: Sequence[
         drawn = drawn and _of_another(sweep) is None
         whole = last["done"] + last["skipped"] == summary.skipped and not last["failed"]
         same = last["parent"] == parent and last["thresholds"] == sweep.thresholds_fingerprint()
-        same = same and last.get("analyses", "") == _named_analyses(sweep)
+        same = same and last.get("analyses", "") == _named_analyses(sweep) and last.get("figure", "") == _style(sweep)
         return bool(drawn and whole and same)
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -194,6 +202,12 @@ def is_published(sweep: Sweep, summary: Summary, parent: str, figures: Sequence[
 def _named_analyses(sweep: Sweep) -> str:
     """A digest of the file's `analysis:`; "" where it has none, as for a run of an earlier version."""
     return "" if sweep.written.analysis is None else digest("analyses", [a.model_dump() for a in sweep.analyses]).hex()
+
+
+def _style(sweep: Sweep) -> str:
+    """How its figures look, as text; "" where the file does not say, as for a run of an earlier version."""
+    written = sweep.figure.model_dump(exclude_defaults=True)
+    return json.dumps(written, sort_keys=True) if written else ""
 
 
 def counts_of(sweep: Sweep, summary: Summary) -> dict[str, float]:
@@ -231,6 +245,7 @@ def print_files(published: Published) -> None:
 
 def map_(arguments: argparse.Namespace) -> int:
     """Rebuild the diagram from the record alone; trials labelled under other thresholds are relabelled."""
+    also = output_of(arguments, (*FORMATS, "html"))
     sweep = load_sweep(arguments)
     check_figures(sweep, arguments)
     with contextlib.closing(open_tracker(sweep)) as tracker:
@@ -241,19 +256,25 @@ def map_(arguments: argparse.Namespace) -> int:
         tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
         finished = sum(state.status is Status.FINISHED for state in recorded.values())
         count = relabelled(sweep, trials, tracker)
-        published = publish_record(
-            sweep,
-            trials,
-            tracker,
-            classifier=arguments.classifier,
-            history=history(sweep, tracker),
-            figures=arguments.figures,
-        )
+        with writing(also):
+            published = publish_record(
+                sweep,
+                trials,
+                tracker,
+                classifier=arguments.classifier,
+                history=history(sweep, tracker),
+                figures=arguments.figures,
+                also=also,
+            )
         tracker.annotate(published.metrics)
-        for figures in draw_figures(sweep, trials, tracker, arguments):
+        with drawn_as(sweep.figure, sweep.job_object().phases):
+            further = draw_figures(sweep, trials, tracker, arguments)
+        for figures in further:
             published = published.beside(figures.files, figures.notes, figures.warnings)
     print(f"{finished} of {len(trials)} trials are finished")
     if count:
         print(f"{count} were relabelled under the thresholds (`phases:`) of {arguments.file}")
     print_files(published)
+    if also is not None:
+        print(f"{'figure':<25} {also}")
     return 0

@@ -50,6 +50,8 @@ def load_sweep(arguments: argparse.Namespace) -> Sweep:
     overrides = list(arguments.overrides)
     if getattr(arguments, "workers", None) is not None:
         overrides.append(f"resources.workers={arguments.workers}")
+    if getattr(arguments, "width", None) is not None:
+        overrides.append(f"figure.width={arguments.width}")
     sweep = lasting(Sweep.load(Path(arguments.file), overrides), Path.cwd())
     for name in sweep.retired:
         say(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from jobs.job import Scalar
 from orchestrator.phases.diagram import CellValues, PhaseDiagram
 from orchestrator.phases.scale import AxisScale
-from orchestrator.phases.text import number, plural, words
+from orchestrator.phases.text import named, number, plural, words
 
 FEW = 6
 """A second axis with at most this many values is also shown as one line plot per value."""
@@ -137,7 +137,7 @@ def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
 def shared_words(names: Sequence[str]) -> str:
     """The label of an axis that shows these observations: the name of one, or the words that several share."""
     if len(names) == 1:
-        return words(names[0])
+        return named(names[0])
     parts = [name.split("_") for name in names]
     common = [word for word in parts[0] if all(word in other for other in parts[1:])]
     return " ".join(word for word in common if word != "final") or quantity(names[0])

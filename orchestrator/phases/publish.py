@@ -16,6 +16,7 @@ from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.layout import headline, lay_out
 from orchestrator.phases.publish_map import SAVINGS, Drawing, MapFiles, publish_map
 from orchestrator.phases.publish_theory import publish_theory
+from orchestrator.phases.style import FigureStyle, drawn_as
 from orchestrator.phases.table import SweepView, TrialTable, collect, note_of, write_table
 from orchestrator.phases.theory.curves import ReadCurves
 from orchestrator.records import Status
@@ -77,6 +78,8 @@ def publish(
     curves: ReadCurves | None = None,
     sweep_id: str = "",
     figures: Sequence[str] = (),
+    style: FigureStyle | None = None,
+    also: Path | None = None,
 ) -> Published:
     """Write the phase diagram (PNG, HTML), the table of trials and the sweep's metrics into `folder`.
 
@@ -94,9 +97,11 @@ def publish(
         curves: reads recorded curves, to compare with those that the job's theory predicts; None leaves them out.
         sweep_id: recorded in the table, to tell whose map the folder holds.
         figures: formats in which every PNG is written too: "svg", "pdf".
+        style: how the figures look.
+        also: where the phase diagram is written too, for a page; the suffix is its format: png, svg, pdf or html.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: a file cannot be written.
     """
     from orchestrator.phases.draw.html import write_html
     from orchestrator.phases.draw.png_lines import draw_curves
@@ -113,7 +118,13 @@ def publish(
     files: dict[str, Path] = {}
 
     def write(name: str, make: Callable[[Path], None]) -> None:
-        files.update(write_files(folder, name, make, figures))
+        style_ = style or FigureStyle()
+        with drawn_as(style_, diagram.labels):
+            files.update(write_files(folder, name, make, figures))
+        if also is not None and name == f"phase_diagram{'.html' if also.suffix == '.html' else '.png'}":
+            with drawn_as(style_.for_page(), diagram.labels):
+                also.parent.mkdir(parents=True, exist_ok=True)
+                replaced(also, make)
 
     fitted = MapFiles()
     if drawing is not None:

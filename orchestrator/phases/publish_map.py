@@ -17,6 +17,7 @@ from orchestrator.phases.map.classify import classify
 from orchestrator.phases.map.progress_curve import ProgressCurve, refitted, write_csv
 from orchestrator.phases.map.savings import MAP, read_savings, savings, write_savings
 from orchestrator.phases.map.surface_map import FittedMap
+from orchestrator.phases.style import with_labels
 from orchestrator.phases.table import SweepView, TrialTable
 from orchestrator.phases.text import percent, plural
 from orchestrator.phases.theory.ask import has_theory
@@ -129,14 +130,15 @@ def publish_map(
         write("phase_diagram.png", lambda path: draw_ridges(sweep.name, heading, metric, ridges, curve, path))
     else:
         panels = _with_theory(panels_of(fitted, failed), target, fitted.labels, sweep, diagram, table, trials)
-        write("phase_diagram.png", lambda path: draw_surface(sweep.name, heading, fitted, panels, curve, path))
+        draw = partial(with_labels(fitted.labels, draw_surface), sweep.name, heading, fitted, panels, curve)
+        write("phase_diagram.png", draw)
     ready = {s: [p.plane for p in panels if p.of is each] for s, each in enumerate(fitted.fitted)}
     lines = boundary_lines(fitted, ready)
     write("boundary.parquet", partial(write_parquet, lines))
     write("boundary.geojson", partial(write_geojson, lines))
 
     def views(shown: PhaseDiagram) -> Sequence[dict[str, Any]]:
-        view = ridge_view(ridges, metric) if ridges else map_view(fitted, panels, shown)
+        view = ridge_view(ridges, metric) if ridges else with_labels(fitted.labels, map_view)(fitted, panels, shown)
         return [view] if curve is None else [view, progress_view(curve)]
 
     return MapFiles(

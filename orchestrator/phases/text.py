@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections.abc import Mapping
 from typing import TypeGuard
 
 from jobs.job import ParamSpec
+from orchestrator.phases.style import look
 
 PALETTE = (
     *("#4477AA", "#EEBB33", "#CC4455", "#66CCEE", "#332288", "#88CCAA"),
@@ -23,8 +26,8 @@ INK, SOFT = "#222222", "#777777"
 
 
 def label_colour(index: int) -> str:
-    """The colour of the label at `index` of the diagram's labels; colours repeat after the end of the palette."""
-    return PALETTE[index % len(PALETTE)]
+    """The colour of the label at `index` of the map's labels: that of the style, else of the palette, which repeats."""
+    return look().palette.get(index, PALETTE[index % len(PALETTE)])
 
 
 def rgb(colour: str) -> tuple[float, float, float]:
@@ -68,6 +71,37 @@ def percent(share: float) -> str:
 def words(name: str) -> str:
     """The name of a parameter or observation with spaces for underscores."""
     return name.replace("_", " ")
+
+
+def named(name: str, otherwise: str | None = None) -> str:
+    """What a figure calls an axis, observation or phase: as the style says, else `otherwise` or its words."""
+    return look().style.labels.get(name, words(name) if otherwise is None else otherwise)
+
+
+def _letter(name: str) -> str:
+    """The Greek letter of a LaTeX command without its backslash; other commands as they are."""
+    case = "SMALL" if name.islower() else "CAPITAL"
+    try:
+        return unicodedata.lookup(f"GREEK {case} LETTER {name.upper().replace('LAMBDA', 'LAMDA')}")
+    except KeyError:
+        return name
+
+
+def on_page(label: str) -> str:
+    """A label with formulas as HTML, which shows Greek letters, subscripts and superscripts."""
+
+    def plain(formula: re.Match[str]) -> str:
+        inner = re.sub(r"_(\{[^{}]*\}|\w)", lambda m: f"<sub>{m[1].strip('{}')}</sub>", formula[1])
+        inner = re.sub(r"\^(\{[^{}]*\}|\w)", lambda m: f"<sup>{m[1].strip('{}')}</sup>", inner)
+        inner = re.sub(r"\\([A-Za-z]+)", lambda m: _letter(m[1]), inner)
+        return inner.replace("{", "").replace("}", "").replace("\\", "")
+
+    return re.sub(r"\$([^$]+)\$", plain, label)
+
+
+def localised(text: str) -> str:
+    """The text of a tick with the style's decimal separator."""
+    return text.replace(".", ",") if look().style.decimal == "comma" else text
 
 
 def axis_label(name: str, specs: Mapping[str, ParamSpec]) -> str:

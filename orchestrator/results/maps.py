@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.job import specs
 from orchestrator.errors import UserError, did_you_mean
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.layout import headline, lay_out, summary
 from orchestrator.phases.publish import sweep_metrics
+from orchestrator.phases.style import FigureStyle, drawn_as
 from orchestrator.phases.table import TrialTable
 from orchestrator.records import Status
 from orchestrator.results.frames import Format, in_format, library
+from orchestrator.sweep.file import valid_values
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.target import MetricTarget, PhaseTarget
 from orchestrator.trial import Trial
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.phases.draw.png import Output
     from orchestrator.phases.map.surface_map import FittedMap
 
+T = TypeVar("T")
 _COUNTS = ("finished", "failed", "missing")
 
 
@@ -164,25 +167,91 @@ class PhaseMap:
         """The names that `figure` takes."""
         return tuple(self._drawings)
 
-    def figure(self, name: str = "phase_diagram") -> Any:
+    def figure(self, name: str = "phase_diagram", **style: Any) -> Any:
         """A `matplotlib.figure.Figure`; `figure.savefig("map.pdf")` writes it.
 
         Args:
             name: one of `figures`.
+            style: keys of the sweep file's `figure:`, which they replace: width ("single", "double" or millimetres),
+                labels, colours, panels, decimal.
 
         Raises:
-            UserError: there is no such figure.
+            UserError: there is no such figure, or no such style.
         """
         library("matplotlib", what="figure()")
         kept: list[Any] = []
-        _chosen(name, self._drawings, "figure")(kept.append)
+        draw = _chosen(name, self._drawings, "figure")
+        with drawn_as(self._style(style), self._labels):
+            draw(kept.append)
         (made,) = kept
         # A notebook shows the figure although no backend of pyplot is in use.
         made._repr_png_ = partial(_png, made)
         return made
 
+    def plot(self, ax: Any, *, part: int = 0, legend: bool = True, **style: Any) -> Any:
+        """Draw the map into a matplotlib `Axes` of your own, in your settings of matplotlib; returns `ax`.
+
+        Args:
+            ax: the axes.
+            part: which slice, where further axes vary.
+            legend: whether `ax` gets a legend of the phases.
+            style: keys of the sweep file's `figure:`, which they replace: labels, colours, decimal.
+
+        Raises:
+            UserError: there is no such slice, or no such style.
+        """
+        with drawn_as(self._style(style), self._labels):
+            handles = self._plotted(ax, part)
+        if legend and handles:
+            ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+        return ax
+
+    def _plotted(self, ax: Any, part: int) -> list[Any]:
+        """Draw one slice; legend entries of its phases."""
+        from orchestrator.phases.draw import png
+        from orchestrator.phases.draw.panels import panels_of, ridge_panels
+        from orchestrator.phases.draw.png_map import draw_panel
+        from orchestrator.phases.draw.png_surface import draw_map_panel, draw_ridge
+
+        if self.fitted is None:
+            layout = lay_out(self.diagram)
+            panel = _part(part, layout.panels)
+            draw_panel(ax, self.diagram, panel, layout)
+            return png.phase_swatches(self.diagram) if layout.x is not None else []
+        ridges = ridge_panels(self.fitted)
+        if ridges:
+            draw_ridge(ax, _part(part, ridges), self._metric)
+            return []
+        shown = _part(part, panels_of(self.fitted, self._failed))
+        draw_map_panel(ax, shown)
+        return png.class_swatches(self.fitted.labels, shown.plane.raster.label)
+
+    def _style(self, changed: dict[str, Any]) -> FigureStyle:
+        from pydantic import ValidationError
+
+        keys = tuple(FigureStyle.model_fields)
+        for name in changed:
+            if name not in keys:
+                step = did_you_mean(name, keys)
+                raise UserError("is no key of a figure's style", value=name, choices=keys, next_step=step)
+        try:
+            return FigureStyle.model_validate({**self.sweep.figure.model_dump(), **changed})
+        except ValidationError as error:
+            name = str(error.errors()[0]["loc"][0])
+            raise UserError(
+                f"'{name}' must be {valid_values(FigureStyle, name)}", value=changed.get(name), next_step="see figure:"
+            ) from None
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return self.diagram.labels if self.fitted is None or not self.fitted.labels else self.fitted.labels
+
     @cached_property
     def _page(self) -> dict[str, Any]:
+        with drawn_as(self.sweep.figure, self._labels):
+            return self._made_page()
+
+    def _made_page(self) -> dict[str, Any]:
         from orchestrator.phases.draw.html import page_of
 
         before: list[dict[str, Any]] = []
@@ -233,6 +302,14 @@ def _chosen(name: str | None, among: dict[str, Any], what: str) -> Any:
         step = did_you_mean(name, among)
         raise UserError(f"is no {what} of this map", value=name, choices=tuple(among), next_step=step)
     return among[name]
+
+
+def _part(part: int, among: Sequence[T]) -> T:
+    if not 0 <= part < len(among):
+        raise UserError(
+            f"must be a whole number from 0 to {len(among) - 1}", place="part", value=part, next_step="part=0"
+        )
+    return among[part]
 
 
 def _texts(texts: Sequence[str], cells: Any) -> Any:

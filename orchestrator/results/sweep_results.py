@@ -249,6 +249,10 @@ class SweepResults:
             raise UserError("nothing is recorded of this sweep yet", value=self.sweep.record_shown, next_step=step)
         return PhaseMap.of(self.sweep, trials, table, classifier=classifier)
 
+    def plot(self, ax: Any, **options: Any) -> Any:
+        """Draw the phase map into a matplotlib `Axes`, see `PhaseMap.plot`."""
+        return self.map().plot(ax, **options)
+
     def boundary(self, *, format: Format = "pandas") -> Any:
         """The boundary between the phases with its band, see `PhaseMap.boundary`; of a grid, that of the classifier."""
         return self.map(classifier=True).boundary(format=format)

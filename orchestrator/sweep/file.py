@@ -12,6 +12,7 @@ from orchestrator.analyses.kinds import KINDS, AnalysisWritten, analysis_kind
 from orchestrator.axes import AXIS_MODELS, AxisModel, AxisWritten, FileModel, ScalarValue, ValuesAxis, axis_kind, key
 from orchestrator.errors import NOTHING, did_you_mean, nearest
 from orchestrator.outages import PATIENCE_S
+from orchestrator.phases.style import FigureStyle
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.target import TARGETS, PhaseTarget, TargetWritten, target_type
 
@@ -188,6 +189,7 @@ class SweepFile(FileModel):
         "What is computed of the finished trials; by default what the job proposes. [] computes nothing.",
         "a list of analyses such as {kind: peak, of: final_test_error, along: width}",
     )
+    figure: FigureStyle = key(FigureStyle(), "How its figures look.", "a mapping")
     resources: Resources = key(Resources(), "What the sweep may use.", "a mapping")
     tracking: Tracking = key(Tracking(), "Where curves are recorded.", "a mapping")
     output: str | None = key(
@@ -195,7 +197,7 @@ class SweepFile(FileModel):
     )
 
 
-SECTIONS = ("axes", "zip", "fixed", "search", "phases", "analysis", "resources", "tracking")
+SECTIONS = ("axes", "zip", "fixed", "search", "phases", "analysis", "figure", "resources", "tracking")
 """Keys that may have no value, as where everything below them is commented out."""
 
 _AXIS: TypeAdapter[Any] = TypeAdapter(AxisWritten)
@@ -265,8 +267,9 @@ def model_at(document: Document, keys: Keys) -> type[BaseModel] | None:
     """The model of the mapping at `keys`, where its keys are fixed."""
     if not keys:
         return SweepFile
-    if keys in (("resources",), ("tracking",)):
-        return Resources if keys == ("resources",) else Tracking
+    plain: dict[Keys, type[BaseModel]] = {("resources",): Resources, ("tracking",): Tracking, ("figure",): FigureStyle}
+    if keys in plain:
+        return plain[keys]
     if len(keys) == 2 and keys[0] == "axes":
         return AXIS_MODELS.get(axis_kind(document.get(keys)) or "")
     if len(keys) == 2 and keys[0] == "analysis":
@@ -353,6 +356,9 @@ _ITEMS = {
     "tune": "the name of an axis",
     "form": "one of power, floor, critical, broken",
     "include": "a number",
+    "labels": "text",
+    "colours": "'#RRGGBB', for example '#4477AA'",
+    "panels": "phase or the name of an observation",
 }
 """The valid values in a list, where it is not one of plain values."""
 
@@ -411,6 +417,10 @@ _EXAMPLES = {
     "uri": "sqlite:///mlflow.db",
     "storage": "sqlite:///optuna.db",
     "experiment": "phasefront",
+    "figure": "{width: single}",
+    "labels": "{weight_decay: '$\\lambda$'}",
+    "colours": "{grokking: '#EEBB33'}",
+    "panels": "[phase, generalisation_step]",
 }
 """An example of a valid value for each key that takes more than a choice of words."""
 
@@ -432,7 +442,7 @@ def _advice(keys: Keys, written: object, valid: str) -> str:
             return step
         if "number" in valid and "duration" not in valid and written.strip().lstrip("+-")[:1].isdecimal():
             return "write it without quotes"
-        words = [word for word in ("phase", "auto", "null") if re.search(rf"\b{word}\b", valid)]
+        words = [word for word in ("phase", "auto", "null", "single", "double") if re.search(rf"\b{word}\b", valid)]
         if step := did_you_mean(written, words):
             return step
         if name == "target":

@@ -15,10 +15,12 @@ from orchestrator.analyses.base import Analysis
 from orchestrator.analyses.kinds import defaults
 from orchestrator.axes import Axis, AxisWritten
 from orchestrator.errors import UserError
+from orchestrator.phases.style import FigureStyle
 from orchestrator.search.space import Slice
 from orchestrator.secrets import learn, secrets_in, shown
 from orchestrator.sweep.check import check_thresholds, check_values, combinations, find_job
 from orchestrator.sweep.check_analysis import check_analyses
+from orchestrator.sweep.check_figure import check_figure
 from orchestrator.sweep.check_search import check_labels, check_search, interior, metric_keys, named_metric, spread
 from orchestrator.sweep.check_secrets import check_secrets
 from orchestrator.sweep.document import Keys
@@ -111,6 +113,8 @@ class Sweep:
                 search = named_metric(document, search, known, first, thresholds)
         if thresholds is not None and not document.wrong_under(("axes",)):
             check_analyses(document, written.analysis or (), axes, known, first, thresholds)
+        if not document.wrong_under(("axes",)):
+            check_figure(document, written.figure, axes, known, first, thresholds)
         document.stop_if_wrong()
         name = written.name or path.stem
         metric = metric_keys(written.search)
@@ -210,6 +214,11 @@ class Sweep:
         written = self.job_object().analyses(self.thresholds())
         return defaults(written, self.axes, settings=len(self.first), replicates=self.replicates)
 
+    @property
+    def figure(self) -> FigureStyle:
+        """How its figures look."""
+        return self.written.figure
+
     def job_object(self) -> Job[Any]:
         """The job itself."""
         return load_job(self.job)
@@ -273,6 +282,7 @@ class Sweep:
                 **({"search": search} if self.is_search else {}),
                 "phases": as_dict(self.thresholds()),
                 **({"analysis": _written(file.analysis)} if file.analysis is not None else {}),
+                **({"figure": file.figure.model_dump(exclude_defaults=True)} if file.figure != FigureStyle() else {}),
                 "resources": {
                     k: "auto" if v is None and k != "trial_timeout" else v
                     for k, v in file.resources.model_dump().items()

@@ -25,7 +25,7 @@ from orchestrator.phases.draw.html_traces import (
 )
 from orchestrator.phases.layout import Layout, alike, headline, lay_out, shared_words, summary, wants_log
 from orchestrator.phases.table import TrialTable
-from orchestrator.phases.text import label_colour, number, words
+from orchestrator.phases.text import label_colour, number, on_page, words
 from orchestrator.phases.theory.overlay import Overlay
 
 
@@ -164,7 +164,7 @@ def _line_layout(diagram: PhaseDiagram, x: int, names: Sequence[str]) -> dict[st
     up = {"domain": [0.1, 1], "zeroline": False, "gridcolor": "#E6E6E6", "type": scale}
     return base_layout() | {
         "xaxis": axis_layout(diagram.axes[x]) | {"anchor": "y2"},
-        "yaxis": up | {"title": {"text": shared_words(names)}},
+        "yaxis": up | {"title": {"text": on_page(shared_words(names))}},
         "yaxis2": {"domain": [0, 0.06], "visible": False, "range": [0, 1]},
         "yaxis3": {"overlaying": "y", "visible": False, "range": [0, 1], "fixedrange": True},
         "bargap": 0,

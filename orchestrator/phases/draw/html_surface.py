@@ -32,7 +32,7 @@ from orchestrator.phases.draw.panels import (
 )
 from orchestrator.phases.map.progress_curve import ProgressCurve
 from orchestrator.phases.map.surface_map import FittedMap
-from orchestrator.phases.text import INK, SOFT, label_colour, tinted, words
+from orchestrator.phases.text import INK, SOFT, label_colour, named, on_page, tinted, words
 from orchestrator.phases.theory.overlay import COLOURS
 from orchestrator.phases.theory.plane import plane_caption
 
@@ -59,7 +59,7 @@ def map_view(fitted: FittedMap, panels: Sequence[MapPanel], diagram: PhaseDiagra
             here, known = panel.labels == label, label >= 0
             marker = {"size": size, "color": label_colour(int(label)) if known else "rgba(0,0,0,0)"}
             marker["line"] = {"width": 0.8, "color": "white" if known else INK}
-            name = fitted.labels[label] if known else OPEN
+            name = on_page(named(fitted.labels[label], fitted.labels[label])) if known else OPEN
             on_hover = hover(cells[here].tolist())
             traces.append(scatter("markers", at[here, 0], at[here, 1], name, marker=marker, **on_hover))
         if len(panel.failed):
@@ -87,7 +87,7 @@ def _field(panel: MapPanel) -> Trace:
 
 def ridge_view(panels: Sequence[RidgePanel], metric: str) -> dict[str, Any]:
     """The expected metric as colour, the peak and its 90% band as lines."""
-    title = {"text": f"{words(metric)}, expected", "side": "right"}
+    title = {"text": f"{on_page(named(metric))}, expected", "side": "right"}
     bar = {"colorbar": {"title": title, "thickness": 14, "outlinewidth": 0}, "colorscale": "Viridis"}
     slices = []
     for panel in panels:

@@ -24,7 +24,9 @@ from orchestrator.phases.text import (
     NOT_REACHED,
     SOFT,
     label_colour,
+    named,
     number,
+    on_page,
     words,
 )
 from orchestrator.phases.theory.overlay import COLOURS, MEAN, Overlay, caption
@@ -149,14 +151,14 @@ def label_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, the
 
 def phase_entries(diagram: PhaseDiagram) -> list[Trace]:
     """Legend entries of the labels that occur."""
-    return [legend_entry(diagram.labels[i], label_colour(i)) for i in diagram.used]
+    return [legend_entry(on_page(named(diagram.labels[i], diagram.labels[i])), label_colour(i)) for i in diagram.used]
 
 
 def value_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, name: str) -> list[Trace]:
     """A heat map of an observation's median, grey where it was not reached."""
     values = diagram.observations[name]
     low, high, log = value_range(name, values.median)
-    bar: dict[str, Any] = {"title": {"text": words(name), "side": "right"}, "thickness": 14, "outlinewidth": 0}
+    bar: dict[str, Any] = {"title": {"text": on_page(named(name)), "side": "right"}, "thickness": 14, "outlinewidth": 0}
     z = np.where(np.isfinite(values.median), values.median, np.nan)
     if log:
         at = round_values(low, high, 7, log=True)
@@ -199,10 +201,12 @@ def line_traces(
             outline = np.concatenate([u[some], u[some][::-1]])
             edge = np.concatenate([values.low[some], values.high[some][::-1]])
             fill = {"fill": "toself", "fillcolor": colour, "opacity": 0.16, "line": {"width": 0}, "showlegend": False}
-            traces.append(scatter("lines", outline, edge, f"{words(name)}: range", **fill))
+            traces.append(scatter("lines", outline, edge, f"{on_page(named(name))}: range", **fill))
         style = {"line": {"color": colour, "dash": _DASHES[dash], "width": 2}, "marker": {"size": 6}}
         style |= _between_reports(values)
-        traces.append(scatter("lines+markers", u, values.median, words(name), **style, **hover(cells.tolist())))
+        traces.append(
+            scatter("lines+markers", u, values.median, on_page(named(name)), **style, **hover(cells.tolist()))
+        )
         off = values.not_reached & (values.censored > 0)
         if off.any():
             open_mark = {"symbol": "triangle-up-open", "size": 9, "color": colour}
@@ -283,7 +287,12 @@ def _marks(
 def axis_layout(axis: AxisScale) -> dict[str, Any]:
     """An axis of the plot; its ticks are in values although its coordinate is the drawing position."""
     at, texts = axis.ticks(9)
-    shown = {"title": {"text": axis.label}, "range": list(axis.span), "tickvals": at, "ticktext": texts}
+    shown = {
+        "title": {"text": on_page(named(axis.name, axis.label))},
+        "range": list(axis.span),
+        "tickvals": at,
+        "ticktext": texts,
+    }
     lines = {"zeroline": False, "showgrid": False, "showline": True, "linecolor": SOFT, "tickcolor": SOFT}
     return shown | lines | {"ticks": "outside"}
 

@@ -12,13 +12,18 @@ from numpy.typing import NDArray
 
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.scale import AxisScale, round_values
-from orchestrator.phases.text import INK, SOFT, label_colour, number
+from orchestrator.phases.style import FORMATS, look
+from orchestrator.phases.text import INK, SOFT, label_colour, localised, named, number
 from orchestrator.phases.theory.overlay import COLOURS, DASH
 
 Output = Path | Callable[[Any], None]
 """Where a figure goes: a file, whose suffix is its format (PNG if it is none of FORMATS), or a function."""
-FORMATS = ("png", "svg", "pdf")
 DPI = 160
+PAGE_DPI = 300
+PAGE_SCALE = 8 / 11
+"""Size of text on a page, of that on a screen."""
+NARROWEST_PANEL = 1.6
+"""In inches, on a page."""
 MOST_PANELS = 12
 """Small multiples in one still picture; the interactive one shows all."""
 _STYLE = {
@@ -42,6 +47,7 @@ _STYLE = {
     "ytick.labelcolor": INK,
     "hatch.linewidth": 0.6,
     "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
     "svg.hashsalt": "phasefront",
     "legend.frameon": False,
     "axes.titlepad": 8,
@@ -50,7 +56,10 @@ _STYLE = {
 
 @contextmanager
 def figure(path: Output, name: str, summary: str, size: tuple[float, float]) -> Iterator[Any]:
-    """A figure of this size in inches, with a name and lines of summary as its heading, which goes to `path`."""
+    """A figure of this size in inches, with a name and lines of summary as its heading, which goes to `path`.
+
+    On a page it has the width of the style in the same proportions, smaller text, and no heading.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -59,22 +68,46 @@ def figure(path: Output, name: str, summary: str, size: tuple[float, float]) -> 
     with matplotlib.rc_context():
         # The user's own matplotlibrc must not change what the picture means.
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        width = look().style.width_inches
+        sizes = {name: points(value) for name, value in _STYLE.items() if name.endswith("size")}
+        matplotlib.rcParams.update(_STYLE | sizes | ({"axes.titlepad": 4} if width else {}))
+        if width is not None:
+            size = width, width * size[1] / size[0]
         fig = Figure(figsize=size, facecolor="white")
         FigureCanvasAgg(fig)
-        top = 1 - (0.75 + 0.19 * summary.count("\n")) / size[1]
-        fig.set_layout_engine(ConstrainedLayoutEngine(rect=(0.004, 0.004, 0.992, top - 0.004), w_pad=0.09, h_pad=0.06))
-        fig.text(0.012, 1 - 0.14 / size[1], name, fontsize=15, fontweight="bold", va="top")
-        fig.text(0.012, 1 - 0.46 / size[1], summary, fontsize=10.5, color=SOFT, va="top")
+        if width is not None:
+            fig.set_layout_engine(ConstrainedLayoutEngine(rect=(0.004, 0.004, 0.992, 0.992), w_pad=0.04, h_pad=0.03))
+        else:
+            _head(fig, name, summary, size)
         yield fig
         if isinstance(path, Path):
             # Without dates, so that equal figures are equal files.
             undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
             suffix = path.suffix.removeprefix(".").lower()
             kind = suffix if suffix in FORMATS else "png"
-            fig.savefig(path, format=kind, dpi=DPI, metadata=undated.get(kind))
+            fig.savefig(path, format=kind, dpi=PAGE_DPI if width else DPI, metadata=undated.get(kind))
         else:
             path(fig)
+
+
+def _head(fig: Any, name: str, summary: str, size: tuple[float, float]) -> None:
+    """Put the heading at the top, and leave the rest to the panels."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    top = 1 - (0.75 + 0.19 * summary.count("\n")) / size[1]
+    fig.set_layout_engine(ConstrainedLayoutEngine(rect=(0.004, 0.004, 0.992, top - 0.004), w_pad=0.09, h_pad=0.06))
+    fig.text(0.012, 1 - 0.14 / size[1], name, fontsize=15, fontweight="bold", va="top")
+    fig.text(0.012, 1 - 0.46 / size[1], summary, fontsize=10.5, color=SOFT, va="top")
+
+
+def points(size: Any) -> Any:
+    """A size of text in points: as given on a screen, smaller on a page."""
+    return size if look().style.width is None else size * PAGE_SCALE
+
+
+def on_page() -> bool:
+    """Whether the figure is made for a page, not for a screen."""
+    return look().style.width is not None
 
 
 @contextmanager
@@ -86,8 +119,17 @@ def sheet(
     heights: Sequence[float],
     *,
     least_width: float = 0.0,
+    below: bool = False,
 ) -> Iterator[tuple[Any, Any]]:
-    """A figure and its grid of panels: columns and rows have these sizes in inches; the last row is for the legend."""
+    """A figure and its grid of panels: columns and rows have these sizes in inches; the last row is for the legend.
+
+    `below`: the last row holds colour bars too. On a page, the legend has its own place (see `draw_legend`).
+    """
+    if on_page():
+        heights = [*heights[:-1], heights[-1] if below else 0.01]
+        with figure(path, name, summary, (sum(widths) + 0.2, sum(heights) + 0.2)) as fig:
+            yield fig, fig.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
+        return
     size = max(sum(widths) + 0.4, least_width), sum(heights) + 0.85 + 0.19 * summary.count("\n")
     with figure(path, name, summary, size) as fig:
         yield fig, fig.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
@@ -95,7 +137,14 @@ def sheet(
 
 def columns_for(panels: int) -> int:
     """How many panels a row holds, with few places left empty."""
-    return max(1, panels) if panels <= 3 else 2 if panels == 4 else 3 if panels in (5, 6, 9) else 4
+    across = max(1, panels) if panels <= 3 else 2 if panels == 4 else 3 if panels in (5, 6, 9) else 4
+    return min(across, most_across())
+
+
+def most_across() -> int:
+    """The most panels side by side: any on a screen, on a page as many as are wide enough to be read."""
+    width = look().style.width_inches
+    return 100 if width is None else max(1, int(width / NARROWEST_PANEL))
 
 
 def shared_labels(axes: Sequence[Any], across: int) -> None:
@@ -115,13 +164,13 @@ def set_axis(ax: Any, which: str, axis: AxisScale, most: int) -> None:
     at, texts = axis.ticks(most)
     side = getattr(ax, f"{which}axis")
     getattr(ax, f"set_{which}lim")(*axis.span)
-    side.set_ticks(at, labels=texts)
+    side.set_ticks(at, labels=[localised(text) for text in texts])
     if which == "x" and (len(texts) + 1) * max(map(len, texts), default=0) > 42:
         side.set_tick_params(rotation=30)
         for text in side.get_ticklabels():
             text.set(horizontalalignment="right", rotation_mode="anchor")
     side.set_minor_locator(FixedLocator(axis.minor_ticks()))
-    getattr(ax, f"set_{which}label")(axis.label)
+    getattr(ax, f"set_{which}label")(named(axis.name, axis.label))
 
 
 def set_round_ticks(side: Any, most: int, text: Callable[[float], str] = number) -> None:
@@ -130,7 +179,7 @@ def set_round_ticks(side: Any, most: int, text: Callable[[float], str] = number)
 
     low, high = side.get_view_interval()
     at = round_values(float(low), float(high), most, log=side.get_scale() == "log")
-    side.set_ticks(at, labels=[text(v) for v in at])
+    side.set_ticks(at, labels=[localised(text(v)) for v in at])
     side.set_minor_locator(NullLocator())
 
 
@@ -177,13 +226,35 @@ def symbol(label: str, marker: Any, face: str, edge: str, size: float = 6, **sty
 
 def phase_swatches(diagram: PhaseDiagram) -> list[Any]:
     """Legend entries of the labels that occur."""
-    return [swatch(diagram.labels[i], label_colour(i)) for i in diagram.used]
+    return [swatch(named(diagram.labels[i], diagram.labels[i]), label_colour(i)) for i in diagram.used]
+
+
+def class_swatches(labels: Sequence[str], shown: NDArray[np.int64]) -> list[Any]:
+    """Legend entries of the classes that a raster shows."""
+    return [swatch(named(labels[k], labels[k]), label_colour(k)) for k in np.unique(shown).tolist()]
 
 
 def draw_legend(ax: Any, handles: Sequence[Any], columns: int, **style: Any) -> None:
-    """Put a legend into an otherwise empty `ax`."""
+    """Put a legend into an otherwise empty `ax`; on a page below all panels, in as many columns as fit."""
     ax.set_axis_off()
-    if handles:
+    if handles and on_page():
+        _legend_below(ax.figure, handles, columns, style)
+    elif handles:
         style = {"borderaxespad": 0.2, "fontsize": 10.5, "handlelength": 1.3, "columnspacing": 1.4} | style
         legend = ax.legend(handles=handles, loc="upper left", ncols=columns, labelspacing=0.35, **style)
         legend.set_in_layout(False)  # A long label must not push the panels apart.
+
+
+def _legend_below(fig: Any, handles: Sequence[Any], columns: int, style: dict[str, Any]) -> None:
+    """Put a legend below all panels, and make the figure taller by it."""
+    size = points(style.get("fontsize", 10.5))
+    style = {"handlelength": 1.3, "columnspacing": 1.0} | style | {"fontsize": size}
+    renderer = fig.canvas.get_renderer()
+    for across in range(min(columns, len(handles)), 0, -1):
+        legend = fig.legend(handles=handles, loc="outside lower left", ncols=across, labelspacing=0.3, **style)
+        box = legend.get_window_extent(renderer)
+        if box.width <= fig.bbox.width or across == 1:
+            break
+        legend.remove()
+    width, height = fig.get_size_inches()
+    fig.set_size_inches(width, height + box.height / fig.dpi)

@@ -15,7 +15,8 @@ from orchestrator.phases.draw.png_surface import band_swatch, draw_fields, draw_
 from orchestrator.phases.map.contour import crossings
 from orchestrator.phases.map.raster import Belief, rasterise
 from orchestrator.phases.map.surface_map import Plane, held_positions
-from orchestrator.phases.text import INK, SOFT, label_colour, tinted
+from orchestrator.phases.style import with_labels
+from orchestrator.phases.text import INK, SOFT, label_colour, named, tinted
 from orchestrator.surface.base import ClassSurface, Points
 
 MOST_ROWS = 4
@@ -30,6 +31,10 @@ _DASH = (0, (3, 1.5))
 
 def draw_comparison(comparison: Comparison, path: png.Output) -> None:
     """Draw A, B and their difference side by side; a row for every common slice, up to four."""
+    with_labels(comparison.labels, _draw)(comparison, path)
+
+
+def _draw(comparison: Comparison, path: png.Output) -> None:
     from matplotlib.collections import LineCollection
     from matplotlib.colors import ListedColormap
 
@@ -78,7 +83,7 @@ def _also(differences: Sequence[str]) -> list[str]:
 
 def _handles(comparison: Comparison, shown: set[int]) -> list[Any]:
     return [
-        *(png.swatch(comparison.labels[k], label_colour(k)) for k in sorted(shown)),
+        *(png.swatch(named(comparison.labels[k], comparison.labels[k]), label_colour(k)) for k in sorted(shown)),
         band_swatch("90% band, trials as independent (paler)"),
         png.symbol("trials, coloured by their own label", "o", SOFT, "white"),
         png.swatch("differ, outside both bands", DIFFERENCE),

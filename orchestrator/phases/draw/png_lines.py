@@ -24,7 +24,8 @@ from orchestrator.phases.layout import (
     summary,
     wants_log,
 )
-from orchestrator.phases.text import INK, LINE_STYLES, MARKER_DASHES, SOFT, words
+from orchestrator.phases.style import look
+from orchestrator.phases.text import INK, LINE_STYLES, MARKER_DASHES, SOFT, named
 from orchestrator.phases.theory.overlay import COLOURS, DASH, MEAN, Overlay
 
 
@@ -41,10 +42,11 @@ def draw_curves(
 
     `layout.lines` and `headline` must not be empty. The predictions of `theory` are drawn beside the observations.
     """
-    groups = alike(headline(wanted, diagram.observations)[:4])
+    chosen = tuple(name for name in look().style.panels if name in diagram.observations)
+    groups = alike(chosen or headline(wanted, diagram.observations)[:4])
     several = len(layout.lines) > 1
     panels = [(p, groups[0]) for p in layout.lines] if several else [(layout.lines[0], group) for group in groups[:3]]
-    columns = min(len(panels), 3)
+    columns = min(len(panels), 3, png.most_across())
     rows = -(-len(panels) // columns)
     heights = [4.1] * rows + [0.45]
     with png.sheet(path, diagram.name, summary(diagram), [5.6] * columns, heights, least_width=9.0) as (fig, grid):
@@ -80,7 +82,7 @@ def _draw_lines(
         beside = theory is not None and name in theory.lines and diagram.replicates > 1
         ax.fill_between(u[placed], values.low[placed], values.high[placed], color=colour, alpha=0.16, linewidth=0)
         if np.isfinite(values.median[placed]).any():
-            style["label"] = words(name) + beside * " (median)"
+            style["label"] = named(name) + beside * " (median)"
             ax.plot(u[placed], values.median[placed], linestyle=dash, linewidth=1.8, **style)
         ax.plot(u[~placed], values.median[~placed], linestyle="none", **style | {"label": None})
         between = np.isfinite(values.to)
@@ -91,7 +93,7 @@ def _draw_lines(
         off = values.not_reached & (values.censored > 0)
         if off.any():
             text, face = (
-                f"{words(name)}: lower bound, not reached",
+                f"{named(name)}: lower bound, not reached",
                 {"markerfacecolor": "white", "markeredgecolor": colour},
             )
             ax.plot(u[off], values.bound[off], linestyle="none", marker="^", markersize=6, label=text, **face)
@@ -109,7 +111,9 @@ def _draw_lines(
     ax.set_title(panel.title)
     ax.grid(axis="y")
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="best", fontsize=9.5, frameon=True, framealpha=0.85, edgecolor="none", handlelength=2.2)
+        ax.legend(
+            loc="best", fontsize=png.points(9.5), frameon=True, framealpha=0.85, edgecolor="none", handlelength=2.2
+        )
     grid = grid_of(diagram, panel, x, None)
     assert grid is not None
     edges_x, edges_y, shown = mesh_of(diagram, grid, x, None)
@@ -117,7 +121,7 @@ def _draw_lines(
     strip.pcolormesh(edges_x, edges_y, colours[shown], shading="flat", antialiased=False)
     png.set_axis(strip, "x", axis, 9)
     strip.set_yticks([])
-    strip.set_ylabel("phase", rotation=0, ha="right", va="center", fontsize=10)
+    strip.set_ylabel("phase", rotation=0, ha="right", va="center", fontsize=png.points(10))
     strip.spines[["left", "bottom"]].set_visible(False)
 
 

@@ -12,7 +12,8 @@ from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.draw import png
 from orchestrator.phases.layout import Layout, Panel, grid_of, headline, mesh_of, summary, value_range
 from orchestrator.phases.map.contour import boundary
-from orchestrator.phases.text import INK, NOT_REACHED, SOFT, label_colour, plural, rgb, words
+from orchestrator.phases.style import PHASE, look
+from orchestrator.phases.text import INK, NOT_REACHED, SOFT, label_colour, named, plural, rgb
 from orchestrator.phases.theory.overlay import COLOURS, DASH, Overlay, caption
 
 _SPLIT_UP_TO = 10_000
@@ -33,29 +34,54 @@ def draw_map(
         theory: its predicted phases are drawn over the measured ones.
     """
     panels = layout.panels[: png.MOST_PANELS]
-    beside = headline(wanted, diagram.observations)[:2] if len(panels) == 1 and layout.x is not None else ()
-    across = png.columns_for(len(panels))
-    columns, rows = across + len(beside), -(-len(panels) // across)
+    beside, phase = _chosen(wanted, diagram) if len(panels) == 1 and layout.x is not None else ((), True)
+    across = png.columns_for(len(panels)) if phase else 0
+    columns, rows = across + len(beside), -(-len(panels) // max(across, 1))
     handles = _handles(diagram, panels, layout, theory)
     per_row = 2 if beside else max(2, int(columns * 4.4 / 2.3))
     below = max(0.8 if beside else 0.3, 0.24 * -(-len(handles) // per_row) + 0.1)
     left_out = len(layout.panels) - len(panels)
     heading = summary(diagram) + (f"  ·  {plural(left_out, 'more slice')} in the HTML" if left_out else "")
     heights = [3.3 if rows > 1 else 3.8] * rows + [below]
-    with png.sheet(path, diagram.name, heading, [4.4] * columns, heights, least_width=8.0) as (fig, grid):
-        axes = [fig.add_subplot(grid[k // across, k % across]) for k in range(len(panels))]
-        for ax, panel in zip(axes, panels, strict=True):
-            if layout.x is None:
-                _draw_bars(ax, diagram)
-            else:
-                title = panel.title or ("phase" if beside else "")
-                _draw_labels(ax, diagram, panel, layout.x, layout.y, title, theory)
-        png.shared_labels(axes, across)
+    with png.sheet(path, diagram.name, heading, [4.4] * columns, heights, least_width=8.0, below=bool(beside)) as (
+        fig,
+        grid,
+    ):
+        axes = [fig.add_subplot(grid[k // across, k % across]) for k in range(len(panels) * phase)]
+        for ax, panel in zip(axes, panels[: len(axes)], strict=True):
+            draw_panel(ax, diagram, panel, layout, panel.title or (named(PHASE) if beside else ""), theory)
+        png.shared_labels(axes, max(across, 1))
         for k, name in enumerate(beside):
-            ax, under = fig.add_subplot(grid[0, 1 + k]), fig.add_subplot(grid[1, 1 + k])
+            ax, under = fig.add_subplot(grid[0, across + k]), fig.add_subplot(grid[1, across + k])
             _draw_values(fig, ax, under, diagram, panels[0], layout.x or 0, layout.y, name)
-            ax.set_ylabel("")
-        png.draw_legend(fig.add_subplot(grid[rows, : 1 if beside else columns]), handles, per_row)
+            ax.set_ylabel(ax.get_ylabel() if across + k == 0 else "")
+        if phase:
+            png.draw_legend(fig.add_subplot(grid[rows, : 1 if beside else columns]), handles, per_row)
+
+
+def draw_panel(
+    ax: Any,
+    diagram: PhaseDiagram,
+    panel: Panel,
+    layout: Layout,
+    title: str | None = None,
+    theory: Overlay | None = None,
+) -> None:
+    """One slice of the label map; its title is its place on the further axes, unless given."""
+    if layout.x is None:
+        _draw_bars(ax, diagram)
+    else:
+        _draw_labels(ax, diagram, panel, layout.x, layout.y, panel.title if title is None else title, theory)
+
+
+def _chosen(wanted: Sequence[str], diagram: PhaseDiagram) -> tuple[tuple[str, ...], bool]:
+    """The observations that are drawn, and whether the labels are: the style's panels, else two headline ones."""
+    named_ = look().style.panels
+    if named_:
+        observed = tuple(name for name in named_ if name in diagram.observations)
+        return observed, PHASE in named_ or not observed
+    few = 2 if png.most_across() > 2 else 0
+    return headline(wanted, diagram.observations)[:few], True
 
 
 def _draw_labels(
@@ -103,7 +129,7 @@ def _draw_values(
     from matplotlib.colors import LogNorm, Normalize
 
     values = diagram.observations[name]
-    boxes = _frame(ax, diagram, x, y, words(name))
+    boxes = _frame(ax, diagram, x, y, named(name))
     low, high, log = value_range(name, values.median)
     norm, colormap = (LogNorm if log else Normalize)(low, high), colormaps["viridis"]
     finite = np.isfinite(values.median)
@@ -126,7 +152,7 @@ def _draw_values(
     png.set_round_ticks(bar.ax.xaxis, 6)
     if len(unreached):
         grey = png.swatch("median not reached", NOT_REACHED, edgecolor=_HATCH_GREY, hatch="...", lw=0)
-        below.legend(handles=[grey], loc="lower left", bbox_to_anchor=(0.0, -0.12), fontsize=10)
+        below.legend(handles=[grey], loc="lower left", bbox_to_anchor=(0.0, -0.12), fontsize=png.points(10))
 
 
 def _draw_bars(ax: Any, diagram: PhaseDiagram) -> None:

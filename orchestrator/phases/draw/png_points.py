@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.phases.draw import png
 from orchestrator.phases.points import PointFigure, PointGroup, position
-from orchestrator.phases.text import INK, SOFT, label_colour, plural, words
+from orchestrator.phases.text import INK, PALETTE, SOFT, named, plural
 
 MOST_GROUPS = 12
 """Groups in the legend; beyond that, colours run from the first to the last."""
@@ -29,7 +29,7 @@ def draw_points(figure: PointFigure, path: Path) -> None:
         if figure.zero:
             ax.axhline(0, color=SOFT, linewidth=1)
         ax.grid(axis="y")
-        ax.set_ylabel(words(figure.y_name))
+        ax.set_ylabel(named(figure.y_name))
         for g, group in enumerate(groups):
             _draw_group(ax, figure, group, position(scale, group.x), group_colour(g, len(groups)))
         handles = []
@@ -44,7 +44,7 @@ def draw_points(figure: PointFigure, path: Path) -> None:
 def group_colour(index: int, groups: int) -> str:
     """The colour of a group, distinct for few groups and in order for many."""
     if groups <= MOST_GROUPS:
-        return label_colour(index)
+        return PALETTE[index % len(PALETTE)]
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 

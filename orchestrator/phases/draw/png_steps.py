@@ -10,7 +10,7 @@ from orchestrator.phases.draw import png
 from orchestrator.phases.layout import value_range
 from orchestrator.phases.step_text import heading, peak_lines
 from orchestrator.phases.steps import MetricMap, StepMap, StepSlice
-from orchestrator.phases.text import NOT_REACHED, plural, rgb, words
+from orchestrator.phases.text import NOT_REACHED, named, plural, rgb, words
 
 ALONG_AXIS, ALONG_STEPS = "#FFFFFF", "#EE6677"
 """Colours of the peaks along the axis and along the steps."""
@@ -44,7 +44,7 @@ def draw_step_map(step_map: StepMap, of: MetricMap, path: png.Output) -> None:
         place = side.inset_axes((0.0, 0.02, 0.2, 0.96))
         bar = fig.colorbar(ScalarMappable(norm=norm, cmap=colormaps["viridis"]), cax=place)
         bar.outline.set_visible(False)
-        bar.set_label(f"{words(of.metric)} (mean)")
+        bar.set_label(f"{named(of.metric)} (mean)")
         png.set_round_ticks(bar.ax.yaxis, 7)
         png.draw_legend(fig.add_subplot(grid[rows, :]), _handles(step_map, of), 3)
 

@@ -22,7 +22,7 @@ from orchestrator.phases.draw.panels import (
 from orchestrator.phases.map.box import BoxAxis
 from orchestrator.phases.map.progress_curve import ProgressCurve
 from orchestrator.phases.map.surface_map import FittedMap
-from orchestrator.phases.text import INK, SOFT, label_colour, number, percent, plural, rgb, words
+from orchestrator.phases.text import INK, SOFT, label_colour, named, number, percent, plural, rgb
 from orchestrator.phases.theory.overlay import COLOURS, DASH
 from orchestrator.phases.theory.plane import plane_caption
 
@@ -45,7 +45,7 @@ def draw_surface(
         curve: how the search progressed, if known.
         path: where it goes.
     """
-    draw = [partial(_draw_map_panel, panel=panel) for panel in panels]
+    draw = [partial(draw_map_panel, panel=panel) for panel in panels]
     handles = _map_handles(fitted, panels[: png.MOST_PANELS])
     _write(name, summary, draw, (6.0, 4.6), (4.3, 3.6), handles, 3, curve, path)
 
@@ -63,7 +63,7 @@ def draw_ridges(
         curve: how the search progressed, if known.
         path: where it goes.
     """
-    draw = [partial(_draw_ridge, panel=panel, metric=metric) for panel in panels]
+    draw = [partial(draw_ridge, panel=panel, metric=metric) for panel in panels]
     handles = [
         png.stroke("peak (median)", "white", linewidth=2, path_effects=_outline()),
         png.swatch("its 90% band", "white", alpha=0.5, edgecolor=INK, linewidth=0.5),
@@ -94,7 +94,7 @@ def _write(
     left_out, panels = max(len(panels) - png.MOST_PANELS, 0), panels[: png.MOST_PANELS]
     if left_out:
         summary += f"  ·  {plural(left_out, 'more slice')} in the HTML"
-    beside = curve is not None and len(panels) == 1
+    beside = curve is not None and len(panels) == 1 and not png.on_page()
     across = png.columns_for(len(panels))
     rows = -(-len(panels) // across)
     per_row = per_row if across + beside < 3 else 4
@@ -117,7 +117,8 @@ def frame(ax: Any, x: BoxAxis, y: BoxAxis) -> None:
     png.set_axis(ax, "y", y.scale, 8)
 
 
-def _draw_map_panel(ax: Any, panel: MapPanel) -> None:
+def draw_map_panel(ax: Any, panel: MapPanel) -> None:
+    """One plane of a fitted map: classes, boundary with its bands, theory and trials."""
     draw_fields(ax, panel)
     if panel.theory is not None:
         png.draw_predicted(ax, panel.theory.lines, 2.1)
@@ -168,7 +169,7 @@ def _map_handles(fitted: FittedMap, panels: Sequence[MapPanel]) -> list[Any]:
     shown: set[int] = set()
     for panel in panels:
         shown |= {*np.unique(panel.plane.raster.label).tolist(), *panel.labels[panel.labels >= 0].tolist()}
-    handles = [png.swatch(fitted.labels[k], label_colour(k)) for k in sorted(shown)]
+    handles = [png.swatch(named(fitted.labels[k], fitted.labels[k]), label_colour(k)) for k in sorted(shown)]
     if any(panel.plane.lines for panel in panels):
         handles.append(png.stroke(BOUNDARY, INK, linewidth=1.7))
     if any(panel.plane.over_seeds is not None for panel in panels):
@@ -200,7 +201,8 @@ def _disagree(panel: MapPanel) -> bool:
     return len(np.unique(np.column_stack([at, panel.labels]), axis=0)) > len(np.unique(at, axis=0))
 
 
-def _draw_ridge(ax: Any, panel: RidgePanel, metric: str) -> None:
+def draw_ridge(ax: Any, panel: RidgePanel, metric: str) -> None:
+    """The expected metric as colour, with the line of its peaks."""
     image = {"origin": "lower", "aspect": "auto", "interpolation": "bilinear", "cmap": "viridis"}
     drawn = ax.imshow(panel.mean.T, extent=(*panel.x.span, *panel.y.span), **image)
     ax.fill_between(panel.across, panel.low, panel.high, color="white", alpha=0.4, linewidth=0)
@@ -213,7 +215,7 @@ def _draw_ridge(ax: Any, panel: RidgePanel, metric: str) -> None:
     bar = ax.figure.colorbar(drawn, ax=ax, pad=0.02, fraction=0.05)
     bar.outline.set_visible(False)
     png.set_round_ticks(bar.ax.yaxis, 6)
-    bar.set_label(f"{words(metric)}, expected")
+    bar.set_label(f"{named(metric)}, expected")
 
 
 def _outline() -> list[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.phases.draw import png
 from orchestrator.phases.layout import wants_log
-from orchestrator.phases.text import INK, SOFT, plural, words
+from orchestrator.phases.text import INK, SOFT, named, plural
 from orchestrator.phases.theory.curves import CurveBeside
 from orchestrator.phases.theory.overlay import COLOURS, DASH
 
@@ -55,9 +55,9 @@ def _draw_curve(ax: Any, curve: CurveBeside, *, first: bool, top: bool) -> None:
     ax.plot(step, value, color=COLOURS[0], linewidth=1.6, linestyle=DASH)
     png.set_round_ticks(ax.yaxis, 6)
     ax.grid(axis="y")
-    ax.set_title((f"{curve.place}\n" if top and curve.place else "") + curve.text(), fontsize=10.5)
+    ax.set_title((f"{curve.place}\n" if top and curve.place else "") + curve.text(), fontsize=png.points(10.5))
     if first:
-        ax.set_ylabel(words(curve.metric))
+        ax.set_ylabel(named(curve.metric))
     ax.tick_params(labelbottom=False)
 
 
@@ -71,11 +71,11 @@ def _draw_deviation(ax: Any, curve: CurveBeside, *, first: bool, last: bool) -> 
         ax.plot(curve.step, deviation, color=INK, linewidth=1.3)
     else:
         centred = {"transform": ax.transAxes, "ha": "center", "va": "center"}
-        ax.text(0.5, 0.5, "no standard error", color=SOFT, fontsize=9.5, **centred)
+        ax.text(0.5, 0.5, "no standard error", color=SOFT, fontsize=png.points(9.5), **centred)
     ax.set_ylim(-top, top)
     png.set_round_ticks(ax.yaxis, 4)
     png.set_round_ticks(ax.xaxis, 6)
     if first:
-        ax.set_ylabel("deviation\n(std. errors)", fontsize=9.5)
+        ax.set_ylabel("deviation\n(std. errors)", fontsize=png.points(9.5))
     if last:
         ax.set_xlabel("step")

@@ -1,0 +1,154 @@
+"""Figures for a paper: format, width, names, colours and panels, in every kind of figure."""
+
+import re
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from recorded_sweeps import recorded_folder
+
+import phasefront
+from orchestrator.cli import main
+from orchestrator.errors import UserError
+from orchestrator.phases.style import FigureStyle, formula_error
+from orchestrator.phases.text import on_page
+from orchestrator.sweep.sweep import Sweep
+
+FIGURE = r"""
+figure:
+  width: single
+  labels: {weight_decay: 'weight decay $\lambda$', data_fraction: 'data fraction', grokking: late}
+  colours: {grokking: '#123456'}
+  decimal: comma
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = recorded_folder(tmp_path_factory.mktemp("figures"))
+    (folder / "styled.yaml").write_text((folder / "grid.yaml").read_text() + FIGURE)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _beside_the_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def page_mm(pdf: bytes) -> float:
+    found = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+) ([\d.]+)", pdf)
+    assert found
+    return float(found[1]) / 72 * 25.4
+
+
+def test_the_suffix_decides_and_the_figure_has_the_width_names_and_colours(folder: Path) -> None:
+    for suffix in ("pdf", "svg", "png", "html"):
+        assert main(["map", "styled.yaml", "--classifier", "-o", f"out/fig.{suffix}"]) == 0
+    pdf = Path("out/fig.pdf").read_bytes()
+    assert page_mm(pdf) == pytest.approx(89, abs=0.1)
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf, "TrueType fonts are embedded"
+    svg = Path("out/fig.svg").read_text()
+    assert re.search(r">\s*data fraction\s*<", svg) and re.search(r">\s*late\s*<", svg), "text is text"
+    assert "0,4" in svg and "0.4<" not in svg
+    assert "λ" in svg and "$" not in re.sub(r"<(style|metadata).*?</\1>", "", svg, flags=re.S)
+    assert Path("out/fig.png").read_bytes().startswith(b"\x89PNG")
+    page = Path("out/fig.html").read_text()
+    assert "weight decay λ" in page and "#123456" in page and "late" in page
+    assert "grid" in page and not list(Path("out").glob(".*"))
+
+
+def test_a_grid_is_two_columns_wide_unless_the_file_says_otherwise() -> None:
+    assert main(["map", "grid.yaml", "-o", "plain.pdf"]) == 0
+    assert page_mm(Path("plain.pdf").read_bytes()) == pytest.approx(183, abs=0.1)
+    assert main(["map", "grid.yaml", "-o", "plain.pdf", "--width", "120"]) == 0
+    assert page_mm(Path("plain.pdf").read_bytes()) == pytest.approx(120, abs=0.1)
+    assert main(["compare", "styled.yaml", "grid.yaml", "-o", "both.svg"]) == 0
+    assert "#123456" in Path("both.svg").read_text()
+
+
+def test_analyses_are_drawn_for_a_page_each_under_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    of = "{kind: law, of: generalisation_step, along: data_fraction, form: power"
+    Path("laws.yaml").write_text(
+        Path("styled.yaml").read_text() + f"analysis: [{of}, name: one}}, {of}, name: two}}]\n"
+    )
+    assert main(["analyse", "laws.yaml", "-o", "laws.pdf"]) == 0
+    made = sorted(path.name for path in Path().glob("laws*.pdf"))
+    assert made == ["laws_one.pdf", "laws_two.pdf"], capsys.readouterr().out
+    assert page_mm(Path("laws_one.pdf").read_bytes()) == pytest.approx(89, abs=0.1)
+
+
+def test_the_figure_is_no_part_of_the_trials_nor_of_the_sweep_and_is_kept_with_the_record(tmp_path: Path) -> None:
+    plain, styled = Sweep.load("grid.yaml"), Sweep.load("styled.yaml")
+    assert styled.id == plain.id and [t.id for t in styled.trials()] == [t.id for t in plain.trials()]
+    assert styled.thresholds_fingerprint() == plain.thresholds_fingerprint()
+    assert "figure" not in plain.resolved_yaml()
+    path = tmp_path / "again.yaml"
+    path.write_text(styled.resolved_yaml())
+    assert Sweep.load(path).figure == styled.figure != FigureStyle()
+
+
+def assert_legible(figure: Figure) -> None:
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    texts = {id(t): t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()}.values()
+    boxes = [(t.get_text(), t.get_tightbbox(renderer)) for t in texts]
+    assert len(boxes) > 8
+    for i, (text, box) in enumerate(boxes):
+        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1, text
+        for other, second in boxes[:i]:
+            overlap = min(box.x1, second.x1) - max(box.x0, second.x0), min(box.y1, second.y1) - max(box.y0, second.y0)
+            assert min(overlap) <= 1, (text, other)
+
+
+@pytest.mark.parametrize("classifier", [False, True])
+@pytest.mark.parametrize("width", ["single", "double", 140])
+def test_texts_of_a_page_do_not_overlap_and_can_be_read(classifier: bool, width: object) -> None:
+    figure = phasefront.load("styled.yaml").map(classifier=classifier).figure(width=width)
+    assert_legible(figure)
+    assert min(t.get_fontsize() for t in figure.findobj(Text) if t.get_text().strip()) >= 6.5
+
+
+def test_panels_choose_what_is_drawn() -> None:
+    made = phasefront.load("grid.yaml").map()
+
+    def titles(**style: object) -> list[str]:
+        return [t for ax in made.figure(**style).axes if (t := ax.get_title(loc="left"))]
+
+    assert titles(width="single") == []
+    assert titles() == ["phase", "generalisation step", "final test accuracy"]
+    assert titles(panels=["phase", "memorisation_step"]) == ["phase", "memorisation step"]
+    assert titles(panels=["memorisation_step"], labels={"memorisation_step": "$t_1$"}) == ["$t_1$"]
+    for panels in (["memorisation_step"], ["phase", "memorisation_step"]):
+        assert_legible(made.figure(panels=panels, width="single"))
+
+
+def test_a_map_is_drawn_into_axes_of_ones_own() -> None:
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    sweep = phasefront.load("grid.yaml")
+    assert sweep.plot(left, labels={"weight_decay": r"$\lambda$"}, colours={"grokking": "#123456"}) is left
+    assert sweep.map(classifier=True).plot(right, legend=False) is right
+    assert left.get_xlabel() == r"$\lambda$" and right.get_xlabel() == "weight decay"
+    assert left.get_legend() is not None and right.get_legend() is None
+    assert right.images and left.collections
+    with pytest.raises(UserError, match="must be a whole number from 0 to 0"):
+        sweep.plot(left, part=1)
+    with pytest.raises(UserError, match="did you mean 'colours'"):
+        sweep.plot(left, colors={"grokking": "#123456"})
+    with pytest.raises(UserError, match="'width' must be single"):
+        sweep.map().figure(width="triple")
+
+
+def test_formulas() -> None:
+    assert formula_error(r"weight decay $\lambda$") is None
+    assert "lamda" in str(formula_error(r"$\lamda$"))
+    assert on_page(r"loss $\alpha_{c}^2$ and $\Lambda$") == "loss α<sub>c</sub><sup>2</sup> and Λ"
+
+
+def test_a_run_draws_again_where_only_the_style_has_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "grid.yaml", "--inline", "--quiet"]) == 0
+    assert main(["run", "grid.yaml", "--inline", "--quiet"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert main(["run", "styled.yaml", "--inline", "--quiet"]) == 0
+    assert "nothing to do" not in capsys.readouterr().out
