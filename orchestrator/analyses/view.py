@@ -49,13 +49,21 @@ def draw(sweep: str, result: Result, path: Path) -> None:
     across = png.columns_for(len(panels))
     rows = -(-len(panels) // across)
     widths = [6.4] if across == 1 else [4.6] * across
-    with png.sheet(path, sweep, caption(result, figure), widths, [3.9] * rows + [0.2], least_width=9.0) as (fig, grid):
+    labels = {line.label for panel in panels for line in panel.lines} | {what for p in panels for _, what in p.marks}
+    room = max(sum(widths), 9.0)
+    below = 0.24 * -(-len(labels) // max(1, int(room / (0.085 * max(map(len, labels), default=0) + 0.6)))) + 0.2
+    with png.sheet(path, sweep, caption(result, figure), widths, [3.9] * rows + [below], least_width=9.0) as (
+        fig,
+        grid,
+    ):
         axes: list[Any] = []
         for k, panel in enumerate(panels):
             ax = fig.add_subplot(grid[k // across, k % across], sharey=axes[0] if axes else None)
             axes.append(ax)
             _draw_panel(ax, figure, panel)
         png.shared_labels(axes, across)
+        handles = png.shared_legend(axes)
+        png.draw_legend(fig.add_subplot(grid[rows, :]), handles, png.legend_rows(handles, room)[0], handlelength=2.2)
 
 
 def caption(result: Result, figure: Figure) -> str:
@@ -105,5 +113,3 @@ def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
     ax.set_xlabel(figure.x_label)
     ax.set_ylabel(figure.y_label)
     ax.grid(axis="y")
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="best", fontsize=png.points(8.5), frameon=True, framealpha=0.85, edgecolor="none")

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from orchestrator.errors import UserError, did_you_mean
+from orchestrator.errors import UserError
 
 
 def output_of(arguments: argparse.Namespace, formats: Sequence[str]) -> Path | None:
@@ -21,7 +21,7 @@ def output_of(arguments: argparse.Namespace, formats: Sequence[str]) -> Path | N
     path = Path(arguments.output)
     suffix = path.suffix.removeprefix(".")
     if suffix not in formats:
-        step = did_you_mean(suffix, formats, f"-o {path.with_suffix('.pdf')}")
+        step = f"-o {path.with_suffix('.pdf')}"
         raise UserError(
             "the suffix is the format of the figure",
             place="-o",

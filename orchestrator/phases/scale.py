@@ -89,7 +89,8 @@ class AxisScale:
         at = [float(u) for u in self.position[: self.special]]
         texts = [self.text(i) for i in range(self.special)]
         rest = range(self.special, len(self.values))
-        if self.kind == "category" or (len(rest) <= min(most, 6) and not self.continuous):
+        listed = len(rest) <= min(most, 6) and not self.continuous and all(map(_is_short, self.values[self.special :]))
+        if self.kind == "category" or listed:
             stride = max(1, math.ceil(len(rest) / max(most, 1)))
             if self.kind == "category" or self._apart(rest, most):
                 at += [float(self.position[i]) for i in rest][::stride]
@@ -114,6 +115,11 @@ class AxisScale:
         """Whether the values are far enough apart for a tick each."""
         u = self.position[rest.start :]
         return len(u) < 2 or float(np.diff(u).min()) > 0.55 * float(u[-1] - u[0]) / most
+
+
+def _is_short(value: Scalar | None) -> bool:
+    """Whether a number has at most three digits that count, or is whole: 0.03981 makes no tick."""
+    return not isinstance(value, float) or value.is_integer() or float(f"{value:.3g}") == value
 
 
 def axis_scale(name: str, label: str, spacing: str, values: Iterable[Scalar | None]) -> AxisScale:

@@ -114,5 +114,6 @@ def formula_error(text: str) -> str | None:
     try:
         MathTextParser("path").parse(text)
     except ValueError as error:
-        return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "not a formula")
+        said = str(error).strip().splitlines()
+        return said[-1].removeprefix("ParseFatalException: ") if said else "not a formula"
     return None

@@ -33,7 +33,7 @@ def check_figure(
     for name, text in style.labels.items():
         error = formula_error(text)
         if error is not None:
-            step = r"write formulas between dollar signs, for example '$\\lambda$' or '$\\alpha_{c}$'"
+            step = r"write formulas between dollar signs, for example '$\lambda$' or '$\alpha_{c}$'"
             document.add(("figure", "labels", name), f"cannot be drawn: {error}", value=text, next_step=step)
     if not is_built_in(known.spec) or thresholds is None:
         return

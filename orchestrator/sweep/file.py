@@ -418,6 +418,7 @@ _EXAMPLES = {
     "storage": "sqlite:///optuna.db",
     "experiment": "phasefront",
     "figure": "{width: single}",
+    "width": "single",
     "labels": "{weight_decay: '$\\lambda$'}",
     "colours": "{grokking: '#EEBB33'}",
     "panels": "[phase, generalisation_step]",

@@ -126,7 +126,8 @@ def sheet(
     `below`: the last row holds colour bars too. On a page, the legend has its own place (see `draw_legend`).
     """
     if on_page():
-        heights = [*heights[:-1], heights[-1] if below else 0.01]
+        text = PAGE_SCALE * (sum(widths) + 0.2) / (look().style.width_inches or 1)
+        heights = [*heights[:-1], heights[-1] * text if below else 0.01]
         with figure(path, name, summary, (sum(widths) + 0.2, sum(heights) + 0.2)) as fig:
             yield fig, fig.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
         return
@@ -161,7 +162,7 @@ def set_axis(ax: Any, which: str, axis: AxisScale, most: int) -> None:
     """Put an axis's span, ticks and label on one side of a panel."""
     from matplotlib.ticker import FixedLocator
 
-    at, texts = axis.ticks(most)
+    at, texts = _fitting(ax, axis, most) if on_page() and which == "x" else axis.ticks(most)
     side = getattr(ax, f"{which}axis")
     getattr(ax, f"set_{which}lim")(*axis.span)
     side.set_ticks(at, labels=[localised(text) for text in texts])
@@ -171,6 +172,18 @@ def set_axis(ax: Any, which: str, axis: AxisScale, most: int) -> None:
             text.set(horizontalalignment="right", rotation_mode="anchor")
     side.set_minor_locator(FixedLocator(axis.minor_ticks()))
     getattr(ax, f"set_{which}label")(named(axis.name, axis.label))
+
+
+def _fitting(ax: Any, axis: AxisScale, most: int) -> tuple[list[float], list[str]]:
+    """As many ticks as have room side by side on a page."""
+    spec = ax.get_subplotspec()
+    across = 1 if spec is None else spec.get_gridspec().ncols
+    room = ((look().style.width_inches or 1) / across - 0.45) * 72 / (0.62 * points(11))  # in characters
+    for count in range(most, 1, -1):
+        at, texts = axis.ticks(count)
+        if len(texts) * (max(map(len, texts), default=0) + 1.2) <= room:
+            break
+    return at, texts
 
 
 def set_round_ticks(side: Any, most: int, text: Callable[[float], str] = number) -> None:
@@ -234,12 +247,34 @@ def class_swatches(labels: Sequence[str], shown: NDArray[np.int64]) -> list[Any]
     return [swatch(named(labels[k], labels[k]), label_colour(k)) for k in np.unique(shown).tolist()]
 
 
+def shared_legend(axes: Sequence[Any]) -> list[Any]:
+    """Legend entries of what is drawn in these panels, each label once."""
+    found: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    for label, handle in found.items():
+        handle.set_label(label)
+    return list(found.values())
+
+
+def legend_rows(handles: Sequence[Any], width: float) -> tuple[int, float]:
+    """How many entries a row of this width in inches holds, and the height of all rows."""
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    across = max(1, int(width / (0.085 * longest + 0.6)))
+    return across, 0.24 * -(-len(handles) // across) + 0.15
+
+
 def draw_legend(ax: Any, handles: Sequence[Any], columns: int, **style: Any) -> None:
     """Put a legend into an otherwise empty `ax`; on a page below all panels, in as many columns as fit."""
+    if on_page():
+        fig = ax.figure
+        ax.remove()  # an empty row that is this low would collapse
+        if handles:
+            _legend_below(fig, handles, columns, style)
+        return
     ax.set_axis_off()
-    if handles and on_page():
-        _legend_below(ax.figure, handles, columns, style)
-    elif handles:
+    if handles:
         style = {"borderaxespad": 0.2, "fontsize": 10.5, "handlelength": 1.3, "columnspacing": 1.4} | style
         legend = ax.legend(handles=handles, loc="upper left", ncols=columns, labelspacing=0.35, **style)
         legend.set_in_layout(False)  # A long label must not push the panels apart.

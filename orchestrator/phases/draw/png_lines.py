@@ -13,6 +13,7 @@ from orchestrator.phases.draw import png
 from orchestrator.phases.draw.png_map import label_colours
 from orchestrator.phases.layout import (
     Layout,
+    Marker,
     Panel,
     alike,
     along,
@@ -48,16 +49,24 @@ def draw_curves(
     panels = [(p, groups[0]) for p in layout.lines] if several else [(layout.lines[0], group) for group in groups[:3]]
     columns = min(len(panels), 3, png.most_across())
     rows = -(-len(panels) // columns)
-    heights = [4.1] * rows + [0.45]
+    marked = {panel.title: markers(metrics, diagram.axes[layout.x or 0], panel) for panel, _ in panels}
+    drawn = [name for _, names in panels for name in names]
+    entries = len(_handles(diagram, drawn, theory)) + 2 * len(set(drawn)) + max(map(len, marked.values()), default=0)
+    below = 0.24 * -(-entries // (2 * columns)) + 0.2
+    heights = [4.1] * rows + [below]
     with png.sheet(path, diagram.name, summary(diagram), [5.6] * columns, heights, least_width=9.0) as (fig, grid):
         shared: Any = None
+        drawn_in: list[Any] = []
         for k, (panel, names) in enumerate(panels):
             inner = grid[k // columns, k % columns].subgridspec(2, 1, height_ratios=[12, 1], hspace=0.02)
             ax = fig.add_subplot(inner[0], sharey=shared)
+            drawn_in.append(ax)
             shared = (shared or ax) if several else None
-            _draw_lines(ax, fig.add_subplot(inner[1]), diagram, panel, layout.x or 0, names, metrics, theory)
-        drawn = [name for _, names in panels for name in names]
-        png.draw_legend(fig.add_subplot(grid[rows, :]), _handles(diagram, drawn, theory), 6, columnspacing=1.6)
+            strip = fig.add_subplot(inner[1])
+            _draw_lines(ax, strip, diagram, panel, layout.x or 0, names, marked[panel.title], theory, several=several)
+        handles = [*png.shared_legend(drawn_in), *_handles(diagram, drawn, theory)]
+        across, _ = png.legend_rows(handles, max(5.6 * columns, 9.0))
+        png.draw_legend(fig.add_subplot(grid[rows, :]), handles, across, columnspacing=1.6, handlelength=2.2)
 
 
 def _draw_lines(
@@ -67,8 +76,10 @@ def _draw_lines(
     panel: Panel,
     x: int,
     names: Sequence[str],
-    metrics: Mapping[str, float],
+    marked: Sequence[Marker],
     theory: Overlay | None,
+    *,
+    several: bool,
 ) -> None:
     """Medians along x with the range of the replicates; open triangles at the bound where it was not reached."""
     axis = diagram.axes[x]
@@ -99,21 +110,18 @@ def _draw_lines(
             ax.plot(u[off], values.bound[off], linestyle="none", marker="^", markersize=6, label=text, **face)
     if theory is not None:
         _draw_theory(ax, theory, names, cells, u, placed)
-    for k, mark in enumerate(markers(metrics, axis, panel)):
+    for k, mark in enumerate(marked):
         style = {"color": SOFT, "linewidth": 1.3, "linestyle": MARKER_DASHES[k % len(MARKER_DASHES)], "zorder": 1}
-        ax.axvline(mark.position, label=mark.text, **style)
+        ax.axvline(mark.position, label=mark.name if several else mark.text, **style)
     png.set_axis(ax, "x", axis, 9)
     ax.set_xlabel("")
     ax.tick_params(labelbottom=False)
     ax.set_ylabel(shared_words(names))
     png.set_round_ticks(ax.yaxis, 7)
     ax.minorticks_off()
-    ax.set_title(panel.title)
+    places = "; ".join(mark.text for mark in marked) if several else ""
+    ax.set_title("\n".join(filter(None, (panel.title, places))), fontsize=png.points(10.5) if places else None)
     ax.grid(axis="y")
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(
-            loc="best", fontsize=png.points(9.5), frameon=True, framealpha=0.85, edgecolor="none", handlelength=2.2
-        )
     grid = grid_of(diagram, panel, x, None)
     assert grid is not None
     edges_x, edges_y, shown = mesh_of(diagram, grid, x, None)
