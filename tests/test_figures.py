@@ -62,7 +62,7 @@ def test_the_suffix_decides_and_the_figure_has_the_width_names_and_colours(folde
     assert ">0,55</text>" in svg and ">0.55</text>" not in svg
     assert re.search(r">\s*λ\s*<", svg) and r"\lambda" not in re.sub("<!--.*?-->", "", svg)
     page = Path("out/fig.html").read_text()
-    assert "weight decay λ" in page and "#123456" in page and "late" in page
+    assert r"weight decay \u03bb" in page and "#123456" in page and "late" in page
     assert "grid" in page and not list(Path("out").glob(".*"))
 
 

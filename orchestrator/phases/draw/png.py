@@ -162,7 +162,10 @@ def set_axis(ax: Any, which: str, axis: AxisScale, most: int) -> None:
     """Put an axis's span, ticks and label on one side of a panel."""
     from matplotlib.ticker import FixedLocator
 
-    at, texts = _fitting(ax, axis, most) if on_page() and which == "x" else axis.ticks(most)
+    if on_page() and which == "x":
+        at, texts = _fitting(ax, axis, most)
+    else:
+        at, texts = axis.ticks(_one_above_another(ax, most))
     side = getattr(ax, f"{which}axis")
     getattr(ax, f"set_{which}lim")(*axis.span)
     side.set_ticks(at, labels=[localised(text) for text in texts])
@@ -174,11 +177,17 @@ def set_axis(ax: Any, which: str, axis: AxisScale, most: int) -> None:
     getattr(ax, f"set_{which}label")(named(axis.name, axis.label))
 
 
+def _room(ax: Any, which: str) -> float:
+    """Inches along a side of a panel on a page, about, without labels."""
+    spec, (width, height) = ax.get_subplotspec(), ax.figure.get_size_inches()
+    grid = None if spec is None else spec.get_topmost_subplotspec().get_gridspec()
+    parts = 1 if grid is None else grid.ncols if which == "x" else sum(r > 0.1 for r in grid.get_height_ratios() or [1])
+    return float(max((width if which == "x" else height) / parts - 0.5, 0.3))
+
+
 def _fitting(ax: Any, axis: AxisScale, most: int) -> tuple[list[float], list[str]]:
     """As many ticks as have room side by side on a page."""
-    spec = ax.get_subplotspec()
-    across = 1 if spec is None else spec.get_gridspec().ncols
-    room = ((look().style.width_inches or 1) / across - 0.45) * 72 / (0.62 * points(11))  # in characters
+    room = _room(ax, "x") * 72 / (0.62 * points(11))  # in characters
     for count in range(most, 1, -1):
         at, texts = axis.ticks(count)
         if len(texts) * (max(map(len, texts), default=0) + 1.2) <= room:
@@ -186,11 +195,20 @@ def _fitting(ax: Any, axis: AxisScale, most: int) -> tuple[list[float], list[str
     return at, texts
 
 
+def _one_above_another(ax: Any, most: int) -> int:
+    """As many ticks as have room one above another on a page."""
+    return max(2, min(most, int(_room(ax, "y") * 72 / (2.2 * points(11))))) if on_page() else most
+
+
 def set_round_ticks(side: Any, most: int, text: Callable[[float], str] = number) -> None:
     """Put at most about `most` round numbers on a side of a panel (a matplotlib axis), within its limits."""
     from matplotlib.ticker import NullLocator
 
     low, high = side.get_view_interval()
+    if side.axis_name == "y":
+        most = _one_above_another(side.axes, most)
+    elif on_page():
+        most = max(2, min(most, int(_room(side.axes, "x") * 72 / (4 * points(11)))))
     at = round_values(float(low), float(high), most, log=side.get_scale() == "log")
     side.set_ticks(at, labels=[localised(text(v)) for v in at])
     side.set_minor_locator(NullLocator())

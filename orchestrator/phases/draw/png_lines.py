@@ -53,7 +53,7 @@ def draw_curves(
     drawn = [name for _, names in panels for name in names]
     entries = len(_handles(diagram, drawn, theory)) + 2 * len(set(drawn)) + max(map(len, marked.values()), default=0)
     below = 0.24 * -(-entries // (2 * columns)) + 0.2
-    heights = [4.1] * rows + [below]
+    heights = [5.2 if png.on_page() else 4.1] * rows + [below]
     with png.sheet(path, diagram.name, summary(diagram), [5.6] * columns, heights, least_width=9.0) as (fig, grid):
         shared: Any = None
         drawn_in: list[Any] = []
