@@ -168,6 +168,15 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--figures", **figures)
     compare.add_argument("--width", **width)
+    read = command("read", "print where the boundary crosses a line through the map, per seed, with an interval")
+    read.add_argument(
+        "--at",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="the value of an axis; for every axis but one; may be repeated",
+    )
+    read.add_argument("--along", metavar="AXIS", help="the axis along which it is read, if several are left")
     replay = command("replay", "train a recorded trial again, and compare its curve with the record", file=False)
     replay.add_argument("run_id", metavar="RUN_ID", help="the MLflow run of the trial")
     replay.add_argument(

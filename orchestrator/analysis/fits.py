@@ -206,7 +206,7 @@ def fit(
     spread = law.natural(resampled[:, :count], problem.origin)
     scale, likelihood = problem.likelihood(theta)
     free, n = count + 1, len(data.above)
-    wider = _expanded(level, size, int(np.isfinite(data.to).sum()), free)
+    wider = expanded_level(level, size, int(np.isfinite(data.to).sum()), free)
     return Fit(
         law=law,
         loss=loss,
@@ -395,7 +395,7 @@ def _resample(settings: Integers, units: Any, strata: Any, resamples: int) -> tu
     return multiplicities(random, groups, resamples)[:, member.reshape(-1)], float(np.median(sizes))
 
 
-def _expanded(level: float, size: float, events: int, free: int) -> float:
+def expanded_level(level: float, size: float, events: int, free: int) -> float:
     """The percentile level with which a bootstrap of few has the coverage `level` (Hesterberg 2015, Amer. Statist. 69,
     371: the expanded percentile interval).
 

@@ -15,6 +15,7 @@ _FUNCTIONS = {
     "compare": "compare:compare",
     "replay": "replay:replay",
     "export": "export:export",
+    "read": "read:read",
     "schema": "inspect:schema",
 }
 

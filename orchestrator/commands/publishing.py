@@ -58,6 +58,7 @@ def publish_record(
     """
     from orchestrator.phases.publish import publish
     from orchestrator.reduce import doubt_lines, doubts
+    from orchestrator.results.columns import write_columns
 
     rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
     drawing = drawing_of(sweep, history) if classifier or sweep.is_search else None
@@ -83,6 +84,9 @@ def publish_record(
             metrics=published.metrics | done.metrics,
             analysis=tuple(done.lines),
         )
+    explained = write_columns(sweep.output, tuple(published.files), sweep.axes, trials)
+    if explained is not None:
+        published = replace(published, files={**published.files, explained.name: explained})
     tracker.attach(published.files)
     left = tracker.detach(published.gone)
     for name, points in published.curves.items():

@@ -76,6 +76,12 @@ def curve_entries(metrics: Sequence[str], axes: Sequence[Axis], trials: Sequence
     return [Entry(table="curves", column=c, type=k, unit=u, meaning=m) for c, k, u, m in entries]
 
 
+def param_meaning(name: str, trials: Sequence[Trial]) -> str:
+    """What a parameter means, with its unit, in a few words."""
+    unit, text = _of_param(name, _specs(trials[:64]))
+    return text.removeprefix("Parameter: ").rstrip(".") + (f" ({unit})" if unit else "")
+
+
 def _specs(trials: Sequence[Trial]) -> dict[str, ParamSpec]:
     kinds = dict.fromkeys(type(trial.params) for trial in trials)
     return {name: spec for kind in kinds for name, spec in specs(kind).items()}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.function import FunctionJob
-from jobs.job import FINAL
+from jobs.job import FINAL, Scalar
 from orchestrator.errors import UserError
 from orchestrator.phases.table import MISSING, TrialTable, arrow_table, collect, note_of
 from orchestrator.records import Status
@@ -25,9 +25,10 @@ from orchestrator.results.export import (
     write_netcdf,
     write_tables,
 )
-from orchestrator.results.frames import Format, check_format, in_format
+from orchestrator.results.frames import Format, check_format, in_format, library
 from orchestrator.results.grid import dimensions, to_dataset
 from orchestrator.results.maps import PhaseMap
+from orchestrator.results.reading import COLUMNS, Row, read
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
@@ -248,6 +249,39 @@ class SweepResults:
             step = f"phasefront run {self.sweep.source}"
             raise UserError("nothing is recorded of this sweep yet", value=self.sweep.record_shown, next_step=step)
         return PhaseMap.of(self.sweep, trials, table, classifier=classifier)
+
+    def read(
+        self, at: Mapping[str, Scalar] | None = None, *, along: str | None = None, format: Format = "pandas"
+    ) -> Any:
+        """Where the boundaries between phases cross a line through the map, in units of the axis along it.
+
+        Columns: `boundary` (the phases below and above), `along` (the axis), `seed` (the replicate; null for all
+        together), `value`, `low` and `high` (float64; infinite where there is no crossing or no end on that side), and
+        `interval` (what low and high are: the two settings between which a seed changes; the 95% bootstrap interval of
+        the mean over seeds; for a search, the 90% bands of the fitted boundary).
+
+        Args:
+            at: axis -> value, for every axis but one; between two values of a grid, crossings are interpolated.
+            along: the axis that is left; needed only where several are.
+            format: pandas, arrow or polars.
+
+        Raises:
+            UserError: nothing is recorded, or there is no such line.
+            Outage: the record stayed away.
+        """
+        check_format(format)
+        pa = library("pyarrow", what="read()")
+        rows = self.readings(at or {}, along)
+        kinds = {"seed": pa.int64(), "value": pa.float64(), "low": pa.float64(), "high": pa.float64()}
+        columns = {
+            name: pa.array([getattr(row, name) for row in rows], kinds.get(name, pa.string())) for name in COLUMNS
+        }
+        return in_format(pa.table(columns), format)
+
+    def readings(self, at: Mapping[str, Scalar], along: str | None = None) -> list[Row]:
+        """The rows of `read`."""
+        made = self.map()
+        return read(made.diagram, made.table, made.fitted, at, along, scattered=self.sweep.is_search)
 
     def plot(self, ax: Any, **options: Any) -> Any:
         """Draw the phase map into a matplotlib `Axes`, see `PhaseMap.plot`."""

@@ -1,0 +1,412 @@
+"""Where a boundary crosses a line through the map: per seed and over seeds, in axis units.
+
+The line is given by a value of every axis but one. On a grid, each seed (replicate) is read by itself: along the line,
+the crossing from one phase to the next is the split that puts the fewest trials on the wrong side, and it lies between
+two settings. Between two values of a given axis, the crossings at both are interpolated. Of a search, whose settings
+are scattered, the fitted boundary and its bands are read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.job import Scalar
+from orchestrator.analysis.estimate import RESAMPLES, SEED, percentile_interval
+from orchestrator.analysis.fits import expanded_level
+from orchestrator.errors import UserError, did_you_mean
+from orchestrator.phases.diagram import PhaseDiagram
+from orchestrator.phases.map.surface_map import FittedMap, FittedSlice
+from orchestrator.phases.scale import AxisScale
+from orchestrator.phases.table import TrialTable
+from orchestrator.phases.text import is_number, number
+from orchestrator.surface.base import ClassSurface
+
+Floats = NDArray[np.float64]
+LEVEL = 0.95
+BETWEEN = "between settings"
+OVER_SEEDS = "95% bootstrap over seeds"
+GIVEN_BAND = "90% band given these seeds"
+SEEDS_BAND = "90% band over seeds"
+FITTED = "fitted boundary"
+_POINTS = 2001
+_SURE = 0.95
+COLUMNS = ("boundary", "along", "seed", "value", "low", "high", "interval")
+"""Of the table; docs/commands.md explains them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number: where a boundary crosses the line, with an interval; all in units of the axis `along`.
+
+    -inf and inf: it crosses below or above all settings, or the interval has no end there.
+    """
+
+    boundary: str
+    """The phases below and above it."""
+    along: str
+    seed: int | None
+    """The replicate; None for all of them together."""
+    value: float
+    low: float
+    high: float
+    interval: str
+    """What low and high are."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Line:
+    """A line through the diagram."""
+
+    along: int
+    """Index of the axis along which it runs."""
+    corners: tuple[tuple[tuple[int, ...], float], ...]
+    """The settings of the other axes between which it runs (an index for each; -1 for `along`), and their weights."""
+
+
+def read(
+    diagram: PhaseDiagram,
+    table: TrialTable,
+    fitted: FittedMap | None,
+    at: Mapping[str, Scalar],
+    along: str | None = None,
+    *,
+    scattered: bool = False,
+) -> list[Row]:
+    """Where the boundaries cross the line.
+
+    Args:
+        diagram: of the table, nothing joined.
+        table: the trials.
+        fitted: the fitted map, which is needed if the settings are scattered.
+        at: axis -> value, for every axis but one.
+        along: the axis that is left; needed only where several are.
+        scattered: whether the settings are those of a search.
+
+    Raises:
+        UserError: there is no such line.
+    """
+    line = _line(diagram, at, along, scattered=scattered)
+    if scattered:
+        if fitted is None:
+            raise UserError("no map is fitted to this search yet", place="read", next_step="phasefront run")
+        return _of_surface(diagram, fitted, at, diagram.axes[line.along])
+    return _of_grid(diagram, table, line)
+
+
+def _line(diagram: PhaseDiagram, at: Mapping[str, Scalar], along: str | None, *, scattered: bool) -> Line:
+    names = [axis.name for axis in diagram.axes]
+    if not names:
+        raise UserError("no axis varies, so there is no boundary", place="read", next_step="read a sweep with an axis")
+    for name in [*at, *([along] if along is not None else [])]:
+        if name not in names:
+            place = "--at" if name in at else "--along"
+            raise UserError(
+                "is no axis that varies", place=place, value=name, choices=names, next_step=did_you_mean(name, names)
+            )
+    free = [axis for axis in diagram.axes if axis.name not in at]
+    numeric = [axis.name for axis in free if axis.numeric]
+    if along in at or not numeric:
+        rule = "one axis of numbers must be left, along which the boundary is read"
+        raise UserError(
+            rule, place="--at", value=", ".join(at), next_step=f"leave out --at {along or next(iter(at), '')}"
+        )
+    wanted = along if along is not None else numeric[0]
+    missing = [axis for axis in free if axis.name != wanted]
+    if missing:
+        step = " ".join(f"--at {axis.name}={axis.text(len(axis.values) // 2)}" for axis in missing)
+        rule = (
+            f"give a value of every axis but one: {', '.join(axis.name for axis in missing)} {_verb(missing)} missing"
+        )
+        raise UserError(rule, place="--at", choices=names, next_step=step)
+    if wanted not in numeric:
+        raise UserError("must be an axis of numbers", place="--along", value=wanted, choices=numeric)
+    picked: list[list[tuple[int, float]]] = []
+    for axis in diagram.axes:
+        picked.append([(-1, 1.0)] if axis.name == wanted else _near(axis, at[axis.name], scattered=scattered))
+    corners = tuple(
+        (tuple(index for index, _ in corner), math.prod(weight for _, weight in corner))
+        for corner in itertools.product(*picked)
+    )
+    return Line(along=names.index(wanted), corners=corners)
+
+
+def _verb(axes: Sequence[AxisScale]) -> str:
+    return "is" if len(axes) == 1 else "are"
+
+
+def _near(axis: AxisScale, given: Scalar, *, scattered: bool) -> list[tuple[int, float]]:
+    """The values of an axis between which `given` lies, with weights; one value where it is one of them."""
+    for index, value in enumerate(axis.values):
+        if is_number(value) and is_number(given):
+            if math.isclose(value, given, rel_tol=1e-9, abs_tol=1e-12):
+                return [(index, 1.0)]
+        elif axis.text(index) == (str(given).lower() if isinstance(given, bool) else str(given)):
+            return [(index, 1.0)]
+    place = axis.to_position(float(given)) if is_number(given) and axis.numeric else None
+    placed = axis.position[axis.special :]
+    if place is None or not len(placed) or not placed[0] <= place <= placed[-1]:
+        choices = [axis.text(k) for k in range(len(axis.values))]
+        rule = f"'{axis.name}' has no such value"
+        if axis.numeric:
+            numbers = [axis.text(k) for k in range(axis.special, len(axis.values))]
+            rule = f"'{axis.name}' runs from {numbers[0]} to {numbers[-1]}"
+        step = f"--at {axis.name}={choices[len(choices) // 2]}"
+        shown = choices if len(choices) <= 20 else ()
+        raise UserError(rule, place="--at", value=given, choices=shown, next_step=step)
+    if scattered:
+        return [(-1, 1.0)]
+    above = int(np.searchsorted(placed, place))
+    share = float((place - placed[above - 1]) / (placed[above] - placed[above - 1]))
+    return [(axis.special + above - 1, 1 - share), (axis.special + above, share)]
+
+
+def _of_grid(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[Row]:
+    axis = diagram.axes[line.along]
+    code = np.array([diagram.labels.index(p) if p in diagram.labels else -1 for p in table.phase], dtype=np.int64)
+    place = diagram.codes[diagram.cell]
+    known = (code >= 0) & (place[:, line.along] >= axis.special)
+    seeds = np.unique(table.replicate[known]).tolist()
+    at: list[tuple[NDArray[np.bool_], float]] = []
+    for corner, weight in line.corners:
+        here = known.copy()
+        for a, index in enumerate(corner):
+            here &= (place[:, a] == index) if index >= 0 else True
+        at.append((here, weight))
+    pooled = np.logical_or.reduce([here for here, _ in at])
+    u = axis.position[place[:, line.along]]
+    rows: list[Row] = []
+    for below, above, low, high in _steps(u[pooled], code[pooled], len(diagram.labels)):
+        name = f"{diagram.labels[below]} | {diagram.labels[above]}"
+        brackets = []
+        for seed in seeds:
+            parts = []
+            for here, weight in at:
+                own = here & (table.replicate == seed) & (u >= low) & (u <= high)
+                own &= (code == below) | (code == above)
+                parts.append((weight, _split(u[own], code[own] == above)))
+            found = _joined(parts)
+            if found is not None:
+                brackets.append((seed, *found))
+        made = [
+            Row(
+                boundary=name,
+                along=axis.name,
+                seed=int(seed),
+                value=_value(axis, (left + right) / 2),
+                low=_value(axis, left),
+                high=_value(axis, right),
+                interval=BETWEEN,
+            )
+            for seed, left, right in brackets
+        ]
+        if brackets:
+            ends = np.array([each[1:] for each in brackets], dtype=np.float64)
+            middle, left, right = _over_seeds(ends)
+            rows.append(
+                Row(
+                    boundary=name,
+                    along=axis.name,
+                    seed=None,
+                    value=_value(axis, middle),
+                    low=_value(axis, left),
+                    high=_value(axis, right),
+                    interval=OVER_SEEDS,
+                )
+            )
+        rows += made
+    return rows
+
+
+def _value(axis: AxisScale, u: float) -> float:
+    """A position as a value of the axis; infinite ends stay so."""
+    return u if not math.isfinite(u) else float(axis.to_value(np.array([u]))[0])
+
+
+def _steps(u: Floats, code: NDArray[np.int64], labels: int) -> list[tuple[int, int, float, float]]:
+    """The changes of the most frequent label along u: (label below, label above, and the ends of both runs).
+
+    Where two labels change into each other once, the ends are infinite: a seed may change anywhere.
+    """
+    places, member = np.unique(np.round(u, 12), return_inverse=True)
+    counts = np.zeros((len(places), labels), dtype=np.int64)
+    np.add.at(counts, (member.reshape(-1), code), 1)
+    runs: list[list[int]] = []  # label, first, last
+    for k, label in enumerate(counts.argmax(axis=1).tolist()):
+        if runs and runs[-1][0] == label:
+            runs[-1][2] = k
+        else:
+            runs.append([label, k, k])
+    pairs = [frozenset((a[0], b[0])) for a, b in itertools.pairwise(runs)]
+    return [
+        (a[0], b[0], -math.inf, math.inf)
+        if pairs.count(frozenset((a[0], b[0]))) == 1
+        else (a[0], b[0], float(places[a[1]]) - 1e-9, float(places[b[2]]) + 1e-9)
+        for a, b in itertools.pairwise(runs)
+    ]
+
+
+def _split(u: Floats, above: NDArray[np.bool_]) -> tuple[float, float] | None:
+    """The settings between which the fewest trials are on the wrong side; an infinite end where all are on one side.
+
+    Of several equally good splits, from the first to the last. None without trials.
+    """
+    if not len(u):
+        return None
+    places, member = np.unique(u, return_inverse=True)
+    ones = np.bincount(member.reshape(-1), above, minlength=len(places))
+    zeros = np.bincount(member.reshape(-1), ~above, minlength=len(places))
+    wrong = np.concatenate([[0.0], np.cumsum(ones)]) + np.concatenate([np.cumsum(zeros[::-1])[::-1], [0.0]])
+    best = np.flatnonzero(wrong == wrong.min())
+    ends = np.concatenate([[-math.inf], places, [math.inf]])
+    return float(ends[best[0]]), float(ends[best[-1] + 1])
+
+
+def _joined(parts: Sequence[tuple[float, tuple[float, float] | None]]) -> tuple[float, float] | None:
+    """The weighted mean of brackets; None where one is missing."""
+    found = [(weight, bracket) for weight, bracket in parts if bracket is not None]
+    if len(found) < len(parts):
+        return None
+    low, high = (sum(weight * bracket[end] for weight, bracket in found) for end in (0, 1))
+    return (low, high) if not (math.isnan(low) or math.isnan(high)) else None
+
+
+def _over_seeds(ends: Floats) -> tuple[float, float, float]:
+    """Mean position over seeds (n, 2) and its bootstrap interval; the median where a seed does not cross.
+
+    A position lies anywhere between its two settings: each resample takes the same random share of every distance, so
+    that the interval is not narrower than the grid.
+    """
+    middle = ends.mean(axis=1)
+    crossed = bool(np.isfinite(ends).all())
+    value = float(middle.mean()) if crossed else _median(np.sort(middle))
+    if len(ends) < 2:
+        return value, -math.inf, math.inf
+    random = np.random.default_rng(SEED)
+    share = random.random((RESAMPLES, 1))
+    chosen = ends[random.integers(len(ends), size=(RESAMPLES, len(ends)))]
+    if crossed:
+        resampled = ((1 - share) * chosen[..., 0] + share * chosen[..., 1]).mean(axis=1)
+    else:
+        resampled = np.array([_median(row) for row in np.sort(chosen.mean(axis=2), axis=1)])
+    low, high = percentile_interval(resampled, expanded_level(LEVEL, len(ends), len(ends), 1))
+    return value, low, high
+
+
+def _median(ordered: Floats) -> float:
+    """The middle one of sorted values, the lower of two middle ones: they may be infinite."""
+    return float(ordered[(len(ordered) - 1) // 2])
+
+
+def _of_surface(diagram: PhaseDiagram, fitted: FittedMap, at: Mapping[str, Scalar], axis: AxisScale) -> list[Row]:
+    """The fitted boundary along the line, with its two bands."""
+    part = _slice_at(diagram, fitted, at)
+    names = [box.name for box in part.slice.axes]
+    if not isinstance(part.surface, ClassSurface) or axis.name not in names:
+        rule = "has no boundary between phases along this axis"
+        step = "a ridge is read from boundary.parquet" if axis.name in names else f"read along {' or '.join(names)}"
+        raise UserError(rule, place="--along", value=axis.name, next_step=step)
+    unit = np.linspace(0, 1, _POINTS)
+    points = np.empty((_POINTS, len(names)))
+    for k, box in enumerate(part.slice.axes):
+        points[:, k] = unit if box.name == axis.name else float(box.unit(np.array(float(at[box.name]))))
+    along = part.slice.axes[names.index(axis.name)]
+    belief = part.surface.belief(points)
+    bands = [(GIVEN_BAND, part.surface.belief(points))]
+    if part.bands is not None:
+        bands = [(GIVEN_BAND, part.bands.given_seeds.belief(points))]
+        if part.bands.over_seeds is not None:
+            bands.append((SEEDS_BAND, part.bands.over_seeds.belief(points)))
+    leading = belief.argmax(axis=1)
+    rows = []
+    for k in np.flatnonzero(leading[1:] != leading[:-1]).tolist():
+        name = f"{fitted.labels[leading[k]]} | {fitted.labels[leading[k + 1]]}"
+        value = float(along.value(np.array((unit[k] + unit[k + 1]) / 2)))
+        for kind, own in bands:
+            low, high = _band(own, k)
+            ends = [float(along.value(np.array(unit[e]))) if e is not None else None for e in (low, high)]
+            rows.append(
+                Row(
+                    boundary=name,
+                    along=axis.name,
+                    seed=None,
+                    value=value,
+                    low=-math.inf if ends[0] is None else ends[0],
+                    high=math.inf if ends[1] is None else ends[1],
+                    interval=kind,
+                )
+            )
+    return rows
+
+
+def _band(belief: Floats, near: int) -> tuple[int | None, int | None]:
+    """The ends of the stretch without a class of 95% belief around a point of the line; None: it has no end there."""
+    sure = belief.max(axis=1) >= _SURE
+    below = np.flatnonzero(sure[: near + 1])
+    above = np.flatnonzero(sure[near + 1 :])
+    return (int(below[-1]) if len(below) else None), (int(above[0]) + near + 1 if len(above) else None)
+
+
+def _slice_at(diagram: PhaseDiagram, fitted: FittedMap, at: Mapping[str, Scalar]) -> FittedSlice:
+    scales = {axis.name: axis for axis in diagram.axes}
+
+    def holds(name: str, value: Scalar | None) -> bool:
+        given = at.get(name)
+        if is_number(given) and is_number(value):
+            return math.isclose(given, value, rel_tol=1e-9)
+        return name not in at or value == given or scales[name].text(scales[name].values.index(value)) == str(given)
+
+    for part in fitted.fitted:
+        if all(holds(name, value) for name, value in part.slice.fixed.items()):
+            return part
+    titles = [part.slice.title for part in fitted.fitted]
+    raise UserError("no map is fitted there", place="--at", choices=titles, next_step="choose one of these slices")
+
+
+def lines_of(rows: Sequence[Row]) -> list[str]:
+    """The rows as text, a block for each boundary."""
+    lines: list[str] = []
+    for (boundary, along), group in itertools.groupby(rows, key=lambda row: (row.boundary, row.along)):
+        own = list(group)
+        seeds = sum(row.seed is not None for row in own)
+        lines.append(f"{boundary} (below | above, along {along})")
+        for row in own:
+            if row.seed is not None:
+                lines.append(f"  seed {row.seed:<4} {_bound(row.value, row)}{_between(row)}")
+            elif row.interval == OVER_SEEDS:
+                extent = (
+                    "one seed has no interval" if seeds < 2 else f"[{_end(row.low)}, {_end(row.high)}], {row.interval}"
+                )
+                what = f"mean over {seeds} seeds" if math.isfinite(row.value) else f"median over {seeds} seeds"
+                lines.append(f"  {'seed' if seeds < 2 else what}: {_bound(row.value, row)}  {extent}")
+            else:
+                lines.append(f"  {FITTED}: {number4(row.value)}  [{_end(row.low)}, {_end(row.high)}], {row.interval}")
+    return lines
+
+
+def number4(value: float) -> str:
+    """A value with four digits."""
+    return number(float(f"{value:.4g}"))
+
+
+def _end(value: float) -> str:
+    return number4(value) if math.isfinite(value) else "beyond the axis"
+
+
+def _bound(value: float, row: Row) -> str:
+    if math.isfinite(value):
+        return number4(value)
+    edge = row.high if value < 0 else row.low
+    side = "below" if value < 0 else "above"
+    return f"{side} {number4(edge)}" if math.isfinite(edge) else f"{side} all settings"
+
+
+def _between(row: Row) -> str:
+    if not math.isfinite(row.value):
+        return ", not crossed on the grid"
+    return f", between {number4(row.low)} and {number4(row.high)}"

@@ -1,0 +1,159 @@
+"""Where a boundary crosses a line through the map: per seed, over seeds, and of a search."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from jobs_for_phases import Melt, MeltParams, axis, by_id, product, row
+from recorded_sweeps import recorded_folder
+
+import phasefront
+from jobs.job import specs
+from orchestrator.cli import main
+from orchestrator.errors import UserError
+from orchestrator.phases.diagram import phase_diagram
+from orchestrator.phases.table import collect
+from orchestrator.results.reading import BETWEEN, OVER_SEEDS, Row, read
+
+HEAT = axis("heat", *np.geomspace(0.1, 10, 9).tolist(), scale="log")
+LOAD = axis("load", 0.0, 0.5, 1.0)
+
+
+def readings(melts, at, *, seeds: int = 4, axes=(HEAT, LOAD), along=None, flipped=()) -> list[Row]:
+    """Of trials that are liquid where `melts(load, seed)` is at most their heat; `flipped`: (seed, heat's index)."""
+
+    def label(t) -> str:
+        liquid = t.params.heat >= melts(t.params.load, t.replicate)
+        liquid ^= (t.replicate, HEAT.values.index(t.params.heat)) in flipped
+        return "liquid" if liquid else "solid"
+
+    trials = product(list(axes), replicates=seeds)
+    rows = by_id(*(row(t, label(t)) for t in trials))
+    table = collect(trials, rows)
+    diagram = phase_diagram("melting", axes, Melt.phases, table, specs(MeltParams))
+    return read(diagram, table, None, at, along)
+
+
+def test_each_seed_changes_between_two_settings_and_the_mean_is_theirs() -> None:
+    found = readings(lambda load, seed: (0.5, 1.1, 1.1, 2.0)[seed], {"load": 0.5})
+    assert {r.boundary for r in found} == {"solid | liquid"} and {r.along for r in found} == {"heat"}
+    seeds = {r.seed: r for r in found if r.seed is not None}
+    assert all(r.interval == BETWEEN for r in seeds.values())
+    for seed, melts in enumerate((0.5, 1.1, 1.1, 2.0)):
+        low, high = seeds[seed].low, seeds[seed].high
+        assert low < melts <= high and high / low == pytest.approx(10**0.25)
+        assert seeds[seed].value == pytest.approx(math.sqrt(low * high))
+    (over,) = (r for r in found if r.seed is None)
+    assert over.interval == OVER_SEEDS
+    assert over.value == pytest.approx(float(np.prod([r.value for r in seeds.values()]) ** 0.25))
+    assert (
+        min(r.low for r in seeds.values()) <= over.low < over.value < over.high <= max(r.high for r in seeds.values())
+    )
+
+
+def test_seeds_that_agree_have_the_grids_interval() -> None:
+    """A boundary is not known better than the distance of the settings, however many seeds agree."""
+    (over, *seeds) = readings(lambda load, seed: 1.1, {"load": 0.0})
+    assert over.low == pytest.approx(seeds[0].low, rel=0.05) and over.high == pytest.approx(seeds[0].high, rel=0.05)
+
+
+def test_between_two_values_crossings_are_interpolated() -> None:
+    found = readings(lambda load, seed: 0.3 if load < 0.25 else 3.0, {"load": 0.25})
+    one = next(r for r in found if r.seed == 0)
+    low, high = (
+        next(r for r in readings(lambda load, seed, at=at: at, {"load": 0.0}) if r.seed == 0) for at in (0.3, 3.0)
+    )
+    assert one.value == pytest.approx(math.sqrt(low.value * high.value))
+
+
+def test_a_seed_that_does_not_cross_is_no_number_and_the_median_is_taken() -> None:
+    found = readings(lambda load, seed: 99.0 if seed == 3 else 1.1, {"load": 1.0})
+    seeds = {r.seed: r for r in found if r.seed is not None}
+    assert seeds[3].value == math.inf and seeds[3].low == pytest.approx(10) and seeds[3].high == math.inf
+    (over,) = (r for r in found if r.seed is None)
+    assert over.value == pytest.approx(seeds[0].value) and over.high == math.inf
+
+
+def test_a_single_trial_with_another_label_moves_no_crossing() -> None:
+    found = readings(lambda load, seed: 1.1, {"load": 0.5}, seeds=5, flipped={(2, 1), (3, 8)})
+    plain = readings(lambda load, seed: 1.1, {"load": 0.5}, seeds=5)
+    assert [(r.seed, r.low, r.high) for r in found if r.seed is not None] == [
+        (r.seed, r.low, r.high) for r in plain if r.seed is not None
+    ]
+
+
+def test_one_seed_has_no_interval() -> None:
+    (over, _) = readings(lambda load, seed: 1.1, {"load": 0.5}, seeds=1)
+    assert (over.low, over.high) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("at", "along", "says"),
+    [
+        ({}, None, "give a value of every axis but one: load is missing\n  valid: heat, load\n  next:  --at load=0.5"),
+        ({"laod": 1}, None, "did you mean 'load'"),
+        ({"load": 7}, None, "'load' runs from 0 to 1"),
+        ({"load": 0, "heat": 1}, None, "one axis of numbers must be left"),
+        ({"load": 0}, "speed", "is no axis that varies"),
+    ],
+)
+def test_a_line_that_does_not_exist_is_refused(at, along, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        readings(lambda load, seed: 1.1, at, along=along)
+    assert says in caught.value.text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recorded_folder(tmp_path_factory.mktemp("reading"))
+
+
+def test_the_command_and_the_notebook_read_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    frame = phasefront.load("grid.yaml").read({"data_fraction": 0.55})
+    assert frame.columns.tolist() == ["boundary", "along", "seed", "value", "low", "high", "interval"]
+    assert len(frame) and frame.seed.dropna().isin([0, 1]).all()
+    trials = phasefront.load("grid.yaml").trials()
+    own = trials[(trials.data_fraction == 0.55) & (trials.weight_decay > 0)]
+    for one in frame[frame.seed.notna() & np.isfinite(frame.value)].to_dict("records"):
+        below, above = one["boundary"].split(" | ")
+        labels = own[own.replicate == one["seed"]].set_index("weight_decay").phase
+        assert one["low"] in labels.index and one["high"] in labels.index
+        assert {labels[one["low"]], labels[one["high"]]} & {below, above}
+    assert main(["read", "grid.yaml", "--at", "data_fraction=0.55"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("earlier-grid at data_fraction=0.55\n") and "seed 0" in said
+
+
+def test_of_a_search_the_fitted_boundary_is_read_with_both_bands(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    sweep = phasefront.load("phase_search.yaml")
+    boundary = sweep.boundary()
+    names = [c for c in sweep.axes if f"{c}_at_5" in boundary.columns]
+    vertex = boundary.iloc[len(boundary) // 2]
+    frame = sweep.read({names[1]: float(vertex[names[1]])}, along=names[0])
+    assert (frame.interval.str.startswith("90% band")).all() and frame.seed.isna().all()
+    assert np.abs(np.log(frame.value / vertex[names[0]])).min() < 0.1
+    inside = (frame.low <= frame.value) & (frame.value <= frame.high)
+    assert inside.all()
+    assert main(["read", "phase_search.yaml", "--at", f"{names[1]}={float(vertex[names[1]])}"]) == 0
+    assert "fitted boundary" in capsys.readouterr().out
+
+
+def test_every_column_of_every_table_is_explained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["map", "grid.yaml", "--classifier", "--step", "test_accuracy"]) == 0
+    text = Path("grid/columns.txt").read_text()
+    for file in ("trials.parquet", "boundary.parquet", "step_map.parquet"):
+        assert f"\n{file}\n" in text
+        part = text.split(f"\n{file}\n")[1].split("\n\n")[0]
+        for column in pd.read_parquet(f"grid/{file}").columns:
+            (line,) = [each for each in part.splitlines() if each.startswith(f"  {column} ")]
+            assert len(line.split(None, 1)[1]) > len(column.replace("_", " ")) or column in ("metric",), line
+    assert "not as values at the same place along an axis" in " ".join(text.split())
