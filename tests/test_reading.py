@@ -114,19 +114,21 @@ def test_the_command_and_the_notebook_read_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    frame = phasefront.load("grid.yaml").read({"data_fraction": 0.55})
+    frame = phasefront.load("grid.yaml").read({"data_fraction": 0.675})
     assert frame.columns.tolist() == ["boundary", "along", "seed", "value", "low", "high", "interval"]
     assert len(frame) and frame.seed.dropna().isin([0, 1]).all()
     trials = phasefront.load("grid.yaml").trials()
-    own = trials[(trials.data_fraction == 0.55) & (trials.weight_decay > 0)]
+    own = trials[(trials.data_fraction == 0.675) & (trials.weight_decay > 0)]
     for one in frame[frame.seed.notna() & np.isfinite(frame.value)].to_dict("records"):
         below, above = one["boundary"].split(" | ")
         labels = own[own.replicate == one["seed"]].set_index("weight_decay").phase
         assert one["low"] in labels.index and one["high"] in labels.index
         assert {labels[one["low"]], labels[one["high"]]} & {below, above}
-    assert main(["read", "grid.yaml", "--at", "data_fraction=0.55"]) == 0
+    assert main(["read", "grid.yaml", "--at", "data_fraction=0.675"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("earlier-grid at data_fraction=0.55\n") and "seed 0" in said
+    assert said.startswith("earlier-grid at data_fraction=0.675\n") and "seed 0" in said
+    assert main(["read", "grid.yaml", "--at", "data_fraction=0.3"]) == 0
+    assert "no boundary: one phase along the whole line" in capsys.readouterr().out
 
 
 def test_of_a_search_the_fitted_boundary_is_read_with_both_bands(

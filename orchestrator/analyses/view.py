@@ -51,7 +51,7 @@ def draw(sweep: str, result: Result, path: Path) -> None:
     widths = [6.4] if across == 1 else [4.6] * across
     labels = {line.label for panel in panels for line in panel.lines} | {what for p in panels for _, what in p.marks}
     room = max(sum(widths), 9.0)
-    below = 0.24 * -(-len(labels) // max(1, int(room / (0.085 * max(map(len, labels), default=0) + 0.6)))) + 0.2
+    per_row, below = png.legend_rows(sorted(labels), room)
     with png.sheet(path, sweep, caption(result, figure), widths, [3.9] * rows + [below], least_width=9.0) as (
         fig,
         grid,
@@ -63,7 +63,7 @@ def draw(sweep: str, result: Result, path: Path) -> None:
             _draw_panel(ax, figure, panel)
         png.shared_labels(axes, across)
         handles = png.shared_legend(axes)
-        png.draw_legend(fig.add_subplot(grid[rows, :]), handles, png.legend_rows(handles, room)[0], handlelength=2.2)
+        png.draw_legend(fig.add_subplot(grid[rows, :]), handles, per_row, handlelength=2.2)
 
 
 def caption(result: Result, figure: Figure) -> str:

@@ -84,9 +84,8 @@ def publish_record(
             metrics=published.metrics | done.metrics,
             analysis=tuple(done.lines),
         )
-    explained = write_columns(sweep.output, tuple(published.files), sweep.axes, trials)
-    if explained is not None:
-        published = replace(published, files={**published.files, explained.name: explained})
+    explained = write_columns(sweep.output, sweep.axes, trials)
+    published = replace(published, files={**published.files, explained.name: explained})
     tracker.attach(published.files)
     left = tracker.detach(published.gone)
     for name, points in published.curves.items():
@@ -250,6 +249,8 @@ def print_files(published: Published) -> None:
 def map_(arguments: argparse.Namespace) -> int:
     """Rebuild the diagram from the record alone; trials labelled under other thresholds are relabelled."""
     also = output_of(arguments, (*FORMATS, "html"))
+    from orchestrator.results.columns import write_columns
+
     sweep = load_sweep(arguments)
     check_figures(sweep, arguments)
     with contextlib.closing(open_tracker(sweep)) as tracker:
@@ -275,6 +276,9 @@ def map_(arguments: argparse.Namespace) -> int:
             further = draw_figures(sweep, trials, tracker, arguments)
         for figures in further:
             published = published.beside(figures.files, figures.notes, figures.warnings)
+        if further:
+            explained = write_columns(sweep.output, sweep.axes, trials)
+            tracker.attach({explained.name: explained})
     print(f"{finished} of {len(trials)} trials are finished")
     if count:
         print(f"{count} were relabelled under the thresholds (`phases:`) of {arguments.file}")

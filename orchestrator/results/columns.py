@@ -65,15 +65,13 @@ _ANYWHERE: Mapping[str, str] = {
 }
 
 
-def write_columns(folder: Path, files: Sequence[str], axes: Sequence[Axis], trials: Sequence[Trial]) -> Path | None:
-    """Write `columns.txt` about those of these files that are tables; None, and nothing written, if none is."""
+def write_columns(folder: Path, axes: Sequence[Axis], trials: Sequence[Trial]) -> Path:
+    """Write `columns.txt` about the tables of a folder."""
     parts = [
-        "\n".join([name, *_wrapped(about, 2), *_lines(folder / name, name, axes, trials)])
-        for name in sorted(files)
-        if (about := _about(name)) and (folder / name).exists()
+        "\n".join([path.name, *_wrapped(about, 2), *_lines(path, path.name, axes, trials)])
+        for path in sorted(folder.iterdir())
+        if (about := _about(path.name))
     ]
-    if not parts:
-        return None
     heading = "What the columns of the tables in this folder mean. `phasefront export` writes curves too."
     path = folder / NAME
     scratch = path.with_suffix(".tmp")

@@ -276,11 +276,10 @@ def shared_legend(axes: Sequence[Any]) -> list[Any]:
     return list(found.values())
 
 
-def legend_rows(handles: Sequence[Any], width: float) -> tuple[int, float]:
+def legend_rows(labels: Sequence[str], width: float) -> tuple[int, float]:
     """How many entries a row of this width in inches holds, and the height of all rows."""
-    longest = max((len(handle.get_label()) for handle in handles), default=0)
-    across = max(1, int(width / (0.085 * longest + 0.6)))
-    return across, 0.24 * -(-len(handles) // across) + 0.15
+    across = max(1, int(width / (0.085 * max(map(len, labels), default=0) + 0.6)))
+    return across, 0.24 * -(-len(labels) // across) + 0.2
 
 
 def draw_legend(ax: Any, handles: Sequence[Any], columns: int, **style: Any) -> None:

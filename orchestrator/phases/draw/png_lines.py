@@ -51,8 +51,9 @@ def draw_curves(
     rows = -(-len(panels) // columns)
     marked = {panel.title: markers(metrics, diagram.axes[layout.x or 0], panel) for panel, _ in panels}
     drawn = [name for _, names in panels for name in names]
-    entries = len(_handles(diagram, drawn, theory)) + 2 * len(set(drawn)) + max(map(len, marked.values()), default=0)
-    below = 0.24 * -(-entries // (2 * columns)) + 0.2
+    labels = _labels(diagram, [panel for panel, _ in panels], drawn, theory)
+    labels += list(dict.fromkeys(m.name if several else m.text for marks in marked.values() for m in marks))
+    _, below = png.legend_rows(labels, max(5.6 * columns, 9.0))
     heights = [5.2 if png.on_page() else 4.1] * rows + [below]
     with png.sheet(path, diagram.name, summary(diagram), [5.6] * columns, heights, least_width=9.0) as (fig, grid):
         shared: Any = None
@@ -65,7 +66,7 @@ def draw_curves(
             strip = fig.add_subplot(inner[1])
             _draw_lines(ax, strip, diagram, panel, layout.x or 0, names, marked[panel.title], theory, several=several)
         handles = [*png.shared_legend(drawn_in), *_handles(diagram, drawn, theory)]
-        across, _ = png.legend_rows(handles, max(5.6 * columns, 9.0))
+        across, _ = png.legend_rows([str(h.get_label()) for h in handles], max(5.6 * columns, 9.0))
         png.draw_legend(fig.add_subplot(grid[rows, :]), handles, across, columnspacing=1.6, handlelength=2.2)
 
 
@@ -104,7 +105,7 @@ def _draw_lines(
         off = values.not_reached & (values.censored > 0)
         if off.any():
             text, face = (
-                f"{named(name)}: lower bound, not reached",
+                _bound_label(name),
                 {"markerfacecolor": "white", "markeredgecolor": colour},
             )
             ax.plot(u[off], values.bound[off], linestyle="none", marker="^", markersize=6, label=text, **face)
@@ -156,6 +157,23 @@ def _draw_theory(
             ax.errorbar(u, mean, yerr=np.nan_to_num(spread), fmt="D", color=colour, zorder=3.2, **bars)
         if (error > 0).any():
             ax.fill_between(on, low, (value + error)[placed], color=colour, alpha=0.14, linewidth=0)
+
+
+def _labels(diagram: PhaseDiagram, panels: Sequence[Panel], drawn: Sequence[str], theory: Overlay | None) -> list[str]:
+    """What the legend will say, without the marks: its size is needed before anything is drawn."""
+    labels = [str(handle.get_label()) for handle in _handles(diagram, drawn, theory)]
+    cells = np.concatenate([panel.cells for panel in panels])
+    for name in dict.fromkeys(drawn):
+        values = diagram.observations[name].of(cells)
+        labels += [named(name) + " (median)"] * bool(np.isfinite(values.median).any())
+        labels += [_bound_label(name)] * bool((values.not_reached & (values.censored > 0)).any())
+        if theory is not None and name in theory.lines:
+            labels.append(theory.lines[name].label(name, len(set(drawn)) > 1))
+    return labels
+
+
+def _bound_label(name: str) -> str:
+    return f"{named(name)}: lower bound, not reached"
 
 
 def _handles(diagram: PhaseDiagram, drawn: Sequence[str], theory: Overlay | None) -> list[Any]:
