@@ -224,7 +224,11 @@ def _of_grid(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[Row]:
 
 
 def _value(axis: AxisScale, u: float) -> float:
-    """A position as a value of the axis; infinite ends stay so."""
+    """A position as a value of the axis, exactly one of its values if it is one; infinite ends stay so."""
+    near = np.flatnonzero(np.abs(axis.position - u) < 1e-9)
+    value = axis.values[int(near[0])] if len(near) else None
+    if is_number(value):
+        return float(value)
     return u if not math.isfinite(u) else float(axis.to_value(np.array([u]))[0])
 
 
