@@ -196,6 +196,11 @@ def parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--metrics", metavar="A,B", help="the metrics whose curves are written; all by default")
     export.add_argument("-o", "--output", metavar="FOLDER", help="where [the sweep's output folder]/export")
+    new = command("new", "make a folder with a sweep file and a job to begin with", file=False)
+    new.add_argument("name", metavar="NAME", help="the folder, and the name of the sweep")
+    examples = command("examples", "list the published sweeps, print one or copy one", file=False)
+    examples.add_argument("name", metavar="NAME", nargs="?", help="a published sweep; without it, all are listed")
+    examples.add_argument("--copy", action="store_true", help="copy it into this folder instead of printing it")
     command("schema", "print the JSON Schema of sweep files, for editors", file=False)
     return main_parser
 

@@ -16,6 +16,8 @@ _FUNCTIONS = {
     "replay": "replay:replay",
     "export": "export:export",
     "read": "read:read",
+    "new": "starting:new",
+    "examples": "starting:examples",
     "schema": "inspect:schema",
 }
 
