@@ -152,6 +152,13 @@ class FunctionJob(Job[Any]):
         names = (f"{FINAL}{metric}", metric)
         return names[: 2 if metric.startswith(FINAL) else 1] if metric else ()
 
+    def label_names(self, thresholds: Any) -> dict[str, str]:
+        """`loss below 0.02`."""
+        if not thresholds.metric:
+            return {}
+        metric = f"{thresholds.metric.removeprefix(FINAL).replace('_', ' ')} "
+        return {side: f"{metric}{side} {thresholds.level:g}" for side in ("below", "at or above")}
+
     def labels(self, thresholds: Any) -> tuple[str, ...]:
         return ("below", "at or above", "not reported", "diverged") if thresholds.metric else ("finished", "diverged")
 

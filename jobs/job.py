@@ -449,6 +449,10 @@ class Job(ABC, Generic[P]):
         """The labels that `phase` can give under these thresholds; by default all of `phases`."""
         return self.phases
 
+    def label_names(self, thresholds: AnyParams) -> Mapping[str, str]:
+        """What figures call the labels whose name alone does not say what they are; by default none."""
+        return {}
+
     def labelled_by(self, thresholds: AnyParams) -> tuple[str, ...]:
         """The observation that a threshold names and that decides the phase, under every name that it may have.
 

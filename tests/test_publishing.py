@@ -108,15 +108,24 @@ class Elsewhere(MemoryTracker):
             yield replace(row, run_id=f"other {row.run_id}")
 
 
-def test_a_map_of_the_same_sweep_in_another_record_is_not_replaced_silently(tmp_path: Path) -> None:
+def test_results_of_another_record_or_a_changed_sweep_are_kept_in_a_folder_of_their_own(tmp_path: Path) -> None:
     sweep = loaded(tmp_path, GRID)
     trials = sweep.trials()
     one = recorded(sweep, trials)
     other = recorded(sweep, trials, tracker=Elsewhere())
-    for tracker, replaces in ((one, False), (one, False), (other, True), (other, False), (one, True)):
-        said = [line for line in publish_record(sweep, trials, tracker).warnings if "it was replaced" in line]
-        assert len(said) == replaces
-        assert all("--set output=FOLDER" in line and str(sweep.output) in line for line in said)
+    folders = 1
+    for tracker, moves in ((one, False), (one, False), (other, True), (other, False), (one, True)):
+        if sweep.output.exists():
+            (sweep.output / "notes.md").write_text("mine")
+        before = (sweep.output / "trials.parquet").read_bytes() if moves else b""
+        said = [line for line in publish_record(sweep, trials, tracker).warnings if "were moved to" in line]
+        assert len(said) == moves
+        folders += moves
+        assert len(list(sweep.output.parent.glob(f"{sweep.output.name}*"))) == folders
+        if moves:
+            kept = Path(said[0].rpartition(" moved to ")[2])
+            assert (kept / "trials.parquet").read_bytes() == before and (kept / "phase_diagram.png").exists()
+            assert not (kept / "notes.md").exists() and (sweep.output / "notes.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.again import command_line
+from orchestrator.commands.earlier import keep_earlier
 from orchestrator.commands.picture import output_of, writing
 from orchestrator.commands.searching import known_trials
 from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, relabelled, sweep_record
@@ -77,12 +78,15 @@ def analyse(arguments: argparse.Namespace) -> int:
         tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
         count = relabelled(sweep, trials, tracker)
         rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
+        moved = keep_earlier(sweep, {row.run_id for row in rows.values()})
         table = collect(trials, rows, sweep.job_object())
         with writing(also):
             done = analysed(sweep, trials, table, tracker, arguments.figures, also)
         tracker.attach(done.files)
         left = tracker.detach(done.gone)
         tracker.annotate(done.metrics)
+    if moved:
+        print(f"warning: {moved}")
     if count:
         print(f"{count} trials were relabelled under the thresholds (`phases:`) of {arguments.file}")
     if not done.results:

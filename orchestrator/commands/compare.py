@@ -94,7 +94,7 @@ def _of_sweep(path: Path) -> tuple[Side, FigureStyle]:
     table, fingerprint = collect(trials, rows, sweep.job_object()), sweep.thresholds_fingerprint()
     finished = [row.recorded for row in rows.values() if row.recorded.status is Status.FINISHED]
     stale = sum(recorded.thresholds != fingerprint for recorded in finished)
-    return side(note_of(sweep, search=sweep.is_search, job=sweep.job), table, stale=stale), sweep.figure
+    return side(note_of(sweep, search=sweep.is_search, job=sweep.job), table, stale=stale), sweep.written.figure
 
 
 def _of_table(file: Path) -> Side:

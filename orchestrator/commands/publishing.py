@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.again import command_line
 from orchestrator.commands.analysing import analysed
+from orchestrator.commands.earlier import ON_REQUEST, held_by_another, keep_earlier
 from orchestrator.commands.figures import check_figures, draw_figures
 from orchestrator.commands.picture import output_of, writing
 from orchestrator.commands.searching import history, known_trials
@@ -62,7 +63,7 @@ def publish_record(
 
     rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
     drawing = drawing_of(sweep, history) if classifier or sweep.is_search else None
-    replaced = _of_another(sweep, {row.run_id for row in rows.values()})
+    moved = keep_earlier(sweep, {row.run_id for row in rows.values()})
     published = publish(
         sweep,
         trials,
@@ -100,8 +101,8 @@ def publish_record(
     ]
     warnings += tuple(f"doubtful curves: {line}" for line in doubt_lines(doubts(sweep.job_object(), finished)))
     warnings += warnings_of(sweep, finished)
-    if replaced:
-        warnings += (replaced,)
+    if moved:
+        warnings += (moved,)
     if left:
         warnings += (f"artifacts of an earlier map that the artifact store cannot delete: {', '.join(left)}",)
     notes = (*published.notes, *_end_of_search(sweep, len(trials), published.metrics.get("uncertain_area")))
@@ -117,30 +118,6 @@ def warnings_of(sweep: Sweep, finished: Sequence[tuple[Params, Observations]]) -
     if names and observed and not any(name in observed for name in names):
         warnings.append(unreported(names, observed, place=sweep.label_place, trials=len(finished)).text)
     return tuple(warnings)
-
-
-def _of_another(sweep: Sweep, runs: Collection[str] = ()) -> str | None:
-    """A warning where the map in the output folder belongs to another sweep, or to another record (without `runs`)."""
-    from orchestrator.phases.table import read_note, read_table
-
-    file = sweep.output / "trials.parquet"
-    try:
-        note = read_note(file)
-        drawn = set(read_table(file).run_id) - {None} if runs else set()
-    except (OSError, ValueError, KeyError, TypeError):  # not a table that `map` wrote: pyarrow raises a ValueError
-        return None
-    if note is None or not note.sweep_id:
-        return None
-    if note.sweep_id != sweep.id:
-        what = f"another sweep, {note.name} ({note.sweep_id[:12]})"
-    elif drawn and drawn.isdisjoint(runs):
-        what = "this sweep from another record (its trials are other runs)"
-    else:
-        return None
-    return (
-        f"{sweep.output} held the map of {what}; it was replaced. To keep both, give one of them another `name:` or "
-        "another folder: --set output=FOLDER"
-    )
 
 
 def _end_of_search(sweep: Sweep, asked: int, area: float | None) -> list[str]:
@@ -193,7 +170,7 @@ def is_published(sweep: Sweep, summary: Summary, parent: str, figures: Sequence[
         last = json.loads((sweep.output / SUMMARY).read_text())
         drawn = all((sweep.output / name).exists() for name in ("phase_diagram.png", "trials.parquet"))
         drawn = drawn and all((sweep.output / f"phase_diagram.{kind}").exists() for kind in figures)
-        drawn = drawn and _of_another(sweep) is None
+        drawn = drawn and held_by_another(sweep) is None
         whole = last["done"] + last["skipped"] == summary.skipped and not last["failed"]
         same = last["parent"] == parent and last["thresholds"] == sweep.thresholds_fingerprint()
         same = same and last.get("analyses", "") == _named_analyses(sweep) and last.get("figure", "") == _style(sweep)
@@ -209,7 +186,7 @@ def _named_analyses(sweep: Sweep) -> str:
 
 def _style(sweep: Sweep) -> str:
     """How its figures look, as text; "" where the file does not say, as for a run of an earlier version."""
-    written = sweep.figure.model_dump(exclude_defaults=True)
+    written = sweep.written.figure.model_dump(exclude_defaults=True)
     return json.dumps(written, sort_keys=True) if written else ""
 
 
@@ -220,10 +197,6 @@ def counts_of(sweep: Sweep, summary: Summary) -> dict[str, float]:
     counts = {"trials": trials, "failed": summary.failed, "missing": trials - ended}
     counts |= {phase_metric(label): summary.phases[label] for label in sweep.job_object().phases}
     return {name: float(count) for name, count in counts.items()}
-
-
-ON_REQUEST = ("step_map*", "*_against_*", "more_data_*")
-"""Files of `map --step`, `--against` and `--more-data`: only these options write or replace them."""
 
 
 def print_files(published: Published) -> None:

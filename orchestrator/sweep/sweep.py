@@ -216,8 +216,9 @@ class Sweep:
 
     @property
     def figure(self) -> FigureStyle:
-        """How its figures look."""
-        return self.written.figure
+        """How its figures look, with names for labels that do not say what they are."""
+        written, names = self.written.figure, self.job_object().label_names(self.thresholds())
+        return written.model_copy(update={"labels": {**names, **written.labels}}) if names else written
 
     def job_object(self) -> Job[Any]:
         """The job itself."""
