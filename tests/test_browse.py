@@ -30,7 +30,8 @@ SWEEP = "name: a sweep to look at\njob: mine:train\naxes: {lr: [1.0, 2.0]}\n"
 def test_a_servers_own_pages_are_named_and_no_password_is_shown(uri: str, first: str, server: str) -> None:
     lines = browse_lines(uri, "7", "abc")
     assert first in lines[0]
-    assert lines[-2:] == [
+    assert lines[-1].startswith("sweeps    ") and "tags.`phasefront.sweep_id` != ''" in lines[-1]
+    assert lines[-3:-1] == [
         f"all runs  {server}/#/experiments/7/runs?workflowType=machine_learning",
         f"sweep     {server}/#/experiments/7/runs/abc?workflowType=machine_learning",
     ]

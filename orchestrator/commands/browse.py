@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.secrets import secrets_in, shown
 from orchestrator.tracking.address import PREFIX
+from orchestrator.tracking.layout import PARENTS_ALONE
 
 LOCAL_UI = "http://127.0.0.1:5000"
 """Where `mlflow ui` listens."""
@@ -36,7 +37,8 @@ def browse_lines(uri: str, experiment_id: str | None, parent: str | None) -> lis
         server = LOCAL_UI
         lines = [f"browse    {_mlflow()} ui --backend-store-uri {_for_shell(uri)}"]
     runs, workflow = f"{server}/#/experiments/{experiment_id}/runs", "?workflowType=machine_learning"
-    return [*lines, f"all runs  {runs}{workflow}", *([f"sweep     {runs}/{parent}{workflow}"] if parent else [])]
+    lines += [f"all runs  {runs}{workflow}", *([f"sweep     {runs}/{parent}{workflow}"] if parent else [])]
+    return [*lines, f"sweeps    in the list of runs, the filter  {PARENTS_ALONE}  shows them without their trials"]
 
 
 def _for_shell(uri: str) -> str:

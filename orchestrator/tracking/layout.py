@@ -40,6 +40,9 @@ RUN_NAME = "mlflow.runName"
 PARENT = "mlflow.parentRunId"
 
 SETTING_TAGS = (PARAMS, REPLICATE)
+PARENTS_ALONE = f"tags.`{SWEEP_ID}` != ''"
+"""MLflow's filter for the parent runs of sweeps."""
+
 RESULT_TAGS = (PHASE, THRESHOLDS, CENSORED, OBSERVATIONS, ERROR, TRAINED)
 """Tags with the result of a trial; they are deleted when the trial begins again."""
 KEPT_TAGS = (ERROR, TRAINED)
@@ -125,11 +128,25 @@ def sweep_tags(sweep: SweepRecord) -> list[tuple[str, str]]:
         ("mlflow.user", user()),
         ("mlflow.source.name", "phasefront"),
         ("mlflow.source.type", "LOCAL"),
-        ("mlflow.note.content", f"Sweep **{sweep.name}** of `{sweep.job}`; the file is the artifact `sweep.yaml`."),
+        ("mlflow.note.content", _description(sweep)[:LONGEST_TAG]),
         (SWEEP_ID, sweep.sweep_id),
         (JOB, sweep.job),
         (THRESHOLDS, sweep.thresholds),
     ]
+
+
+def _description(sweep: SweepRecord) -> str:
+    """Of the parent run, in Markdown: what it is, where to look, and filters for the list of runs."""
+    return "\n".join(
+        [
+            f"Sweep **{sweep.name}** of `{sweep.job}`" + (f" over {', '.join(sweep.axes)}." if sweep.axes else "."),
+            "",
+            "- the map: `phase_diagram.html` (interactive) and `phase_diagram.png`, under *Artifacts*",
+            "- the sweep file: `sweep.yaml`; a row per trial: `trials.parquet`, its columns: `columns.txt`",
+            f"- the sweeps alone, in the list of runs: filter ``{PARENTS_ALONE}``",
+            f"- the trials of this sweep alone: filter ``tags.`{PARENT}` = '...'`` with the id of this run",
+        ]
+    )
 
 
 @lru_cache(maxsize=1)
