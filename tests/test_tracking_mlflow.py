@@ -27,7 +27,7 @@ from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.tracking import database
 from orchestrator.tracking.address import quiet_mlflow
 from orchestrator.tracking.factory import open_tracker
-from orchestrator.tracking.layout import LONGEST_TAG, params, trial_tags
+from orchestrator.tracking.layout import LONGEST_TAG, PARENTS_ALONE, params, trial_tags
 
 HERE = Path(__file__).parent
 
@@ -83,6 +83,8 @@ def test_mlflow_s_client_reads_a_nested_run_with_everything(tracker, uri):
     tracker.record(rows([one], [0, 1, 7]))
     tracker.end([finished(one, step=7.0, never=Censored(100.0))])
     parent, nested = sorted(runs_of(uri), key=lambda run: "phasefront.trial_id" in run.data.tags)
+    assert [run.info.run_id for run in runs_of(uri, PARENTS_ALONE)] == [parent.info.run_id]
+    assert PARENTS_ALONE in parent.data.tags["mlflow.note.content"]
     assert nested.info.status == "FINISHED"
     assert nested.info.end_time >= nested.info.start_time
     assert nested.info.run_name == "rate=0.0333333 width=4 #1"
