@@ -105,7 +105,7 @@ def keep_report(
         state=tuple((status.lower(), f"{count:,}") for status, count in Counter(table.status).items()),
         asked=_asked(sweep),
         phases=tuple(
-            (label, labels[label], label_colour(k))
+            (label, labels[label], sweep.figure.colours.get(label, label_colour(k)))
             for k, label in enumerate(sweep.job_object().phases)
             if labels[label]
         ),

@@ -298,7 +298,9 @@ def _over_seeds(ends: Floats) -> tuple[float, float, float]:
         resampled = ((1 - share) * chosen[..., 0] + share * chosen[..., 1]).mean(axis=1)
     else:
         resampled = np.array([_median(row) for row in np.sort(chosen.mean(axis=2), axis=1)])
-    low, high = percentile_interval(resampled, expanded_level(LEVEL, len(ends), len(ends), 1))
+    # Of two seeds, the expanded level is nearly 1: all that the seeds allow.
+    level = min(expanded_level(LEVEL, len(ends), len(ends), 1), 1 - 1e-9)
+    low, high = percentile_interval(resampled, level)
     return value, low, high
 
 
