@@ -179,13 +179,13 @@ def test_the_phases_of_a_function_are_called_by_metric_and_level(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    Path("falls.py").write_text("def train(params, seed, device, report):\\n    report(1, loss=params['rate'])\\n")
-    text = "job: falls:train\\naxes: {rate: [0.1, 0.2, 0.4]}\\nphases: {metric: final_loss, level: 0.15}\\n"
+    Path("falls.py").write_text("def train(params, seed, device, report):\n    report(1, loss=params['rate'])\n")
+    text = "job: falls:train\naxes: {rate: [0.1, 0.2, 0.4]}\nphases: {metric: final_loss, level: 0.15}\n"
     Path("sweep.yaml").write_text(text)
     assert Sweep.load("sweep.yaml").figure.labels == {
         "below": "loss below 0.15",
         "at or above": "loss at or above 0.15",
     }
-    Path("sweep.yaml").write_text(text + "figure: {labels: {below: learnt}}\\n")
+    Path("sweep.yaml").write_text(text + "figure: {labels: {below: learnt}}\n")
     assert Sweep.load("sweep.yaml").figure.labels["below"] == "learnt"
     assert "loss below" not in Sweep.load("sweep.yaml").resolved_yaml()
