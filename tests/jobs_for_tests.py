@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jobs.curves import first_at_most
+from jobs.curves import first_where
 from jobs.job import Cost, Curves, Job, Member, Observations, ParamError, Params, Report, log_spaced_steps, param
 
 
@@ -81,7 +81,7 @@ class Descent(Job[DescentParams]):
 
     def observe(self, params: DescentParams, curves: Curves, thresholds: Any) -> Observations:
         loss = curves.values["loss"]
-        arrived = first_at_most(curves.step, loss, thresholds.arrived_loss)
+        arrived = first_where(curves.step, loss <= thresholds.arrived_loss)
         return {"arrival_step": arrived, "final_loss": float(loss[-1])}
 
     def phase(self, params: DescentParams, observations: Observations, thresholds: Any) -> str:
