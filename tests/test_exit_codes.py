@@ -170,7 +170,10 @@ def test_a_signal_breaks_off_a_training_in_this_process_that_reports_nothing_for
     with start(*RUN, *job, cwd=folder) as process:
         wait_for("a trial that trains", lambda: (folder / "began").exists())
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 128 + number, out + err
     assert "To resume: phasefront run sweep.yaml" in out
     runs = record(folder / "mlflow.db")
