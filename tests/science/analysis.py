@@ -226,9 +226,16 @@ def thresholds() -> Iterator[Result]:
         scaled_threshold(size, x, random.binomial(many, expit((x - 0.33) * 2 * size**0.5)), many, resamples=200)
         for _ in range(SWEEPS)
     ]
+    x_log, size_log = np.log(x / 0.33), np.log(size) - np.log(size).mean()
+    share = expit((x_log + 0.4 * size_log) * 8 * np.exp(0.5 * size_log))
+    moving = [
+        scaled_threshold(size, x_log, random.binomial(many, share), many, moves=True, resamples=200)
+        for _ in range(SWEEPS)
+    ]
     for what, values, truth in (
         ("x_c of four sizes", [f.critical for f in fits], 0.33),
         ("1/nu of four sizes", [f.inverse_nu for f in fits], 0.5),
+        ("b, where x_c moves as L^-b", [f.shift for f in moving], 0.4),
     ):
         found_ = np.array([value.value for value in values])
         yield absolute(f"mean of {what}", float(found_.mean()), truth, limit=float(found_.std()))
