@@ -14,7 +14,9 @@ import phasefront
 from jobs.job import specs
 from orchestrator.cli import main
 from orchestrator.errors import UserError
+from orchestrator.phases.compare import compare
 from orchestrator.phases.diagram import phase_diagram
+from orchestrator.phases.draw.png_compare import draw_comparison
 from orchestrator.phases.draw.png_lines import draw_curves
 from orchestrator.phases.draw.png_map import draw_map
 from orchestrator.phases.layout import lay_out
@@ -22,6 +24,7 @@ from orchestrator.phases.style import FigureStyle, drawn_as, formula_error
 from orchestrator.phases.table import collect
 from orchestrator.phases.text import on_page
 from orchestrator.sweep.sweep import Sweep
+from tests.test_compare import a_side
 from tests.test_phases_plots import varied
 
 FIGURE = r"""
@@ -189,3 +192,14 @@ def test_the_phases_of_a_function_are_called_by_metric_and_level(
     Path("sweep.yaml").write_text(text + "figure: {labels: {below: learnt}}\n")
     assert Sweep.load("sweep.yaml").figure.labels["below"] == "learnt"
     assert "loss below" not in Sweep.load("sweep.yaml").resolved_yaml()
+
+
+@pytest.mark.parametrize("width", ["single", "double"])
+def test_a_comparison_on_a_page_is_legible(width: str) -> None:
+    sides = [a_side(-0.1, name="one"), a_side(0.1, name="two")]
+    kept: list[Figure] = []
+    with drawn_as(FigureStyle.model_validate({"width": width})):
+        draw_comparison(compare(*sides), kept.append)
+    assert_legible(kept[0])
+    panels = [ax for ax in kept[0].axes if ax.images]
+    assert len({round(ax.get_position().x0, 2) for ax in panels}) == (1 if width == "single" else 3)

@@ -44,18 +44,21 @@ def _draw(comparison: Comparison, path: png.Output) -> None:
     colours = ListedColormap(["white", _PALE, DIFFERENCE])
     image = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "vmin": 0, "vmax": 2, "cmap": colours}
     shown: set[int] = set()
-    with png.sheet(path, title, summary, [14.8 / 3] * 3, [3.9] * len(rows) + [0.55]) as (fig, grid):
+    beside = png.most_across() >= 3
+    widths = [14.8 / 3] * (3 if beside else 1)
+    heights = [3.9] * (len(rows) * (1 if beside else 3)) + [0.55]
+    with png.sheet(path, title, summary, widths, heights) as (fig, grid):
         for r, pair in enumerate(rows):
             panels = [_panel(comparison, pair, which) for which in (0, 1)]
             for which, (panel, side) in enumerate(zip(panels, (comparison.first, comparison.second), strict=True)):
-                ax = fig.add_subplot(grid[r, which])
+                ax = fig.add_subplot(grid[r, which] if beside else grid[3 * r + which, 0])
                 draw_fields(ax, panel)
                 draw_trials(ax, panel)
                 ax.set_title(f"{'AB'[which]}  {side.name}: {len(panel.labels):,} trials")
-                if which:
+                if which and beside:
                     ax.set_ylabel("")
                 shown |= set(np.unique(panel.plane.raster.label).tolist())
-            ax = fig.add_subplot(grid[r, 2])
+            ax = fig.add_subplot(grid[r, 2] if beside else grid[3 * r + 2, 0])
             first, second = (panel.plane.raster for panel in panels)
             apart = first.label != second.label
             sure = apart & ~first.in_band & ~second.in_band
@@ -64,9 +67,9 @@ def _draw(comparison: Comparison, path: png.Output) -> None:
             frame(ax, x, y)
             for panel, colour, style in ((panels[0], INK, "-"), (panels[1], _SECOND, _DASH)):
                 ax.add_collection(LineCollection(panel.lines, colors=colour, linewidths=1.2, linestyles=[style]))
-            ax.set_ylabel("")
+            ax.set_ylabel("" if beside else ax.get_ylabel())
             ax.set_title("difference" + (f", {pair.title}" if pair.title else ""))
-        png.draw_legend(fig.add_subplot(grid[len(rows), :]), _handles(comparison, shown), 6)
+        png.draw_legend(fig.add_subplot(grid[len(heights) - 1, :]), _handles(comparison, shown), 6)
 
 
 def _also(differences: Sequence[str]) -> list[str]:
