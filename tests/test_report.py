@@ -100,6 +100,9 @@ def test_a_run_leaves_a_report(run: Path, monkeypatch: pytest.MonkeyPatch, capfd
     assert "phasefront run sweep.yaml" in text and "1, 2, 3" in text
     assert "6 with this error; one of them: " in text and "Traceback" in text
     assert text.count("data:image/png;base64,") >= 1 and "last run" in text
+    targets = {target for target in re.findall('href="([^"]*)"', text) if not target.startswith("#")}
+    pages = {target for target in targets if target.startswith("http://127.0.0.1:5000/#/experiments/")}
+    assert len(pages) == 2 and all((run / "out" / target).is_file() for target in targets - pages)
     assert main(["report", "sweep.yaml"]) == 0
     assert capfd.readouterr().out == "out/report.html\n"
     assert text.replace(" --inline --quiet", "") == (run / "out" / "report.html").read_text()

@@ -119,7 +119,7 @@ def keep_report(
             *((what, command_line(arguments, command)) for what, command in commands.items()),
             *(("serve the curves", command) for name, command in pages.items() if name == "browse"),
         ),
-        links=tuple((f"{name} in MLflow", address) for name, address in pages.items() if name != "browse"),
+        links=tuple((f"{name} in MLflow", address) for name, address in pages.items() if address.startswith("http")),
         files=tuple((name, what) for name, what in _FILES.items() if name in published.files),
         sweep_file=sweep.resolved_yaml(),
     )
