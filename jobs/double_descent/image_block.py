@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.double_descent.convolution import Applier, Running, alignment, by_layer, initialise, make_network, shapes
+from jobs.double_descent.convolution import (
+    Applier,
+    Running,
+    alignment,
+    by_layer,
+    float32_convolutions,
+    initialise,
+    make_network,
+    shapes,
+)
 from jobs.double_descent.image_params import ImageParams
 from jobs.packed import random
 from jobs.packed.batches import Batches
@@ -82,6 +91,10 @@ class ImageBlock(Block):
         self._step = Step(self._train_step, self._device)
 
     def advance(self, step: int, count: int) -> None:
+        with float32_convolutions(self._device):
+            self._advance(step, count)
+
+    def _advance(self, step: int, count: int) -> None:
         while count:
             steps = min(count, _CHUNK_STEPS)
             for k, rows_MB in enumerate(self.batches.draw(step, steps)):
@@ -162,6 +175,10 @@ class ImageBlock(Block):
     @torch.no_grad()
     def measure(self) -> Mapping[str, Tensor]:
         """train_loss, train_error (noisy labels, no augmentation), test_loss, test_error (clean labels)."""
+        with float32_convolutions(self._device):
+            return self._measured()
+
+    def _measured(self) -> Mapping[str, Tensor]:
         data = self.data
         models = len(data.y_MN)
         counts = self.batches.counts
