@@ -9,7 +9,7 @@ import ray
 from driving import environment, run
 
 from orchestrator.dispatch.ray_connection import connect
-from orchestrator.errors import Outage
+from orchestrator.errors import Outage, UserError
 
 
 def test_a_folder_that_ray_cannot_use_is_named(tmp_path: Path) -> None:
@@ -53,3 +53,15 @@ def test_a_ray_that_does_not_start_in_time_is_an_outage(monkeypatch: pytest.Monk
     with pytest.raises(Outage, match="Ray did not start on this machine: The current node timed out") as raised:
         connect()
     assert "run the same command again" in raised.value.next_step
+
+
+def test_a_cluster_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.40.0\n    Python: 3.10.1\n")
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match="another version of Ray or Python") as raised:
+        connect()
+    assert "Ray: 2.40.0 Python: 3.10.1" in raised.value.text

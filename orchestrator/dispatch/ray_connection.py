@@ -179,6 +179,13 @@ def connect(local: Node | None = None) -> bool:
                     f"~/.ray/auth_token, on the head, the workers and here. Ray said: {_first_line(text)}"
                 ),
             ) from error
+        if "version mismatch" in text.lower():
+            raise UserError(
+                "the Ray cluster runs another version of Ray or Python than this process",
+                place="RAY_ADDRESS",
+                value=address,
+                next_step=f"install its versions here, or run in its image. Ray said: {' '.join(text.split())}",
+            ) from error
         raise UserError(
             "no Ray cluster answers",
             place="RAY_ADDRESS",
