@@ -21,9 +21,6 @@ from jobs.job import Member
 from jobs.packed.optim import Adam
 from tests.packing import assert_same_curves, curves_of
 
-pytestmark = pytest.mark.skipif(
-    not fused.available(), reason="needs triton, which the CPU builds of torch do not bring: pip install triton"
-)
 STEPS = 100
 SMALL: dict[str, Any] = {"pool": 40, "test_count": 20, "steps": STEPS, "curve_points": 5, "data": "gaussian_teacher"}
 
@@ -31,6 +28,9 @@ SMALL: dict[str, Any] = {"pool": 40, "test_count": 20, "steps": STEPS, "curve_po
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[ModuleType]:
     """A copy of the kernel's module that the interpreter runs, so that a GPU's own is not touched."""
+    # Triton is imported after the variable is set: parts of its own language are interpreted only then.
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("needs triton, which the CPU builds of torch do not bring: pip install triton")
     patch = pytest.MonkeyPatch()
     patch.setenv("TRITON_INTERPRET", "1")
     from triton.runtime import interpreter
@@ -66,7 +66,7 @@ def kernel() -> Iterator[ModuleType]:
 def interpreted(kernel: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that are made from now on use the kernel."""
     monkeypatch.setattr(fused, "kernel", lambda: kernel)
-    monkeypatch.setattr(fused, "used_for", fused.eligible)
+    monkeypatch.setattr(fused, "used_for", lambda weights, *_: fused.eligible(weights))
 
 
 def random_pack(number: int) -> tuple[list[Member[DoubleDescentParams]], fused.Launch]:
@@ -128,7 +128,7 @@ def test_the_steps_are_those_of_a_cpu(
     expected = trained(members, steps)
     untrained = [block for block, _ in blocks_of(members, "cpu")]
     monkeypatch.setattr(fused, "kernel", lambda: kernel)
-    monkeypatch.setattr(fused, "used_for", fused.eligible)
+    monkeypatch.setattr(fused, "used_for", lambda weights, *_: fused.eligible(weights))
     monkeypatch.setattr(fused, "launch_for", lambda *_, **__: launch)
     for before, there, here in zip(untrained, expected, trained(members, steps), strict=True):
         assert here.fused and not there.fused
@@ -152,7 +152,7 @@ def test_models_leave_a_pack_and_rates_decay(interpreted: None) -> None:
     ]
     found = curves_of(DoubleDescent(), members)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "used_for", lambda weights: False)
+        patch.setattr(fused, "used_for", lambda *_: False)
         expected = curves_of(DoubleDescent(), members)
     for position in range(3):
         assert_same_curves(found[position], expected[position], rtol=1e-5, atol=1e-6)
@@ -176,4 +176,55 @@ def test_the_kernel_is_for_small_perceptrons_with_two_hidden_layers() -> None:
     assert not fused.eligible(layers(784, 64, 64, 10))
     assert not fused.eligible(layers(40, 64, 10))
     assert not fused.eligible(layers(40, 64, 64, 64, 10))
-    assert not fused.used_for(layers(40, 64, 64, 10)), "a CPU trains without it"
+
+
+def test_a_cpu_trains_without_the_kernel() -> None:
+    members = [Member(params=DoubleDescentParams(width=8, **SMALL), seed=seed) for seed in range(100)]
+    assert all(block.fused is None for block, _ in blocks_of(members, "cpu"))
+
+
+PERCEPTRON = {"inputs": 40, "models": 100, "batch": 100}
+
+
+@pytest.mark.parametrize("width", [8, 16, 24, 32, 40, 56, 64])
+@pytest.mark.parametrize("adam", [False, True])
+def test_the_kernel_is_used_for_what_was_measured(width: int, adam: bool) -> None:
+    """Padded widths of 40 to 56 were not timed, and Adam's steps at 64 deviated."""
+    expected = width <= 32 or (width == 64 and not adam)
+    assert fused.measured(width=width, adam=adam, **PERCEPTRON) == expected
+    for beyond in ({"inputs": 49}, {"models": 99}, {"batch": 129}):
+        assert not fused.measured(width=width, adam=adam, **PERCEPTRON | beyond)
+
+
+CHECKED = {
+    False: {
+        *((16, 16, 1, "tf32x3"), (16, 32, 2, "tf32x3"), (32, 16, 2, "tf32x3"), (32, 16, 4, "tf32x3")),
+        (64, 16, 8, "tf32x3"),
+    },
+    True: {(16, 16, 1, "ieee"), (32, 16, 4, "ieee")},
+}
+"""Padded width, tile, warps and precision of kernels that gave the steps of an eager pack on a GPU, by `adam`; nothing
+of them was resident."""
+
+
+@pytest.mark.parametrize("models", [100, 264, 265, 10_000])
+@pytest.mark.parametrize("adam", [False, True])
+def test_only_kernels_that_were_checked_on_a_gpu_are_launched(models: int, adam: bool) -> None:
+    found = set()
+    for width in range(8, 72, 8):
+        if fused.measured(width=width, adam=adam, **PERCEPTRON | {"models": models}):
+            launch = fused.launch_for(width, models=models, adam=adam)
+            assert not launch.resident
+            padded = 16 if width <= 16 else 32 if width <= 32 else 64
+            found.add((padded, launch.tile, launch.warps, launch.precision))
+    assert found <= CHECKED[adam] and len(found) == (2 if adam else 3)
+
+
+def test_a_kernel_that_does_not_run_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a machine where the compiler fails."""
+    broken = SimpleNamespace(train={(1,): lambda *_, **__: 1 / 0})
+    monkeypatch.setattr(fused, "kernel", lambda: broken)
+    monkeypatch.setattr(fused, "used_for", lambda *_: True)
+    [(block, _)] = blocks_of([Member(params=DoubleDescentParams(width=8, **SMALL), seed=1)], "cpu")
+    with pytest.raises(RuntimeError, match=r"ZeroDivisionError.*pip uninstall triton"):
+        block.advance(0, 1)

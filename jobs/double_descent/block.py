@@ -132,7 +132,8 @@ class MLPBlock(Block):
         self._row_offset = (self.data.source_M * examples)[:, None] if sets > 1 else None
         self._x_flat = self.data.x_SND.flatten(0, 1)
         self._step = Step(self._train_step, self._device)
-        self.fused = self._fused_trainer() if fused.used_for(self._weights) else None
+        used = fused.used_for(self._weights, self._optimiser, batch)
+        self.fused = self._fused_trainer() if used else None
 
     def _fused_trainer(self) -> fused.Trainer:
         """Trains these models as `advance` does, many steps at once."""
