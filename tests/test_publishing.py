@@ -175,7 +175,7 @@ def test_a_search_that_saw_one_label_has_found_no_boundary_and_saved_nothing(tmp
     assert not any("grid_of_same" in name for name in published.metrics)
 
 
-def test_replacing_the_map_of_another_sweep_gives_one_warning(tmp_path: Path) -> None:
+def test_the_map_of_another_sweep_is_kept_and_gives_one_warning(tmp_path: Path) -> None:
     one = loaded(tmp_path, GRID, "one")
     other = loaded(tmp_path, GRID.replace("points: 4", "points: 5"), "other")
     trackers = {sweep.id: recorded(sweep, sweep.trials()) for sweep in (one, other)}
@@ -190,4 +190,6 @@ def test_replacing_the_map_of_another_sweep_gives_one_warning(tmp_path: Path) ->
         nothing_new = Summary(skipped=24)
         assert is_published(one, nothing_new, "parent") is (sweep is one)
     assert [len(each) for each in said] == [0, 1, 0]
-    assert "--set output=" in said[1][0] and one.id[:12] in said[1][0]
+    assert one.id[:12] in said[1][0]
+    moved = Path(said[1][0].rpartition("they were moved to ")[2])
+    assert (moved / "trials.parquet").exists() and (moved / "run.json").exists()
