@@ -17,6 +17,21 @@ Values = NDArray[np.float64]
 Steps = NDArray[np.int64]
 
 
+def first_at_least(step: Steps, value: Values, level: float) -> float | Censored:
+    """The first step at which the curve is at or above `level`, censored at the last step."""
+    return first_where(step, value >= level)
+
+
+def first_at_most(step: Steps, value: Values, level: float) -> float | Censored:
+    """The first step at which the curve is at or below `level`, censored at the last step."""
+    return first_where(step, value <= level)
+
+
+def first_not_finite(step: Steps, value: Values) -> float | Censored:
+    """The first step at which the curve is NaN or infinite (the trial has diverged), censored at the last step."""
+    return first_where(step, ~np.isfinite(value))
+
+
 def first_where(step: Steps, condition: NDArray[np.bool_]) -> float | Censored:
     """The first step at which the condition holds, censored at the last step (at 0 without any step)."""
     where = np.flatnonzero(condition)

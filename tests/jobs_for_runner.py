@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jobs.curves import first_where
+from jobs.curves import first_at_least
 from jobs.job import Cost, Curves, Job, Member, Observations, Params, Report, param
 
 STEPS = 5
@@ -76,7 +76,7 @@ class Ramp(Job[RampParams]):
         assert isinstance(thresholds, RampThresholds)
         return {
             "last": float(curves.values["value"][-1]),
-            "high_at": first_where(curves.step, curves.values["value"] >= thresholds.level),
+            "high_at": first_at_least(curves.step, curves.values["value"], thresholds.level),
         }
 
     def phase(self, params: RampParams, observations: Observations, thresholds: Params) -> str:

@@ -78,8 +78,7 @@ def measured(*, inputs: int, width: int, models: int, batch: int, adam: bool) ->
     cause appears to be rounding: in both cases that deviated, step 6 has an example whose input to a hidden unit is
     -2.4e-9 in float64, less than the rounding of float32. The unit is on or off for it, and Adam makes steps of the
     size of the learning rate from any gradient. In the first case, the eager float32 pack on a CPU deviates from
-    float64 by
-    9.7e-4 too, and the kernel (interpreted) by 9.5e-7.
+    float64 by 9.7e-4 too, and the kernel (interpreted) by 9.5e-7.
     """
     return inputs <= 48 and batch <= 128 and models >= 100 and not adam and (width <= 32 or width == WIDEST)
 

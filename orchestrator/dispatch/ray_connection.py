@@ -27,7 +27,8 @@ LARGEST_EVENT_BYTES = 10_000_000
 
 HEAD_AWAY = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3600"}
 """How long Ray lets this process live without an answer of the head; its own limit, after which it ends the process
-with exit code 1, is 60 s. `RayCluster` notices earlier, but the driver may be waiting for its record then."""
+with exit code 1, is 60 s. `RayCluster` notices earlier, but the driver may be waiting for its record then. Ray reads it
+when it connects, so that the processes of a Ray that is started here inherit it; the reaper ends them."""
 
 ANSWER_S = 5.0
 """How long a cluster may take to accept a connection. Ray itself retries silently for minutes."""
