@@ -200,6 +200,50 @@ def test_a_padded_network_computes_what_pytorch_computes(model: str) -> None:
         torch.testing.assert_close(evaluated[m], alone.eval()(x_MBCHW[m]).detach(), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("model", ["cnn5", "preact_resnet18"])
+def test_a_training_is_that_of_pytorchs_modules(archive: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same initial weights, on the same batches and crops, in float64: weights and final measurements."""
+    steps, width = 12, 2
+    p = params(archive, model=model, width=width, optimiser="adam", learning_rate=3e-3, label_noise=0.2, steps=steps)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        block = _block([Member(params=p, seed=seed) for seed in (1, 2)], _images(p, "cpu"))
+        single = block._normal
+        monkeypatch.setattr(block, "_normal", lambda x: single(x).double())
+        alone = [modules(model, width) for _ in range(2)]
+        with torch.no_grad():
+            for m, network in enumerate(alone):
+                views = _in_module_order(block._parameters, block._network, m, model)
+                for parameter, view in zip(network.parameters(), views, strict=True):
+                    parameter.copy_(_cut(view, parameter))
+        optimisers = [torch.optim.Adam(network.parameters(), lr=3e-3) for network in alone]
+        for step in range(steps):
+            rows = block._own(block.batches.draw(step, 1)[0])
+            x, y = block._images(rows, step).unflatten(1, (2, 3)), block.data.y_MN.gather(1, rows)
+            for m, (network, optimiser) in enumerate(zip(alone, optimisers, strict=True)):
+                optimiser.zero_grad()
+                functional.cross_entropy(network(x[:, m]), y[m]).backward()
+                optimiser.step()
+            block.advance(step, 1)
+        measured = block.measure()
+        every = block._own(torch.arange(p.used).expand(2, -1))
+        for m, network in enumerate(alone):
+            views = _in_module_order(block._parameters, block._network, m, model)
+            for parameter, view in zip(network.parameters(), views, strict=True):
+                torch.testing.assert_close(_cut(view, parameter), parameter.detach(), rtol=1e-6, atol=1e-8)
+            network.eval()
+            with torch.no_grad():
+                train = network(block._normal(block.data.x_NCHW[every[m]]))
+                test = network(block._normal(block.data.x_TCHW))
+            own = functional.cross_entropy(train, block.data.y_MN[m][every[m]])
+            torch.testing.assert_close(measured["train_loss"][m], own, rtol=1e-5, atol=0.0)
+            wrong = (test.argmax(1) != block.data.y_T).double().mean()
+            assert measured["test_error"][m] == wrong
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("model", ["cnn5", "preact_resnet18", "cnn_1d"])
 def test_the_observed_parameters_are_those_of_pytorchs_network(model: str) -> None:
     if model == "cnn_1d":

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import qmc
@@ -12,6 +18,7 @@ from orchestrator.phases.map.surface_map import FittedMap
 from orchestrator.surface.base import Evidence
 from orchestrator.surface.classifier import fit_classifier
 from orchestrator.surface.seeds import SeedBands, SeedData, fit_bands
+from tests.benchmarks.boundary import coverage
 from tests.benchmarks.boundary.coverage import search
 from tests.benchmarks.boundary.problems import Problem
 from tests.benchmarks.boundary.seeds import SeededProblem
@@ -137,3 +144,33 @@ def test_a_boundary_is_published_with_both_bands(seeds: int) -> None:
         else:
             assert np.nanmedian(wider) > 1.2 * np.nanmedian(width)
             assert np.isfinite(line.over_at_95).any()
+
+
+def test_an_interrupted_measurement_of_coverage_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[tuple[str, int]] = []
+
+    def measure(letter: str, instance: int, seeds: int, *_: object) -> Iterator[dict[str, Any]]:
+        if len(measured) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        measured.append((letter, seeds))
+        about = {"problem": letter, "instance": instance, "seeds": seeds, "trials": 128, "fit_s": 0.1}
+        shares = ("given these seeds", "over seeds", "belief of the search, given", "belief of the search, over")
+        yield about | dict.fromkeys(shares, 0.9)
+
+    monkeypatch.setattr(coverage, "measure", measure)
+    before = signal.getsignal(signal.SIGTERM)
+    call = ["--problems", "AE", "--instances", "1", "--kept", str(tmp_path)]
+    try:
+        assert coverage.main(call) == 1
+        assert measured == [("A", 5), ("A", 0)]
+        printed = capsys.readouterr().out
+        assert "| over seeds | shared | A | 128 | 1 | 90 " in printed and "| E |" not in printed
+        assert "interrupted" in printed
+        measured += [("none", 0)]
+        assert coverage.main(call) == 0
+        assert measured[3:] == [("E", 5), ("E", 0)]
+        assert "| over seeds | shared | E | 128 | 1 | 90 " in capsys.readouterr().out
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -8,7 +8,11 @@ noise"); and each of five seeds moves the boundary smoothly ("shared seeds", see
 
 The coverage of an instance is the share of such points that lie in the band; a row is its mean over instances, with the
 90% interval of that mean (Student's t). A row is off where the mean is not 85 to 95%; it is shown to be off where the
-interval does not overlap the goal. Searches, which take most of the time, do not depend on the bands and are kept.
+interval does not overlap the goal.
+
+Searches do not depend on the bands and are kept; so are the rows of each instance, as long as `orchestrator/surface/`
+is the same. A call that is interrupted (SIGINT, SIGTERM) prints the table of what it has, and the next one goes on from
+there.
 """
 
 # ruff: noqa: E402 - threads are limited before numpy is imported
@@ -21,6 +25,9 @@ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
 import argparse
+import hashlib
+import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -71,9 +78,31 @@ def kept_search(problem: SeededProblem, trials: int, folder: Path) -> tuple[Floa
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         x, label, seed = search(problem, trials)
-        np.savez(file, x=x, label=label, seed=seed)
+        part = file.with_name(f"{os.getpid()}-{file.name}")
+        np.savez(part, x=x, label=label, seed=seed)
+        part.replace(file)
     kept = np.load(file)
     return kept["x"], kept["label"], kept["seed"]
+
+
+def kept_rows(letter: str, instance: int, seeds: int, trials: Sequence[int], folder: Path) -> list[Row]:
+    """`measure` of a call before with the same code of the bands, or a new one."""
+    file = folder / f"rows-{code()}" / f"{letter}-{instance}-{seeds}-{'-'.join(map(str, trials))}.json"
+    if not file.exists():
+        rows = list(measure(letter, instance, seeds, trials, folder))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{os.getpid()}-{file.name}")
+        part.write_text(json.dumps(rows))
+        part.replace(file)
+    kept: list[Row] = json.loads(file.read_text())
+    return kept
+
+
+def code() -> str:
+    """A hash of the code that the bands and the points depend on."""
+    files = sorted((Path(__file__).parents[3] / "orchestrator/surface").glob("*.py"))
+    files += [Path(__file__).with_name(name) for name in ("problems.py", "seeds.py")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def measure(letter: str, instance: int, seeds: int, trials: Sequence[int], folder: Path) -> Iterator[Row]:
@@ -164,14 +193,21 @@ def main(argv: list[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     trials = tuple(int(n) for n in asked.trials.split(","))
     rows: list[Row] = []
-    for instance in range(asked.first, asked.first + asked.instances):
-        for letter in asked.problems:
-            for seeds in (SEEDS, 0):
-                rows += measure(letter, instance, seeds, trials, asked.kept)
-                print(letter, instance, seeds, file=sys.stderr, flush=True)
+    complete = True
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for instance in range(asked.first, asked.first + asked.instances):
+            for letter in asked.problems:
+                for seeds in (SEEDS, 0):
+                    rows += kept_rows(letter, instance, seeds, trials, asked.kept)
+                    print(letter, instance, seeds, file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        complete = False
     table, off = report(rows)
     print(table)
-    return 1 if off else 0
+    if not complete:
+        print("interrupted: the same command goes on from here")
+    return 1 if off or not complete else 0
 
 
 if __name__ == "__main__":
