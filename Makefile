@@ -22,7 +22,7 @@ RUN_STAMP := .venv/.installed-run-$(KEY)
 DEV_STAMP := .venv/.installed-dev-$(KEY)
 DEMOS := configs/demo_double_descent.yaml configs/demo_grokking.yaml
 
-.PHONY: help install install-dev demo test lint bench coverage kill-points simulate chaos science clean
+.PHONY: help install install-dev demo docs test lint bench coverage kill-points simulate chaos science clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -51,6 +51,10 @@ demo: $(RUN_STAMP)  ## draw two small phase diagrams on this machine: double des
 	@echo "Curves of every trial in MLflow ('browse' is the command that starts its UI):"
 	@for config in $(DEMOS); do $(BIN)/phasefront status "$$config"; done \
 		| sed -nE '/^(browse|all runs|sweep +http)/s/^/  /p' | awk '!seen[$$0]++'
+
+docs: $(DEV_STAMP)  ## build the documentation site into build/site, without warnings
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html, or serve it with search: $(BIN)/python -m http.server --directory build/site 8000"
 
 lint: $(DEV_STAMP)  ## check format, style, types and import rules
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from orchestrator.trial import Trial
 
 NAME = "columns.txt"
 
-_ABOUT: Mapping[str, str] = {
+ABOUT: Mapping[str, str] = {
     "trials.parquet": "A row per trial, missing ones included.",
     "boundary.parquet": "A row per vertex of a line between two phases, or along a ridge. The band is given as points "
     "on the normal of the line, not as values at the same place along an axis; for those, see `phasefront read`. Near "
@@ -28,7 +28,8 @@ _ABOUT: Mapping[str, str] = {
     "more_data*.parquet": "A row per comparison of n with 2n.",
     "analysis_*.csv": "A row per setting of one analysis.",
 }
-_MEANINGS: Mapping[str, Mapping[str, str]] = {
+"""Pattern of a file's name -> what a row of it is."""
+MEANINGS: Mapping[str, Mapping[str, str]] = {
     "boundary.parquet": {
         "line": "number of the line",
         "vertex": "number along the line",
@@ -49,7 +50,8 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "deviation": "measured minus predicted, in standard errors",
     },
 }
-_ANYWHERE: Mapping[str, str] = {
+"""File -> pattern of a column's name -> its meaning, with the groups of the pattern."""
+ANYWHERE: Mapping[str, str] = {
     "metric": "name of the metric",
     "step": "optimiser steps",
     "mean": "mean over replicates",
@@ -63,6 +65,7 @@ _ANYWHERE: Mapping[str, str] = {
     r"p|p_value|(.+)_p": "p-value",
     "trials|n": "how many trials it is computed of",
 }
+"""The same for the columns of any file but `trials.parquet`."""
 
 
 def write_columns(folder: Path, axes: Sequence[Axis], trials: Sequence[Trial]) -> Path:
@@ -80,7 +83,7 @@ def write_columns(folder: Path, axes: Sequence[Axis], trials: Sequence[Trial]) -
 
 
 def _about(name: str) -> str:
-    return next((about for pattern, about in _ABOUT.items() if fnmatch(name, pattern)), "")
+    return next((about for pattern, about in ABOUT.items() if fnmatch(name, pattern)), "")
 
 
 def _wrapped(text: str, indent: int) -> list[str]:
@@ -113,8 +116,8 @@ def meaning(file: str, column: str, axes: Sequence[Axis], trials: Sequence[Trial
     name = column.removeprefix("axis.").removeprefix("param.")
     if any(axis.name == name for axis in axes):
         return f"axis: {param_meaning(name, trials)}"
-    own = _MEANINGS.get(file, {})
-    for pattern, text in (*own.items(), *_ANYWHERE.items()):
+    own = MEANINGS.get(file, {})
+    for pattern, text in (*own.items(), *ANYWHERE.items()):
         found = re.fullmatch(pattern, column)
         if found:
             return text.format(*(group or "" for group in found.groups()))

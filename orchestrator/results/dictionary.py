@@ -27,7 +27,7 @@ class Entry:
     meaning: str
 
 
-_TRIAL = {
+TRIAL = {
     "trial_id": "Hash of the trial's job, parameters, seed and replicate.",
     "run_id": "MLflow run; null if the trial was never recorded.",
     "replicate": "Number of the replicate: it selects the seed.",
@@ -35,17 +35,19 @@ _TRIAL = {
     "bounds_from_schedule": "Whether bounds of its steps are not recorded, but follow from its schedule of reports.",
     "status": "RUNNING, FINISHED, FAILED, KILLED, or MISSING (never recorded).",
 }
-_PREFIXES = {
+"""Columns of the table of trials that every sweep has."""
+PREFIXES = {
     "final_": "Value of {} at the last step (not the best one).",
     "best_": "Largest or smallest finite value of {} over all reported steps (not the last one).",
 }
+"""Beginning of an observation's name -> its meaning, with the rest of the name."""
 
 
 def trial_entries(table: Any, trials: Sequence[Trial]) -> list[Entry]:
     """The columns of the table of trials, an `arrow_table`."""
     params, observations = names_of(table)
     known = _specs(trials)
-    meanings = {name: ("", meaning) for name, meaning in _TRIAL.items()}
+    meanings = {name: ("", meaning) for name, meaning in TRIAL.items()}
     for name, column in params.items():
         meanings[column] = _of_param(name, known)
     for name, column in observations.items():
@@ -62,7 +64,7 @@ def curve_entries(metrics: Sequence[str], axes: Sequence[Axis], trials: Sequence
     """The columns of the table of curves with these metrics."""
     known = _specs(trials)
     entries = [
-        ("trial_id", "string", "", _TRIAL["trial_id"]),
+        ("trial_id", "string", "", TRIAL["trial_id"]),
         ("step", "int64", "steps", "Optimiser steps until the values of the row were measured."),
     ]
     taken = [metric_column(name) for name in metrics]
@@ -70,7 +72,7 @@ def curve_entries(metrics: Sequence[str], axes: Sequence[Axis], trials: Sequence
         values = {type(getattr(trial.params, axis.name, None)) for trial in trials} - {type(None)}
         kind = {bool: "bool", int: "int64", float: "double"}.get(next(iter(values), str), "string")
         entries.append((axis_column(axis.name, taken), kind, *_of_param(axis.name, known)))
-    entries.append(("replicate", "int64", "", _TRIAL["replicate"]))
+    entries.append(("replicate", "int64", "", TRIAL["replicate"]))
     absent = "null: not reported at this step; NaN: measured as NaN."
     entries += [(metric_column(name), "double", "", f"Metric {name} of the job; {absent}") for name in metrics]
     return [Entry(table="curves", column=c, type=k, unit=u, meaning=m) for c, k, u, m in entries]
@@ -103,7 +105,7 @@ def _of_bound(name: str, observations: Mapping[str, str]) -> str:
 
 def _of_observation(name: str) -> str:
     absent = "null: not reached, or not observed."
-    for prefix, meaning in _PREFIXES.items():
+    for prefix, meaning in PREFIXES.items():
         if name.startswith(prefix):
             return f"{meaning.format(name.removeprefix(prefix))} {absent[0].upper()}{absent[1:]}"
     return f"Observation {name} of the job; {absent}"
