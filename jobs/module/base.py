@@ -1,0 +1,77 @@
+"""What a user's module job gives: parameters, module, data, loss.
+
+Shapes: B examples of a batch, T tokens of an example, C classes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jobs.job import AnyParams, Job, as_dict, log_spaced_steps
+from jobs.module.data import Data, Random
+from jobs.module.params import ModuleParams
+
+_PER_MODEL = {"learning_rate", "weight_decay", "label_noise", "steps", "curve_points"}
+"""Parameters of every module job in which the models of a pack may differ."""
+
+
+class ModuleScience(Job[Any]):
+    """The part of `jobs.module.ModuleJob` that a user defines, and which trials it lets share a pack."""
+
+    Params: ClassVar[type[AnyParams]] = ModuleParams
+    data_only: ClassVar[tuple[str, ...]] = ()
+    """Own parameters that nothing but `data` reads: trials that differ in them share a pack."""
+
+    @abstractmethod
+    def model(self, params: Any) -> nn.Module:
+        """The module before training. It is made under the trial's seed, with PyTorch's own generator."""
+
+    @abstractmethod
+    def data(self, params: Any, random: Random) -> Data:
+        """The examples of a trial; what is drawn from `random` is the trial's own."""
+
+    def loss(self, params: Any, output: Any, target: Tensor) -> Tensor:
+        """The loss of each example (B,), or of each token (B, T), of one model.
+
+        By default the cross-entropy where targets are integers, with classes in the last dimension of the output, and
+        otherwise the squared difference, averaged over all dimensions but the first.
+        """
+        if target.dtype.is_floating_point:
+            squares: Tensor = (output.reshape(target.shape) - target).square()
+            return squares.flatten(1).mean(1)
+        return _cross_entropy(output, target)
+
+    def right(self, params: Any, output: Any, target: Tensor) -> Tensor | None:
+        """Whether each example (B,) or token (B, T) is predicted, for the accuracy; None: there is no accuracy."""
+        if target.dtype.is_floating_point:
+            return None
+        right: Tensor = output.max(-1).indices == target  # as argmax, which is slow for few classes
+        return right
+
+    def pack_key(self, params: Any) -> Hashable:
+        varies = _PER_MODEL.union(self.data_only)
+        shared = tuple(value for name, value in as_dict(params).items() if name not in varies)
+        horizon = (params.steps,) if params.schedule in ("cosine", "step") else ()
+        return (*shared, *horizon)
+
+    def schedule(self, params: Any) -> NDArray[np.int64]:
+        return log_spaced_steps(params.steps, params.curve_points)
+
+    def shortened(self, params: Any, *, steps: int, reports: int) -> Any:
+        if steps <= params.warmup_steps:
+            return None
+        return super().shortened(params, steps=steps, reports=reports)
+
+
+def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """As `functional.cross_entropy` without reduction, with the classes last."""
+    log_p = functional.log_softmax(output, -1)
+    return -torch.gather(log_p, -1, target.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,238 @@
+"""Models of a user's module that train together: one stacked module, or one model by its own forward pass.
+
+Shapes: M models (P of them in the tensors), K steps, B batch.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jobs.job import Member
+from jobs.module.base import ModuleScience
+from jobs.module.data import Data, Inputs
+from jobs.module.examples import Examples, train_examples
+from jobs.module.network import Network, OneNetwork, seeded
+from jobs.packed import random
+from jobs.packed.batches import Batches
+from jobs.packed.block import Block
+from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
+
+_CHUNK_STEPS = 64
+"""Steps whose batches are drawn at once."""
+EVALUATION_BYTES = 1 << 22
+"""Activations held at once while measuring."""
+COMPACT_BELOW = 0.75
+"""A stacked block is made smaller once this share of its models is left: what is vectorised depends on their number."""
+
+Parts = tuple[Inputs, Tensor, Tensor | None]
+
+
+class ModuleBlock(Block):
+    """What both kinds of blocks share: tensors, batches, optimiser and schedule."""
+
+    def __init__(
+        self,
+        job: ModuleScience,
+        members: Sequence[Member[Any]],
+        networks: Sequence[Network],
+        data: Sequence[Data],
+        device: str,
+        row_bytes: float,
+    ) -> None:
+        """Args:
+        job: the user's job.
+        members: (M,) trials, of one pack key and one layout of their data.
+        networks: (M,) of one structure.
+        data: (M,)
+        device: where they train.
+        row_bytes: activations of one example in a forward pass.
+        """
+        first = networks[0]
+        self._job, self._device, self._row_bytes = job, torch.device(device), row_bytes
+        self._seeds = [member.seed for member in members]
+        self._shared = members[0].params
+        self._module = first.module.to(device)
+        self._trained, self._fixed_names = tuple(first.trained), tuple(first.fixed)
+        params = [member.params for member in members]
+        self._train, self._test = train_examples(data, members, device), Examples.of([d.test for d in data], device)
+        count = len(self._train)
+        self._batches = Batches(
+            self._seeds,
+            [count] * len(members),
+            [p.batch_size or count for p in params],
+            self._shared.batch_order,
+            device,
+        )
+        self._parameters = FlatParameters([tuple(t.shape) for t in first.trained.values()], len(members), device)
+        for name, view in zip(self._trained, self._parameters.views(), strict=True):
+            view.copy_(torch.stack([network.trained[name] for network in networks]))
+        self._fixed = [torch.stack([network.fixed[name] for network in networks]).to(device) for name in first.fixed]
+        self._optimiser = make_optimiser(OptimiserSettings.of(params), self._parameters)
+        self._keys = random.stream_keys(self._seeds, "module", device)
+        self._live = torch.arange(len(members))
+        self._one = OneNetwork(
+            job=job, params=self._shared, module=self._module, trained=self._trained, fixed=self._fixed_names
+        )
+        self._whole: Parts | None = None
+        self._bind()
+
+    def _bind(self) -> None:
+        """Make what refers to the tensors of the current models."""
+        self._gradients = self._optimiser.gradient.views()
+        if self._batches.full:
+            self._whole = self._train.part(0, len(self._train))
+
+    @abstractmethod
+    def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """(M,) losses of a batch and their gradients, before the step after `at` steps."""
+
+    @abstractmethod
+    def _sums(self, examples: Examples, parts: Parts) -> Mapping[str, Tensor]:
+        """(M,) sums over examples, as `OneNetwork.sums`."""
+
+    def advance(self, step: int, count: int) -> None:
+        self._module.train()
+        params = self._shared
+        while count:
+            steps = min(count, _CHUNK_STEPS)
+            rows_KMB = None if self._whole is not None else self._batches.draw(step, steps)
+            at_K = torch.arange(step, step + steps, device=self._device)
+            for k in range(steps):
+                if not params.constant_rate:
+                    self._optimiser.set_rate(params.rate_factor(step + k))
+                if rows_KMB is not None:
+                    parts = self._train.gather(rows_KMB[k])
+                else:
+                    assert self._whole is not None
+                    parts = self._whole
+                self._step(parts, at_K[k])
+            step += steps
+            count -= steps
+
+    def _step(self, parts: Parts, at: Tensor) -> None:
+        _, gradients = self._losses(parts, at)
+        optimiser = self._optimiser
+        with torch.no_grad():
+            scale_M = optimiser.gradient_scale
+            if self._shared.clip_norm:
+                norm_M = sum(g.flatten(1).square().sum(1) for g in gradients)
+                assert isinstance(norm_M, Tensor)
+                factor_M = (self._shared.clip_norm / (norm_M.sqrt() + 1e-6)).clamp(max=1.0)
+                scale_M = factor_M if scale_M is None else factor_M * scale_M
+            if scale_M is not None:
+                gradients = [g * scale_M.view(-1, *(1,) * (g.dim() - 1)) for g in gradients]
+            if optimiser.accumulate:
+                torch._foreach_mul_(self._gradients, optimiser.accumulate)
+                torch._foreach_add_(self._gradients, list(gradients))
+            else:
+                torch._foreach_copy_(self._gradients, list(gradients))
+            optimiser.update()
+
+    @torch.no_grad()
+    def measure(self) -> Mapping[str, Tensor]:
+        self._module.eval()
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # it has no rule for a model dimension
+        try:
+            measured = {**self._means("train", self._train), **self._means("test", self._test)}
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+        return {name: value[self._live.to(value.device)] for name, value in measured.items()}
+
+    def _means(self, name: str, examples: Examples) -> dict[str, Tensor]:
+        rows = max(1, int(EVALUATION_BYTES / (self._parameters.models * self._row_bytes)))
+        totals: dict[str, Tensor] = {}
+        for start in range(0, len(examples), rows):
+            for key, value in self._sums(examples, examples.part(start, min(start + rows, len(examples)))).items():
+                totals[key] = totals[key] + value if key in totals else value
+        means = {key: totals[key] / totals[f"{key}/weight"] for key in ("loss", "accuracy") if key in totals}
+        return {f"{name}_{key}": value for key, value in means.items()}
+
+    def keep(self, index: Tensor) -> None:
+        self._live = self._live[index]
+        if len(self._live) <= COMPACT_BELOW * self._parameters.models:
+            self._compact(self._live)
+            self._live = torch.arange(len(self._live))
+
+    def _compact(self, index: Tensor) -> None:
+        self._batches.keep(index)
+        self._parameters.keep(index)
+        self._optimiser.keep(index)
+        index = index.to(self._device)
+        self._train, self._test = self._train.keep(index), self._test.keep(index)
+        self._keys, self._fixed = self._keys[index], [tensor[index] for tensor in self._fixed]
+        self._seeds = [self._seeds[k] for k in index.tolist()]
+        self._bind()
+
+
+class StackedBlock(ModuleBlock):
+    """M models as one: the forward pass is vectorised by `torch.func.vmap`, the sum of their losses is differentiated.
+
+    (vmap of a gradient would need rules for backward passes, which attention has not.)
+    """
+
+    def _bind(self) -> None:
+        super()._bind()
+        self._weights = [view.detach().requires_grad_() for view in self._parameters.views()]
+        mask = None if self._train.mask is None else 0, None if self._test.mask is None else 0
+        self._vectorised = torch.func.vmap(self._one.batch_loss, in_dims=(0, 0, 0, 0, mask[0], 0, None))
+        self._vectorised_sums = [torch.func.vmap(self._one.sums, in_dims=(0, 0, 0, 0, part)) for part in mask]
+
+    def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        losses = self._vectorised(self._weights, self._fixed, *parts, self._keys, at)
+        return losses, torch.autograd.grad(losses.sum(), self._weights)
+
+    def _sums(self, examples: Examples, parts: Parts) -> Mapping[str, Tensor]:
+        vectorised = self._vectorised_sums[0 if examples is self._train else 1]
+        sums: Mapping[str, Tensor] = vectorised(self._weights, self._fixed, *parts)
+        return sums
+
+
+class SingleBlock(ModuleBlock):
+    """One model, by its own forward pass: for a module that cannot be vectorised, or is faster by itself.
+
+    A module that draws random numbers by itself draws them from PyTorch's generator, seeded by the trial and the step.
+    """
+
+    seeds_generator = False
+    """Whether the generator is seeded at every step."""
+
+    def _bind(self) -> None:
+        super()._bind()
+        for name, view in zip(self._trained, self._parameters.views(), strict=True):
+            _put(self._module, name, nn.Parameter(view[0]))
+        named = dict(self._module.named_parameters())
+        self._leaves = [named[name] for name in self._trained]
+
+    def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        x, y, mask = _first(parts)
+        if self.seeds_generator:
+            with seeded(self._seeds[0], f"module/step {int(at)}"):
+                loss = self._one.batch_loss((), (), x, y, mask, self._keys[0], at)
+        else:
+            loss = self._one.batch_loss((), (), x, y, mask, self._keys[0], at)
+        return loss[None], [g[None] for g in torch.autograd.grad(loss, self._leaves)]
+
+    def _sums(self, examples: Examples, parts: Parts) -> Mapping[str, Tensor]:
+        return {name: value[None] for name, value in self._one.sums((), (), *_first(parts)).items()}
+
+
+def _first(parts: Parts) -> Parts:
+    """The batch of the only model."""
+    x, y, mask = parts
+    inputs = x[0] if isinstance(x, Tensor) else tuple(tensor[0] for tensor in x)
+    return inputs, y[0], None if mask is None else mask[0]
+
+
+def _put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Replace a parameter, wherever the module has it."""
+    old = module.get_parameter(name)
+    for part in module.modules():
+        for key, value in part._parameters.items():
+            if value is old:
+                part._parameters[key] = parameter

@@ -1,0 +1,157 @@
+"""What a pack of modules costs, counted in one step of one module.
+
+The first setting of a kind is counted: one training step and one forward pass, on the CPU. Of further settings the
+module alone is made, and the counts are scaled by its number of parameters: a sweep may have hundreds of widths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from jobs.job import Cost, Member
+from jobs.module.base import ModuleScience
+from jobs.module.data import Random, tensors_of
+from jobs.module.network import Network, OneNetwork
+from jobs.packed import random
+from jobs.packed.cost import models_per_block
+
+_MOST_COUNTED = 8
+"""Settings of one job that are counted; those of further ones are scaled."""
+_OPTIMISER_LAUNCHES = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Counts of one module."""
+
+    parameters: int
+    launches: float
+    """Operations of a training step."""
+    flop: float
+    """Of a training step."""
+    elements: float
+    """Elements that a training step writes."""
+    forward_share: float
+    """Part of these that is one forward pass."""
+    batch: int
+    examples: int
+    """Training and test examples."""
+    data_bytes: float
+    model_bytes: float
+    """Parameters, the state of the optimiser, and activations of a step."""
+    row_bytes: float
+    """Activations of one example in a forward pass."""
+
+
+class _Counter(TorchDispatchMode):
+    """Counts operations."""
+
+    launches, flop, elements = 0, 0.0, 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.launches += 1
+        if not func.is_view:
+            values = out if isinstance(out, (tuple, list)) else (out,)
+            self.elements += sum(value.numel() for value in values if isinstance(value, Tensor))
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.flop += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+_PROFILES: dict[tuple[Any, ...], Profile] = {}
+
+
+def profile_of(job: ModuleScience, params: Any) -> Profile:
+    """The counts of a module with these parameters.
+
+    Raises:
+        Exception: whatever the job's `model` and `data` raise.
+    """
+    kind = (type(job), job.pack_key(params))
+    if kind not in _PROFILES:
+        counted = [profile for (of, _), profile in _PROFILES.items() if of is type(job)]
+        _PROFILES[kind] = _count(job, params) if len(counted) < _MOST_COUNTED else _scaled(job, params, counted)
+    return _PROFILES[kind]
+
+
+def _count(job: ModuleScience, params: Any) -> Profile:
+    member = Member(params=params, seed=0)
+    network, data = Network.of(job, member), job.data(params, Random.of_seed(0))
+    examples = len(next(tensors_of(data.train)))
+    batch = min(params.batch_size or examples, examples)
+    x = tuple(tensor[:batch] for tensor in tensors_of(data.train[:1]))
+    one = OneNetwork(job=job, params=params, module=network.module, trained=(), fixed=())
+    y, mask = data.train[1][:batch], data.train[2][:batch] if len(data.train) == 3 else None
+    forward, whole = _Counter(), _Counter()
+    inputs = x[0] if isinstance(data.train[0], Tensor) else x
+    key, step = random.stream_keys([0], "module")[0], torch.zeros((), dtype=torch.int64)
+    leaves = [p for p in network.module.parameters() if p.requires_grad]
+    with whole:
+        with forward:
+            loss = one.batch_loss((), (), inputs, y, mask, key, step)
+        torch.autograd.grad(loss, leaves, allow_unused=True)
+    parameters = sum(p.numel() for p in leaves)
+    copies = 2 if params.optimiser == "sgd" else 4
+    tensors = [*tensors_of(data.train), *tensors_of(data.test)]
+    return Profile(
+        parameters=parameters,
+        launches=whole.launches,
+        flop=whole.flop,
+        elements=whole.elements,
+        forward_share=forward.elements / max(1.0, whole.elements),
+        batch=batch,
+        examples=examples + len(next(tensors_of(data.test))),
+        data_bytes=float(sum(t.numel() * t.element_size() for t in tensors)),
+        model_bytes=4.0 * (parameters * copies + whole.elements),
+        row_bytes=4.0 * forward.elements / batch,
+    )
+
+
+def _scaled(job: ModuleScience, params: Any, counted: Sequence[Profile]) -> Profile:
+    network = Network.of(job, Member(params=params, seed=0))
+    parameters = sum(t.numel() for t in network.trained.values())
+    near = min(counted, key=lambda profile: abs(math.log(profile.parameters / parameters)))
+    ratio = parameters / near.parameters
+    most = max(1.0, ratio)
+    return dataclasses.replace(
+        near,
+        parameters=parameters,
+        flop=near.flop * ratio,
+        elements=near.elements * most,
+        model_bytes=near.model_bytes * most,
+        row_bytes=near.row_bytes * most,
+    )
+
+
+def pack_cost(job: ModuleScience, params: Any, models: int) -> Cost:
+    """The cost of a pack of `models` trials; zero, which means unknown, where the user's code fails here."""
+    try:
+        profile = profile_of(job, params)
+    except Exception:  # the user's code: the rehearsal says what it raises, with the trial
+        return Cost(launches=0.0, matmul_flop=0.0, element_visits=0.0, memory_bytes=0.0)
+    p, steps, reports = profile, params.steps, job.report_steps(params)
+    blocks = math.ceil(models / models_per_block(p.model_bytes, "cpu"))
+    measured = reports * p.examples / p.batch * p.forward_share
+    update = p.parameters * (3 if params.optimiser == "sgd" else 12)
+    passes = math.ceil(p.examples * p.row_bytes / (1 << 22)) + 1
+    return Cost(
+        launches=blocks * (steps * (p.launches + _OPTIMISER_LAUNCHES) + reports * passes * p.launches),
+        matmul_flop=models * p.flop * (steps + measured),
+        element_visits=models * (2 * p.elements * (steps + measured) + steps * update),
+        memory_bytes=models * (p.model_bytes + p.data_bytes),
+        steps=steps,
+        reports=reports,
+        at_most=params.stop_accuracy > 0,
+    )

@@ -1,0 +1,181 @@
+"""Builds and trains the blocks of a pack: stacked models, or one model at a time where that is faster or necessary.
+
+How many models are stacked is measured: the fastest of one at a time and of a few numbers of stacked models, timed for
+the first pack of its kind in this process. All of them compute the same curves.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.job import Member, Report, log_spaced_steps
+from jobs.module.base import ModuleScience
+from jobs.module.block import ModuleBlock, SingleBlock, StackedBlock
+from jobs.module.cost import profile_of
+from jobs.module.data import Data, Random
+from jobs.module.examples import layout
+from jobs.module.network import Network
+from jobs.packed.cost import models_per_block
+from jobs.packed.loop import run_blocks
+
+_TIMED_STEPS = 6
+_SHORT_STEPS = 100
+"""A pack of fewer steps is not timed."""
+GAIN = 0.97
+"""Models are stacked if a step of one of them takes less than this share of its step alone."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """A member of a pack with its network and data."""
+
+    position: int
+    member: Member[Any]
+    network: Network
+    data: Data
+
+
+def train(job: ModuleScience, pack: Sequence[Member[Any]], device: str) -> Iterator[Report]:
+    """Reports of all members; see `jobs.job.Job.train`."""
+    first = pack[0].params
+    blocks: list[tuple[ModuleBlock, Sequence[int]]] = []
+    for group in _groups([_trial(job, k, member) for k, member in enumerate(pack)]):
+        size = _stacked(job, group, device)
+        blocks += [(_block(job, part, device), [t.position for t in part]) for part in _parts(group, size)]
+    schedules = [log_spaced_steps(m.params.steps, m.params.curve_points) for m in pack]
+    level = first.stop_accuracy
+    stop = {"train_accuracy": level, "test_accuracy": level} if level else None
+    yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop)
+
+
+def _trial(job: ModuleScience, position: int, member: Member[Any]) -> Trial:
+    data = job.data(member.params, Random.of_seed(member.seed))
+    if not isinstance(data, Data):
+        raise TypeError(f"{type(job).__name__}.data must return Data(train=..., test=...); got {type(data).__name__}")
+    return Trial(position=position, member=member, network=Network.of(job, member), data=data)
+
+
+def _groups(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Trials whose networks have one structure and whose data have one layout."""
+    groups: list[list[Trial]] = []
+    for trial in trials:
+        for group in groups:
+            first = group[0]
+            if layout(first.data) == layout(trial.data) and not first.network.difference(trial.network):
+                group.append(trial)
+                break
+        else:
+            groups.append([trial])
+    return groups
+
+
+def _parts(group: Sequence[Trial], size: int) -> list[Sequence[Trial]]:
+    """The group in parts of about equal size, at most `size`; trials that end together are neighbours."""
+    ordered = sorted(group, key=lambda trial: trial.member.params.steps)
+    count = -(-len(ordered) // size)
+    return [ordered[k * len(ordered) // count : (k + 1) * len(ordered) // count] for k in range(count)]
+
+
+def _block(job: ModuleScience, trials: Sequence[Trial], device: str, *, stacked: bool | None = None) -> ModuleBlock:
+    kind = StackedBlock if (len(trials) > 1 if stacked is None else stacked) else SingleBlock
+    members, networks = [t.member for t in trials], [t.network for t in trials]
+    row_bytes = profile_of(job, trials[0].member.params).row_bytes
+    block = kind(job, members, networks, [t.data for t in trials], device, row_bytes)
+    if isinstance(block, SingleBlock):
+        block.seeds_generator = bool(why_alone(job, trials[0].member.params))
+    return block
+
+
+_CHOSEN: dict[tuple[Any, ...], int] = {}
+"""Kind of pack -> how many models are stacked; 1: one at a time."""
+
+
+def _stacked(job: ModuleScience, group: Sequence[Trial], device: str) -> int:
+    """How many models of a group are stacked."""
+    params = group[0].member.params
+    if len(group) == 1 or why_alone(job, params):
+        return 1
+    kind = (type(job), job.pack_key(params), device)
+    guess = min(len(group), models_per_block(profile_of(job, params).model_bytes, device))
+    if kind not in _CHOSEN:
+        if params.steps < _SHORT_STEPS:
+            return guess
+        _CHOSEN[kind] = _fastest(job, group, guess, device)
+    return min(len(group), _CHOSEN[kind])
+
+
+def _fastest(job: ModuleScience, group: Sequence[Trial], guess: int, device: str) -> int:
+    """The number of stacked models whose step is shortest for each model, or 1."""
+    times = {1: _step_s(job, group[:1], device) * GAIN}
+    for size in (guess, 4 * guess, max(2, guess // 4)):
+        if size == 4 * guess and times.get(guess, 0.0) > times[1]:
+            continue
+        if size <= len(group) and size not in times:
+            times[size] = _step_s(job, group[:size], device)
+    return min(times, key=lambda size: times[size])
+
+
+def _step_s(job: ModuleScience, trials: Sequence[Trial], device: str) -> float:
+    """Seconds of one step of one model in a block of these trials, which are not changed."""
+    block = _block(job, [replace(t, network=Network.of(job, t.member)) for t in trials], device)
+    block.advance(0, 2)
+    # On a CPU a worker trains in one thread; its own time leaves out waiting for a core.
+    cuda = torch.device(device).type == "cuda"
+    clock = time.perf_counter if cuda or torch.get_num_threads() > 1 else time.thread_time
+    best = float("inf")
+    for turn in range(3):
+        began = clock()
+        block.advance(2 + turn * _TIMED_STEPS, _TIMED_STEPS)
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, clock() - began)
+    return best / _TIMED_STEPS / len(trials)
+
+
+_ALONE: dict[tuple[Any, ...], str] = {}
+"""Kind of pack -> why its models train one at a time."""
+
+
+def why_alone(job: ModuleScience, params: Any) -> str:
+    """Why models like this one cannot be stacked, with the place in the user's code; "" where they can."""
+    kind = (type(job), job.pack_key(params))
+    if kind not in _ALONE:
+        _ALONE[kind] = _why_alone(job, params)
+    return _ALONE[kind]
+
+
+def _why_alone(job: ModuleScience, params: Any) -> str:
+    shorter = replace(params, batch_size=min(params.batch_size or 8, 8))
+    trials = [_trial(job, k, Member(params=shorter, seed=k + 1)) for k in range(2)]
+    if difference := trials[0].network.difference(trials[1].network):
+        return f"the modules of two trials differ in {difference}"
+    if layout(trials[0].data) != layout(trials[1].data):
+        return "the data of two trials have different shapes"
+    block = _block_unchecked(job, trials)
+    try:
+        block.advance(0, 1)
+        block.measure()
+    except Exception as error:  # whatever vmap or the user's code raises under it
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        place = _place(error)
+        return f"{place}: {lines[0]}" if place else lines[0]
+    return ""
+
+
+def _block_unchecked(job: ModuleScience, trials: Sequence[Trial]) -> StackedBlock:
+    networks, data = [t.network for t in trials], [t.data for t in trials]
+    return StackedBlock(job, [t.member for t in trials], networks, data, "cpu", 1024.0)
+
+
+def _place(error: BaseException) -> str:
+    """`file:line` of the last line of the user's code in a traceback."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
