@@ -22,6 +22,8 @@ from typing import Any, ClassVar, Generic, TypeVar, cast, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.state import TrialState
+
 Scalar = int | float | bool | str
 """A parameter's value: plain data that YAML, JSON and MLflow can all hold."""
 
@@ -262,6 +264,8 @@ class Member(Generic[P]):
     params: P
     seed: int
     """64-bit key of every random number of this trial (batches, noise, initialisation)."""
+    state: TrialState | None = None
+    """Where the training continues, as an earlier `Report.state` of this trial gave it; None: it starts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,6 +286,10 @@ class Report:
     """Position of the model that trains now, if the job trains one after another; None: all unfinished ones train."""
     unread: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Position -> the parameters that its code has not read, of finished models of which that is known."""
+    state: Callable[[], Mapping[int, TrialState]] | None = None
+    """Gives the states of unfinished models by position, to be called before the next report is asked for; its arrays
+    are valid until then. None: the training cannot be saved here. A job that never gives one needs not read
+    `Member.state`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -430,7 +438,11 @@ class Job(ABC, Generic[P]):
         """Train all members; a member's curve does not depend on the other members.
 
         `device` is a torch device name. The reports of a member come in order of increasing step; each member is in
-        `finished` of exactly one report.
+        `finished` of exactly one report. A member with a `state` continues there, and reports what comes after it; all
+        members of a pack have states of the same step, or none.
+
+        Raises:
+            StateError: before the first report, a state does not fit its trial.
         """
 
     @abstractmethod

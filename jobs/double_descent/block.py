@@ -28,6 +28,7 @@ from jobs.packed.capture import Step
 from jobs.packed.cost import evaluation_bytes, layer_sizes, padded_width
 from jobs.packed.loop import predicted
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
+from jobs.state import TrialState
 
 _CHUNK_STEPS = 64
 """Steps whose batches are drawn at once: one draw costs dozens of small operations."""
@@ -152,6 +153,13 @@ class MLPBlock(Block):
         self.data = self.data.keep(index)
         self._parameters.keep(index)
         self._optimiser.keep(index)
+        self._allocate()
+
+    def save(self) -> Mapping[str, Tensor]:
+        return self._optimiser.save()
+
+    def load(self, states: Sequence[TrialState]) -> None:
+        self._optimiser.load(states)
         self._allocate()
 
     @torch.no_grad()

@@ -229,6 +229,10 @@ class Running:
         both = zip(self._means.views(), self._variances.views(), strict=True)
         return [(mean.view(-1), variance.view(-1)) for mean, variance in both]
 
+    def named(self) -> dict[str, Tensor]:
+        """(M, C) views, which training updates in place."""
+        return {**self._means.named("running_mean"), **self._variances.named("running_variance")}
+
     def keep(self, index: Tensor) -> None:
         """Keep these models only."""
         self._means.keep(index)

@@ -29,6 +29,8 @@ from jobs.packed.batches import Batches
 from jobs.packed.block import Block
 from jobs.packed.capture import Step
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
+from jobs.packed.state import fill
+from jobs.state import TrialState
 
 CROP_PADDING = 4
 """Black pixels added on each side of an image before a crop of the original size (Nakkiran et al. 2019)."""
@@ -89,6 +91,14 @@ class ImageBlock(Block):
         self._optimiser.keep(index)
         self._crop_keys = self._crop_keys[index.to(self._device)]
         self._step = Step(self._train_step, self._device)
+
+    def save(self) -> Mapping[str, Tensor]:
+        return {**self._optimiser.save(), **self._running.named()}
+
+    def load(self, states: Sequence[TrialState]) -> None:
+        self._optimiser.load(states)
+        # No model reads what it has of padded channels, which is not zero.
+        fill(self._running.named(), states, zero_padded=False)
 
     def advance(self, step: int, count: int) -> None:
         with float32_convolutions(self._device):

@@ -23,7 +23,8 @@ from jobs.packed.loop import neighbours, run_blocks
 def train(pack: Sequence[Member[DoubleDescentParams]], device: str) -> Iterator[Report]:
     """Reports of all members; see `jobs.job.Job.train`."""
     schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
-    yield from run_blocks(blocks_of(pack, device), schedules, watch="train_loss")
+    saved = [m.state for m in pack]
+    yield from run_blocks(blocks_of(pack, device), schedules, watch="train_loss", saved=saved)
 
 
 def blocks_of(pack: Sequence[Member[DoubleDescentParams]], device: str) -> list[tuple[MLPBlock, Sequence[int]]]:

@@ -24,6 +24,7 @@ from jobs.packed.cost import evaluation_bytes
 from jobs.packed.crossings import RepeatableBlock
 from jobs.packed.loop import predicted
 from jobs.packed.optim import FlatParameters
+from jobs.state import TrialState
 
 _CHUNK_STEPS = 32
 _ORDERS = {"filled": "shuffled", "smaller": "whole_epochs"}
@@ -88,6 +89,13 @@ class ModularBlock(RepeatableBlock):
         self.parameters.keep(index)
         self.optimiser.keep(index)
         self._around = self._around.keep(index) if self._around else None
+        self._set_up()
+
+    def save(self) -> Mapping[str, Tensor]:
+        return self.optimiser.save()
+
+    def load(self, states: Sequence[TrialState]) -> None:
+        self.optimiser.load(states)
         self._set_up()
 
     def _pairs_of(self, rows_MB: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ Shapes: M models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -54,6 +54,9 @@ class ChangedAdam(Adam):
 
     def _states(self) -> list[FlatParameters]:
         return super()._states() + ([self._average] if self._average else [])
+
+    def _saved(self) -> Mapping[str, FlatParameters]:
+        return {**super()._saved(), **({"average": self._average} if self._average else {})}
 
     def keep(self, index: Tensor) -> None:
         index = index.to(self._lambda.device)

@@ -6,9 +6,11 @@ Shapes: M live models of a block.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
+
+from jobs.state import TrialState
 
 
 class Block(ABC):
@@ -25,3 +27,19 @@ class Block(ABC):
     @abstractmethod
     def keep(self, index: Tensor) -> None:
         """Keep these models only, in this order; (m,) int64 positions in the block."""
+
+    def save(self) -> Mapping[str, Tensor]:
+        """What training has changed and the step does not determine: name -> (M, ...) tensors.
+
+        The ends of their axes may be zero padding. Empty, the default: the block cannot be saved. A block whose whole
+        state is an optimiser with its parameters returns `Optimiser.save()`.
+        """
+        return {}
+
+    def load(self, states: Sequence[TrialState]) -> None:
+        """Continue M models from what `save` gave, perhaps with other padding; all have done the same steps.
+
+        Raises:
+            StateError: a state does not fit.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.save gives a state that load does not read")

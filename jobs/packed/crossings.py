@@ -12,8 +12,8 @@ Shapes: M models of a block, L levels, m models that crossed.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,11 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.packed.block import Block
+from jobs.packed.state import per_model
+from jobs.state import TrialState, fitted
 
 Positions = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Row = tuple[int, Positions, Mapping[str, NDArray[np.float64]]]
 """A step, (m,) positions in the block, and metric -> (m,) values."""
+_PENDING, _AT, _BEFORE = "search.pending", "search.at", "search.before."
+"""Names in a state: which levels are not reached yet, the step of the last report, and the model as it was there."""
 
 
 class RepeatableBlock(Block):
@@ -59,6 +63,36 @@ class CrossingSearch:
         if (wanted & reported_M & (next_M > step + 1)).any():
             self._copies[step] = block.copy()
         self._copies = {at: kept for at, kept in self._copies.items() if at in self._last_M[wanted]}
+
+    def save(self, step: int) -> list[dict[str, NDArray[Any]]]:
+        """What the search of each model depends on between two reports, with the block at its last one."""
+        found: list[dict[str, NDArray[Any]]] = [{_PENDING: pending_L} for pending_L in self._pending_ML]
+        for at, kept in self._copies.items():
+            if at == step:
+                continue
+            arrays = per_model(kept.save(), len(found))
+            for model in np.flatnonzero((self._last_M == at) & self._pending_ML.any(1)).tolist():
+                found[model][_AT] = np.array(at)
+                found[model] |= {_BEFORE + name: value for name, value in arrays[model].items()}
+        return found
+
+    def load(self, block: RepeatableBlock, states: Sequence[TrialState]) -> None:
+        """Continue from what `save` gave; `block` has loaded the same states.
+
+        Raises:
+            StateError: a state does not fit.
+        """
+        step = states[0].step
+        pending = [fitted(state.array(_PENDING), self._level_L.shape, _PENDING) for state in states]
+        self._pending_ML = np.array(pending, dtype=np.bool_)
+        self._last_M = np.array([int(state.number(_AT)) if _AT in state.arrays else step for state in states])
+        self._copies = {at: block.copy() for at in np.unique(self._last_M[self._pending_ML.any(1)]).tolist()}
+        for at, kept in self._copies.items():
+            if at != step:
+                held = self._last_M == at
+                first = int(held.argmax())  # it stands for the models that are not taken from this copy
+                before = [states[model if held[model] else first].under(_BEFORE) for model in range(len(states))]
+                kept.load([TrialState(step=at, arrays=state.arrays) for state in before])
 
     def keep(self, index: Positions) -> None:
         """Keep these models only."""

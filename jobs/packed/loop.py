@@ -9,6 +9,7 @@ Shapes: M live models of a block.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,13 @@ from torch import Tensor
 from jobs.job import Member, P, Report
 from jobs.packed.block import Block
 from jobs.packed.crossings import CrossingSearch, RepeatableBlock
+from jobs.packed.state import common_step, per_model
+from jobs.state import StateError, TrialState
+
+OFFER_S = 1.0
+"""How often the states of a pack are offered while it trains."""
+FIRST_PIECE = 64
+"""Steps that are trained at once while it is not known how long they take."""
 
 
 def set_threads(count: int) -> None:
@@ -62,6 +70,7 @@ def run_blocks(
     stop: Mapping[str, float] | None = None,
     levels: Mapping[str, float] | None = None,
     flush: bool = True,
+    saved: Sequence[TrialState | None] | None = None,
 ) -> Iterator[Report]:
     """Train the blocks and report each model at the steps of its own schedule, and where it first reaches levels.
 
@@ -73,21 +82,79 @@ def run_blocks(
         levels: metric -> level; where a report is the first at or above it, the first such step since the report before
             is reported too, with the step before it (`jobs.packed.crossings`); for blocks that are `RepeatableBlock`.
         flush: whether numbers below 1.2e-38 count as zero on a CPU (`flushed_denormals`).
+        saved: per position, the state in which the model continues, None where it starts (`Member.state`). Then the
+            training can be saved, too, if every block can: a report without measurements offers the states
+            (`Report.state`) every `OFFER_S` seconds. None: the caller does not pass states on.
+
+    Raises:
+        StateError: a state does not fit its model.
     """
+    step = common_step(saved or ())
     states = [_BlockState(block, np.asarray(positions), schedules, levels) for block, positions in blocks]
+    if step and saved is not None:
+        for state in states:
+            state.load([given for p in state.positions if (given := saved[p]) is not None])
+    pieces = _Pieces(offers=saved is not None)
     flushed = flushed_denormals if flush else contextlib.nullcontext
-    step = 0
     while states:
-        done, step = step, min(state.next_step for state in states)
-        with flushed():
-            for state in states:
-                state.block.advance(done, step - done)
+        next_step = min(state.next_step for state in states)
+        while step < next_step:
+            if pieces.offer() and all(state.block.save() for state in states):
+                yield _offer(states, step)
+            count = pieces.steps(next_step - step)
+            with flushed():
+                for state in states:
+                    state.block.advance(step, count)
+            step += count
         for state in states:
             if state.next_step == step:
                 with flushed():
                     reports = list(state.reports(step, watch, stop))
                 yield from reports
         states = [state for state in states if len(state.positions)]
+
+
+class _Pieces:
+    """Divides what lies between two reports, so that states can be offered every `OFFER_S` seconds.
+
+    A training does not depend on how it is divided. Packs that take less time are hardly divided.
+    """
+
+    def __init__(self, *, offers: bool) -> None:
+        self._offers = offers
+        self._offered = self._began = time.monotonic()
+        self._count, self._most = 0, FIRST_PIECE
+
+    def offer(self) -> bool:
+        """Whether to offer the states now; called before each piece."""
+        if not self._offers:
+            return False
+        now = time.monotonic()
+        if self._count:
+            in_time = int(OFFER_S * self._count / max(now - self._began, 1e-9))
+            # One quick piece does not show yet that a long one is as quick.
+            limit = 2 * self._count if self._count == self._most else self._most
+            self._most = max(1, min(in_time, limit))
+        if not self._count or now - self._offered < OFFER_S:
+            return False
+        self._offered = now
+        return True
+
+    def steps(self, left: int) -> int:
+        """How many of the `left` steps to the next report to train now."""
+        self._count = min(left, self._most) if self._offers else left
+        self._began = time.monotonic()
+        return self._count
+
+
+def _offer(states: Sequence[_BlockState], step: int) -> Report:
+    """A report without measurements that offers the states of all models."""
+    none = np.empty(0, dtype=np.int64)
+
+    def save() -> dict[int, TrialState]:
+        return {position: state for block in states for position, state in block.save(step)}
+
+    return Report(step=step, members=none, values={}, finished=none, state=save)
 
 
 class _BlockState:
@@ -113,6 +180,27 @@ class _BlockState:
         if self._search and len(self.positions):
             assert isinstance(self.block, RepeatableBlock)
             self._search.remember(self.block, step, reported, self._due)
+
+    def save(self, step: int) -> Iterator[tuple[int, TrialState]]:
+        """The positions of the live models and their states at `step`, whose reports have been made."""
+        models = per_model(self.block.save(), len(self.positions))
+        if self._search:
+            models = [a | b for a, b in zip(models, self._search.save(step), strict=True)]
+        for position, arrays in zip(self.positions.tolist(), models, strict=True):
+            yield position, TrialState(step=step, arrays=arrays)
+
+    def load(self, states: Sequence[TrialState]) -> None:
+        """Continue from states of one step."""
+        self.block.load(states)
+        step = states[0].step
+        done = [int(np.searchsorted(self._schedules[p], step, side="right")) for p in self.positions]
+        if any(at >= len(self._schedules[p]) for p, at in zip(self.positions, done, strict=True)):
+            raise StateError(f"it is at step {step}, where the trial ends")
+        self._cursor = np.array(done, dtype=np.int64)
+        self._refresh()
+        if self._search:
+            assert isinstance(self.block, RepeatableBlock)
+            self._search.load(self.block, states)
 
     def _refresh(self) -> None:
         due = [self._schedules[p][c] for p, c in zip(self.positions, self._cursor, strict=True)]

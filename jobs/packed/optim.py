@@ -12,13 +12,16 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from jobs.packed.state import common, fill
+from jobs.state import TrialState
 
 
 class FlatParameters:
@@ -63,6 +66,10 @@ class FlatParameters:
     def views(self) -> list[Tensor]:
         """One contiguous (M, *shape) view per layer."""
         return [part.view(self.models, *shape) for part, shape in zip(self._parts(self.flat), self.shapes, strict=True)]
+
+    def named(self, name: str) -> dict[str, Tensor]:
+        """The views with names of their own, `<name>.<layer>`."""
+        return {f"{name}.{layer}": view for layer, view in enumerate(self.views())}
 
     def keep(self, index: Tensor) -> None:
         """Keep these models only."""
@@ -202,6 +209,31 @@ class Optimiser(ABC):
     def _states(self) -> list[FlatParameters]:
         return [self.gradient]
 
+    @abstractmethod
+    def _saved(self) -> Mapping[str, FlatParameters]:
+        """What the next update depends on, besides the parameters and the number of steps."""
+
+    def save(self) -> dict[str, Tensor]:
+        """(M, ...) tensors with the parameters and the state: see `Block.save`."""
+        rate_M = torch.full((self.parameters.models,), self._rate, dtype=torch.float64)
+        return {"rate": rate_M} | self._tensors()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = self.parameters.named("parameters")
+        for name, state in self._saved().items():
+            named |= state.named(name)
+        return named
+
+    def load(self, states: Sequence[TrialState]) -> None:
+        """Continue from what `save` gave; one update was done in each step.
+
+        Raises:
+            StateError: a state does not fit.
+        """
+        fill(self._tensors(), states)
+        self._rate = common(states, "rate")
+        self._prepare()
+
     def copy(self) -> Self:
         """An independent copy, with a copy of `parameters`."""
         other = copy.copy(self)  # the other tensors are replaced, never changed in place
@@ -223,6 +255,9 @@ class SGD(Optimiser):
     The learning rate is applied to the loss gradient, and the momentum in the accumulation of the weight gradients
     (beta of the matrix product), so that the state needs no pass of its own: `gradient` holds learning rate * velocity.
     """
+
+    def _saved(self) -> Mapping[str, FlatParameters]:
+        return {"velocity": self.gradient}
 
     def set_rate(self, factor: float) -> None:
         before = self._rate
@@ -274,6 +309,16 @@ class Adam(Optimiser):
 
     def _states(self) -> list[FlatParameters]:
         return [self.gradient, self.first, self.second]
+
+    def _saved(self) -> Mapping[str, FlatParameters]:
+        # `gradient` holds nothing from one update to the next.
+        return {"first_moment": self.first, "second_moment": self.second}
+
+    def load(self, states: Sequence[TrialState]) -> None:
+        super().load(states)
+        self._steps = states[0].step
+        if self._count is not None:
+            self._count.fill_(self._steps)
 
     def _prepare(self) -> None:
         super()._prepare()

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from jobs.packed.block import Block
+from jobs.packed.state import fill
 from jobs.ridge.designs import Population, Tensors
+from jobs.state import TrialState
 
 _CHECK_STEPS = 64
 """Steps between two checks of whether a crossing is still to be found: a check waits for the device."""
@@ -135,6 +137,20 @@ class RidgeBlock(Block):
             laid_SK = torch.full((len(sets), self._width), torch.nan, dtype=torch.float64, device=theta_MP.device)
             laid_SK[self._source_M, self._column_M] = values_M
             self._crossed[which] = laid_SK
+
+    def save(self) -> Mapping[str, Tensor]:
+        saved = {"coefficients": self._theta_SPK.transpose(1, 2)[self._source_M, self._column_M]}
+        if self._tracked:
+            saved["crossed"] = torch.stack([self._of_models(crossed) for crossed in self._crossed], 1)
+        return saved
+
+    def load(self, states: Sequence[TrialState]) -> None:
+        saved = self.save()  # copies of the values before
+        fill(saved, states)
+        self._theta_SPK.transpose(1, 2)[self._source_M, self._column_M] = saved["coefficients"]
+        for which, crossed in enumerate(self._crossed if self._tracked else ()):
+            crossed[self._source_M, self._column_M] = saved["crossed"][:, which]
+        self._step = states[0].step
 
     @torch.no_grad()
     def advance(self, step: int, count: int) -> None:

@@ -40,7 +40,7 @@ def train(pack: Sequence[Member[RidgeParams]], device: str) -> Iterator[Report]:
     schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
     stop = {"train_level_step": 0.0, "test_level_step": 0.0} if first.stop_at_levels else None
     blocks = [_block(pack, part, device) for part in _blocks(pack, groups, device)]
-    yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop)
+    yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop, saved=[m.state for m in pack])
 
 
 def _solve_all(pack: Sequence[Member[RidgeParams]], groups: Groups, device: str) -> Iterator[Report]:
