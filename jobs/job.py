@@ -270,7 +270,10 @@ class Member(Generic[P]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What a pack has measured at one step. Positions count from 0 in the pack as it was passed to `Job.train`."""
+    """What a pack has measured at one step. Positions count from 0 in the pack as it was passed to `Job.train`.
+
+    A report may have no measurements, such as one that only offers states.
+    """
 
     step: int
     """Optimiser steps done so far; 0 is the initial model. At most `LARGEST_STEP`."""

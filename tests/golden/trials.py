@@ -120,6 +120,8 @@ def curve(name: str) -> Curves:
         steps: list[int] = []
         rows: list[dict[str, float]] = []
         for report in job.train([Member(params=job.params_for(values), seed=12345)], device="cpu"):
+            if not len(report.members):
+                continue
             steps.append(report.step)
             rows.append({metric: float(value[0]) for metric, value in report.values.items()})
     finally:

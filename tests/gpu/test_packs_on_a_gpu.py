@@ -77,7 +77,7 @@ def losses(job: Job[Any], params: list[Params], device: str) -> list[list[float]
     found: list[list[float]] = [[] for _ in params]
     pack = [Member(params=p, seed=7 + i) for i, p in enumerate(params)]
     for report in job.train(pack, device=device):
-        for position, value in zip(report.members, report.values["train_loss"], strict=True):
+        for position, value in zip(report.members, report.values.get("train_loss", ()), strict=True):
             found[position].append(float(value))
     return found
 
