@@ -59,6 +59,8 @@ class TrialResult:
     """Traceback of a failed trial, or the reason why it was killed; kept in a printable form."""
     trained: str = ""
     """Its `TrainingRecord`, as text; "" if no worker ended it."""
+    copied_from: str = ""
+    """The run of another record from which it was copied, in words; "" if it was trained here."""
 
     def __post_init__(self) -> None:
         if self.error is not None:

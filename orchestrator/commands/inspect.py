@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from orchestrator.axes import Axis
+from orchestrator.commands.extending import ancestors, extended
 from orchestrator.commands.rehearsing import SAMPLE, rehearsed, say_rehearsal
 from orchestrator.commands.searching import known_trials
 from orchestrator.commands.wiring import (
@@ -36,6 +37,7 @@ def check(arguments: argparse.Namespace) -> int:
     most = "at most " if sweep.is_search else ""
     count = f"{sweep.most_trials} trial{'s' * (sweep.most_trials != 1)}"
     trials = f"{most}{count} of {sweep.job} ({axes}; replicates {sweep.replicates})"
+    trials += f"; extends {sweep.extends}" if sweep.extends else ""
     print("\n".join([f"{arguments.file}: valid. {trials}", *search_lines(sweep)]))
     if arguments.rehearse:
         some = sweep.sample(SAMPLE) if sweep.is_search else sweep.trials()
@@ -74,12 +76,19 @@ def plan(arguments: argparse.Namespace) -> int:
     with contextlib.closing(open_tracker(sweep)) as tracker:
         trials = known_trials(sweep, tracker)
         recorded = tracker.index([trial.id for trial in trials])
-    todo = [t for t in trials if t.id not in recorded or recorded[t.id].status is not Status.FINISHED]
-    finished = len(trials) - len(todo)
+        finished = {trial_id for trial_id, state in recorded.items() if state.status is Status.FINISHED}
+        before = extended(sweep, ancestors(sweep), tracker, trials, finished)
+    taken = {trial.id: trial for each in before for trial in each.trials}
+    trials = list({**{trial.id: trial for trial in trials}, **taken}.values())
+    todo = [t for t in trials if t.id not in finished and t.id not in taken]
     if sweep.is_search:
         todo += sweep.sample(max(0, sweep.most_trials - len(trials)))
         print("\n".join(search_lines(sweep)))
-    print(f"trials    {len(todo) + finished}: {finished} finished, {len(todo)} to run")
+    states = [f"{len(each.trials)} already finished in {each.text}" for each in before if each.trials]
+    own = len(finished - taken.keys())
+    if own or not states:
+        states.insert(0, f"{own} finished")
+    print(f"trials    {len(todo) + len(finished | taken.keys())}: {', '.join(states)}, {len(todo)} to run")
     if not todo:
         print("nothing to run")
         return 0

@@ -127,7 +127,9 @@ def load_sweep(source: Source, *, overrides: Overrides = (), tracking: str | Non
     texts = _override_texts(overrides)
     learn(*texts, *([tracking] if tracking else []))
     if isinstance(source, Mapping):
-        return _of_text(_dumped(source), texts, called=_DICT)
+        base = source.get("extends")
+        here = {"extends": str(Path.cwd() / base)} if isinstance(base, str) and base else {}
+        return _of_text(_dumped({**source, **here}), texts, called=_DICT)
     text = str(source)
     in_url = run_in_url(text)
     if in_url is not None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.again import command_line
 from orchestrator.commands.browse import browse_lines
+from orchestrator.commands.extending import take_over
 from orchestrator.commands.publishing import counts_of, is_published, keep_summary, print_files, publish_record
 from orchestrator.commands.report import keep_report
 from orchestrator.commands.searching import history, known_trials, opened_sampler
@@ -95,6 +96,15 @@ class Stopper:
         finally:
             self.at_once = False
 
+    @contextlib.contextmanager
+    def at_leisure(self) -> Iterator[None]:
+        """Inside, the record is written although no trial runs: the first signal does not end the block."""
+        try:
+            self.at_once = False
+            yield
+        finally:
+            self.at_once = True
+
     def _leave(self) -> None:
         """End the process as soon as the record is complete; a Ray that was started here dies with it."""
         self.recorded.wait()
@@ -161,7 +171,10 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
             shape = resources_at_hand(sweep, inline=arguments.inline)
             trials = sweep.sample(SAMPLE) if sweep.is_search else sweep.trials()
             planner = make_planner(sweep, measured(sweep, trials, shape.device), shape=shape)
-            with opened_sampler(sweep, tracker, workers=shape.workers, stopping=stopper.stop.is_set) as sampler:
+            with stopper.at_leisure():
+                begun = take_over(sweep, tracker, say=progress.say, stopping=stopper.stop.is_set)
+            stopping, workers = stopper.stop.is_set, shape.workers
+            with opened_sampler(sweep, tracker, workers=workers, stopping=stopping, begun=begun) as sampler:
                 runner = Runner(
                     job_name=sweep.job,
                     planner=planner,

@@ -28,7 +28,12 @@ CURVE = "uncertain_area"
 
 @contextlib.contextmanager
 def opened_sampler(
-    sweep: Sweep, tracker: Tracker, *, workers: int, stopping: Callable[[], bool] = lambda: False
+    sweep: Sweep,
+    tracker: Tracker,
+    *,
+    workers: int,
+    stopping: Callable[[], bool] = lambda: False,
+    begun: Sequence[Trial] = (),
 ) -> Iterator[Sampler]:
     """The sampler that decides which trials run.
 
@@ -37,6 +42,7 @@ def opened_sampler(
         tracker: Its record.
         workers: Of the pool.
         stopping: Whether the run is being stopped: then an outage of the study's storage is not waited for.
+        begun: Finished trials of other sweeps that a search begins with.
 
     Raises:
         UserError: the study's storage cannot be opened.
@@ -72,7 +78,7 @@ def opened_sampler(
             metric_place=sweep.metric_place,
             metric_known=is_built_in(sweep.job),
             progress=lambda points: tracker.trace(CURVE, points),
-            remembered=known_trials(sweep, tracker, finished=True),
+            remembered=[*known_trials(sweep, tracker, finished=True), *begun],
         )
     finally:
         study.close()

@@ -23,7 +23,7 @@ from orchestrator.records import TrialResult
 from orchestrator.search.base import Sampler
 from orchestrator.search.optuna_sampler import CENSORED, PHASE, REPLICATE, VALUE, StudySampler
 from orchestrator.search.proposals import Proposer
-from orchestrator.search.space import Slice, locate
+from orchestrator.search.space import Slice, locate, setting_of
 from orchestrator.search.study import AREA, TOLD, TRIAL_ID, SweepStudy, history_of
 from orchestrator.surface.base import Surrogate
 from orchestrator.target import MetricTarget, Target
@@ -233,18 +233,12 @@ class BoundarySampler(Sampler):
 
     def _setting_of(self, trial: Trial) -> Mapping[str, Scalar] | None:
         """The setting of a recorded trial, without axes that do not exist there; None where it is not in the space."""
-        settings = trial.settings()
-        for slice_ in self._space:
-            if any(settings.get(name) != value for name, value in slice_.fixed.items()):
-                continue
-            try:
-                setting = slice_.setting(slice_.position(settings))
-            except (KeyError, ValueError):
-                continue
+
+        def is_same(setting: Mapping[str, Scalar]) -> bool:
             same = self._trial_of(setting, trial.replicate)
-            if same is not None and same.id == trial.id:
-                return setting
-        return None
+            return same is not None and same.id == trial.id
+
+        return setting_of(self._space, trial.settings(), is_same)
 
     def _ask_again(self, count: int) -> list[Trial]:
         asked: list[Trial] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -357,6 +357,28 @@ def locate(slices: Sequence[Slice], params: Mapping[str, Scalar], names: Collect
             return number, slice_.position(params)
         except (KeyError, ValueError):  # a value that is not in its grid, or off its scale
             continue
+    return None
+
+
+def setting_of(
+    slices: Sequence[Slice], params: Mapping[str, Scalar], is_same: Callable[[Mapping[str, Scalar]], bool]
+) -> Mapping[str, Scalar] | None:
+    """The setting of a trial, without axes that do not exist there; None where it is not in the space.
+
+    Args:
+        slices: of the space.
+        params: all parameters of the trial.
+        is_same: whether a setting stands for this trial.
+    """
+    for slice_ in slices:
+        if any(params.get(name) != value for name, value in slice_.fixed.items()):
+            continue
+        try:
+            setting = slice_.setting(slice_.position(params))
+        except (KeyError, ValueError):  # a value that is not in its grid, or off its scale
+            continue
+        if is_same(setting):
+            return setting
     return None
 
 

@@ -195,6 +195,13 @@ class SweepFile(FileModel):
     output: str | None = key(
         None, "Folder of the files that a run makes; by default phasefront-out/NAME.", "a path", min_length=1
     )
+    extends: str | None = key(
+        None,
+        "Another sweep file, whose keys hold where this one does not set them, and whose finished trials are not "
+        "trained again.",
+        "a path relative to this file",
+        min_length=1,
+    )
 
 
 SECTIONS = ("axes", "zip", "fixed", "search", "phases", "analysis", "figure", "resources", "tracking")
@@ -378,6 +385,7 @@ def _bad_value(document: Document, keys: Keys, kind: str) -> None:
 
 _EXAMPLES = {
     "name": "my_sweep",
+    "extends": "other.yaml",
     "job": "grokking",
     "axes": "{weight_decay: [0.1, 1]}",
     "zip": "[[width, steps]]",

@@ -23,10 +23,19 @@ _AXIS_MODELS = ("LinearAxis", "LogAxis", "IntegerAxis", "ValuesAxis")
 _POINTS_OF_A_GRID: Schema = {
     "if": {
         "not": {
-            "properties": {
-                "search": {"type": "object", "properties": {"kind": {"const": "boundary"}}, "required": ["kind"]}
-            },
-            "required": ["search"],
+            "anyOf": [
+                {
+                    "properties": {
+                        "search": {
+                            "type": "object",
+                            "properties": {"kind": {"const": "boundary"}},
+                            "required": ["kind"],
+                        }
+                    },
+                    "required": ["search"],
+                },
+                {"required": ["extends"]},
+            ]
         }
     },
     "then": {
@@ -41,6 +50,26 @@ _POINTS_OF_A_GRID: Schema = {
     },
 }
 """Without a boundary search every axis from here to there says how many points it has."""
+_CHANGED_AXIS: Schema = {
+    "description": "Changes the axis of the file that this one extends.",
+    "type": "object",
+    "not": {"anyOf": [{"required": ["scale"]}, {"required": ["values"]}]},
+    "properties": {name: {} for name in ("from", "to", "points", "include", "when")},
+    "additionalProperties": False,
+}
+_EXTENDS: Schema = {"required": ["extends"]}
+_ALONE: Schema = {
+    "if": {"not": _EXTENDS},
+    "then": {
+        "required": ["job"],
+        "properties": {
+            "axes": {
+                "additionalProperties": {"anyOf": [{"not": {"type": "object"}}, {"not": {"$ref": "#/$defs/changed"}}]}
+            }
+        },
+    },
+}
+"""A file that extends no other names its job, and describes each axis."""
 
 
 def sweep_schema(job_names: Iterable[str] = tuple(BUILT_IN)) -> Schema:
@@ -60,7 +89,11 @@ def sweep_schema(job_names: Iterable[str] = tuple(BUILT_IN)) -> Schema:
     for section in SECTIONS:
         described = properties[section].pop("description")
         properties[section] = {"description": described, "anyOf": [properties[section], {"type": "null"}]}
-    schema["allOf"] = [_for_job(name, load_job(name)) for name in names]
+    schema["$defs"]["changed"] = _CHANGED_AXIS
+    axes = properties["axes"]["anyOf"][0]
+    axes["additionalProperties"] = {"anyOf": [axes["additionalProperties"], {"$ref": "#/$defs/changed"}]}
+    schema["required"] = [name for name in schema["required"] if name != "job"]
+    schema["allOf"] = [_ALONE, *(_for_job(name, load_job(name)) for name in names)]
     schema |= _POINTS_OF_A_GRID
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Phasefront sweep", **schema}
 

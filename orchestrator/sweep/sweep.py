@@ -16,7 +16,7 @@ from orchestrator.analyses.kinds import defaults
 from orchestrator.axes import Axis, AxisWritten
 from orchestrator.errors import UserError
 from orchestrator.phases.style import FigureStyle
-from orchestrator.search.space import Slice
+from orchestrator.search.space import Slice, setting_of
 from orchestrator.secrets import learn, secrets_in, shown
 from orchestrator.sweep.check import check_thresholds, check_values, combinations, find_job
 from orchestrator.sweep.check_analysis import check_analyses
@@ -24,8 +24,9 @@ from orchestrator.sweep.check_figure import check_figure
 from orchestrator.sweep.check_search import check_labels, check_search, interior, metric_keys, named_metric, spread
 from orchestrator.sweep.check_secrets import check_secrets
 from orchestrator.sweep.document import Keys
+from orchestrator.sweep.extends import read
 from orchestrator.sweep.file import Resources, SearchKeys, SweepFile, Tracking, check_form
-from orchestrator.sweep.yaml import Reference, dump, read, without_defaults
+from orchestrator.sweep.yaml import Reference, dump, without_defaults
 from orchestrator.target import MetricTarget
 from orchestrator.trial import Trial, digest
 
@@ -74,6 +75,8 @@ class Sweep:
     """Where the file names the metric of the search target."""
     label_place: str = field(default="", repr=False, compare=False)
     """Where the file names the metric by which trials are labelled, or would name it."""
+    extends: Path | None = field(default=None, repr=False, compare=False)
+    """The sweep file that it extends; `resolved_yaml` does not name it."""
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Sweep:
@@ -88,7 +91,7 @@ class Sweep:
             UserError: all mistakes, with their places.
         """
         path, environ = Path(path), os.environ if environ is None else environ
-        document = read(path, overrides, environ)
+        document, base = read(path, overrides, environ)
         check_secrets(document, environ)
         written = check_form(document)
         known = find_job(document)
@@ -147,6 +150,7 @@ class Sweep:
             secret_texts=secret_texts,
             metric_place=document.place(metric).text if metric else "",
             label_place=document.place(("phases", "metric")).text,
+            extends=base,
         )
 
     @property
@@ -256,6 +260,15 @@ class Sweep:
         except ParamError:
             return None
         return Trial(job=self.job, job_version=job.version, params=params, replicate=replicate, base_seed=self.seed)
+
+    def holds(self, trial: Trial) -> bool:
+        """Whether a trial lies in the space of the search."""
+
+        def is_same(setting: Mapping[str, Scalar]) -> bool:
+            same = self.trial(setting, trial.replicate)
+            return same is not None and same.id == trial.id
+
+        return trial.replicate < self.replicates and setting_of(self.slices, trial.settings(), is_same) is not None
 
     def sample(self, count: int) -> list[Trial]:
         """At most `count` trials spread evenly over the slices: estimates for a search are made from them."""

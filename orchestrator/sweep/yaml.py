@@ -86,12 +86,19 @@ def without_defaults(text: str) -> str:
 
 
 def read(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Document:
-    """Read a file and apply the overrides; mistakes that leave something to check are noted in the document.
+    """Read one file and apply the overrides, see `parse` and `apply`."""
+    document = parse(path, environ or {})
+    apply(document, overrides, environ or {})
+    return document
+
+
+def parse(path: Path, environ: Mapping[str, str]) -> Document:
+    """Read one file; mistakes that leave something to check are noted in the document.
 
     Raises:
         UserError: nothing can be checked: no such file, not UTF-8, not YAML, not a mapping.
     """
-    document, environ = Document(source=str(path)), environ or {}
+    document = Document(source=str(path))
 
     def place(line: int, column: int) -> Place:
         return Place(0, line, column, f"{path}:{line}:{column}")
@@ -104,9 +111,13 @@ def read(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] |
         step = "begin with 'job:' and 'axes:'"
         raise UserError("a sweep file is a mapping of keys to values", place=builder.at(node).text, next_step=step)
     document.data = builder.build(node, ())
+    return document
+
+
+def apply(document: Document, overrides: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Apply overrides `a.b=value`, as of `--set`; their mistakes are noted in the document."""
     for position, override in enumerate(overrides, start=1):
         _override(document, environ, override, Place(position, 0, 0, f"--set {hide(override)}"))
-    return document
 
 
 def _text(path: Path) -> str:
@@ -116,10 +127,10 @@ def _text(path: Path) -> str:
         near, folder = _nearest_file(path), path.parent
         step = "name a sweep file" if folder.is_dir() else f"there is no folder {folder} either: name a sweep file"
         step = f"did you mean '{near}'?" if near else step
-        raise UserError("there is no such file", place=str(path), choices=_yaml_names(folder), next_step=step) from None
+        raise UserError("there is no such file", place=str(path), choices=yaml_names(folder), next_step=step) from None
     except IsADirectoryError:
         rule, step = "is a folder, not a sweep file", "name a file in it"
-        raise UserError(rule, place=str(path), choices=_yaml_names(path), next_step=step) from None
+        raise UserError(rule, place=str(path), choices=yaml_names(path), next_step=step) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", place=str(path)) from None
     try:
@@ -145,14 +156,15 @@ def _nearest_file(path: Path) -> Path | None:
             part = near
         folder /= part
     for place in (folder, *(folder / name for name in _listed(folder, Path.is_dir))):
-        if path.name in _yaml_names(place):
+        if path.name in yaml_names(place):
             return place / path.name
-    stems = {Path(name).stem: name for name in _yaml_names(folder)}  # without the suffix, which all names share
+    stems = {Path(name).stem: name for name in yaml_names(folder)}  # without the suffix, which all names share
     near = nearest(path.stem, stems)
     return folder / stems[near] if near else None
 
 
-def _yaml_names(folder: Path) -> list[str]:
+def yaml_names(folder: Path) -> list[str]:
+    """The YAML files of a folder, hidden ones left out."""
     return [name for name in _listed(folder, Path.is_file) if name.endswith((".yaml", ".yml"))]
 
 

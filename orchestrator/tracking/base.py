@@ -54,6 +54,8 @@ class TrialRow:
     recorded: Recorded
     error: str | None = None
     """The error of a failed or killed trial, shortened where it was too long to store."""
+    trained: str = ""
+    """Its training record (`TrialResult.trained`); "" if there is none, or if the settings were not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +161,7 @@ class Tracker(ABC):
 
         Args:
             trial_ids: The trials.
-            settings: Whether `params` and `replicate` are read; who has the trials need not ask for them.
+            settings: Whether `params`, `replicate` and `trained` are read; who has the trials need not ask for them.
         """
 
     @abstractmethod

@@ -36,16 +36,17 @@ CENSORED = "phasefront.censored"
 OBSERVATIONS = "phasefront.observations"
 ERROR = "phasefront.error"
 TRAINED = "phasefront.trained"
+COPIED = "phasefront.copied_from"
 RUN_NAME = "mlflow.runName"
 PARENT = "mlflow.parentRunId"
 
-SETTING_TAGS = (PARAMS, REPLICATE)
+SETTING_TAGS = (PARAMS, REPLICATE, TRAINED)
 PARENTS_ALONE = f"tags.`{SWEEP_ID}` != ''"
 """MLflow's filter for the parent runs of sweeps."""
 
-RESULT_TAGS = (PHASE, THRESHOLDS, CENSORED, OBSERVATIONS, ERROR, TRAINED)
+RESULT_TAGS = (PHASE, THRESHOLDS, CENSORED, OBSERVATIONS, ERROR, TRAINED, COPIED)
 """Tags with the result of a trial; they are deleted when the trial begins again."""
-KEPT_TAGS = (ERROR, TRAINED)
+KEPT_TAGS = (ERROR, TRAINED, COPIED)
 """Those of them that stay when a trial is only relabelled."""
 
 LONGEST_TAG = 8000
@@ -176,6 +177,8 @@ def result_tags(result: TrialResult, thresholds: str) -> list[tuple[str, str]]:
         tags.append((ERROR, _tail(result.error)))
     if result.trained:
         tags.append((TRAINED, result.trained))
+    if result.copied_from:
+        tags.append((COPIED, result.copied_from))
     for key, text in tags:
         if len(text) > LONGEST_TAG:
             raise UserError(
@@ -276,6 +279,7 @@ def trial_row(trial_id: str, run_id: str, tags: Mapping[str, str], recorded: Rec
         replicate=int(tags.get(REPLICATE, 0)),
         recorded=recorded,
         error=tags.get(ERROR),
+        trained=tags.get(TRAINED, ""),
     )
 
 

@@ -30,6 +30,7 @@ class _Run:
     observations: Observations = field(default_factory=dict)
     thresholds: str = ""
     error: str | None = None
+    trained: str = ""
     points: dict[int, dict[str, float]] = field(default_factory=dict)
     """Step -> metric -> value; steps increase."""
 
@@ -115,7 +116,7 @@ class MemoryTracker(RecordTracker):
         for result in results:
             run = begun(self.kept.runs, result.trial_id)
             self._label(run, result)
-            run.status, run.error = Status(result.status), result.error
+            run.status, run.error, run.trained = Status(result.status), result.error, result.trained
 
     def relabel(self, results: Sequence[TrialResult]) -> None:
         self._opened()
@@ -145,6 +146,7 @@ class MemoryTracker(RecordTracker):
                 replicate=run.replicate if settings else 0,
                 recorded=run.recorded(),
                 error=run.error,
+                trained=run.trained if settings else "",
             )
 
     def curves(self, trial_ids: Iterable[str], metrics: Sequence[str] | None = None) -> Iterator[tuple[str, Curves]]:
