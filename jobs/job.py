@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.cautions import Caution
 from jobs.state import TrialState
 
 Scalar = int | float | bool | str
@@ -516,6 +517,13 @@ class Job(ABC, Generic[P]):
     def summarise(self, trials: Sequence[tuple[P, Observations]], thresholds: AnyParams) -> dict[str, float]:
         """Quantities of a whole sweep (e.g. the width at the test-error peak); none by default."""
         return {}
+
+    def cautions(self, settings: Sequence[tuple[P, Observations | None]], thresholds: AnyParams) -> Sequence[Caution]:
+        """What `plan` warns of, from these settings of a sweep: each with the observations of a finished trial.
+
+        None stands for a setting that is to run. The default warns of nothing.
+        """
+        return ()
 
     def theory(self, params: P) -> Mapping[str, Prediction]:
         """Predictions of closed forms: observation or metric -> prediction; none by default."""

@@ -73,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
     plan = command(
         "plan", "show trials, packs, and the time and memory that a run would take, without recording anything"
     )
+    plan.add_argument(
+        "--price", type=_price, metavar="X", help="per hour of a GPU, or of a CPU core without one: also show the cost"
+    )
     run = command("run", "run the missing trials of a sweep, and draw its phase diagram")
     for sub in (plan, run):
         sub.add_argument(
@@ -223,6 +226,13 @@ def _seconds(text: str) -> float:
         if 0 < float(text) < float("inf"):
             return float(text)
     raise argparse.ArgumentTypeError(f"must be a number of seconds > 0; got {text!r}")
+
+
+def _price(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a price > 0, such as 2.5; got {text!r}")
 
 
 def _figures(text: str) -> tuple[str, ...]:

@@ -138,7 +138,7 @@ def test_a_plan_states_its_packs_and_rows_and_that_nothing_was_measured() -> Non
     assert plan.record_rows(trials) == 6 * STEPS * 2
     assert not plan.measured
     packs = plan.plan(trials, workers=2)
-    lines = plan_lines(plan, packs, workers=2, inline=False)
+    lines = plan_lines(plan, packs, workers=2, inline=False, slowdown=1.0)
     assert lines[0].startswith(f"packs     {len(packs)}, of ")
     assert lines[1] == "workers   2 on cpu"
     assert "from default speeds: this machine was not measured" in lines[2]

@@ -119,7 +119,9 @@ def test_a_user_defined_job_may_have_any_parameters(validator: Any) -> None:
 def test_every_parameter_of_a_built_in_job_is_described(name: str) -> None:
     job = load_job(name)
     (rules,) = [
-        r["then"]["properties"] for r in sweep_schema()["allOf"] if r["if"]["properties"]["job"]["const"] == name
+        r["then"]["properties"]
+        for r in sweep_schema()["allOf"]
+        if r["if"].get("properties", {}).get("job") == {"const": name}
     ]
     for section, params in (("axes", job.Params), ("fixed", job.Params), ("phases", job.Thresholds)):
         for parameter, spec in specs(params).items():

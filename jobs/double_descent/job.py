@@ -7,15 +7,18 @@ redrawn); Belkin et al. 2019 (arXiv 1812.11118) for two-layer networks on a subs
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs import curves as reductions
+from jobs.cautions import Caution, peak_outside
 from jobs.double_descent.params import DoubleDescentParams, DoubleDescentThresholds
 from jobs.job import (
     AnyParams,
@@ -25,6 +28,7 @@ from jobs.job import (
     Member,
     Observations,
     P,
+    ParamError,
     Report,
     Scalar,
     as_dict,
@@ -50,6 +54,13 @@ _PER_MODEL = {
     "curve_points",
 }
 """Parameters in which the models of a pack may differ."""
+
+FEWEST_PER_LABEL = 0.15
+"""Parameters per example and output below which no network here has been found to interpolate."""
+_THRESHOLD = (
+    "networks interpolate at about one parameter per example and output (Belkin et al. 2019, arXiv 1812.11118); "
+    "measured here at 0.17, on MNIST-1D with 15% label noise"
+)
 
 
 class DescentJob(Job[P]):
@@ -112,6 +123,42 @@ class DescentJob(Job[P]):
             return "diverged"
         final = observations["final_train_error"]
         return "interpolating" if isinstance(final, float) and final <= thresholds.interpolated_error else "underfitted"
+
+    def cautions(self, settings: Sequence[tuple[P, Observations | None]], thresholds: Any) -> Sequence[Caution]:
+        """Sizes without the interpolation threshold, unless finished trials show both sides of it."""
+        known = {
+            self.phase(params, observations, thresholds)
+            for params, observations in settings
+            if observations is not None
+        }
+        if {"underfitted", "interpolating"} <= known or not settings:
+            return ()
+        ratios = [self._per_label(params) for params, _ in settings]
+        middle = settings[len(settings) // 2][0]
+        found = peak_outside(
+            ratios, low=FEWEST_PER_LABEL, high=1.0, source=_THRESHOLD, sized=lambda ratio: self._sized(middle, ratio)
+        )
+        return () if found is None else (found,)
+
+    def _per_label(self, params: Any) -> float:
+        """Trained parameters per example and output."""
+        return float(self.trained_parameters(params) / (params.used * params.outputs))
+
+    def _sized(self, params: Any, ratio: float) -> str:
+        """The width at which a network like this one has so many parameters per label."""
+        low, high = 1, 2**14
+        with contextlib.suppress(ParamError):
+            while low < high:
+                middle = (low + high) // 2
+                if self._per_label(replace(params, width=middle)) < ratio:
+                    low = middle + 1
+                else:
+                    high = middle
+            if 1 < low < 2**14:
+                return (
+                    f"include widths near {low}, which have {ratio:g} parameters per label; or change the sample count"
+                )
+        return f"include networks with about {ratio:g} parameters per label, or change the sample count"
 
     def summarise(self, trials: Sequence[tuple[P, Observations]], thresholds: Any) -> dict[str, float]:
         """interpolation_width: the smallest width from which on the median final training error is at most

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs import curves as reductions
+from jobs.cautions import Caution, short_horizons
 from jobs.grokking import cost
 from jobs.grokking.params import BASE_METRICS, GrokkingParams, GrokkingThresholds
 from jobs.job import (
@@ -120,6 +121,22 @@ class Grokking(Job[GrokkingParams]):
                 cost.trained_parameters(params), examples=params.train_pairs, outputs=params.outputs
             ),
         }
+
+    def cautions(
+        self, settings: Sequence[tuple[GrokkingParams, Observations | None]], thresholds: Any
+    ) -> Sequence[Caution]:
+        """Horizons that are short for the weight decay; the law is of decoupled decay, and of SGD with it."""
+        decays, reached = [], []
+        for params, observations in settings:
+            if params.weight_decay <= 0 or params.optimiser == "adam":
+                continue
+            step = None if observations is None else observations.get("generalisation_step")
+            if observations is None:
+                decays.append((params.learning_rate, params.weight_decay, float(params.steps)))
+            elif isinstance(step, float):
+                reached.append(params.learning_rate * params.weight_decay * step)
+        found = short_horizons(decays, reached)
+        return () if found is None else (found,)
 
     def phase(self, params: GrokkingParams, observations: Observations, thresholds: Any) -> str:
         """The phases of `jobs.curves.learning_phase`, or "diverged".

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs import curves as reductions
+from jobs.cautions import Caution, peak_outside
 from jobs.job import (
     AFTER,
     AnyParams,
@@ -91,6 +92,20 @@ class Ridge(Job[RidgeParams]):
         from jobs.ridge.pack import train
 
         return train(pack, device)
+
+    def cautions(
+        self, settings: Sequence[tuple[RidgeParams, Observations | None]], thresholds: Any
+    ) -> Sequence[Caution]:
+        """Sizes on one side of p = n, where the risk of least squares without a penalty has its peak."""
+        ratios = [p.fitted / p.sample_count for p, _ in settings if p.weight_decay == 0]
+        found = peak_outside(
+            ratios,
+            low=1.0,
+            high=1.0,
+            source="the risk of least squares peaks where p = n (Hastie et al. 2019, arXiv 1903.08560)",
+            sized="include features (or inputs) near sample_count",
+        )
+        return () if found is None else (found,)
 
     def observe(self, params: RidgeParams, curves: Curves, thresholds: Any) -> Observations:
         """Reduce a trial's curves. The level steps are exact: the training checks every step."""

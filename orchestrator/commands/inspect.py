@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from orchestrator.axes import Axis
+from orchestrator.commands.advising import caution_lines, cautions, cost_line
 from orchestrator.commands.extending import ancestors, extended
 from orchestrator.commands.rehearsing import SAMPLE, rehearsed, say_rehearsal
 from orchestrator.commands.searching import known_trials
@@ -20,6 +21,7 @@ from orchestrator.commands.wiring import (
     open_tracker,
     resources_at_hand,
 )
+from orchestrator.plan.grid_picture import FAILED, FINISHED, grid_picture
 from orchestrator.plan.pack import Pack
 from orchestrator.plan.planner import Planner
 from orchestrator.progress import amount_of_bytes, duration
@@ -71,7 +73,7 @@ def search_lines(sweep: Sweep) -> list[str]:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """Show what a run would do, and estimate its time and memory."""
+    """Show what a run would do, and estimate its time, memory and cost."""
     sweep = load_sweep(arguments)
     with contextlib.closing(open_tracker(sweep)) as tracker:
         trials = known_trials(sweep, tracker)
@@ -89,6 +91,10 @@ def plan(arguments: argparse.Namespace) -> int:
     if own or not states:
         states.insert(0, f"{own} finished")
     print(f"trials    {len(todo) + len(finished | taken.keys())}: {', '.join(states)}, {len(todo)} to run")
+    failed = {i: FAILED for i, state in recorded.items() if state.status is Status.FAILED}
+    marks = {**failed, **dict.fromkeys((*finished, *taken), FINISHED)}
+    for line in grid_picture(sweep.axes, trials, marks):
+        print(line)
     if not todo:
         print("nothing to run")
         return 0
@@ -97,14 +103,22 @@ def plan(arguments: argparse.Namespace) -> int:
     rehearsal = rehearsed(planner, sweep, todo, shape=shape)
     planner = make_planner(sweep, rehearsal.calibration, shape=shape)
     packs = planner.plan(todo, workers=shape.workers)
-    print("\n".join(plan_lines(planner, packs, workers=shape.workers, inline=arguments.inline)))
+    slowdown = load_now(planner)
+    print("\n".join(plan_lines(planner, packs, workers=shape.workers, inline=arguments.inline, slowdown=slowdown)))
+    seconds = planner.estimate_s(packs, workers=shape.workers, slowdown=slowdown)
+    if arguments.price is not None and seconds is not None:
+        early_s, _ = planner.early_s(packs, workers=shape.workers, slowdown=slowdown)
+        print(cost_line(arguments.price, seconds, shape, early_s=early_s))
+    observed = {i: recorded[i].observations for i in finished}
+    for line in caution_lines(cautions(sweep, [*trials, *todo], observed, rehearsal)):
+        print(line)
     say_rehearsal(rehearsal, sweep, str(arguments.file))
     return 0
 
 
-def plan_lines(planner: Planner, packs: Sequence[Pack], *, workers: int, inline: bool) -> list[str]:
+def plan_lines(planner: Planner, packs: Sequence[Pack], *, workers: int, inline: bool, slowdown: float) -> list[str]:
     """A plan in words."""
-    estimate = time_estimate(planner, packs, workers=workers, slowdown=load_now(planner))
+    estimate = time_estimate(planner, packs, workers=workers, slowdown=slowdown)
     sizes = [len(pack.trials) for pack in packs]
     size = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     lines = [
