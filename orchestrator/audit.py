@@ -223,6 +223,13 @@ def check_right_trial(run: RunFacts, trial: Trial) -> Iterator[Violation]:
     wrong = sorted(name for name, value in recorded.items() if name in settings and settings[name] != value)
     if wrong:
         yield _wrong(Invariant.RIGHT_TRIAL, run, f"the tag {layout.PARAMS} has other values of {', '.join(wrong)}")
+    # An axis of another sweep may be a parameter that this job does not have any more.
+    on_axes = {
+        layout.axis_metric(name): value for name, value in settings.items() if f"{layout.AXIS}{name}" in run.axes
+    }
+    wrong = sorted(name for name, value in on_axes.items() if name and run.axes[name] != value)
+    if wrong:
+        yield _wrong(Invariant.RIGHT_TRIAL, run, f"other values are recorded as {', '.join(wrong)}")
     if run.params is not None:
         # A driver killed between two requests may leave an unfinished run without params.
         expected = {name: layout.param_text(value) for name, value in recorded.items() if name != "replicate"}

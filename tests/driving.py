@@ -134,7 +134,7 @@ class Run:
     rows: tuple[tuple[str, int, float, int], ...]
     """The curves: (metric, step, value, is_nan), sorted, as often as they are there."""
     observed: tuple[tuple[str, float, int], ...]
-    """(observation, value, is_nan): metrics from before the run's start, and so no part of a curve."""
+    """(observation, value, is_nan): metrics from before the run's start, and so no part of a curve; no axes."""
 
     @property
     def parent(self) -> str | None:
@@ -142,13 +142,13 @@ class Run:
 
 
 def rows_recorded(database: Path) -> int:
-    """How many metric rows an MLflow database holds; 0 where there is no database yet."""
+    """How many rows of curves and observations an MLflow database holds; 0 where there is no database yet."""
     if not database.exists():
         return 0
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'metrics'").fetchone():
             return 0
-        (count,) = connection.execute("SELECT count(*) FROM metrics").fetchone()
+        (count,) = connection.execute("SELECT count(*) FROM metrics WHERE key NOT LIKE 'axis/%'").fetchone()
         return int(count)
 
 
@@ -181,7 +181,11 @@ def record(database: Path) -> list[Run]:
                     name=name,
                     status=status,
                     rows=tuple((key, step, value, int(nan)) for key, step, value, nan, at in metrics if at >= start),
-                    observed=tuple((key, value, int(nan)) for key, _, value, nan, at in metrics if at < start),
+                    observed=tuple(
+                        (key, value, int(nan))
+                        for key, _, value, nan, at in metrics
+                        if at < start and not key.startswith("axis/")
+                    ),
                     **pairs,
                 )
             )

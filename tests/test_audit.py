@@ -51,6 +51,11 @@ DAMAGES: dict[str, tuple[str, set[Invariant]]] = {
         f"UPDATE runs SET status = 'RUNNING', end_time = NULL WHERE run_uuid = {ONE}",
         {Invariant.NONE_RUNNING, Invariant.COMPLETE, Invariant.COUNTED},
     ),
+    "another value on an axis": (
+        f"UPDATE metrics SET value = 7 WHERE run_uuid = {ONE} AND key = 'axis/learning_rate'; "
+        f"UPDATE latest_metrics SET value = 7 WHERE run_uuid = {ONE} AND key = 'axis/learning_rate'",
+        {Invariant.RIGHT_TRIAL},
+    ),
     "a row at another time": (
         f"UPDATE metrics SET timestamp = timestamp + 1 WHERE run_uuid = {ONE} AND step = 3 AND key = 'loss'",
         {Invariant.ONE_TRAINING},

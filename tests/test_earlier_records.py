@@ -39,10 +39,10 @@ def _beside_the_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def state_of_the_record(folder: Path) -> list[tuple[Any, ...]]:
-    """Every run that is a trial's, and how many metric rows it has."""
+    """Every run that is a trial's, and how many metric rows of curves and observations it has."""
     query = """SELECT r.run_uuid, r.status, r.start_time, r.end_time, count(m.step)
         FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = 'phasefront.trial_id'
-        LEFT JOIN metrics m ON m.run_uuid = r.run_uuid GROUP BY r.run_uuid ORDER BY r.run_uuid"""
+        LEFT JOIN metrics m ON m.run_uuid = r.run_uuid AND m.key NOT LIKE 'axis/%' GROUP BY r.run_uuid ORDER BY r.run_uuid"""
     connection = sqlite3.connect(folder / "record.db")
     try:
         return connection.execute(query).fetchall()
@@ -56,6 +56,20 @@ def test_a_finished_sweep_has_nothing_left_to_do(name: str, folder: Path, capsys
     assert main(["run", f"{name}.yaml", "--inline", "--quiet", "--no-map"]) == 0
     assert state_of_the_record(folder) == before
     assert f"{len(EXPECTED[name]['trials'])}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_its_trials_are_found_by_their_values_on_the_axes(name: str, folder: Path) -> None:
+    assert main(["run", f"{name}.yaml", "--inline", "--quiet", "--no-map"]) == 0
+    axes = EXPECTED[name]["axes"]
+    query = """SELECT count(*) FROM latest_metrics l JOIN tags t ON t.run_uuid = l.run_uuid
+        JOIN params p ON p.run_uuid = l.run_uuid AND p.key = ?
+        WHERE t.key = 'phasefront.trial_id' AND l.key = ? AND abs(l.value - cast(p.value AS REAL)) < 1e-12"""
+    with sqlite3.connect(folder / "record.db") as connection:
+        counts = [connection.execute(query, (axis, f"axis/{axis}")).fetchone()[0] for axis in axes]
+    connection.close()
+    assert all(count >= len(EXPECTED[name]["trials"]) for count in counts), counts
+    assert main(["audit", f"{name}.yaml"]) == 0
 
 
 def test_studies_are_continued_under_their_names(folder: Path) -> None:

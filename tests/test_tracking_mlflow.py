@@ -104,7 +104,8 @@ def test_mlflow_s_client_reads_a_nested_run_with_everything(tracker, uri):
     assert tags["mlflow.parentRunId"] == parent.info.run_id
     assert tags["phasefront.phase"] == "grokking"
     assert json.loads(tags["phasefront.censored"]) == {"never": 100.0}
-    assert nested.data.metrics == {"loss": 1.0, "test/accuracy": 2.0, "step": 7.0}
+    axes = {"axis/rate": 0.1 / 3, "axis/width": 4.0}
+    assert nested.data.metrics == {"loss": 1.0, "test/accuracy": 2.0, "step": 7.0, **axes}
     history = client(uri).get_metric_history(nested.info.run_id, "loss")
     start = nested.info.start_time
     assert [(m.step, m.value, m.timestamp - start) for m in history] == [(0, 0.0, 0), (1, 1 / 7, 1), (7, 1.0, 7)]

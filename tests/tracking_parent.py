@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tracking_contract import OTHER, SWEEP, TrackerContract, finished, rows, trial
+from tracking_contract import OTHER, SWEEP, TrackerContract, content, finished, rows, trial
 
+from jobs.job import Censored
 from orchestrator.errors import UserError
+from orchestrator.records import Status, TrialResult
 from orchestrator.tracking.address import quiet_mlflow
 from orchestrator.tracking.base import SweepRecord
 
@@ -173,6 +176,78 @@ class MlflowContract(ParentContract):
         points = client.get_metric_history(run.info.run_id, name)
         assert all(point.timestamp == run.info.start_time + point.step for point in points)
         return sorted((point.step, point.value) for point in points)
+
+    def filtered(self, condition: str) -> dict[str, dict[str, float]]:
+        """Trial id -> the metrics that MLflow shows, of the active runs that meet a condition."""
+        client, parent = self._client_and_run(SWEEP)
+        runs = client.search_runs([parent.info.experiment_id], condition)
+        assert len({run.data.tags["phasefront.trial_id"] for run in runs}) == len(runs)
+        return {run.data.tags["phasefront.trial_id"]: dict(run.data.metrics) for run in runs}
+
+    def test_trials_are_found_by_their_values_on_the_axes(self, tracker):
+        low, high = trial(0, rate=0.5), trial(1, rate=2.0)
+        tracker.begin([low, high])
+        tracker.record(rows([low, high], [0, 5]))
+        tracker.end([finished(low, step=1.0)])
+        tracker = self.reopened(tracker)
+        assert set(self.filtered('metrics."axis/rate" > 1')) == {high.id}, "of a trial that has not ended"
+        assert tracker.reconcile() == 1
+        tracker.begin([high])
+        tracker.record(rows([high], [0, 1]))
+        tracker.end([finished(high, step=0.0)])
+        tracker.relabel([finished(low, step=3.0), finished(high, gap=Censored(9.0))])
+        before = content(tracker, [low, high])
+        assert tracker.complete([low, high, trial(2)]) == 0
+        assert content(tracker, [low, high]) == before
+        assert [set(curves.values) for _, curves in tracker.curves([low.id, high.id])] == [
+            {"loss", "test/accuracy"}
+        ] * 2
+        tracker.close()
+        assert set(self.filtered('metrics."axis/rate" > 1')) == {high.id}
+        (shown,) = self.filtered('metrics."axis/width" = 1').values()
+        curves = {"loss": 5 / 7, "test/accuracy": 1 + 5 / 7}
+        assert shown == pytest.approx({**curves, "step": 3.0, "axis/rate": 0.5, "axis/width": 1.0})
+
+    def test_a_record_without_values_on_the_axes_is_completed_once(self, tracker):
+        trials = [trial(number, rate=float(number)) for number in range(4)]
+        plain = replace(SWEEP, axes=())
+        tracker = self.reopened(tracker, sweep=plain)
+        tracker.begin(trials)
+        tracker.record(rows(trials, [0, 5]))
+        tracker.end([finished(one, step=1.0) for one in trials[:2]])
+        failed = [TrialResult(one.id, Status.FAILED, error="no") for one in trials[2:]]
+        tracker.end(failed)
+        before = content(tracker, trials)
+        assert self.filtered('metrics."axis/rate" >= 0') == {}
+        tracker.close()
+        tracker = self.open()
+        tracker.open_sweep(replace(SWEEP, axes=("rate", "bias", "optimiser", "unknown")), running=False)
+        assert tracker.complete([*trials, trial(7)]) == 4
+        assert tracker.complete([*trials, trial(7)]) == 0
+        assert content(tracker, trials) == before
+        tracker.close()
+        assert set(self.filtered('metrics."axis/rate" > 1.5')) == {one.id for one in trials[2:]}
+        assert {name for of in self.filtered('metrics."axis/rate" >= 0').values() for name in of} == {
+            *("loss", "test/accuracy", "step", "axis/rate")
+        }
+
+    def test_a_job_s_own_metric_of_that_name_stays_the_job_s(self, tracker):
+        one = trial(0, rate=0.5)
+        tracker.begin([one])
+        tracker.record(rows([one], [0, 7], metrics=("axis/rate",)))
+        tracker.end([finished(one)])
+        tracker = self.reopened(tracker)
+        assert tracker.complete([one]) == 0
+        ((_, curves),) = tracker.curves([one.id])
+        assert curves.step.tolist() == [0, 7] and curves.values["axis/rate"].tolist() == [0.0, 1.0]
+        tracker.close()
+
+    def test_a_description_is_replaced_and_outlives_the_next_run(self, tracker):
+        tracker.describe("**what was found**")
+        tracker = self.reopened(tracker)
+        tracker.close()
+        _, run = self._client_and_run(SWEEP)
+        assert run.data.tags["mlflow.note.content"] == "**what was found**"
 
     def artifacts(self, sweep: SweepRecord) -> set[str]:
         client, run = self._client_and_run(sweep)

@@ -76,6 +76,7 @@ def analyse(arguments: argparse.Namespace) -> int:
         if not tracker.index([trial.id for trial in trials]):
             raise nothing_recorded(sweep, str(arguments.file), command_line(arguments, "run"))
         tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
+        tracker.complete(trials)
         count = relabelled(sweep, trials, tracker)
         rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
         moved = keep_earlier(sweep, {row.run_id for row in rows.values()})

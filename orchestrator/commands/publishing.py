@@ -89,6 +89,7 @@ def publish_record(
     published = replace(published, files={**published.files, explained.name: explained})
     tracker.attach(published.files)
     left = tracker.detach(published.gone)
+    _describe(sweep, tracker, published.notes)
     for name, points in published.curves.items():
         tracker.trace(name, points)
     # The last point of a curve is the search's own; this map may be drawn under other thresholds.
@@ -107,6 +108,15 @@ def publish_record(
         warnings += (f"artifacts of an earlier map that the artifact store cannot delete: {', '.join(left)}",)
     notes = (*published.notes, *_end_of_search(sweep, len(trials), published.metrics.get("uncertain_area")))
     return replace(published, metrics=metrics, warnings=warnings, notes=notes)
+
+
+def _describe(sweep: Sweep, tracker: Tracker, notes: Sequence[str]) -> None:
+    """Show the map in the description of the parent run."""
+    from orchestrator.tracking.layout import description
+
+    parent, experiment = tracker.find_sweep(sweep.id), tracker.experiment_id
+    if parent is not None and experiment is not None:
+        tracker.describe(description(sweep_record(sweep), experiment, parent, notes or ("no boundary is known",)))
 
 
 def warnings_of(sweep: Sweep, finished: Sequence[tuple[Params, Observations]]) -> tuple[str, ...]:
@@ -233,6 +243,7 @@ def map_(arguments: argparse.Namespace) -> int:
             raise nothing_recorded(sweep, str(arguments.file), command_line(arguments, "run"))
         tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
         finished = sum(state.status is Status.FINISHED for state in recorded.values())
+        tracker.complete(trials)
         count = relabelled(sweep, trials, tracker)
         with writing(also):
             published = publish_record(

@@ -65,6 +65,7 @@ def report(arguments: argparse.Namespace) -> int:
         if not tracker.index([trial.id for trial in trials]):
             raise nothing_recorded(sweep, str(arguments.file), command_line(arguments, "run"))
         parent = tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
+        tracker.complete(trials)
         relabelled(sweep, trials, tracker)
         published = publish_record(sweep, trials, tracker, history=history(sweep, tracker), analyses=True)
         tracker.annotate(published.metrics)

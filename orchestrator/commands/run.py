@@ -200,6 +200,8 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                 return 128 + stopper.signal
             stopper.at_once = True
             _learn(planner, summary, inline=arguments.inline)
+            if summary.skipped:
+                tracker.complete(known_trials(sweep, tracker))
             metrics = counts_of(sweep, summary) if arguments.no_map else {}
             if is_published(sweep, summary, parent, arguments.figures):
                 print(f"nothing to do: all {summary.skipped} trials are recorded, and drawn in {sweep.output}")

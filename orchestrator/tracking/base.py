@@ -155,6 +155,18 @@ class Tracker(ABC):
     def relabel(self, results: Sequence[TrialResult]) -> None:
         """Replace phase and observations of finished trials (the thresholds have changed)."""
 
+    def complete(self, trials: Sequence[Trial]) -> int:
+        """Add to recorded trials their values on the sweep's axes as metrics (`axis/NAME`), where they are missing.
+
+        A trial has them from its begin; one of an earlier version, or of a sweep with other axes, has not. Nothing else
+        changes. Set-based, as `index`.
+
+        Returns:
+            The number of trials that were completed.
+        """
+        del trials
+        return 0
+
     @abstractmethod
     def rows(self, trial_ids: Iterable[str], *, settings: bool = True) -> Iterator[TrialRow]:
         """The recorded ones of these trials, in the order of `trial_ids`.
@@ -184,6 +196,10 @@ class Tracker(ABC):
         Returns:
             The files that may still be there because the artifact store did not delete them.
         """
+
+    def describe(self, text: str) -> None:
+        """Replace the description of the parent run, in Markdown, where the record has one."""
+        del text
 
     @abstractmethod
     def annotate(self, metrics: Mapping[str, float]) -> None:

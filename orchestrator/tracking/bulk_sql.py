@@ -201,6 +201,11 @@ class Bulk(ABC):
         """
         self._insert_rows("latest_metrics", METRICS, rows, _LATEST)
 
+    def once(self, rows: Sequence[MetricRow]) -> None:
+        """Write metrics of a single value, at most one row for each run and key."""
+        self.metrics(rows)
+        self.latest(rows)
+
     def rebuild_latest(self, run_ids: Sequence[str]) -> None:
         """Compute the latest metrics of these runs from their metric rows."""
         self.execute(

@@ -94,6 +94,8 @@ class DatabaseTracker(RecordTracker):
             else:
                 self._parent = OpenRun(run_id=free[sweep.sweep_id], status="RUNNING", start_time=now)
                 bulk.new_runs([self._run_row(self._parent, name)])
+                text = layout.description(sweep, str(table.experiment_id), self._parent.run_id)
+                bulk.tags([(layout.DESCRIPTION, text, self._parent.run_id)])
                 if not running:
                     self._set_status(Status.FINISHED, now)
             bulk.tags([(key, value, self._parent.run_id) for key, value in layout.sweep_tags(sweep)])
@@ -165,15 +167,23 @@ class DatabaseTracker(RecordTracker):
             rows.runs.append(self._run_row(run, tags[0][1]))
             rows.tags += [(key, value, run_id) for key, value in tags]
             rows.params += [(key, value, run_id) for key, value in layout.params(wanted[trial])]
+            rows.axes += run.axis_rows(layout.axis_metrics(wanted[trial], sweep.axes))
         known = {**found, **{trial: self._open[trial] for trial in wanted if trial in self._open}}
         self._waiting.take(rows)
         self._open.update(new)
         if known:
-            self._begin_known(table, found, known)
+            axes = {trial: layout.axis_metrics(wanted[trial], sweep.axes) for trial in known}
+            self._begin_known(table, found, known, axes)
         else:
             self._write_if_due()
 
-    def _begin_known(self, table: RunTable, found: Mapping[str, OpenRun], known: Mapping[str, OpenRun]) -> None:
+    def _begin_known(
+        self,
+        table: RunTable,
+        found: Mapping[str, OpenRun],
+        known: Mapping[str, OpenRun],
+        axes: Mapping[str, Sequence[tuple[str, float]]],
+    ) -> None:
         """Begin trials that have a run: `found` in the database, the others begun by this tracker."""
         again = {trial: run for trial, run in known.items() if run.status != "FINISHED"}
         self._write_all()
@@ -181,6 +191,7 @@ class DatabaseTracker(RecordTracker):
             if again:
                 self._check_there([run.run_id for run in again.values()])
                 table.restart([run.run_id for run in again.values()], self._parent.run_id)
+                table.bulk.once([row for trial, run in again.items() for row in run.axis_rows(axes[trial])])
             through = table.through_steps([run.run_id for trial, run in found.items() if trial not in again])
         for trial, run in found.items():
             if trial not in again:
@@ -234,6 +245,32 @@ class DatabaseTracker(RecordTracker):
         thresholds = self._opened().thresholds
         self._replace_results({result.trial_id: result for result in results}, thresholds, ended=False)
 
+    def complete(self, trials: Sequence[Trial]) -> int:
+        """One statement finds what is missing of 10,000 trials, one transaction adds it."""
+        axes, completed = self._opened().axes, 0
+        names = [name for name in map(layout.axis_metric, axes) if name is not None]
+        if not names:
+            return 0
+        table = self._database.create()
+        self._write_all()
+        for chunk in chunked(trials, CHUNK):
+            found = table.locate([trial.id for trial in chunk])[0]
+            there = table.has_metrics([run.run_id for run in found.values()], names)
+            rows = [
+                row
+                for trial in chunk
+                if trial.id in found
+                for row in found[trial.id].axis_rows(layout.axis_metrics(trial, axes))
+                if (row[-1], row[0]) not in there
+            ]
+            runs = list(dict.fromkeys(row[-1] for row in rows))
+            if runs:
+                with table.bulk.transaction():
+                    self._check_there(runs)
+                    table.bulk.once(rows)
+            completed += len(runs)
+        return completed
+
     def _replace_results(self, results: Mapping[str, TrialResult], thresholds: str, *, ended: bool) -> None:
         """Replace phases and observations and, if the trials have ended, their status."""
         if not results:
@@ -280,6 +317,13 @@ class DatabaseTracker(RecordTracker):
         self._opened()
         self._database.check_lease()
         return delete_from(self._database.artifacts_of(self._parent.run_id), paths)
+
+    def describe(self, text: str) -> None:
+        self._opened()
+        bulk = self._database.create().bulk
+        with bulk.transaction():
+            self._check_there([self._parent.run_id])
+            bulk.tags([(layout.DESCRIPTION, text[: layout.LONGEST_TAG], self._parent.run_id)])
 
     def trace(self, name: str, points: Iterable[tuple[int, float]]) -> None:
         """One transaction, which waits for that of another process that traces for the same sweep."""

@@ -49,6 +49,8 @@ class RunFacts:
     """Distinct steps over all metrics."""
     observed: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     """Metric -> number of rows from before the run's start, and the value of one of them."""
+    axes: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> the trial's value on an axis (see `layout.axis_metrics`)."""
     latest: Mapping[str, float] = field(default_factory=dict)
     """Metric -> its latest value, as MLflow shows it."""
     outdated: tuple[str, ...] = ()

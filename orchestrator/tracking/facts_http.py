@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from orchestrator.outages import Patience
+from orchestrator.tracking import layout
 from orchestrator.tracking.facts import CurveFacts, RecordReader, RunFacts
 from orchestrator.tracking.http_api import HISTORY_RUNS, MlflowApi, ServerRun
 from orchestrator.tracking.lease import Lease
@@ -57,11 +58,12 @@ class HttpReader(RecordReader):
 
 def _summary(run: ServerRun, rows: dict[str, list[tuple[int, int, float]]]) -> RunFacts:
     start = run.start_time
-    curves, observed = {}, {}
+    curves, observed, axes = {}, {}, {}
     latest = {metric: max(points, key=lambda point: point[:2]) for metric, points in rows.items()}
     for metric, points in rows.items():
         steps = [step for step, timestamp, _ in points if timestamp >= start]
-        early = [point for point in points if point[1] < start]
+        on_axis = [value for _, timestamp, value in points if timestamp == start - layout.AXIS_BEFORE_MS]
+        early = [point for point in points if point[1] < start and point[1] != start - layout.AXIS_BEFORE_MS]
         if steps:
             curves[metric] = CurveFacts(
                 rows=len(steps),
@@ -70,6 +72,8 @@ def _summary(run: ServerRun, rows: dict[str, list[tuple[int, int, float]]]) -> R
                 last=max(steps),
                 misplaced=sum(start <= timestamp != start + step for step, timestamp, _ in points),
             )
+        if on_axis:
+            axes[metric] = on_axis[0]
         if early:
             observed[metric] = (len(early), max(early, key=lambda point: point[1])[2])
     every = {step for points in rows.values() for step, timestamp, _ in points if timestamp >= start}
@@ -86,6 +90,7 @@ def _summary(run: ServerRun, rows: dict[str, list[tuple[int, int, float]]]) -> R
         curves=curves,
         steps=len(every),
         observed=observed,
+        axes=axes,
         latest={metric: point[2] for metric, point in latest.items()},
         outdated=tuple(sorted(name for name in {*run.newest, *newest} if run.newest.get(name) != newest.get(name))),
     )

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from orchestrator.outages import Patience
-from orchestrator.tracking import lease_table
+from orchestrator.tracking import layout, lease_table
 from orchestrator.tracking.address import database_address
 from orchestrator.tracking.bulk_sql import Row
 from orchestrator.tracking.connection import Database
@@ -23,8 +23,11 @@ _RUNS = (
     "SELECT run_uuid, name, status, start_time, end_time, artifact_uri FROM runs WHERE experiment_id = ? "
     "AND lifecycle_stage = 'active' AND run_uuid > ? ORDER BY run_uuid LIMIT ?"
 )
+_EARLY, _ON_AXIS = 1, 2
+"""Rows of observations, and those of values on the axes; 0 for points of a curve."""
 _METRICS = (
-    "SELECT m.run_uuid, m.key, CASE WHEN m.timestamp < r.start_time THEN 1 ELSE 0 END AS early, COUNT(*), "
+    f"SELECT m.run_uuid, m.key, CASE WHEN m.timestamp = r.start_time - {layout.AXIS_BEFORE_MS} THEN {_ON_AXIS} "
+    f"WHEN m.timestamp < r.start_time THEN {_EARLY} ELSE 0 END AS early, COUNT(*), "
     "COUNT(DISTINCT m.step), MIN(m.step), MAX(m.step), "
     "SUM(CASE WHEN m.timestamp <> r.start_time + m.step THEN 1 ELSE 0 END), MAX(m.value), "
     "MAX(CASE WHEN m.is_nan THEN 1 ELSE 0 END) "
@@ -111,7 +114,8 @@ def _page(table: RunTable, *, after: str) -> list[RunFacts]:
             params={key: value for _, key, value in params[run]},
             curves={row[1]: _curve(row) for row in metrics[run] if not row[2]},
             steps=steps.get(run, 0),
-            observed={row[1]: (row[3], _value(row[8], row[9])) for row in metrics[run] if row[2]},
+            observed={row[1]: (row[3], _value(row[8], row[9])) for row in metrics[run] if row[2] == _EARLY},
+            axes={row[1]: _value(row[8], row[9]) for row in metrics[run] if row[2] == _ON_AXIS},
             latest={key: _value(value, is_nan) for _, key, value, is_nan in latest[run]},
             outdated=tuple(sorted({row[1] for row in (*behind[run], *invented[run])})),
         )

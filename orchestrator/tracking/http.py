@@ -72,6 +72,7 @@ class HttpTracker(RecordTracker):
                 self._api.update(self._parent.run_id, Status.RUNNING)
         else:
             self._parent = self._create_run(experiment, sweep.name, tags)
+            self._describe(layout.description(sweep, experiment, self._parent.run_id))
             if not running:
                 self._api.update(self._parent.run_id, Status.FINISHED, self._parent.start_time)
         return self._parent.run_id
@@ -120,7 +121,7 @@ class HttpTracker(RecordTracker):
         """One request for a metric of 100 runs."""
         for chunk in chunked(trial_ids, HISTORY_RUNS):
             runs = self._runs(chunk)
-            recorded = {name for run in runs.values() for name in run.newest}
+            recorded = {name for run in runs.values() for name in run.curves}
             names = sorted(recorded if metrics is None else recorded.intersection(metrics))
             start = {run.run_id: run.start_time for run in runs.values()}
             points: dict[str, dict[str, list[tuple[int, float]]]] = {run: {} for run in start}
@@ -151,7 +152,8 @@ class HttpTracker(RecordTracker):
                 self._api.post("runs/delete", {"run_id": run.run_id})
             tags = layout.trial_tags(trial, sweep, self._parent.run_id)
             new = self._create_run(str(self._experiment_id), tags[0][1], tags)
-            self._api.log(new.run_id, params=layout.params(trial))
+            axes = new.axis_rows(layout.axis_metrics(trial, sweep.axes))
+            self._api.log(new.run_id, metrics=axes, params=layout.params(trial))
             return trial.id, new
 
         for trial, run in self._api.each(begin_one, wanted.values()):
@@ -162,8 +164,10 @@ class HttpTracker(RecordTracker):
     def _begin_again(self, run: ServerRun, trial: Trial) -> OpenRun:
         """Reopen a run without rows."""
         self._delete_tags(run, set(layout.RESULT_TAGS) - {layout.OBSERVATIONS})
-        # Params again: the first attempt may have ended between its two requests.
-        self._api.log(run.run_id, params=layout.params(trial), tags=[(layout.PARENT, self._parent.run_id)])
+        # Params and axes again: the first attempt may have ended between its two requests.
+        axes = run.opened().axis_rows(layout.axis_metrics(trial, self._driven().axes))
+        parent = [(layout.PARENT, self._parent.run_id)]
+        self._api.log(run.run_id, metrics=axes, params=layout.params(trial), tags=parent)
         if layout.OBSERVATIONS in run.tags:
             self._retract(run, keep=())
             self._delete_tags(run, {layout.OBSERVATIONS})
@@ -196,6 +200,20 @@ class HttpTracker(RecordTracker):
         self._write_results(results, self._driven().thresholds, ended=True)
         for result in results:
             self._open.pop(result.trial_id, None)
+
+    def complete(self, trials: Sequence[Trial]) -> int:
+        """One request for a trial that lacks them, several at a time."""
+        axes, completed = self._opened().axes, 0
+        for chunk in chunked(trials, 4 * RUNS_BY_ID) if axes else ():
+            runs, missing = self._runs([trial.id for trial in chunk]), []
+            for trial in chunk:
+                if (run := runs.get(trial.id)) is not None:
+                    rows = run.opened().axis_rows(layout.axis_metrics(trial, axes))
+                    rows = [row for row in rows if row[0] not in run.newest]
+                    missing += [(run.run_id, rows)] if rows else []
+            self._api.each(lambda item: self._api.log_rows(*item), missing)
+            completed += len(missing)
+        return completed
 
     def relabel(self, results: Sequence[TrialResult]) -> None:
         """Status and error stay."""
@@ -262,6 +280,13 @@ class HttpTracker(RecordTracker):
         self._check_lease()
         info = self._api.get("runs/get", run_id=self._parent.run_id)["run"]["info"]
         return delete_from(info["artifact_uri"], paths, tracking_uri=self._uri)
+
+    def describe(self, text: str) -> None:
+        self._opened()
+        self._describe(text)
+
+    def _describe(self, text: str) -> None:
+        self._api.log(self._parent.run_id, tags=[(layout.DESCRIPTION, text[: layout.LONGEST_TAG])])
 
     def _annotate(self, metrics: Mapping[str, float], status: Status | None) -> None:
         """Earlier values are overlaid: by rows with a later time, even if the clock was set back."""

@@ -77,9 +77,14 @@ class ServerRun:
         )
 
     @property
+    def curves(self) -> dict[str, int]:
+        """Metric -> last recorded step, of its metrics that are curves."""
+        return {name: step for name, (timestamp, step) in self.newest.items() if timestamp >= self.start_time}
+
+    @property
     def through_step(self) -> int:
         """The last recorded step of its curves; -1 if there is none."""
-        return max((step for timestamp, step in self.newest.values() if timestamp >= self.start_time), default=-1)
+        return max(self.curves.values(), default=-1)
 
     def opened(self) -> OpenRun:
         """As the writer knows it."""

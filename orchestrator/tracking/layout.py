@@ -6,7 +6,8 @@ A trial is a nested run. Its parameters are MLflow params (text, for filters and
 `phasefront.params` (JSON, to read back without loss). Its curves are metrics whose timestamp is the run's start plus
 the step in milliseconds. Its observations are metrics at step 0 whose timestamp lies before the run's start, so that
 an observation is never taken for a point of a curve, even of the same name; they are also the tag
-`phasefront.observations`, which includes the censored ones.
+`phasefront.observations`, which includes the censored ones. Its values on the sweep's axes, where they are numbers, are
+metrics `axis/NAME` too, because MLflow compares params as text; their time lies before that of the observations.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from urllib.parse import quote
 
-from jobs.job import Censored, Observations, Scalar
+from jobs.job import Censored, Observations, Scalar, is_metric_name
 from orchestrator.errors import UserError
 from orchestrator.records import Recorded, Status, TrialResult
 from orchestrator.tracking.base import SweepRecord, TrialRow, check_metric_names
@@ -39,6 +41,9 @@ TRAINED = "phasefront.trained"
 COPIED = "phasefront.copied_from"
 RUN_NAME = "mlflow.runName"
 PARENT = "mlflow.parentRunId"
+DESCRIPTION = "mlflow.note.content"
+MOST_FOUND = 8
+"""Lines about the map in a description."""
 
 SETTING_TAGS = (PARAMS, REPLICATE, TRAINED)
 PARENTS_ALONE = f"tags.`{SWEEP_ID}` != ''"
@@ -57,6 +62,11 @@ LARGEST = 1.7976931348623157e308
 
 OBSERVED_BEFORE_MS = 1000
 """An observation is stored this long before the run's start; each relabelling over HTTP adds 1 ms."""
+
+AXIS = "axis/"
+"""Prefix of the metrics with a trial's values on the axes."""
+AXIS_BEFORE_MS = 2000
+"""Such a metric is stored this long before the run's start: it is neither a point of a curve nor an observation."""
 
 
 def run_id(identity: str, experiment_id: str | int, attempt: int = 0) -> str:
@@ -96,6 +106,23 @@ def params(trial: Trial) -> list[tuple[str, str]]:
     return [*items, ("replicate", str(trial.replicate))]
 
 
+def axis_metrics(trial: Trial, axes: Sequence[str]) -> list[tuple[str, float]]:
+    """The trial's values on the axes that are numbers, as metrics: MLflow's filters compare params as text."""
+    metrics = []
+    for axis in axes:
+        value, name = getattr(trial.params, axis, None), axis_metric(axis)
+        if name is not None and type(value) in (int, float) and math.isfinite(value):
+            metrics.append((name, float(value)))
+    return metrics
+
+
+@lru_cache(maxsize=256)
+def axis_metric(axis: str) -> str | None:
+    """The metric of an axis; None where its name is too long for MLflow."""
+    name = f"{AXIS}{axis}"
+    return name if is_metric_name(name) else None
+
+
 def trial_tags(trial: Trial, sweep: SweepRecord, parent: str) -> list[tuple[str, str]]:
     """The tags of a trial's run when it begins, run name and parent first.
 
@@ -123,31 +150,52 @@ def trial_tags(trial: Trial, sweep: SweepRecord, parent: str) -> list[tuple[str,
 
 
 def sweep_tags(sweep: SweepRecord) -> list[tuple[str, str]]:
-    """The tags of a sweep's parent run."""
+    """The tags of a sweep's parent run, without its description."""
     return [
         (RUN_NAME, sweep.name[:LONGEST_NAME]),
         ("mlflow.user", user()),
         ("mlflow.source.name", "phasefront"),
         ("mlflow.source.type", "LOCAL"),
-        ("mlflow.note.content", _description(sweep)[:LONGEST_TAG]),
         (SWEEP_ID, sweep.sweep_id),
         (JOB, sweep.job),
         (THRESHOLDS, sweep.thresholds),
     ]
 
 
-def _description(sweep: SweepRecord) -> str:
-    """Of the parent run, in Markdown: what it is, where to look, and filters for the list of runs."""
+def description(sweep: SweepRecord, experiment_id: str, run_id: str, found: Sequence[str] = ()) -> str:
+    """The description of a sweep's parent run, in Markdown: what it is, where to look, and filters.
+
+    Args:
+        sweep: The sweep.
+        experiment_id: Its experiment.
+        run_id: Its parent run.
+        found: What its map shows, a line each; with them, the picture of the map is part of the description.
+    """
+    trials = f"tags.`{PARENT}` = '{run_id}'"
+    runs, workflow = f"#/experiments/{experiment_id}/runs", "workflowType=machine_learning"
+    files = f"{runs}/{run_id}/artifacts"
+    links = [
+        f"[interactive map]({files}/phase_diagram.html)",
+        f"[report]({files}/report.html)",
+        f"[sweep file]({files}/sweep.yaml)",
+        f"[trials]({runs}?{workflow}&searchFilter={quote(trials, safe='')})",
+    ]
+    picture = f"![phase diagram](get-artifact?path=phase_diagram.png&run_uuid={run_id})"
+    axes = f" over {', '.join(f'`{axis}`' for axis in sweep.axes)}" if sweep.axes else ""
     return "\n".join(
         [
-            f"Sweep **{sweep.name}** of `{sweep.job}`" + (f" over {', '.join(sweep.axes)}." if sweep.axes else "."),
+            f"Sweep **{sweep.name}** of `{sweep.job}`{axes}.",
             "",
-            "- the map: `phase_diagram.html` (interactive) and `phase_diagram.png`, under *Artifacts*",
-            "- the sweep file: `sweep.yaml`; a row per trial: `trials.parquet`, its columns: `columns.txt`",
-            f"- the sweeps alone, in the list of runs: filter ``{PARENTS_ALONE}``",
-            f"- the trials of this sweep alone: filter ``tags.`{PARENT}` = '...'`` with the id of this run",
+            *([picture, "", *(f"- {line}" for line in found[:MOST_FOUND]), ""] if found else []),
+            " · ".join(links) if found else links[-1],
+            "",
+            "Filters for the list of runs:",
+            "",
+            f"- the sweeps without their trials: ``{PARENTS_ALONE}``",
+            f"- the trials of this sweep: ``{trials}``",
+            *(f'- trials by a value: ``metrics."{AXIS}{axis}" > 1``' for axis in sweep.axes[:1]),
         ]
-    )
+    )[:LONGEST_TAG]
 
 
 @lru_cache(maxsize=1)

@@ -367,6 +367,12 @@ class ResilientTracker(Tracker):
     def relabel(self, results: Sequence[TrialResult]) -> None:
         self._now(lambda: self._inner.relabel(results))
 
+    def complete(self, trials: Sequence[Trial]) -> int:
+        return self._now(lambda: self._inner.complete(trials))
+
+    def describe(self, text: str) -> None:
+        self._now(lambda: self._inner.describe(text))
+
     def rows(self, trial_ids: Iterable[str], *, settings: bool = True) -> Iterator[TrialRow]:
         read = partial(self._inner.rows, settings=settings)
         return self._each(read, trial_ids, lambda row: row.trial_id, at_once=ROWS_AT_ONCE)

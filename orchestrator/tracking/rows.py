@@ -131,6 +131,8 @@ class TrialRows:
     runs: list[Row] = field(default_factory=list)
     """Runs to create."""
     params: list[Row] = field(default_factory=list)
+    axes: list[MetricRow] = field(default_factory=list)
+    """Values on the axes."""
     tags: list[Row] = field(default_factory=list)
     results: list[tuple[Status | None, str]] = field(default_factory=list)
     """Status (None where it stays) and run id of the trials that have a result."""
@@ -163,6 +165,7 @@ class TrialRows:
         return TrialRows(
             runs=[row for row in self.runs if row[0] in runs],
             params=[row for row in self.params if row[-1] in runs],
+            axes=[row for row in self.axes if row[-1] in runs],
             tags=[row for row in self.tags if row[-1] in runs],
             results=[row for row in self.results if row[-1] in runs],
             observed=[row for row in self.observed if row[-1] in runs],
@@ -172,7 +175,7 @@ class TrialRows:
     def begun(self) -> TrialRows:
         """What begins the trials, without their results."""
         tags = [row for row in self.tags if row[0] not in layout.RESULT_TAGS]
-        return TrialRows(runs=self.runs, params=self.params, tags=tags)
+        return TrialRows(runs=self.runs, params=self.params, axes=self.axes, tags=tags)
 
     @property
     def all_runs(self) -> list[str]:
@@ -188,8 +191,12 @@ class TrialRows:
         """Write all but `runs` in the current transaction; `late`: latest metrics of trials that are still running."""
         bulk.new_params(self.params)
         bulk.tags(self.tags)
-        bulk.metrics(self.observed)
-        bulk.latest([*self.latest, *late])
+        bulk.metrics([*self.axes, *self.observed])
+        latest = [*self.latest, *late]
+        if self.axes:  # one row for each run and metric: that of a job's own metric of the same name is newer
+            newer = {(row[0], row[-1]) for row in latest}
+            latest += [row for row in self.axes if (row[0], row[-1]) not in newer]
+        bulk.latest(latest)
         for status in dict.fromkeys(status for status, _ in self.results if status is not None):
             runs = [run for other, run in self.results if other is status]
             bulk.execute("UPDATE runs SET status = ?, end_time = ? WHERE run_uuid $in", status.value, now, runs)

@@ -22,8 +22,11 @@ CHUNK = 10_000
 CURVE_ROWS = 200_000
 """Curve rows in memory at a time."""
 
-_BEFORE_START = "timestamp < (SELECT start_time FROM runs WHERE runs.run_uuid = {table}.run_uuid)"
-"""Condition on rows that are observations, not points of a curve."""
+_OBSERVED = (
+    "EXISTS (SELECT 1 FROM runs r WHERE r.run_uuid = {table}.run_uuid AND {table}.timestamp < r.start_time "
+    f"AND {{table}}.timestamp <> r.start_time - {layout.AXIS_BEFORE_MS})"
+)
+"""Condition on rows that are observations: neither points of a curve nor values on the axes."""
 
 Point = tuple[int, float]
 T = TypeVar("T")
@@ -63,6 +66,10 @@ class OpenRun:
     def observed_rows(self, observed: Iterable[tuple[str, float]]) -> list[MetricRow]:
         """Observations as rows with a time before the run's start (see `layout`)."""
         return [self.row(name, value, self.start_time - layout.OBSERVED_BEFORE_MS, 0) for name, value in observed]
+
+    def axis_rows(self, values: Iterable[tuple[str, float]]) -> list[MetricRow]:
+        """Values on the axes (`layout.axis_metrics`) as rows."""
+        return [self.row(name, value, self.start_time - layout.AXIS_BEFORE_MS, 0) for name, value in values]
 
     def latest_rows(self) -> list[MetricRow]:
         """The newest row of each metric that was recorded since `latest` was cleared."""
@@ -151,6 +158,11 @@ class RunTable:
         )
         return dict(self.bulk.query(select, layout.PARENT, layout.TRIAL_ID, self.experiment_id, parent))
 
+    def has_metrics(self, run_ids: Sequence[str], names: Sequence[str]) -> set[tuple[str, str]]:
+        """(run id, metric) of these runs and metrics, where there is a value."""
+        select = "SELECT run_uuid, key FROM latest_metrics WHERE run_uuid $in AND key $in"
+        return {(run, key) for run, key in self.bulk.query(select, sorted(run_ids), list(names))}
+
     def restart(self, run_ids: Sequence[str], parent: str) -> None:
         """Reopen runs as new ones under this parent, without rows, observations and results."""
         ids = list(run_ids)
@@ -164,7 +176,7 @@ class RunTable:
         """Delete tags and the metrics that are observations."""
         self.bulk.execute("DELETE FROM tags WHERE run_uuid $in AND key $in", list(run_ids), list(tags))
         for table in ("metrics", "latest_metrics"):
-            observed = _BEFORE_START.format(table=table)
+            observed = _OBSERVED.format(table=table)
             self.bulk.execute(f"DELETE FROM {table} WHERE run_uuid $in AND {observed}", list(run_ids))
 
     def traced(self, run: OpenRun, names: Sequence[str]) -> dict[str, int]:
