@@ -42,7 +42,8 @@ def state_of_the_record(folder: Path) -> list[tuple[Any, ...]]:
     """Every run that is a trial's, and how many metric rows of curves and observations it has."""
     query = """SELECT r.run_uuid, r.status, r.start_time, r.end_time, count(m.step)
         FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = 'phasefront.trial_id'
-        LEFT JOIN metrics m ON m.run_uuid = r.run_uuid AND m.key NOT LIKE 'axis/%' GROUP BY r.run_uuid ORDER BY r.run_uuid"""
+        LEFT JOIN metrics m ON m.run_uuid = r.run_uuid AND m.key NOT LIKE 'axis/%'
+        GROUP BY r.run_uuid ORDER BY r.run_uuid"""
     connection = sqlite3.connect(folder / "record.db")
     try:
         return connection.execute(query).fetchall()
