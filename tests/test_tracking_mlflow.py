@@ -27,7 +27,7 @@ from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.tracking import database
 from orchestrator.tracking.address import quiet_mlflow
 from orchestrator.tracking.factory import open_tracker
-from orchestrator.tracking.layout import LONGEST_TAG, PARENTS_ALONE, params, trial_tags
+from orchestrator.tracking.layout import LONGEST_TAG, PARENTS_ALONE, axis_metrics, params, trial_tags
 
 HERE = Path(__file__).parent
 
@@ -153,7 +153,9 @@ def test_latest_metrics_are_those_that_mlflow_itself_would_keep(tracker, uri, tm
     theirs = client(f"sqlite:///{empty_sqlite(tmp_path / 'theirs.db')}")
     run = theirs.create_run(theirs.create_experiment("tests")).info.run_id
     start = ours.info.start_time
+    axes = [Metric(name, value, start - 2000, 0) for name, value in axis_metrics(one, SWEEP.axes)]
     theirs.log_batch(run, metrics=[Metric("loss", value, start + step, step) for step, value in enumerate(values)])
+    theirs.log_batch(run, metrics=axes)
     columns = "key, value, timestamp, step, is_nan"
     for table in ("metrics", "latest_metrics"):
         assert _select(uri, columns, table) == _select(f"sqlite:///{tmp_path / 'theirs.db'}", columns, table)
@@ -179,7 +181,7 @@ def test_latest_metrics_of_a_killed_driver_s_trials_are_completed(tracker, uri):
     again.open_sweep(SWEEP)
     assert again.reconcile() == 2
     assert [run.data.metrics for run in runs_of(uri, "params.width = '1'")] == [
-        {"loss": 5 / 7, "test/accuracy": 1 + 5 / 7}
+        {"loss": 5 / 7, "test/accuracy": 1 + 5 / 7, **dict(axis_metrics(one, SWEEP.axes))}
     ]
     assert [run.data.metrics["loss"] for run in runs_of(uri, "params.width = '2'")] == [1000 + 5 / 7]
     again.close()
@@ -354,8 +356,9 @@ def test_a_retried_trial_leaves_nothing_of_its_first_training_in_the_tables(trac
     tracker.end([finished(one), finished(two)])
     tracker.index([])
     expected = [("loss", 0.5, 0), ("loss", 0.5 + 4 / 7, 4), ("loss", 1000.5, 0), ("loss", 1000.5 + 4 / 7, 4)]
-    assert _select(uri, "key, value, step", "metrics") == sorted(expected)
-    assert _select(uri, "key, value, step", "latest_metrics") == sorted(expected[1::2])
+    axes = [(name, value, 0) for each in (one, two) for name, value in axis_metrics(each, SWEEP.axes)]
+    assert _select(uri, "key, value, step", "metrics") == sorted([*axes, *expected])
+    assert _select(uri, "key, value, step", "latest_metrics") == sorted([*axes, *expected[1::2]])
 
 
 def test_a_statement_count_of_a_retry_does_not_grow_with_the_trials(tracker):
