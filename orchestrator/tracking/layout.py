@@ -111,7 +111,8 @@ def axis_metrics(trial: Trial, axes: Sequence[str]) -> list[tuple[str, float]]:
     metrics = []
     for axis in axes:
         value, name = getattr(trial.params, axis, None), axis_metric(axis)
-        if name is not None and type(value) in (int, float) and math.isfinite(value):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name is not None and value is not None and number and math.isfinite(value):
             metrics.append((name, float(value)))
     return metrics
 
