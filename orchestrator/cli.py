@@ -205,6 +205,9 @@ def parser() -> argparse.ArgumentParser:
     examples.add_argument("name", metavar="NAME", nargs="?", help="a published sweep; without it, all are listed")
     examples.add_argument("--copy", action="store_true", help="copy it into this folder instead of printing it")
     command("schema", "print the JSON Schema of sweep files, for editors", file=False)
+    completion = command("completion", "print the script by which a shell completes commands and files", file=False)
+    completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+    completion.set_defaults(parser=main_parser)
     return main_parser
 
 

@@ -19,6 +19,7 @@ _FUNCTIONS = {
     "new": "starting:new",
     "examples": "starting:examples",
     "schema": "inspect:schema",
+    "completion": "completion:completion",
 }
 
 
