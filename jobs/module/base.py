@@ -6,7 +6,7 @@ Shapes: B examples of a batch, T tokens of an example, C classes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,6 +55,37 @@ class ModuleScience(Job[Any]):
             return None
         right: Tensor = output.max(-1).indices == target  # as argmax, which is slow for few classes
         return right
+
+    def batch(self, params: Any, random: Random, step: Tensor) -> tuple[Any, ...]:
+        """Fresh training examples of one step, (inputs, targets) or (inputs, targets, mask), drawn from `random`.
+
+        Where it is defined, no batches are drawn from `data`, whose training part is then only measured.
+        """
+        raise NotImplementedError
+
+    def regulariser(self, params: Any, weights: Mapping[str, Tensor]) -> Tensor | None:
+        """What is added to the training loss of a model with these parameters by name; not part of `train_loss`."""
+        return None
+
+    def weight_masks(self, params: Any, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Name of a parameter -> mask of its shape, from the initial parameters; it is multiplied by the mask before
+        training and after every step (pruning).
+        """
+        return {}
+
+    def probe(
+        self, params: Any, model: Callable[..., Any], weights: Mapping[str, Tensor], data: Data
+    ) -> Mapping[str, Tensor]:
+        """Further metrics at the report steps: name -> a number, of one model with these parameters."""
+        return {}
+
+    def torch_optimiser(self, params: Any, weights: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+        """An optimiser of PyTorch instead of the parameter `optimiser`; models then train one at a time."""
+        return None
+
+    def defines(self, name: str) -> bool:
+        """Whether the job has a method of its own in place of an optional one."""
+        return getattr(type(self), name) is not getattr(ModuleScience, name)
 
     def pack_key(self, params: Any) -> Hashable:
         varies = _PER_MODEL.union(self.data_only)

@@ -5,17 +5,20 @@ Shapes: M models (P of them in the tensors), K steps, B batch.
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from jobs.job import Member
 from jobs.module.base import ModuleScience
 from jobs.module.data import Data, Inputs
 from jobs.module.examples import Examples, train_examples
+from jobs.module.graph import Graphs, Recorded
 from jobs.module.network import Network, OneNetwork, seeded
 from jobs.packed import random
 from jobs.packed.batches import Batches
@@ -78,18 +81,36 @@ class ModuleBlock(Block):
         self._one = OneNetwork(
             job=job, params=self._shared, module=self._module, trained=self._trained, fixed=self._fixed_names
         )
+        self._online = job.defines("batch")
         self._whole: Parts | None = None
+        self._masks: dict[str, Tensor] = {}
         self._bind()
+        if job.defines("weight_masks"):
+            with torch.no_grad():
+                self._masks = self._weight_masks()
+            self._prune()
 
     def _bind(self) -> None:
         """Make what refers to the tensors of the current models."""
         self._gradients = self._optimiser.gradient.views()
-        if self._batches.full:
+        if self._batches.full and not self._online:
             self._whole = self._train.part(0, len(self._train))
 
     @abstractmethod
     def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """(M,) losses of a batch and their gradients, before the step after `at` steps."""
+
+    @abstractmethod
+    def _fresh(self, at: Tensor) -> Parts:
+        """The batch of a job that draws its own."""
+
+    @abstractmethod
+    def _weight_masks(self) -> dict[str, Tensor]:
+        """Name of a parameter -> masks with a leading model dimension."""
+
+    @abstractmethod
+    def _probed(self) -> Mapping[str, Tensor]:
+        """(M,) further metrics of the job."""
 
     @abstractmethod
     def _sums(self, examples: Examples, parts: Parts) -> Mapping[str, Tensor]:
@@ -100,7 +121,8 @@ class ModuleBlock(Block):
         params = self._shared
         while count:
             steps = min(count, _CHUNK_STEPS)
-            rows_KMB = None if self._whole is not None else self._batches.draw(step, steps)
+            draws = self._whole is None and not self._online
+            rows_KMB = self._batches.draw(step, steps) if draws else None
             at_K = torch.arange(step, step + steps, device=self._device)
             for k in range(steps):
                 if not params.constant_rate:
@@ -108,11 +130,18 @@ class ModuleBlock(Block):
                 if rows_KMB is not None:
                     parts = self._train.gather(rows_KMB[k])
                 else:
-                    assert self._whole is not None
-                    parts = self._whole
+                    parts = self._fresh(at_K[k]) if self._whole is None else self._whole
                 self._step(parts, at_K[k])
+                self._prune()
             step += steps
             count -= steps
+
+    def _prune(self) -> None:
+        if self._masks:
+            with torch.no_grad():
+                for name, view in zip(self._trained, self._parameters.views(), strict=True):
+                    if name in self._masks:
+                        view.mul_(self._masks[name])
 
     def _step(self, parts: Parts, at: Tensor) -> None:
         _, gradients = self._losses(parts, at)
@@ -140,6 +169,8 @@ class ModuleBlock(Block):
         torch.backends.mha.set_fastpath_enabled(False)  # it has no rule for a model dimension
         try:
             measured = {**self._means("train", self._train), **self._means("test", self._test)}
+            if self._job.defines("probe"):
+                measured |= {name: value.double() for name, value in self._probed().items()}
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
         return {name: value[self._live.to(value.device)] for name, value in measured.items()}
@@ -167,6 +198,7 @@ class ModuleBlock(Block):
         self._train, self._test = self._train.keep(index), self._test.keep(index)
         self._keys, self._fixed = self._keys[index], [tensor[index] for tensor in self._fixed]
         self._seeds = [self._seeds[k] for k in index.tolist()]
+        self._masks = {name: mask[index] for name, mask in self._masks.items()}
         self._bind()
 
 
@@ -176,20 +208,59 @@ class StackedBlock(ModuleBlock):
     (vmap of a gradient would need rules for backward passes, which attention has not.)
     """
 
+    def __init__(self, *arguments: Any, graphs: Graphs | None = None) -> None:
+        """`graphs`: where the operations of a step are recorded, to be replayed; None: they are not."""
+        self._graphs = graphs
+        super().__init__(*arguments)
+
     def _bind(self) -> None:
         super()._bind()
         self._weights = [view.detach().requires_grad_() for view in self._parameters.views()]
-        mask = None if self._train.mask is None else 0, None if self._test.mask is None else 0
-        self._vectorised = torch.func.vmap(self._one.batch_loss, in_dims=(0, 0, 0, 0, mask[0], 0, None))
-        self._vectorised_sums = [torch.func.vmap(self._one.sums, in_dims=(0, 0, 0, 0, part)) for part in mask]
+        self._step_of = self._maybe_recorded("step", self._differentiated)
+        self._sums_of: dict[int, Callable[..., Any]] = {}
+        for examples in (self._train, self._test):
+            of = vmap(self._one.sums, in_dims=(0, 0, 0, 0, None if examples.mask is None else 0))
+            self._sums_of[id(examples)] = self._maybe_recorded("sums", of)
+
+    def _maybe_recorded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function if self._graphs is None else Recorded(name, function, self._graphs)
+
+    def _differentiated(
+        self, weights: Sequence[Tensor], fixed: Sequence[Tensor], parts: Parts, keys: Tensor, at: Tensor
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        if self._graphs is not None:
+            weights = [weight.detach().requires_grad_() for weight in weights]
+        with torch.enable_grad():
+            of = vmap(self._one.batch_loss, in_dims=(0, 0, 0, 0, None if parts[2] is None else 0, 0, None))
+            losses = of(weights, fixed, *parts, keys, at)
+            gradients = torch.autograd.grad(losses.sum(), weights, materialize_grads=True)
+        return losses.detach(), gradients
 
     def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        losses = self._vectorised(self._weights, self._fixed, *parts, self._keys, at)
-        return losses, torch.autograd.grad(losses.sum(), self._weights)
+        step: tuple[Tensor, Sequence[Tensor]] = self._step_of(self._weights, self._fixed, parts, self._keys, at)
+        return step
+
+    def _fresh(self, at: Tensor) -> Parts:
+        parts: Parts = vmap(self._one.fresh, in_dims=(0, None), out_dims=self._out_dims())(self._keys, at)
+        return parts
+
+    def _out_dims(self) -> Any:
+        """Where `fresh` has the model dimension: nowhere in a mask that there is not."""
+        if not hasattr(self, "_masked"):
+            self._masked = self._one.fresh(self._keys[0], torch.zeros((), dtype=torch.int64))[2] is not None
+        return (0, 0, 0 if self._masked else None)
+
+    def _weight_masks(self) -> dict[str, Tensor]:
+        masks: dict[str, Tensor] = vmap(self._one.masks)(self._weights)
+        return masks
+
+    def _probed(self) -> Mapping[str, Tensor]:
+        parts = [tuple(p for p in e.part(0, len(e)) if p is not None) for e in (self._train, self._test)]
+        probed: Mapping[str, Tensor] = vmap(self._one.probed)(self._weights, self._fixed, *parts)
+        return probed
 
     def _sums(self, examples: Examples, parts: Parts) -> Mapping[str, Tensor]:
-        vectorised = self._vectorised_sums[0 if examples is self._train else 1]
-        sums: Mapping[str, Tensor] = vectorised(self._weights, self._fixed, *parts)
+        sums: Mapping[str, Tensor] = self._sums_of[id(examples)](self._weights, self._fixed, *parts)
         return sums
 
 
@@ -208,15 +279,40 @@ class SingleBlock(ModuleBlock):
             _put(self._module, name, nn.Parameter(view[0]))
         named = dict(self._module.named_parameters())
         self._leaves = [named[name] for name in self._trained]
+        self._own = self._job.torch_optimiser(self._shared, self._leaves)
+        self._rates = [group["lr"] for group in self._own.param_groups] if self._own else []
 
     def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         x, y, mask = _first(parts)
-        if self.seeds_generator:
-            with seeded(self._seeds[0], f"module/step {int(at)}"):
-                loss = self._one.batch_loss((), (), x, y, mask, self._keys[0], at)
-        else:
+        with seeded(self._seeds[0], f"module/step {int(at)}") if self.seeds_generator else contextlib.nullcontext():
             loss = self._one.batch_loss((), (), x, y, mask, self._keys[0], at)
-        return loss[None], [g[None] for g in torch.autograd.grad(loss, self._leaves)]
+        gradients = torch.autograd.grad(loss, self._leaves, materialize_grads=True)
+        return loss[None], [g[None] for g in gradients]
+
+    def _step(self, parts: Parts, at: Tensor) -> None:
+        if self._own is None:
+            super()._step(parts, at)
+            return
+        _, gradients = self._losses(parts, at)
+        for leaf, gradient in zip(self._leaves, gradients, strict=True):
+            leaf.grad = gradient[0]
+        if self._shared.clip_norm:
+            nn.utils.clip_grad_norm_(self._leaves, self._shared.clip_norm)
+        for group, rate in zip(self._own.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._optimiser.rate
+        self._own.step()
+
+    def _fresh(self, at: Tensor) -> Parts:
+        x, y, mask = self._one.fresh(self._keys[0], at)
+        inputs = x[None] if isinstance(x, Tensor) else tuple(tensor[None] for tensor in x)
+        return inputs, y[None], None if mask is None else mask[None]
+
+    def _weight_masks(self) -> dict[str, Tensor]:
+        return {name: mask[None] for name, mask in self._one.masks(()).items()}
+
+    def _probed(self) -> Mapping[str, Tensor]:
+        parts = [[p for p in _first(e.part(0, len(e))) if p is not None] for e in (self._train, self._test)]
+        return {name: torch.as_tensor(value)[None] for name, value in self._one.probed((), (), *parts).items()}
 
     def _sums(self, examples: Examples, parts: Parts) -> Mapping[str, Tensor]:
         return {name: value[None] for name, value in self._one.sums((), (), *_first(parts)).items()}

@@ -92,7 +92,7 @@ def _count(job: ModuleScience, params: Any) -> Profile:
     examples = len(next(tensors_of(data.train)))
     batch = min(params.batch_size or examples, examples)
     x = tuple(tensor[:batch] for tensor in tensors_of(data.train[:1]))
-    one = OneNetwork(job=job, params=params, module=network.module, trained=(), fixed=())
+    one = OneNetwork(job=job, params=params, module=network.module, trained=tuple(network.trained), fixed=())
     y, mask = data.train[1][:batch], data.train[2][:batch] if len(data.train) == 3 else None
     forward, whole = _Counter(), _Counter()
     inputs = x[0] if isinstance(data.train[0], Tensor) else x

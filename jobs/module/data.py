@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,8 +75,8 @@ class Data:
     weight. Tensors that several trials share (the same object) are kept once.
     """
 
-    train: tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor]
-    test: tuple[Inputs, Tensor] | tuple[Inputs, Tensor, Tensor]
+    train: tuple[Any, ...]
+    test: tuple[Any, ...]
     classes: int = 0
     """Classes of the targets, for label noise; 0: one more than the largest target."""
 

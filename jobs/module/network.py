@@ -16,8 +16,8 @@ from torch.func import functional_call
 
 from jobs.job import Member
 from jobs.module.base import ModuleScience
-from jobs.module.data import Inputs, Random
-from jobs.module.dropout import keyed_dropout
+from jobs.module.data import Data, Inputs, Random
+from jobs.module.operations import replaced
 from jobs.packed import random
 
 
@@ -131,16 +131,47 @@ class OneNetwork:
         key: Tensor,
         step: Tensor,
     ) -> Tensor:
-        """The mean loss of a batch, which training decreases."""
-        with keyed_dropout(Random(key, step)):
-            loss = self.job.loss(self.params, self.output(weights, fixed, x), y)
-        return loss.mean() if mask is None else (loss * mask).sum() / mask.sum()
+        """What a training step decreases: the mean loss of a batch, and the regulariser."""
+        with replaced(Random(key, step), stacked=bool(weights)):
+            losses = self.job.loss(self.params, self.output(weights, fixed, x), y)
+        loss = losses.mean() if mask is None else (losses * mask).sum() / mask.sum()
+        more = self.job.regulariser(self.params, self.named(weights))
+        return loss if more is None else loss + more
+
+    def named(self, weights: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The trained parameters by name."""
+        if not weights:
+            found = dict(self.module.named_parameters())
+            return {name: found[name] for name in self.trained}
+        return dict(zip(self.trained, weights, strict=True))
+
+    def fresh(self, key: Tensor, step: Tensor) -> tuple[Inputs, Tensor, Tensor | None]:
+        """The batch of a job that draws its own."""
+        x, y, *mask = self.job.batch(self.params, Random(key, step), step)
+        return x, y, mask[0] if mask else None
+
+    def masks(self, weights: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The weight masks, by name."""
+        return dict(self.job.weight_masks(self.params, self.named(weights)))
+
+    def probed(
+        self, weights: Sequence[Tensor], fixed: Sequence[Tensor], train: Sequence[Any], test: Sequence[Any]
+    ) -> dict[str, Tensor]:
+        """The job's further metrics."""
+
+        def model(*inputs: Tensor) -> Any:
+            with replaced(None, stacked=bool(weights)):
+                return self.output(weights, fixed, inputs[0] if len(inputs) == 1 else inputs)
+
+        data = Data(train=tuple(train), test=tuple(test))
+        return dict(self.job.probe(self.params, model, self.named(weights), data))
 
     def sums(
         self, weights: Sequence[Tensor], fixed: Sequence[Tensor], x: Inputs, y: Tensor, mask: Tensor | None
     ) -> dict[str, Tensor]:
         """Sums over examples: of the loss, of what is right, and of the weights of both."""
-        output = self.output(weights, fixed, x)
+        with replaced(None, stacked=bool(weights)):
+            output = self.output(weights, fixed, x)
         loss, right = self.job.loss(self.params, output, y), self.job.right(self.params, output, y)
         sums = {"loss": (loss if mask is None else loss * mask).double().sum()}
         sums["loss/weight"] = torch.full_like(loss, 1.0).sum() if mask is None else mask.sum()

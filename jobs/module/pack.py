@@ -6,10 +6,11 @@ the first pack of its kind in this process. All of them compute the same curves.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jobs.module.block import ModuleBlock, SingleBlock, StackedBlock
 from jobs.module.cost import profile_of
 from jobs.module.data import Data, Random
 from jobs.module.examples import layout
+from jobs.module.graph import Graphs
 from jobs.module.network import Network
 from jobs.packed.cost import models_per_block
 from jobs.packed.loop import run_blocks
@@ -28,6 +30,8 @@ from jobs.packed.loop import run_blocks
 _TIMED_STEPS = 6
 _SHORT_STEPS = 100
 """A pack of fewer steps is not timed."""
+_RECORDED_FROM_S = 10.0
+"""A group whose training takes less is not recorded: a recording takes a second or two."""
 GAIN = 0.97
 """Models are stacked if a step of one of them takes less than this share of its step alone."""
 
@@ -47,8 +51,8 @@ def train(job: ModuleScience, pack: Sequence[Member[Any]], device: str) -> Itera
     first = pack[0].params
     blocks: list[tuple[ModuleBlock, Sequence[int]]] = []
     for group in _groups([_trial(job, k, member) for k, member in enumerate(pack)]):
-        size = _stacked(job, group, device)
-        blocks += [(_block(job, part, device), [t.position for t in part]) for part in _parts(group, size)]
+        way = _way(job, group, device)
+        blocks += [(_block(job, part, device, way), [t.position for t in part]) for part in _parts(group, way.size)]
     schedules = [log_spaced_steps(m.params.steps, m.params.curve_points) for m in pack]
     level = first.stop_accuracy
     stop = {"train_accuracy": level, "test_accuracy": level} if level else None
@@ -83,48 +87,70 @@ def _parts(group: Sequence[Trial], size: int) -> list[Sequence[Trial]]:
     return [ordered[k * len(ordered) // count : (k + 1) * len(ordered) // count] for k in range(count)]
 
 
-def _block(job: ModuleScience, trials: Sequence[Trial], device: str, *, stacked: bool | None = None) -> ModuleBlock:
-    kind = StackedBlock if (len(trials) > 1 if stacked is None else stacked) else SingleBlock
-    members, networks = [t.member for t in trials], [t.network for t in trials]
-    row_bytes = profile_of(job, trials[0].member.params).row_bytes
-    block = kind(job, members, networks, [t.data for t in trials], device, row_bytes)
-    if isinstance(block, SingleBlock):
-        block.seeds_generator = bool(why_alone(job, trials[0].member.params))
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How the models of one kind of pack are trained."""
+
+    size: int
+    """How many are stacked; 1: one at a time."""
+    recorded: bool = False
+    """Whether stacked ones are replayed from a recording."""
+    graphs: Graphs = field(default_factory=dict, compare=False, repr=False)
+    """The recordings of these networks."""
+
+
+def _block(job: ModuleScience, trials: Sequence[Trial], device: str, way: Way) -> ModuleBlock:
+    params = trials[0].member.params
+    row_bytes = profile_of(job, params).row_bytes
+    of = job, [t.member for t in trials], [t.network for t in trials], [t.data for t in trials], device, row_bytes
+    if len(trials) > 1:
+        return StackedBlock(*of, graphs=way.graphs if way.recorded else None)
+    block = SingleBlock(*of)
+    block.seeds_generator = bool(why_alone(job, params))
     return block
 
 
-_CHOSEN: dict[tuple[Any, ...], int] = {}
-"""Kind of pack -> how many models are stacked; 1: one at a time."""
+_CHOSEN: dict[tuple[Any, ...], tuple[Way, Network]] = {}
+"""Kind of pack -> how it was found to train fastest in this process, and one of its networks."""
 
 
-def _stacked(job: ModuleScience, group: Sequence[Trial], device: str) -> int:
-    """How many models of a group are stacked."""
+def _way(job: ModuleScience, group: Sequence[Trial], device: str) -> Way:
+    """How a group of trials is trained."""
     params = group[0].member.params
     if len(group) == 1 or why_alone(job, params):
-        return 1
+        return Way(size=1)
     kind = (type(job), job.pack_key(params), device)
-    guess = min(len(group), models_per_block(profile_of(job, params).model_bytes, device))
     if kind not in _CHOSEN:
+        guess = min(len(group), models_per_block(profile_of(job, params).model_bytes, device))
         if params.steps < _SHORT_STEPS:
-            return guess
-        _CHOSEN[kind] = _fastest(job, group, guess, device)
-    return min(len(group), _CHOSEN[kind])
+            return Way(size=guess)
+        _CHOSEN[kind] = fastest(job, group, guess, device), group[0].network
+    way, network = _CHOSEN[kind]
+    return way if not network.difference(group[0].network) else replace(way, graphs={})
 
 
-def _fastest(job: ModuleScience, group: Sequence[Trial], guess: int, device: str) -> int:
-    """The number of stacked models whose step is shortest for each model, or 1."""
-    times = {1: _step_s(job, group[:1], device) * GAIN}
+def fastest(job: ModuleScience, group: Sequence[Trial], guess: int, device: str) -> Way:
+    """The way in which a step is shortest for each model."""
+    alone = Way(size=1)
+    times = {alone: _step_s(job, group[:1], device, alone) * GAIN}
     for size in (guess, 4 * guess, max(2, guess // 4)):
-        if size == 4 * guess and times.get(guess, 0.0) > times[1]:
+        if size == 4 * guess and times.get(Way(size=guess), 0.0) > times[alone]:
             continue
-        if size <= len(group) and size not in times:
-            times[size] = _step_s(job, group[:size], device)
-    return min(times, key=lambda size: times[size])
+        if 1 < size <= len(group):
+            times.setdefault(Way(size=size), _step_s(job, group[:size], device, Way(size=size)))
+    best = min(times, key=lambda way: times[way])
+    steps = sum(trial.member.params.steps for trial in group)
+    if times[best] * steps > _RECORDED_FROM_S:
+        for size in {max(2, guess), max(2, best.size)}:
+            way = Way(size=min(size, len(group)), recorded=True)
+            times[way] = _step_s(job, group[: way.size], device, way)
+        best = min(times, key=lambda way: times[way])
+    return best
 
 
-def _step_s(job: ModuleScience, trials: Sequence[Trial], device: str) -> float:
+def _step_s(job: ModuleScience, trials: Sequence[Trial], device: str, way: Way) -> float:
     """Seconds of one step of one model in a block of these trials, which are not changed."""
-    block = _block(job, [replace(t, network=Network.of(job, t.member)) for t in trials], device)
+    block = _block(job, [replace(t, network=Network.of(job, t.member)) for t in trials], device, way)
     block.advance(0, 2)
     # On a CPU a worker trains in one thread; its own time leaves out waiting for a core.
     cuda = torch.device(device).type == "cuda"
@@ -158,10 +184,14 @@ def _why_alone(job: ModuleScience, params: Any) -> str:
         return f"the modules of two trials differ in {difference}"
     if layout(trials[0].data) != layout(trials[1].data):
         return "the data of two trials have different shapes"
-    block = _block_unchecked(job, trials)
+    if job.defines("torch_optimiser"):
+        return "it has an optimiser of PyTorch"
     try:
-        block.advance(0, 1)
-        block.measure()
+        networks, data = [t.network for t in trials], [t.data for t in trials]
+        block = StackedBlock(job, [t.member for t in trials], networks, data, "cpu", 1024.0)
+        with _without_fallback():
+            block.advance(0, 1)
+            block.measure()
     except Exception as error:  # whatever vmap or the user's code raises under it
         lines = str(error).strip().splitlines() or [type(error).__name__]
         place = _place(error)
@@ -169,9 +199,16 @@ def _why_alone(job: ModuleScience, params: Any) -> str:
     return ""
 
 
-def _block_unchecked(job: ModuleScience, trials: Sequence[Trial]) -> StackedBlock:
-    networks, data = [t.network for t in trials], [t.data for t in trials]
-    return StackedBlock(job, [t.member for t in trials], networks, data, "cpu", 1024.0)
+@contextlib.contextmanager
+def _without_fallback() -> Iterator[None]:
+    """An operation without a rule for `torch.func.vmap`, which PyTorch would run model by model, raises an error."""
+    functorch: Any = torch._C._functorch
+    before = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_enabled(before)
 
 
 def _place(error: BaseException) -> str:

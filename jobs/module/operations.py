@@ -1,9 +1,10 @@
-"""Dropout whose masks are those of the trial and the step, not of the pack.
+"""Operations that are replaced while a module is trained or measured.
 
-PyTorch draws the masks of a vectorised module from one generator, in an order that depends on the pack. While a module
-of this package trains, the functions below replace those of `torch.nn.functional`; `nn.Dropout`,
-`nn.MultiheadAttention` and a user's own calls find them there. A mask is a function of the trial's seed, of the step
-and of the position of the call in the forward pass.
+PyTorch draws the masks of dropout in a vectorised module from one generator, in an order that depends on the pack. Here
+a mask is a function of the trial's seed, of the step and of the position of the call in the forward pass. Fused
+attention and recurrent cells have no rule for `torch.func.vmap`; stacked models compute them from their parts.
+`nn.Dropout`, `nn.MultiheadAttention`, `nn.GRUCell` and a user's own calls find the replacements in
+`torch.nn.functional` and `torch._VF`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from jobs.module.data import Random
 class _Calls:
     """The dropout calls of one forward pass."""
 
-    def __init__(self, random: Random) -> None:
-        self._random, self._count = random, 0
+    def __init__(self, random: Random | None, *, stacked: bool) -> None:
+        self._random, self._count, self._stacked = random, 0, stacked
 
     def kept(self, rate: float, shape: tuple[int, ...]) -> Tensor:
         """Zeros, and 1 / (1 - rate) with probability 1 - rate."""
         if not 0 <= rate <= 1:
             raise ValueError(f"dropout: the rate must be from 0 to 1; got {rate}")
+        assert self._random is not None, "nothing is drawn while models are measured"
         drawn = self._random.uniform(f"dropout/{self._count}", *shape)
         self._count += 1
         return (drawn >= rate) / (1 - rate) if rate < 1 else torch.zeros_like(drawn)
@@ -62,7 +64,7 @@ class _Calls:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if not dropout_p:
+        if not dropout_p and not self._stacked:
             return _ATTENTION(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
@@ -77,13 +79,38 @@ class _Calls:
         return self.dropout(scores.softmax(-1), dropout_p) @ value
 
 
+def _gates(x: Tensor, state: Tensor, w: tuple[Tensor, ...], parts: int) -> tuple[tuple[Tensor, ...], ...]:
+    """The gates' inputs from x and from the state; `w`: both weights, then both biases, which may be None."""
+    biases = w[2:] or (None, None)
+    of_x, of_state = functional.linear(x, w[0], biases[0]), functional.linear(state, w[1], biases[1])
+    return of_x.chunk(parts, -1), of_state.chunk(parts, -1)
+
+
+def _gru_cell(x: Tensor, state: Tensor, *w: Tensor) -> Tensor:
+    (xr, xz, xn), (hr, hz, hn) = _gates(x, state, w, 3)
+    new = torch.tanh(xn + torch.sigmoid(xr + hr) * hn)
+    return (state - new) * torch.sigmoid(xz + hz) + new
+
+
+def _lstm_cell(x: Tensor, states: tuple[Tensor, Tensor], *w: Tensor) -> tuple[Tensor, Tensor]:
+    of_x, of_state = _gates(x, states[0], w, 4)
+    i, f, g, o = (a + b for a, b in zip(of_x, of_state, strict=True))
+    cell = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(cell), cell
+
+
 _ATTENTION: Callable[..., Tensor] = functional.scaled_dot_product_attention
 
 
 @contextlib.contextmanager
-def keyed_dropout(random: Random) -> Iterator[None]:
-    """Draw the masks of dropout from `random` in this context."""
-    calls = _Calls(random)
+def replaced(random: Random | None, *, stacked: bool) -> Iterator[None]:
+    """Replace the operations in this context.
+
+    Args:
+        random: what the masks of dropout are drawn from; None in a model that is measured.
+        stacked: whether the module is vectorised.
+    """
+    calls = _Calls(random, stacked=stacked)
     new: dict[str, Any] = {
         "dropout": calls.dropout,
         "dropout1d": calls.channels(1),
@@ -92,10 +119,15 @@ def keyed_dropout(random: Random) -> Iterator[None]:
         "scaled_dot_product_attention": calls.attention,
     }
     before = {name: getattr(functional, name) for name in new}
+    cells: dict[str, Any] = {"gru_cell": _gru_cell, "lstm_cell": _lstm_cell} if stacked else {}
     try:
+        for name, function in cells.items():
+            setattr(torch._VF, name, function)
         for name, function in new.items():
             setattr(functional, name, function)
         yield
     finally:
         for name, function in before.items():
             setattr(functional, name, function)
+        for name in cells:
+            delattr(torch._VF, name)
