@@ -155,13 +155,17 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--width", **width)
     command("report", "write one page about a sweep (HTML) from the record, without running trials")
-    compare = command("compare", "draw two phase maps and their difference side by side", file=False)
+    compare = command(
+        "compare", "draw phase maps and their difference side by side, and say how far the boundary moved", file=False
+    )
     for name, which in (("first", "one"), ("second", "the other")):
         compare.add_argument(
             name,
             metavar="AB"[name == "second"],
             help=f"{which}: a sweep file, a folder of results, or a table of trials (Parquet)",
         )
+    compare.add_argument("further", metavar="C", nargs="*", help="further ones, which are compared with A too")
+    compare.add_argument("--along", metavar="AXIS", help="the axis along which the shift of the boundary is measured")
     compare.add_argument(
         "-o",
         "--output",

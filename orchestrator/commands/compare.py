@@ -1,17 +1,20 @@
-"""compare: draw two phase maps and their difference."""
+"""compare: draw maps and their difference, and measure how far the boundary moved."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.picture import output_of, writing
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, did_you_mean
 from orchestrator.phases.style import FORMATS, FigureStyle, drawn_as
 
 if TYPE_CHECKING:
+    from orchestrator.analyses.result import Result
     from orchestrator.axes import Axis
     from orchestrator.phases.compare import Side
     from orchestrator.phases.table import TrialTable
@@ -21,34 +24,88 @@ _VALID = ("a sweep file (.yaml)", f"a folder with {TABLE}", "a table of trials (
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Draw two maps by the same classifier, and print the share of the area in which they differ."""
+    """Compare maps with the first one: pictures, the area in which they differ, and how far the boundary moved."""
+    output = output_of(arguments, FORMATS)
+    assert output is not None
+    given = [arguments.first, arguments.second, *arguments.further]
+    read = [_read(Path(each)) for each in given]
+    sides = [side for side, _ in read]
+    style = next((style for _, style in read if style is not None), FigureStyle())
+    if arguments.width is not None:
+        style = style.model_copy(update={"width": arguments.width})
+    moved = _shifts(sides, arguments.along)
+    files = []
+    with writing(output), drawn_as(style):
+        for k, other in enumerate(sides[1:], start=1):
+            path = output if k == 1 else output.with_stem(f"{output.stem}_{k}")
+            if _compared(sides[0], other, (given[0], given[k]), path, arguments.figures, needed=moved is None):
+                files.append(path)
+        if moved is not None:
+            files += _write_shift(moved, sides[0].name, output, arguments.figures)
+    for path in files:
+        print(f"{'table' if path.suffix == '.csv' else 'picture'}: {path}")
+    return 0
+
+
+def _compared(
+    first: Side, second: Side, given: tuple[str, str], path: Path, figures: Sequence[str], *, needed: bool
+) -> bool:
+    """Print and draw the difference of two maps; whether there is one. `needed`: else it is a mistake."""
     from orchestrator.phases.compare import NotComparable, report
     from orchestrator.phases.compare import compare as compare_maps
     from orchestrator.phases.draw.png_compare import draw_comparison
 
-    output = output_of(arguments, FORMATS)
-    assert output is not None
-    read = [_read(Path(given)) for given in (arguments.first, arguments.second)]
-    sides = [side for side, _ in read]
-    for given, side in zip((arguments.first, arguments.second), sides, strict=True):
+    for name, side in zip(given, (first, second), strict=True):
         if not side.map.fitted:
-            raise _without_map(str(given), side)
+            if needed:
+                raise _without_map(name, side)
+            return False
     try:
-        comparison = compare_maps(*sides)
+        comparison = compare_maps(first, second)
     except NotComparable as error:
-        rule, place = f"these two cannot be compared: {error}", f"{arguments.first}, {arguments.second}"
+        rule, place = f"these two cannot be compared: {error}", ", ".join(given)
         next_step = "compare sweeps over the same axes, with ranges that overlap"
         raise UserError(rule, place=place, next_step=next_step) from error
     print("\n".join(report(comparison)))
-    style = next((style for _, style in read if style is not None), FigureStyle())
-    if arguments.width is not None:
-        style = style.model_copy(update={"width": arguments.width})
-    with writing(output), drawn_as(style):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for kind in dict.fromkeys((output.suffix.removeprefix("."), *arguments.figures)):
-            draw_comparison(comparison, output.with_suffix(f".{kind}"))
-    print(f"picture: {output}")
-    return 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for kind in dict.fromkeys((path.suffix.removeprefix("."), *figures)):
+        draw_comparison(comparison, path.with_suffix(f".{kind}"))
+    return True
+
+
+def _shifts(sides: Sequence[Side], along: str | None) -> Result | None:
+    """How far the boundaries have moved from the first side to each other one."""
+    from orchestrator.results.shifts import shift_table, shifts
+
+    axes = [axis.name for axis in sides[0].diagram.axes if axis.numeric]
+    if along is not None and along not in axes:
+        step = did_you_mean(along, axes, "name one of these")
+        rule = "is no axis of numbers that varies"
+        raise UserError(rule, place="--along", value=along, choices=axes, next_step=step)
+    names = [side.name for side in sides[1:]]
+    called = [name if names.count(name) == 1 else f"{name} ({k})" for k, name in enumerate(names, start=2)]
+    compared = [(name, shifts(sides[0], side, along)) for name, side in zip(called, sides[1:], strict=True)]
+    return shift_table(compared, sides[0].name)
+
+
+def _write_shift(moved: Result, first: str, output: Path, figures: Sequence[str]) -> list[Path]:
+    """Print the table of shifts, and write it and its figure; the files."""
+    from orchestrator.analyses.result import MOST_PRINTED
+    from orchestrator.analyses.view import draw
+
+    table = output.with_name(f"{output.stem}_shift.csv")
+    table.parent.mkdir(parents=True, exist_ok=True)
+    more = len(moved.rows) - MOST_PRINTED
+    print("\n".join(replace(moved, rows=moved.rows[:MOST_PRINTED]).lines()))
+    if more > 0:
+        print(f"  and {more} more rows in {table}")
+    moved.write_csv(table)
+    if moved.figure is None:
+        return [table]
+    picture = output.with_stem(f"{output.stem}_shift")
+    for kind in dict.fromkeys((output.suffix.removeprefix("."), *figures)):
+        draw(first, moved, picture.with_suffix(f".{kind}"))
+    return [picture, table]
 
 
 def _without_map(given: str, side: Side) -> UserError:

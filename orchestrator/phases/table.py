@@ -210,6 +210,8 @@ class TableNote:
     """All of them; None if unknown."""
     sweep_id: str = ""
     """"" if unknown."""
+    seed: int | None = None
+    """The sweep's `seed`: with it, equal replicates are equal seeds. None if unknown."""
 
 
 _AXIS_KEYS = ("name", "scale", "values", "when", "group")
@@ -229,6 +231,7 @@ def note_of(sweep: SweepView, *, search: bool, job: str = "", sweep_id: str = ""
         job=job,
         thresholds=as_dict(sweep.thresholds()),
         sweep_id=sweep_id,
+        seed=getattr(sweep, "seed", None),
     )
 
 

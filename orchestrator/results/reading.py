@@ -166,7 +166,21 @@ def _near(axis: AxisScale, given: Scalar, *, scattered: bool) -> list[tuple[int,
     return [(axis.special + above - 1, 1 - share), (axis.special + above, share)]
 
 
-def _of_grid(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[Row]:
+Bracket = tuple[float, float]
+"""The positions of two settings between which a boundary crosses a line; infinite where it crosses beyond all."""
+
+
+def line_at(diagram: PhaseDiagram, at: Mapping[str, Scalar], along: str) -> Line:
+    """The line along an axis of a grid at values of all others.
+
+    Raises:
+        UserError: there is no such line.
+    """
+    return _line(diagram, at, along, scattered=False)
+
+
+def brackets(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[tuple[str, dict[int, Bracket]]]:
+    """For each boundary along a line through a grid, between which settings each seed crosses it."""
     axis = diagram.axes[line.along]
     code = np.array([diagram.labels.index(p) if p in diagram.labels else -1 for p in table.phase], dtype=np.int64)
     place = diagram.codes[diagram.cell]
@@ -180,10 +194,9 @@ def _of_grid(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[Row]:
         at.append((here, weight))
     pooled = np.logical_or.reduce([here for here, _ in at])
     u = axis.position[place[:, line.along]]
-    rows: list[Row] = []
+    made: list[tuple[str, dict[int, Bracket]]] = []
     for below, above, low, high in _steps(u[pooled], code[pooled], len(diagram.labels)):
-        name = f"{diagram.labels[below]} | {diagram.labels[above]}"
-        brackets = []
+        of_seed: dict[int, Bracket] = {}
         for seed in seeds:
             parts = []
             for here, weight in at:
@@ -192,34 +205,24 @@ def _of_grid(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[Row]:
                 parts.append((weight, _split(u[own], code[own] == above)))
             found = _joined(parts)
             if found is not None:
-                brackets.append((seed, *found))
-        made = [
-            Row(
-                boundary=name,
-                along=axis.name,
-                seed=int(seed),
-                value=_value(axis, (left + right) / 2),
-                low=_value(axis, left),
-                high=_value(axis, right),
-                interval=BETWEEN,
-            )
-            for seed, left, right in brackets
-        ]
-        if brackets:
-            ends = np.array([each[1:] for each in brackets], dtype=np.float64)
-            middle, left, right = _over_seeds(ends)
-            rows.append(
-                Row(
-                    boundary=name,
-                    along=axis.name,
-                    seed=None,
-                    value=_value(axis, middle),
-                    low=_value(axis, left),
-                    high=_value(axis, right),
-                    interval=OVER_SEEDS,
-                )
-            )
-        rows += made
+                of_seed[int(seed)] = found
+        made.append((f"{diagram.labels[below]} | {diagram.labels[above]}", of_seed))
+    return made
+
+
+def _of_grid(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[Row]:
+    axis = diagram.axes[line.along]
+    rows: list[Row] = []
+
+    def row(name: str, seed: int | None, middle: float, ends: Bracket, interval: str) -> Row:
+        value, low, high = (_value(axis, u) for u in (middle, *ends))
+        return Row(boundary=name, along=axis.name, seed=seed, value=value, low=low, high=high, interval=interval)
+
+    for name, of_seed in brackets(diagram, table, line):
+        if of_seed:
+            middle, left, right = _over_seeds(np.array(list(of_seed.values()), dtype=np.float64))
+            rows.append(row(name, None, middle, (left, right), OVER_SEEDS))
+        rows += [row(name, seed, (ends[0] + ends[1]) / 2, ends, BETWEEN) for seed, ends in of_seed.items()]
     return rows
 
 
@@ -237,6 +240,8 @@ def _steps(u: Floats, code: NDArray[np.int64], labels: int) -> list[tuple[int, i
 
     Where two labels change into each other once, the ends are infinite: a seed may change anywhere.
     """
+    if not len(u):
+        return []
     places, member = np.unique(np.round(u, 12), return_inverse=True)
     counts = np.zeros((len(places), labels), dtype=np.int64)
     np.add.at(counts, (member.reshape(-1), code), 1)

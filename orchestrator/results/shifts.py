@@ -1,0 +1,354 @@
+"""How far a boundary has moved between two sweeps: along an axis, on lines that both have, with an interval.
+
+On grids, each seed is read by itself, as by `reading`. Where both sweeps have a seed, its two crossings are compared
+with each other (common random numbers); otherwise the seeds of both are resampled apart. A crossing lies anywhere
+between its two settings: each resample takes one random share of every distance for each sweep, so that the interval is
+not narrower than the two grids. On a logarithmic axis the shift is a ratio, else a difference.
+
+If one of them is a search, whose settings are scattered, the fitted boundaries of both are compared, and their bands
+are added.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.job import Scalar
+from orchestrator.analyses.result import Cell, Figure, Panel, Result
+from orchestrator.analyses.result import Line as Curve
+from orchestrator.analysis.estimate import RESAMPLES, SEED, Estimate, percentile_interval
+from orchestrator.analysis.fits import expanded_level
+from orchestrator.errors import UserError
+from orchestrator.phases.compare import Side
+from orchestrator.phases.diagram import PhaseDiagram
+from orchestrator.phases.text import named, number
+from orchestrator.results.reading import GIVEN_BAND, LEVEL, Bracket, brackets, line_at, read
+
+Floats = NDArray[np.float64]
+BAND_LEVEL = 0.9
+LINES = 9
+"""Lines on which fitted boundaries are compared, along each other axis."""
+MEAN = "mean over lines"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossed:
+    """A boundary on one line, in both sweeps; positions are logarithms where `Shift.is_ratio`."""
+
+    at: Mapping[str, Scalar]
+    """The line: a value of every other axis."""
+    first: Estimate
+    second: Estimate
+    shift: Estimate
+    seeds: int
+    """0 of fitted boundaries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """How far one boundary has moved."""
+
+    boundary: str
+    """The phases below and above it."""
+    along: str
+    is_ratio: bool
+    lines: tuple[Crossed, ...]
+    mean: Estimate
+    """Over the lines."""
+    how: str
+    """How the intervals were made."""
+    level: float
+    left_out: int = 0
+    """Lines on which a seed of one of the sweeps does not cross within the axis."""
+    others: tuple[str, ...] = field(default=())
+    """The other axes."""
+
+
+def shifts(first: Side, second: Side, along: str | None = None) -> list[Shift]:
+    """The boundaries that both sweeps have, along the axis on which they have most lines in common.
+
+    Args:
+        first: A sweep.
+        second: The sweep that is compared with it.
+        along: The axis, in place of the one that is chosen.
+
+    Returns:
+        None where they have no boundary in common.
+    """
+    names = {axis.name for axis in first.diagram.axes if axis.numeric}
+    common = [axis.name for axis in second.diagram.axes if axis.numeric and axis.name in names]
+    scattered = not (_is_gridded(first) and _is_gridded(second))
+    found = [
+        _fitted(first, second, name) if scattered else _on_grids(first, second, name)
+        for name in common
+        if along in (None, name)
+    ]
+    return max(found, key=lambda made: sum(len(shift.lines) for shift in made), default=[])
+
+
+def _is_gridded(side: Side) -> bool:
+    return not side.note.search
+
+
+def _places(first: PhaseDiagram, second: PhaseDiagram, along: str, most: int | None) -> list[dict[str, Scalar]]:
+    """Values of all axes but one that may be a line of both; none where an axis varies in one of them only."""
+    theirs = {axis.name: axis for axis in second.axes if axis.name != along}
+    own = [axis for axis in first.axes if axis.name != along]
+    if {axis.name for axis in own} != theirs.keys():
+        return []
+    values: list[list[Scalar]] = []
+    for axis in own:
+        listed = [value for value in axis.values if value is not None]
+        if most is not None and axis.numeric:
+            spans = [(each.position[each.special], each.position[-1]) for each in (axis, theirs[axis.name])]
+            low, high = max(span[0] for span in spans), min(span[1] for span in spans)
+            inside = np.linspace(low, high, most + 2)[1:-1] if low < high else np.array([])
+            listed = [float(value) for value in axis.to_value(inside)]
+        values.append(listed)
+    names = [axis.name for axis in own]
+    return [dict(zip(names, each, strict=True)) for each in itertools.product(*values)]
+
+
+def _on_grids(first: Side, second: Side, along: str) -> list[Shift]:
+    axes = [next(axis for axis in side.diagram.axes if axis.name == along) for side in (first, second)]
+    is_ratio = all(axis.kind == "log" for axis in axes)
+    unit = [axis.kind == "log" and not is_ratio for axis in axes]
+    known: dict[str, list[tuple[dict[str, Scalar], dict[int, Bracket], dict[int, Bracket]]]] = {}
+    for at in _places(first.diagram, second.diagram, along, None):
+        crossed: list[dict[str, dict[int, Bracket]]] = []
+        for side, in_values in zip((first, second), unit, strict=True):
+            try:
+                own = brackets(side.diagram, side.table, line_at(side.diagram, at, along))
+            except UserError:  # the line is outside of its grid
+                own = []
+            once = {name: of_seed for name, of_seed in own if [n for n, _ in own].count(name) == 1}
+            crossed.append({n: {s: _valued(b) if in_values else b for s, b in of.items()} for n, of in once.items()})
+        for name in dict.fromkeys((*crossed[0], *crossed[1])):
+            known.setdefault(name, []).append((at, crossed[0].get(name, {}), crossed[1].get(name, {})))
+    others = tuple(axis.name for axis in first.diagram.axes if axis.name != along)
+    same = first.note.job == second.note.job and first.note.seed is not None and first.note.seed == second.note.seed
+    made = [
+        _shift(name, along, lines, is_ratio=is_ratio, same_seeds=same, others=others) for name, lines in known.items()
+    ]
+    return [shift for shift in made if shift is not None]
+
+
+def _valued(bracket: Bracket) -> Bracket:
+    return 10.0 ** bracket[0], 10.0 ** bracket[1]
+
+
+def _shift(
+    name: str,
+    along: str,
+    lines: Sequence[tuple[dict[str, Scalar], dict[int, Bracket], dict[int, Bracket]]],
+    *,
+    is_ratio: bool,
+    same_seeds: bool,
+    others: tuple[str, ...],
+) -> Shift | None:
+    """One boundary over all lines on which all seeds cross it."""
+    seeds = [set.union(*(set(line[1 + which]) for line in lines)) for which in (0, 1)]
+    both = sorted(seeds[0] & seeds[1]) if same_seeds else []
+    wanted = (both, both) if both else (sorted(seeds[0]), sorted(seeds[1]))
+    complete = [line for line in lines if all(_crosses(line[1 + w], wanted[w]) for w in (0, 1))]
+    if not complete or not all(wanted):
+        return None
+    ends = [np.array([[line[1 + w][s] for line in complete] for s in wanted[w]], dtype=np.float64) for w in (0, 1)]
+    sizes = [len(each) for each in ends]
+    random = np.random.default_rng(SEED)
+    drawn: list[Floats] = []
+    counts: NDArray[np.int64] | None = None
+    for which in (0, 1):
+        if counts is None or not both:
+            n = sizes[which]
+            counts = random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+        low, high = (np.einsum("rs,sl->rl", counts / sizes[which], ends[which][..., end]) for end in (0, 1))
+        share = random.random((RESAMPLES, 1))
+        drawn.append((1 - share) * low + share * high)
+    middles = [each.mean(axis=2).mean(axis=0) for each in ends]
+    fewest = min(sizes)
+    level = min(expanded_level(LEVEL, fewest, fewest, 1), 1 - 1e-9)
+
+    def estimate(value: float, resampled: Floats) -> Estimate:
+        low, high = percentile_interval(resampled, level) if fewest > 1 else (math.nan, math.nan)
+        return Estimate(value=float(value), low=low, high=high, level=LEVEL)
+
+    crossed = tuple(
+        Crossed(
+            at=at,
+            first=estimate(middles[0][k], drawn[0][:, k]),
+            second=estimate(middles[1][k], drawn[1][:, k]),
+            shift=estimate(middles[1][k] - middles[0][k], drawn[1][:, k] - drawn[0][:, k]),
+            seeds=fewest,
+        )
+        for k, (at, _, _) in enumerate(complete)
+    )
+    what = f"{fewest} common seeds, paired" if both else f"{sizes[0]} and {sizes[1]} seeds, not paired"
+    return Shift(
+        boundary=name,
+        along=along,
+        is_ratio=is_ratio,
+        lines=crossed,
+        mean=estimate((middles[1] - middles[0]).mean(), (drawn[1] - drawn[0]).mean(axis=1)),
+        how=f"bootstrap over {what}" if fewest > 1 else f"{what}: one seed has no interval",
+        level=LEVEL,
+        left_out=len(lines) - len(complete),
+        others=others,
+    )
+
+
+def _crosses(of_seed: Mapping[int, Bracket], wanted: Sequence[int]) -> bool:
+    return all(seed in of_seed and all(map(math.isfinite, of_seed[seed])) for seed in wanted)
+
+
+def _fitted(first: Side, second: Side, along: str) -> list[Shift]:
+    """The fitted boundaries of both, on evenly spaced lines."""
+    axes = [next(axis for axis in side.diagram.axes if axis.name == along) for side in (first, second)]
+    is_ratio = all(axis.kind == "log" for axis in axes)
+    lines: dict[str, list[Crossed]] = {}
+    for at in _places(first.diagram, second.diagram, along, LINES):
+        rows = []
+        for side in (first, second):
+            try:
+                own = read(side.diagram, side.table, side.map, at, along, scattered=True)
+            except UserError:  # no map is fitted there
+                own = []
+            given = [row for row in own if row.interval == GIVEN_BAND]
+            rows.append({row.boundary: row for row in given if [r.boundary for r in given].count(row.boundary) == 1})
+        for name in rows[0]:
+            if name in rows[1]:
+                a, b = (
+                    Estimate(
+                        value=_at(row.value, is_ratio),
+                        low=_at(row.low, is_ratio),
+                        high=_at(row.high, is_ratio),
+                        level=0.9,
+                    )
+                    for row in (rows[0][name], rows[1][name])
+                )
+                moved = Estimate(value=b.value - a.value, low=b.low - a.high, high=b.high - a.low, level=BAND_LEVEL)
+                lines.setdefault(name, []).append(Crossed(at=at, first=a, second=b, shift=moved, seeds=0))
+    others = tuple(axis.name for axis in first.diagram.axes if axis.name != along)
+    return [
+        Shift(
+            boundary=name,
+            along=along,
+            is_ratio=is_ratio,
+            lines=tuple(own),
+            mean=Estimate(
+                value=float(np.mean([each.shift.value for each in own])),
+                low=float(np.mean([each.shift.low for each in own])),
+                high=float(np.mean([each.shift.high for each in own])),
+                level=BAND_LEVEL,
+            ),
+            how="fitted boundaries, their bands given these seeds added",
+            level=BAND_LEVEL,
+            others=others,
+        )
+        for name, own in lines.items()
+    ]
+
+
+def _at(value: float, is_ratio: bool) -> float:
+    """A value as a position; a band that has no end stays so."""
+    if not is_ratio or not math.isfinite(value):
+        return value
+    return math.log10(value)
+
+
+def shift_table(compared: Sequence[tuple[str, Sequence[Shift]]], first: str) -> Result | None:
+    """All shifts as one table with a figure.
+
+    Args:
+        compared: (name of a sweep, its boundaries against the first one).
+        first: name of the sweep that they are compared with.
+    """
+    made = [(name, shift) for name, found in compared for shift in found]
+    if not made:
+        return None
+    rows: list[dict[str, Cell]] = []
+    for name, shift in made:
+        for line in (None, *shift.lines):
+            where = MEAN if line is None else ", ".join(f"{k} {_text(v)}" for k, v in line.at.items()) or "the line"
+            rows.append(
+                {
+                    "sweep": name,
+                    "boundary": shift.boundary,
+                    "at": where,
+                    "along": shift.along,
+                    "first": None if line is None else _in_units(line.first, shift),
+                    "second": None if line is None else _in_units(line.second, shift),
+                    "shift": _in_units(shift.mean if line is None else line.shift, shift),
+                    "seeds": 0 if line is None else line.seeds,
+                }
+            )
+        if len(shift.lines) == 1 and not shift.others:
+            del rows[-2]  # the mean over one line
+    shift = made[0][1]
+    notes = list(dict.fromkeys(f"{each.boundary}: {each.how}" for _, each in made))
+    notes += [
+        f"{name}, {each.boundary}: {each.left_out} lines are left out, on which a seed of one of them does not cross"
+        for name, each in made
+        if each.left_out
+    ]
+    what = "ratio" if shift.is_ratio else "difference"
+    return Result(
+        name="shift",
+        kind="shift",
+        title=f"shift of the boundary along {shift.along}, {what} to {first}",
+        rows=tuple(rows),
+        setting=("sweep", "boundary"),
+        main=("at", "first", "second", "shift"),
+        parts=("at",),
+        estimates=("first", "second", "shift"),
+        level=shift.level,
+        notes=tuple(notes),
+        figure=_figure(made, first),
+    )
+
+
+def _figure(made: Sequence[tuple[str, Shift]], first: str) -> Figure | None:
+    """The shift along the other axis, a panel for each boundary; none unless there is one other axis of numbers."""
+    shift = made[0][1]
+    if len(shift.others) != 1 or not all(isinstance(line.at[shift.others[0]], int | float) for line in shift.lines):
+        return None
+    (other,) = shift.others
+    panels = []
+    for boundary in dict.fromkeys(each.boundary for _, each in made):
+        curves = []
+        for name, each in made:
+            if each.boundary == boundary:
+                x = np.array([float(line.at[other]) for line in each.lines])
+                own = [_in_units(line.shift, each) for line in each.lines]
+                order = np.argsort(x)
+                columns = [np.array([getattr(e, end) for e in own])[order] for end in ("value", "low", "high")]
+                curves.append(Curve(x=x[order], y=columns[0], label=name, low=columns[1], high=columns[2]))
+        panels.append(Panel(title=boundary, lines=tuple(curves), level=1.0 if shift.is_ratio else 0.0))
+    positive = [value for panel in panels for curve in panel.lines for value in curve.x.tolist()]
+    log = min(positive) > 0 and max(positive) >= 20 * min(positive)
+    what = "ratio" if shift.is_ratio else "difference"
+    return Figure(
+        x_label=named(other),
+        y_label=f"{named(shift.along)}, {what} to {first}",
+        x_log=log,
+        band=f"{100 * shift.level:g}% interval",
+        panels=tuple(panels),
+    )
+
+
+def _in_units(of: Estimate, shift: Shift) -> Estimate:
+    """In units of the axis, or as a ratio."""
+    if not shift.is_ratio:
+        return of
+    value, low, high = (10.0**u if not math.isinf(u) else (0.0 if u < 0 else u) for u in (of.value, of.low, of.high))
+    return Estimate(value=value, low=low, high=high, level=of.level)
+
+
+def _text(value: Scalar) -> str:
+    return number(float(f"{value:.4g}")) if isinstance(value, float) else str(value)

@@ -1,0 +1,172 @@
+"""How far a boundary has moved between two sweeps, with its interval."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs_for_phases import axis, by_id, row, trial
+
+from orchestrator.analysis.estimate import Estimate
+from orchestrator.axes import Axis
+from orchestrator.cli import main
+from orchestrator.phases.compare import Side, side
+from orchestrator.phases.diagram import phase_diagram
+from orchestrator.phases.map.surface_map import FittedMap
+from orchestrator.phases.table import TableNote, TrialTable, collect, write_table
+from orchestrator.results.shifts import Shift, shift_table, shifts
+
+HEAT = tuple(float(f"{v:.6g}") for v in np.geomspace(0.1, 10, 9))
+LOAD = tuple(float(f"{v:.6g}") for v in np.linspace(0, 2, 41))
+BOX = (axis("heat", *HEAT, scale="log"), axis("load", *LOAD, scale="linear"))
+
+
+def melted(moved: float, of_seed: Sequence[float], box: Sequence[Axis] = BOX) -> TrialTable:
+    """A grid that melts at load = 1 + moved + log10(heat) / 5, and in each seed elsewhere."""
+    trials, rows = [], []
+    for values in itertools.product(*(a.values for a in box)):
+        settings = dict(zip((a.name for a in box), values, strict=True))
+        at = 1 + moved + math.log10(float(settings.get("heat", 1.0))) / 5
+        for seed, offset in enumerate(of_seed):
+            trials.append(trial(seed, **settings))
+            rows.append(row(trials[-1], "liquid" if float(settings["load"]) > at + offset else "solid"))
+    return collect(trials, by_id(*rows))
+
+
+def bare(note: TableNote, table: TrialTable) -> Side:
+    """A side of which the map is not needed."""
+    diagram = phase_diagram(note.name, note.axes, note.phases, table, {})
+    return Side(note=note, table=table, diagram=diagram, map=FittedMap(labels=note.phases, slices=()))
+
+
+def a_side(moved: float, of_seed: Sequence[float], *, name: str = "one", seed: int | None = 0) -> Side:
+    note = TableNote(name=name, phases=("solid", "liquid"), axes=BOX, search=False, job="melt", seed=seed)
+    return bare(note, melted(moved, of_seed))
+
+
+def only(found: list[Shift]) -> Shift:
+    (shift,) = found
+    return shift
+
+
+SEEDS = (0.0, -0.2, 0.1, 0.2, -0.1)
+
+
+@pytest.fixture(scope="module")
+def sides() -> dict[str, Side]:
+    return {
+        "first": a_side(0.0, SEEDS),
+        "moved": a_side(0.2, SEEDS),
+        "other seeds": a_side(0.2, SEEDS, seed=1),
+        "one seed": a_side(0.2, SEEDS[:1]),
+        "three seeds": a_side(0.2, SEEDS[:3]),
+    }
+
+
+def test_a_shift_is_found_on_every_line_and_over_all(sides: dict[str, Side]) -> None:
+    shift = only(shifts(sides["first"], sides["moved"], "load"))
+    assert (shift.boundary, shift.along, shift.is_ratio) == ("solid | liquid", "load", False)
+    assert len(shift.lines) == len(HEAT) and shift.left_out == 0
+    assert shift.mean.value == pytest.approx(0.2, abs=0.01) and shift.mean.covers(0.2)
+    assert all(line.shift.covers(0.2) and line.seeds == 5 for line in shift.lines)
+    assert "5 common seeds, paired" in shift.how
+    back = only(shifts(sides["moved"], sides["first"], "load"))
+    assert back.mean.value == pytest.approx(-shift.mean.value)
+
+
+def test_common_seeds_are_paired_and_others_are_not(sides: dict[str, Side]) -> None:
+    paired = only(shifts(sides["first"], sides["moved"], "load")).mean
+    apart = only(shifts(sides["first"], sides["other seeds"], "load"))
+    assert "5 and 5 seeds, not paired" in apart.how and apart.mean.value == pytest.approx(paired.value)
+    assert apart.mean.high - apart.mean.low > 2 * (paired.high - paired.low)
+    fewer = only(shifts(sides["first"], sides["three seeds"], "load"))
+    assert "3 common seeds, paired" in fewer.how and fewer.mean.value == pytest.approx(0.2, abs=0.02)
+
+
+def test_an_interval_is_not_narrower_than_the_grids(sides: dict[str, Side]) -> None:
+    same = only(shifts(sides["first"], sides["first"], "load"))
+    assert same.mean.value == 0 and same.mean.low < -0.03 and same.mean.high > 0.03  # the spacing is 0.05
+    assert same.mean.covers(0)
+
+
+def test_one_seed_has_no_interval(sides: dict[str, Side]) -> None:
+    one = only(shifts(sides["first"], sides["one seed"], "load"))
+    assert math.isnan(one.mean.low) and "one seed has no interval" in one.how
+    assert one.mean.value == pytest.approx(0.2, abs=0.05)
+
+
+def test_on_a_logarithmic_axis_it_is_a_ratio_and_lines_without_a_crossing_are_left_out(sides: dict[str, Side]) -> None:
+    pair = [a_side(moved, (0.0, 0.04)) for moved in (0.0, 0.1)]
+    shift = only(shifts(*pair, "heat"))
+    assert shift.is_ratio and shift.left_out > 0 and shift.lines
+    table = shift_table([("moved", [shift])], "first")
+    assert table is not None
+    ratio = table.rows[0]["shift"]
+    assert isinstance(ratio, Estimate)
+    assert ratio.value == pytest.approx(10**-0.5, rel=0.25) and ratio.covers(10**-0.5)
+    assert any("lines are left out" in note for note in table.notes)
+    assert shifts(sides["first"], sides["moved"])[0].along == "load"  # most lines in common
+
+
+def test_intervals_cover_the_shift_as_often_as_they_say() -> None:
+    """The step of the grid is small beside the spread of the seeds here, so that the bootstrap is what is tested."""
+    random = np.random.default_rng(1)
+    fine = (axis("load", *np.linspace(0, 3, 61).tolist(), scale="linear"),)
+    covered = 0
+    for _ in range(40):
+        common = random.normal(0, 0.3, 6)
+        pair = []
+        for moved in (0.0, 0.2):
+            note = TableNote(name="x", phases=("solid", "liquid"), axes=fine, search=False, job="melt", seed=0)
+            table = melted(moved + 0.5, (common + random.normal(0, 0.1, 6)).tolist(), fine)
+            pair.append(bare(note, table))
+        covered += only(shifts(pair[0], pair[1], "load")).mean.covers(0.2)
+    assert 35 <= covered <= 40  # 38 are expected; fewer than 35 happen in 1.4% of the cases
+
+
+def test_fitted_boundaries_of_a_search_are_compared_by_their_bands() -> None:
+    few = (axis("heat", *HEAT[::2], scale="log"), axis("load", *LOAD[::4], scale="linear"))
+    pair = []
+    for moved, search in ((0.0, False), (0.2, True)):
+        note = TableNote(name="x", phases=("solid", "liquid"), axes=few, search=search, job="melt", seed=0)
+        pair.append(side(note, melted(moved, SEEDS[:1], few)))
+    shift = only(shifts(pair[0], pair[1], "load"))
+    assert "bands given these seeds added" in shift.how and len(shift.lines) == 9
+    assert shift.mean.value == pytest.approx(0.2, abs=0.07) and shift.mean.covers(0.2)
+
+
+def test_the_command_compares_several_sweeps_and_writes_table_and_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = (axis("heat", *HEAT[::2], scale="log"), axis("load", *LOAD[::2], scale="linear"))
+    for name, moved in (("a", 0.0), ("b", 0.2), ("c", -0.2)):
+        note = TableNote(name=name, phases=("solid", "liquid"), axes=few, search=False, job="melt", seed=0)
+        write_table(melted(moved, SEEDS[:2], few), tmp_path / f"{name}.parquet", note)
+    files = [str(tmp_path / f"{name}.parquet") for name in "abc"]
+    assert main(["compare", *files, "--along", "load", "-o", str(tmp_path / "cmp.svg")]) == 0
+    said = capsys.readouterr().out
+    assert "shift of the boundary along load, difference to a (95% intervals)" in said
+    assert {path.name for path in tmp_path.glob("cmp*")} == {"cmp.svg", "cmp_2.svg", "cmp_shift.svg", "cmp_shift.csv"}
+    rows = list(csv.DictReader((tmp_path / "cmp_shift.csv").read_text().splitlines()))
+    means = {r["sweep"]: float(r["shift"]) for r in rows if r["at"] == "mean over lines"}
+    assert means == {"b": pytest.approx(0.2, abs=0.03), "c": pytest.approx(-0.2, abs=0.03)}
+    assert len(rows) == 2 * (1 + len(HEAT[::2]))
+    assert "heat" in (tmp_path / "cmp_shift.svg").read_text()
+
+
+def test_sweeps_with_one_axis_have_a_shift_although_they_have_no_map(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, moved in (("a", 0.0), ("b", 0.2)):
+        note = TableNote(name=name, phases=("solid", "liquid"), axes=BOX[1:], search=False, job="melt", seed=0)
+        write_table(melted(moved, SEEDS, BOX[1:]), tmp_path / f"{name}.parquet", note)
+    files = [str(tmp_path / f"{name}.parquet") for name in "ab"]
+    assert main(["compare", *files, "-o", str(tmp_path / "cmp.png")]) == 0
+    said = capsys.readouterr().out
+    assert "solid | liquid" in said and f"table: {tmp_path / 'cmp_shift.csv'}" in said
+    assert {path.name for path in tmp_path.glob("cmp*")} == {"cmp_shift.csv"}
