@@ -38,6 +38,19 @@ MEAN = "mean over lines"
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A line through both grids, and where the seeds of each cross a boundary there."""
+
+    at: Mapping[str, Scalar]
+    ends: tuple[Mapping[int, Bracket], Mapping[int, Bracket]]
+
+    def crosses(self, which: int, seeds: Sequence[int]) -> bool:
+        """Whether these seeds of one of the sweeps cross within the axis."""
+        of_seed = self.ends[which]
+        return all(seed in of_seed and all(map(math.isfinite, of_seed[seed])) for seed in seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Crossed:
     """A boundary on one line, in both sweeps; positions are logarithms where `Shift.is_ratio`."""
 
@@ -119,7 +132,7 @@ def _on_grids(first: Side, second: Side, along: str) -> list[Shift]:
     axes = [next(axis for axis in side.diagram.axes if axis.name == along) for side in (first, second)]
     is_ratio = all(axis.kind == "log" for axis in axes)
     unit = [axis.kind == "log" and not is_ratio for axis in axes]
-    known: dict[str, list[tuple[dict[str, Scalar], dict[int, Bracket], dict[int, Bracket]]]] = {}
+    known: dict[str, list[_Line]] = {}
     for at in _places(first.diagram, second.diagram, along, None):
         crossed: list[dict[str, dict[int, Bracket]]] = []
         for side, in_values in zip((first, second), unit, strict=True):
@@ -130,7 +143,8 @@ def _on_grids(first: Side, second: Side, along: str) -> list[Shift]:
             once = {name: of_seed for name, of_seed in own if [n for n, _ in own].count(name) == 1}
             crossed.append({n: {s: _valued(b) if in_values else b for s, b in of.items()} for n, of in once.items()})
         for name in dict.fromkeys((*crossed[0], *crossed[1])):
-            known.setdefault(name, []).append((at, crossed[0].get(name, {}), crossed[1].get(name, {})))
+            line = _Line(at=at, ends=(crossed[0].get(name, {}), crossed[1].get(name, {})))
+            known.setdefault(name, []).append(line)
     others = tuple(axis.name for axis in first.diagram.axes if axis.name != along)
     same = first.note.job == second.note.job and first.note.seed is not None and first.note.seed == second.note.seed
     made = [
@@ -146,20 +160,20 @@ def _valued(bracket: Bracket) -> Bracket:
 def _shift(
     name: str,
     along: str,
-    lines: Sequence[tuple[dict[str, Scalar], dict[int, Bracket], dict[int, Bracket]]],
+    lines: Sequence[_Line],
     *,
     is_ratio: bool,
     same_seeds: bool,
     others: tuple[str, ...],
 ) -> Shift | None:
     """One boundary over all lines on which all seeds cross it."""
-    seeds = [set.union(*(set(line[1 + which]) for line in lines)) for which in (0, 1)]
+    seeds = [{seed for line in lines for seed in line.ends[which]} for which in (0, 1)]
     both = sorted(seeds[0] & seeds[1]) if same_seeds else []
     wanted = (both, both) if both else (sorted(seeds[0]), sorted(seeds[1]))
-    complete = [line for line in lines if all(_crosses(line[1 + w], wanted[w]) for w in (0, 1))]
+    complete = [line for line in lines if all(line.crosses(w, wanted[w]) for w in (0, 1))]
     if not complete or not all(wanted):
         return None
-    ends = [np.array([[line[1 + w][s] for line in complete] for s in wanted[w]], dtype=np.float64) for w in (0, 1)]
+    ends = [np.array([[line.ends[w][s] for line in complete] for s in wanted[w]], dtype=np.float64) for w in (0, 1)]
     sizes = [len(each) for each in ends]
     random = np.random.default_rng(SEED)
     drawn: list[Floats] = []
@@ -181,13 +195,13 @@ def _shift(
 
     crossed = tuple(
         Crossed(
-            at=at,
+            at=line.at,
             first=estimate(middles[0][k], drawn[0][:, k]),
             second=estimate(middles[1][k], drawn[1][:, k]),
             shift=estimate(middles[1][k] - middles[0][k], drawn[1][:, k] - drawn[0][:, k]),
             seeds=fewest,
         )
-        for k, (at, _, _) in enumerate(complete)
+        for k, line in enumerate(complete)
     )
     what = f"{fewest} common seeds, paired" if both else f"{sizes[0]} and {sizes[1]} seeds, not paired"
     return Shift(
@@ -201,10 +215,6 @@ def _shift(
         left_out=len(lines) - len(complete),
         others=others,
     )
-
-
-def _crosses(of_seed: Mapping[int, Bracket], wanted: Sequence[int]) -> bool:
-    return all(seed in of_seed and all(map(math.isfinite, of_seed[seed])) for seed in wanted)
 
 
 def _fitted(first: Side, second: Side, along: str) -> list[Shift]:
