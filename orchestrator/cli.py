@@ -29,6 +29,9 @@ _OURS = ("", "orchestrator", "jobs")
 """Packages whose absence is a bug in this program, not a missing library."""
 
 _HTML = ", or the interactive page: .html"
+_ADDRESS = (
+    "the head's dashboard, e.g. http://HOST:8265; by default $RAY_API_SERVER_ADDRESS, or port 8265 of this machine"
+)
 _FILE = "the sweep file (YAML)"
 _SET = "override a value of the file, e.g. --set axes.weight_decay.points=48; may be repeated"
 
@@ -81,11 +84,22 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--inline", action="store_true", help="run in this process without Ray: slower; for debugging a job"
         )
+    submit = command("submit", "run a sweep as a job of a Ray cluster, and follow it; repeated, it resumes")
+    logs = command("logs", "print what a submitted sweep has printed")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    stop = command("stop", "stop a submitted sweep; its recorded trials are kept")
+    submit.add_argument("--no-wait", action="store_true", help="do not follow it")
+    for sub in (submit, logs, stop):
+        sub.add_argument("--address", metavar="URL", help=_ADDRESS)
+    for sub in (plan, run, submit):
         sub.add_argument("--workers", type=_positive, metavar="N", help="worker processes, instead of the file's")
     run.add_argument("--quiet", action="store_true", help="print the result only, without progress")
-    run.add_argument(
-        "--allow-failures", action="store_true", help="exit with 0 although trials failed, if all the others finished"
-    )
+    for sub in (run, submit):
+        sub.add_argument(
+            "--allow-failures",
+            action="store_true",
+            help="exit with 0 although trials failed, if all the others finished",
+        )
     figures: Any = {
         "type": _figures,
         "default": (),

@@ -16,7 +16,8 @@ from typing import Any
 
 import needs
 import pytest
-from driving import MARK, environment, marked, parents, record, trials, wait_for
+from driving import MARK, driver, environment, marked, parents, record, run, trials, wait_for
+from faults.proxy import Proxy
 from servers import mlflow_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,3 +226,104 @@ def test_mlflows_page_draws_a_trials_curves(submitted: Submitted, tmp_path: Path
             assert trace["x"] == list(steps)
             assert trace["y"] == pytest.approx(list(values))
             assert trace["line"].count("L") >= 1
+
+
+GATED = """\
+name: gated
+job: gated:train
+axes: {{x: {{values: [0, 1, 2]}}}}
+fixed: {{gate: "{gate}"}}
+phases: {{metric: value, level: 0.5}}
+tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
+output: {folder}/out
+"""
+GATED_JOB = """\
+import pathlib
+import time
+
+
+def train(*, x=0, gate="", seed, report):
+    while not pathlib.Path(gate).exists():
+        time.sleep(0.1)
+    report(1, value=x)
+    if x == 2:
+        raise ValueError("x is too large")
+
+
+train.metrics = ("value",)
+"""
+
+
+def gated(folder: Path) -> Path:
+    """A project whose trials wait for a file; one of them fails. Its own record would make it too large to submit."""
+    project = folder / "project"
+    project.mkdir()
+    (project / "gated.yaml").write_text(GATED.format(gate=folder / "open", folder=folder))
+    (project / "gated.py").write_text(GATED_JOB)
+    with (project / "mlflow.db").open("wb") as file:
+        file.write(os.urandom(120_000_000))  # random bytes, because the upload is compressed
+    return project
+
+
+def test_a_submitted_sweep_is_followed_stopped_and_resumed(head: Head, tmp_path: Path) -> None:
+    project = gated(tmp_path)
+    sent = run("submit", "gated.yaml", "--no-wait", cwd=project, environ=head.environ)
+    assert sent[0] == 0, sent[1]
+    first = re.search(r"submitted (phasefront-gated-\w+)-1 ", sent[1])
+    assert first, sent[1]
+    refused = run("submit", "gated.yaml", "--workers", "1", cwd=project, environ=head.environ)
+    assert refused[0] == 2, refused[1]
+    assert "runs already" in refused[1]
+    assert "phasefront stop gated.yaml" in refused[1]
+    with driver("submit", "gated.yaml", cwd=project, environ=head.environ) as follower:
+        wait_for("the followed log", lambda: re.search(r"\b[1-3] running", follower.text()) is not None, follower)
+        assert f"{first[1]}-1 runs already" in follower.text()
+        stopped = run("stop", "gated.yaml", cwd=project, environ=head.environ)
+        assert stopped[0] == 0, stopped[1]
+        assert "resumes" in stopped[1]
+        text = follower.finish()
+    assert follower.popen.returncode == 143, text
+    assert f"{first[1]}-1: stopped" in text
+
+    (tmp_path / "open").touch()
+    resumed = run("submit", "gated.yaml", cwd=project, environ=head.environ)
+    assert resumed[0] == 1, resumed[1]  # as `phasefront run`: one trial failed by its own fault
+    assert f"submitted {first[1]}-2 " in resumed[1]
+    assert "ValueError: x is too large" in resumed[1]
+    assert "Traceback" not in resumed[1]
+    assert {each.status for each in trials(record(tmp_path / "mlflow.db"))} == {"FINISHED", "FAILED"}
+    again = run("logs", "gated.yaml", "--follow", cwd=project, environ=head.environ)
+    assert again[0] == 1
+    assert "2 trials finished" in again[1]
+
+
+def test_a_lost_connection_neither_ends_a_job_nor_repeats_its_log(head: Head, tmp_path: Path) -> None:
+    project = gated(tmp_path)
+    with Proxy.to(head.environ["RAY_API_SERVER_ADDRESS"]) as proxy:
+        arguments = ("submit", "gated.yaml", "--address", proxy.uri, "--allow-failures")
+        with driver(*arguments, cwd=project, environ=head.environ) as follower:
+            wait_for("the followed log", lambda: re.search(r"\b[1-3] running", follower.text()) is not None, follower)
+            with proxy.down():
+                wait_for("notice of it", lambda: "connection to the head is lost" in follower.text(), follower)
+                (tmp_path / "open").touch()
+            text = follower.finish()
+    assert follower.popen.returncode == 0, text
+    assert "the head is back after" in text
+    assert text.count("sweep gated: 3 trials") == 1
+    assert text.count("2 trials finished") == 1
+
+
+def test_what_a_wrong_token_and_a_large_folder_are_told(head: Head, tmp_path: Path) -> None:
+    project = gated(tmp_path)
+    wrong = run("submit", "gated.yaml", cwd=project, environ={**head.environ, "RAY_AUTH_TOKEN": "a" * 64})
+    assert wrong[0] == 2, wrong[1]
+    assert "its token is missing or wrong" in wrong[1]
+    (project / "mlflow.db").rename(project / "images.bin")
+    large = run("submit", "gated.yaml", cwd=project, environ=head.environ)
+    assert large[0] == 2, large[1]
+    assert ".rayignore" in large[1]
+    assert "images.bin (114 MiB)" in large[1]
+    unknown = run("stop", "gated.yaml", cwd=project, environ=head.environ)
+    assert unknown[0] == 2, unknown[1]
+    assert "was not submitted" in unknown[1]
+    assert "Traceback" not in wrong[1] + large[1] + unknown[1]

@@ -12,6 +12,9 @@ from orchestrator.secrets import secrets_in, secrets_of
 _STANDS_FOR = "PASSWORD"
 _OPTIONS = {
     "run": ("inline", "workers", "quiet", "allow_failures", "no_map", "figures"),
+    "submit": ("workers", "allow_failures", "address"),
+    "logs": ("address",),
+    "stop": ("address",),
     "map": ("classifier", "figures"),
 }
 """Command -> its options beside `--set`."""

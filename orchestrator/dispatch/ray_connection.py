@@ -54,18 +54,20 @@ def expect_answer(address: str, *, timeout_s: float = ANSWER_S) -> None:
         ) from error
 
 
-def use_token_authentication() -> None:
+def use_token_authentication(*, local: bool) -> None:
     """Turn on Ray's token authentication unless `RAY_AUTH_MODE` is set.
 
     A Ray started by this program then serves this user only. For a cluster it is turned on only if there is a token,
     because a cluster may do without authentication. Where Ray could not keep a new token in the home folder, as in a
     container of a user without one, the token is in the environment of this process.
+
+    Args:
+        local: whether a Ray is started by this process.
     """
     if "RAY_AUTH_MODE" in os.environ:
         return
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     has_token = "RAY_AUTH_TOKEN" in os.environ or token_file.is_file()
-    local = "RAY_ADDRESS" not in os.environ
     if local and not has_token and not _is_writable(token_file.parent):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if has_token or local:
@@ -132,7 +134,7 @@ def connect(local: Node | None = None) -> bool:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         expect_answer(address)
-    use_token_authentication()
+    use_token_authentication(local="RAY_ADDRESS" not in os.environ)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.update(HEAD_AWAY)
     import ray
