@@ -62,7 +62,8 @@ def submit(arguments: argparse.Namespace) -> int:
             metadata={"phasefront_sweep": sweep.name, "phasefront_content": content},
         )
         say(f"submitted {job} to {server.address}: {command}")
-        _compare_versions(server)
+        if server.ray_here != server.ray_there:
+            say(f"note: Ray is {server.ray_here} here and {server.ray_there} on the cluster, which the sweep uses")
     if arguments.no_wait:
         say(f"follow it with: {command_line(arguments, 'logs')} --follow")
         return 0
@@ -207,13 +208,6 @@ def _files_of(sweep: Sweep, folder: Path) -> list[str]:
     if output != folder and output.is_relative_to(folder):
         patterns.append(f"/{output.relative_to(folder).as_posix()}/")
     return patterns
-
-
-def _compare_versions(server: JobServer) -> None:
-    import ray
-
-    if server.ray_version != ray.__version__:
-        say(f"note: the cluster runs Ray {server.ray_version}, this machine {ray.__version__}; the sweep uses its own")
 
 
 def _submit_again(arguments: argparse.Namespace) -> str:

@@ -74,6 +74,7 @@ class JobServer:
         given = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
         self.address = shown(given or "http://127.0.0.1:8265")
         use_token_authentication(local=False)
+        import ray
         from ray.job_submission import JobSubmissionClient
 
         logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
@@ -86,7 +87,7 @@ class JobServer:
 
         with self._explained(connecting=True):
             self._client = Client(given or "http://127.0.0.1:8265")
-        self.ray_version = str(self._client._server_ray_version)
+        self.ray_here, self.ray_there = ray.__version__, str(self._client._server_ray_version)
 
     def attempts(self, prefix: str) -> list[Attempt]:
         """The attempts whose id is `prefix-NUMBER`, first to last."""
