@@ -3,7 +3,8 @@
 A function is `train(params, seed, device, report)`, where `params` is a dict with any names, or an instance of the
 class that it is annotated with (a subclass of `jobs.job.Params`, or a plain dataclass). Or it takes the parameters by
 name: `train(*, learning_rate=0.1, width: int, seed, report)`, where all arguments but `seed`, `device` and `report`
-are parameters. A declared parameter has the type of its annotation, or else of its default.
+are parameters. A declared parameter has the type of its annotation, or else of its default. Either way a further
+argument `state`, without annotation and default, makes long trainings continue (`jobs.function_state`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jobs.job import JobNotFound, ParamError, Params, Scalar, as_dict, param
 SIGNATURE = "train(params, seed, device, report)"
 BY_NAME = "train(*, learning_rate=0.1, seed, report)"
 _OURS = ("seed", "device", "report")
+_STATE = "state"
 _MEANING = "parameter of the function"
 _KINDS = (int, float, bool, str)
 
@@ -122,6 +124,8 @@ class Declaration:
     """The dataclass of which it gets an instance, where that is not `params` itself."""
     by_name: tuple[str, ...] | None = None
     """Which of seed, device and report it takes, where it takes all arguments by name; None: in their order."""
+    takes_state: bool = False
+    """Whether it takes a `state`."""
 
     @property
     def takes_dict(self) -> bool:
@@ -129,16 +133,23 @@ class Declaration:
         return self.params is None and self.by_name is None
 
     def call(
-        self, function: Callable[..., Any], given: Params | dict[str, Scalar], seed: int, device: str, report: Any
+        self,
+        function: Callable[..., Any],
+        given: Params | dict[str, Scalar],
+        seed: int,
+        device: str,
+        report: Any,
+        state: Any = None,
     ) -> Any:
         """What the function returns; `given` is a `params`, or a dict where it takes one."""
         values = given if isinstance(given, dict) else as_dict(given)
+        further = {_STATE: state} if self.takes_state else {}
         if self.by_name is not None:
             ours = {"seed": seed, "device": device, "report": report}
-            return function(**values, **{name: ours[name] for name in self.by_name})
+            return function(**values, **{name: ours[name] for name in self.by_name}, **further)
         if self.made is not None:
-            return function(self.made(**values), seed, device, report)
-        return function(given, seed, device, report)
+            return function(self.made(**values), seed, device, report, **further)
+        return function(given, seed, device, report, **further)
 
 
 def declaration_of(function: Callable[..., Any]) -> Declaration:
@@ -149,6 +160,23 @@ def declaration_of(function: Callable[..., Any]) -> Declaration:
     """
     name = f"function {getattr(function, '__qualname__', function)!r}"
     signature = inspect.signature(function)
+    arguments = list(signature.parameters.values())
+    if any(_is_state(a) for a in arguments):
+        rest = signature.replace(parameters=[a for a in arguments if not _is_state(a)])
+        return dataclasses.replace(_declaration(function, name, rest), takes_state=True)
+    return _declaration(function, name, signature)
+
+
+def _is_state(argument: inspect.Parameter) -> bool:
+    """Whether this is the argument for the state, and not a parameter of that name."""
+    empty = inspect.Parameter.empty
+    by_keyword = argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
+    plain = argument.annotation is empty and argument.default is empty
+    return argument.name == _STATE and by_keyword and plain
+
+
+def _declaration(function: Callable[..., Any], name: str, signature: inspect.Signature) -> Declaration:
+    """The same, of a function without a state."""
     arguments = list(signature.parameters.values())
     try:
         signature.bind(None, 0, "cpu", None)

@@ -27,8 +27,10 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobs.declared import OpenParams, WatchedParams, declaration_of, open_params
+from jobs.function_state import FunctionState, from_arrays, held_of, with_held
 from jobs.job import (
     FINAL,
     LARGEST_STEP,
@@ -47,6 +49,7 @@ from jobs.job import (
     param,
 )
 from jobs.job import Params as ParamsBase
+from jobs.state import TrialState
 
 QUEUE_ROWS = 4096
 """Reports that may wait for the consumer; when there are as many, the function waits."""
@@ -96,7 +99,8 @@ class FunctionJob(Job[Any]):
         self.__dict__.update(open_params=declared is None, Params=declared or OpenParams, version=version)
 
     def params_for(self, values: Mapping[str, Any]) -> ParamsBase:
-        for name in self.declaration.by_name or ():
+        own = self.declaration.by_name or ()
+        for name in (*own, "state") if own and self.declaration.takes_state else own:
             if name in values:
                 raise ParamError(name, "is an argument that every trial of this function gets", values[name])
         return open_params(values) if self.open_params else super().params_for(values)
@@ -121,9 +125,10 @@ class FunctionJob(Job[Any]):
         try:
             while not channel.over:
                 channel.wait()
+                kept = channel.kept  # before its rows are read, so that all of them are
                 yield from channel.drain()
                 if time.monotonic() >= pulse_at:
-                    yield channel.pulse()
+                    yield channel.pulse(kept)
                     pulse_at = time.monotonic() + _PULSE_S
         finally:
             channel.stop()
@@ -207,6 +212,12 @@ class _Channel:
         self._news, self._room = threading.Event(), threading.Event()
         self._stopping = self._ended = False
         self._running = 0
+        self._wanted = False
+        """Whether a checkpoint is due: the next `state.save` is kept."""
+        self.kept: tuple[int, TrialState] | None = None
+        """The position of the member that has saved last, and its state."""
+        self._over: set[int] = set()
+        """The members whose ends were reported."""
         self._broken: BaseException | None = None
         """What ended the thread, apart from the errors of the members."""
         self.over = False
@@ -233,6 +244,7 @@ class _Channel:
     def _train(self, position: int, member: Member[Any]) -> None:
         report = _Reporter(self, position)
         error: str | None = None
+        state = self._state_of(position, member, report) if self._declaration.takes_state else None
         given: ParamsBase | dict[str, Scalar] = member.params
         watched: WatchedParams | None = None
         if self._declaration.takes_dict:
@@ -240,7 +252,7 @@ class _Channel:
             if self._watch:
                 self._watch, given = False, (watched := WatchedParams(given))
         try:
-            result = self._declaration.call(self._function, given, member.seed, self._device, report)
+            result = self._declaration.call(self._function, given, member.seed, self._device, report, state)
             report.returned(result, _place_of(self._function))
         except _Cancelled:
             raise
@@ -250,6 +262,20 @@ class _Channel:
         if watched is not None:
             self._unread[position] = tuple(name for name in as_dict(member.params) if name in watched.unread)
         self._ends.append((position, max(report.step, 0), error))
+
+    def _state_of(self, position: int, member: Member[Any], report: _Reporter) -> FunctionState:
+        """The `state` argument of a member, which continues after its last report where it has a state."""
+
+        def keep(arrays: dict[str, NDArray[Any]]) -> None:
+            step = max(report.step, 0)
+            held = with_held(arrays, report.held)
+            self._wanted, self.kept = False, (position, TrialState(step=step, arrays=held, through=step - 1))
+
+        saved: dict[str, Any] = {}
+        if member.state is not None:
+            saved = from_arrays(member.state)
+            report.step, report.held = member.state.step, held_of(member.state)
+        return FunctionState(saved, lambda: self._wanted, keep)
 
     def put(self, row: _Row) -> None:
         """Append a row; wait while the queue is full.
@@ -293,6 +319,7 @@ class _Channel:
                 finished=none,
             )
         if ends:
+            self._over.update(position for position, _, _ in ends)
             yield Report(
                 step=max(step for _, step, _ in ends),
                 members=none,
@@ -305,10 +332,30 @@ class _Channel:
             raise self._broken
         self.over = over
 
-    def pulse(self) -> Report:
-        """A report without measurements, which names the member that trains."""
+    def pulse(self, kept: tuple[int, TrialState] | None) -> Report:
+        """A report without measurements, which names the member that trains.
+
+        It offers the state that this member has kept; where it has kept none, it will keep the next one.
+        """
         none = np.empty(0, dtype=np.int64)
-        return Report(step=0, members=none, values={}, finished=none, running=self._running)
+
+        def states() -> dict[int, TrialState]:
+            self._wanted = True
+            if kept is None or kept[0] in self._over or kept is not self.kept:
+                return {}
+            self.kept = None
+            position, state = kept
+            later = {p: m.state for p, m in enumerate(self._pack) if p > position and m.state is not None}
+            return {position: state, **later}
+
+        return Report(
+            step=0,
+            members=none,
+            values={},
+            finished=none,
+            running=self._running,
+            state=states if self._declaration.takes_state else None,
+        )
 
     def stop(self) -> None:
         """End the function at its next report."""
@@ -326,7 +373,7 @@ class _Reporter:
     def __init__(self, channel: _Channel, position: int) -> None:
         self._channel, self._position = channel, position
         self.step = -1
-        self._held: dict[str, float] = {}
+        self.held: dict[str, float] = {}
 
     def __call__(self, step: int, **metrics: float) -> None:
         """Record metrics at a step.
@@ -350,7 +397,7 @@ class _Reporter:
             raise ReportError(f"{_place()}report: {rule}")
         values = _numbers(metrics, "report")
         self.release()
-        self.step, self._held = step, values
+        self.step, self.held = step, values
 
     def returned(self, result: object, place: str) -> None:
         """Add what the function, which is defined at `place`, returned to its last report (or to step 0)."""
@@ -359,13 +406,13 @@ class _Reporter:
         if not isinstance(result, Mapping):
             rule = f"a function must return a dict of final metrics, or nothing; got {shown(result)}"
             raise ReportError(f"{place}{rule}")
-        self._held = {**self._held, **_numbers(result, "return", place)}
+        self.held = {**self.held, **_numbers(result, "return", place)}
         self.step = max(self.step, 0)
 
     def release(self) -> None:
         """Send the last report, which is held until the next one."""
-        if self._held:
-            held, self._held = self._held, {}
+        if self.held:
+            held, self.held = self.held, {}
             self._channel.put((self._position, self.step, tuple(held), tuple(held.values())))
 
 

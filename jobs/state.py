@@ -29,6 +29,8 @@ class TrialState:
     """Optimiser steps done. What was due by its schedule up to this step has been reported."""
     arrays: Arrays = field(default_factory=dict)
     """name -> values of this trial alone, without a model dimension."""
+    through: int | None = None
+    """The last step whose measurements it includes; later ones are reported again. None: all that were reported."""
 
     def array(self, name: str) -> NDArray[Any]:
         """The array of this name.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from jobs.job import Params, as_dict
+from orchestrator.checkpoints.known import Checkpoints
 from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.failures import (
     IDENTICAL_FAILURES_BEFORE_STOP,
@@ -42,6 +43,8 @@ TRIALS_AHEAD = 16
 """Trials handed out per worker in any case, so that workers do not run out of very small packs."""
 POLL_S = 0.2
 """The longest wait for events, and so the delay before a stop is noticed."""
+SAVE_S = 60.0
+"""The longest wait for checkpoints when a run is stopped; the process may have to end earlier."""
 FAILURES_KEPT = 50
 """Failed trials that the summary keeps for printing; the record holds all of them."""
 
@@ -54,6 +57,8 @@ class _Dispatched:
     attempt: Attempt
     left: dict[str, Trial]
     """Its trials that have not ended, by id."""
+    continues: bool = False
+    """Whether any of them continues from a checkpoint."""
 
 
 class Runner:
@@ -75,6 +80,7 @@ class Runner:
         stopped: called once a stopped run is recorded, before its workers are released.
         starting: the note to display while `pool` runs.
         first: watches the first trials.
+        checkpoints: of the sweep's packs; None: none are written.
     """
 
     def __init__(
@@ -95,12 +101,14 @@ class Runner:
         stopped: Callable[[Summary], None] | None = None,
         starting: str = "starting workers",
         first: FirstTrials | None = None,
+        checkpoints: Checkpoints | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job_name, self._planner, self._sampler, self._tracker = job_name, planner, sampler, tracker
         self._pool, self._progress, self._starting, self._clock = pool, progress, starting, clock
         self._thresholds, self._fingerprint, self._axes = thresholds, fingerprint, axes
         self._trial_timeout_s, self._retired, self._first = trial_timeout_s, tuple(retired), first
+        self._checkpoints = checkpoints
         self._stop = stop or threading.Event()
         self._stopped = stopped
         self._dispatcher: Dispatcher | None = None
@@ -141,6 +149,8 @@ class Runner:
         finally:
             # Record first: a stopped job has three seconds, of which disconnecting from Ray takes one or two.
             try:
+                if self._stop.is_set() and self._dispatcher is not None:
+                    self._dispatcher.ask_to_save()
                 self._end_as_killed()
                 self._summary.stopped = self._stop.is_set()
                 if broke or self._summary.stopped:
@@ -151,7 +161,11 @@ class Runner:
                         self._stopped(self._summary)
             finally:
                 if self._dispatcher is not None:
+                    if self._summary.stopped:
+                        self._dispatcher.await_saved(SAVE_S)
                     self._dispatcher.close()
+                if self._checkpoints is not None:
+                    self._checkpoints.close()
         self._show()
         return self._summary
 
@@ -176,6 +190,8 @@ class Runner:
         if not self._tracker.ready(POLL_S):  # it says why; meanwhile workers wait
             self._show(note="waiting for the record")
             return True
+        if self._checkpoints is not None:
+            self._checkpoints.tidy()
         self._feed(dispatcher)
         self._handle(dispatcher.poll(POLL_S))
         for notice in dispatcher.notices():
@@ -194,11 +210,20 @@ class Runner:
         return self._dispatcher
 
     def _plan(self, workers: int) -> None:
-        packs = self._planner.plan(self._waiting, workers=workers)
+        packs = [pack for trials in self._alike() for pack in self._planner.plan(trials, workers=workers)]
         self._planned += len(self._waiting)
         self._planned_s += math.fsum(pack.seconds for pack in packs)
         self._queue.extend((pack, Attempt()) for pack in packs)
         self._waiting = []
+
+    def _alike(self) -> list[list[Trial]]:
+        """The trials to plan, where only those share a pack that continue at the same step; the longest way first."""
+        if self._checkpoints is None:
+            return [self._waiting]
+        groups: dict[int, list[Trial]] = {}
+        for trial in self._waiting:
+            groups.setdefault(self._checkpoints.step_of(trial.id), []).append(trial)
+        return [trials for _, trials in sorted(groups.items())]
 
     # --- ask, and skip what is recorded ---
 
@@ -211,15 +236,20 @@ class Runner:
             return False
         recorded = self._tracker.index([trial.id for trial in trials])
         stale: list[Trial] = []
+        interrupted: list[str] = []
         for trial in trials:
             known = recorded.get(trial.id)
             if known is None or known.status is not Status.FINISHED:
                 self._waiting.append(trial)
+                if known is not None and known.status is Status.KILLED:
+                    interrupted.append(trial.id)
             elif is_stale(known, self._fingerprint, self._retired):
                 stale.append(trial)
             else:
                 self._skip(TrialResult(trial.id, known.status, known.phase, known.observations))
         self._relabel(stale)
+        if self._checkpoints is not None and interrupted and (found := self._checkpoints.find(interrupted)):
+            self._progress.say(f"{found} trials continue from checkpoints")
         return True
 
     def _skip(self, result: TrialResult) -> None:
@@ -274,6 +304,7 @@ class Runner:
             self._out[pack_id] = _Dispatched(pack=pack, attempt=attempt, left=left)
             self._trials_out += len(pack.trials)
             tasks.append(self._task(pack_id, pack, attempt))
+            self._out[pack_id].continues = bool(tasks[-1].saving and tasks[-1].saving.continues)
         dispatcher.submit(tasks)
 
     def _task(self, pack_id: str, pack: Pack, attempt: Attempt) -> PackTask:
@@ -291,6 +322,7 @@ class Runner:
             alone=attempt.alone,
             timeout_s=self._trial_timeout_s,
             expected_s=pack.seconds,
+            saving=None if self._checkpoints is None else self._checkpoints.saving([t.id for t in pack.trials]),
         )
 
     # --- record and tell ---
@@ -311,6 +343,8 @@ class Runner:
                         self._first.rows(event.rows)
                 if event.unread and self._first is not None:
                     self._first.unread(event.unread)
+                if self._checkpoints is not None:
+                    self._take_checkpoint(self._checkpoints, event)
                 for result in event.results:
                     trial = out.left.pop(result.trial_id, None)
                     if trial is None:
@@ -329,6 +363,8 @@ class Runner:
             self._tracker.end([result for _, result in ended])
             self._trials_out -= len(ended)
             self._begun.difference_update(trial.id for trial, _ in ended)
+            if self._checkpoints is not None:
+                self._checkpoints.ended(trial.id for trial, _ in ended)
             for trial, result in ended:
                 self._tell(trial, result)
                 if self._first is not None:
@@ -336,6 +372,12 @@ class Runner:
         self._tracker.settle()
         self._take_refusals()
         self._summary.record_s += self._clock() - began
+
+    def _take_checkpoint(self, checkpoints: Checkpoints, event: PackProgress) -> None:
+        if event.saved is not None:
+            checkpoints.saved(event.saved)
+        if event.notice:
+            checkpoints.note(event.notice)
 
     def _take_refusals(self) -> None:
         """Trials that the record could not hold have failed, whatever they were counted as; it says so itself."""
@@ -362,9 +404,10 @@ class Runner:
             error = "the pack ended without reporting this trial"
             decision = self._decide(Cause.USER_ERROR, out, left, error=error, node="")
             self._carry_out(decision, left, TrialResult("", Status.FAILED, error=decision.error), ended)
-        self._planner.tally.add(out.pack, event.train_s if event.busy_s is None else event.busy_s)
-        self._summary.train_s += event.train_s
-        self._summary.estimated_s += out.pack.seconds
+        if not out.continues:  # what is left of a training says nothing of a whole one
+            self._planner.tally.add(out.pack, event.train_s if event.busy_s is None else event.busy_s)
+            self._summary.train_s += event.train_s
+            self._summary.estimated_s += out.pack.seconds
 
     def _pack_failed(self, event: PackFailed, out: _Dispatched, ended: list[tuple[Trial, TrialResult]]) -> None:
         del self._out[event.pack_id]

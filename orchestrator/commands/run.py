@@ -22,6 +22,7 @@ from orchestrator.commands.searching import history, known_trials, opened_sample
 from orchestrator.commands.status import FAILURES_SHOWN, failure_line
 from orchestrator.commands.wiring import (
     load_sweep,
+    make_checkpoints,
     make_planner,
     make_pool,
     measured,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 LEAVE_AFTER_S = 2.0
 """Ray kills a stopped job after three seconds; shutting down a Ray that was started here may take longer."""
+SAVE_AFTER_S = 90.0
+"""The same after SIGUSR1, by which a scheduler announces the end: there is time for checkpoints."""
 SAMPLE = 64
 """Trials of a search from which costs are estimated before it starts."""
 
@@ -70,6 +73,8 @@ class Stopper:
         self._signals = [signal.SIGINT] if embedded else [signal.SIGINT, signal.SIGTERM]
         if embedded and threading.current_thread() is not threading.main_thread():
             self._signals = []  # Python has no handlers of other threads
+        if not embedded and hasattr(signal, "SIGUSR1"):
+            self._signals.append(signal.SIGUSR1)
         # A closed terminal stops the run as SIGTERM does, except under nohup, which ignores SIGHUP.
         if not embedded and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             self._signals.append(signal.SIGHUP)
@@ -121,7 +126,8 @@ class Stopper:
         self.signal = number
         self.stop.set()
         if not self._embedded:
-            leave = threading.Timer(LEAVE_AFTER_S, self._leave)
+            announced = hasattr(signal, "SIGUSR1") and number == signal.SIGUSR1
+            leave = threading.Timer(SAVE_AFTER_S if announced else LEAVE_AFTER_S, self._leave)
             leave.daemon = True
             leave.start()
         if self.at_once:
@@ -193,6 +199,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                     first=FirstTrials(
                         sweep.job_object(), sweep.thresholds(), place=sweep.label_place, say=progress.say
                     ),
+                    checkpoints=make_checkpoints(sweep, say=progress.say),
                 )
                 summary = runner.run()
             progress.close()

@@ -22,6 +22,7 @@ from orchestrator.plan.calibration import Calibration, Machine
 if TYPE_CHECKING:
     import argparse
 
+    from orchestrator.checkpoints.known import Checkpoints
     from orchestrator.plan.planner import Planner
     from orchestrator.sweep.sweep import Sweep
     from orchestrator.tracking.base import SweepRecord, Tracker
@@ -212,6 +213,26 @@ def make_pool(
         return RayDispatcher(job=sweep.job, request=request(sweep), source=source, say=say)
 
     return make
+
+
+def make_checkpoints(sweep: Sweep, *, say: Callable[[str], None]) -> Checkpoints | None:
+    """The checkpoints of a sweep; None where there are none.
+
+    Without an address they are in the output folder, where all workers are on this machine.
+    """
+    from orchestrator.checkpoints.known import Checkpoints
+    from orchestrator.checkpoints.store import below
+
+    address, name = sweep.resources.checkpoints, f"{sweep.name}-{sweep.id[:8]}"
+    if address is None or (address == "auto" and on_cluster()):
+        return None
+    if address == "auto":
+        folder = str((sweep.output / f"checkpoints-{sweep.id[:8]}").absolute())
+    elif "://" in address:
+        folder = below(address, name)
+    else:
+        folder = str((Path(address).expanduser() / name).absolute())
+    return Checkpoints(folder, interval_s=sweep.resources.checkpoint_interval, say=say)
 
 
 def make_planner(sweep: Sweep, calibration: Calibration, *, shape: Shape) -> Planner:

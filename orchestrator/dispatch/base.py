@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from jobs.job import Scalar
+from orchestrator.checkpoints.saving import Saved, Saving
 from orchestrator.dispatch.source import Source
 from orchestrator.printable import printable
 from orchestrator.records import CurveRows, TrialResult
@@ -39,6 +40,8 @@ class PackTask:
     """Estimated duration of the pack; 0 if unknown."""
     source: str = ""
     """The driver's source of the job (`Source.text`): a worker with another one refuses the pack. Empty: any."""
+    saving: Saving | None = None
+    """Where it is saved, and what it continues from; None: it is not saved."""
 
 
 class Cause(StrEnum):
@@ -67,6 +70,10 @@ class PackProgress:
     """The node it runs on, stated with a failed result; empty if unknown."""
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Trial -> the parameters that its code has not read, of those among `results` of which that is known."""
+    saved: Saved | None = None
+    """The checkpoint that was written."""
+    notice: str = ""
+    """What the user should know of checkpoints that could not be written or read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +132,14 @@ class Dispatcher(ABC):
     def running(self) -> Collection[str] | None:
         """The packs that are being trained now; None if that is not known."""
         return None
+
+    def ask_to_save(self) -> None:
+        """Ask for a checkpoint of every pack that has run for a while; does not block."""
+        return
+
+    def await_saved(self, timeout_s: float) -> None:
+        """Wait until the packs that were asked are saved or have ended. Events are dropped meanwhile."""
+        return
 
     @property
     def note(self) -> str:

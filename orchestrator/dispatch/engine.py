@@ -8,7 +8,7 @@ the engine gives.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from orchestrator.dispatch.base import Cause, Event, PackTask
@@ -98,6 +98,14 @@ class Engine(ABC):
     def last_output(self, worker: int) -> str:
         """The last lines that a worker has printed; empty if that is unknown."""
         return ""
+
+    def draining(self) -> Collection[str]:
+        """The nodes that will go away soon, by id, as far as the cluster says so. Cheap, never blocks."""
+        return ()
+
+    def ask_to_save(self, worker: int) -> None:
+        """Ask a worker to save its pack soon, and from time to time as long as it lives."""
+        return
 
     @abstractmethod
     def request(self, workers: int) -> None:

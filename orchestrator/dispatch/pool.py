@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
+from orchestrator.checkpoints.interval import NodeLives
+from orchestrator.checkpoints.saving import ASK_AFTER_S
 from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.engine import Engine, EngineEvent, PackNews, WorkerDied, WorkerReady
 from orchestrator.dispatch.health import STILLBORN_LIMIT, NodeHealth
@@ -64,6 +66,11 @@ class PooledDispatcher(Dispatcher):
         self._versions = JobVersions(source, local=not grows)
         self._roster = Roster(engine, wanted=workers, grows=grows, health=self._health, versions=self._versions)
         self._placement = Placement(engine, self._roster, self._health)
+        self._lives = NodeLives()
+        self._asked: set[str] = set()
+        """Packs that were asked for a checkpoint because the run is stopped."""
+        self._draining: set[str] = set()
+        """Nodes that are going away, whose workers were asked for checkpoints."""
         self._lost: set[str] = set()
         """Nodes that died, each of which is mentioned once."""
         self._slow: set[str] = set()
@@ -104,6 +111,8 @@ class PooledDispatcher(Dispatcher):
         """Queue packs, and give them to idle workers."""
         now = self._clock()
         for task in tasks:
+            if task.saving is not None and (life_s := self._lives.mean_s) is not None:
+                task = replace(task, saving=replace(task.saving, life_s=life_s))
             self._placement.add(self._versions.stamped(task), now)
         self._placement.assign(now)
 
@@ -132,6 +141,25 @@ class PooledDispatcher(Dispatcher):
         self._placement.assign(now)
         self._polled = now
         return events
+
+    def ask_to_save(self) -> None:
+        """The first pack of each worker, where it is old enough to be worth it."""
+        now = self._clock()
+        for worker in self._roster.workers.values():
+            held = worker.packs[0] if worker.packs else None
+            if held is not None and held.task.saving is not None and now - held.began >= ASK_AFTER_S:
+                self._engine.ask_to_save(worker.number)
+                self._asked.add(held.task.pack_id)
+
+    def await_saved(self, timeout_s: float) -> None:
+        """Wait for the packs of `ask_to_save`; one that was saved just before does not answer."""
+        end = self._clock() + timeout_s
+        while self._asked and (left_s := end - self._clock()) > 0:
+            for happened in self._engine.wait(min(left_s, 0.1)):
+                if isinstance(happened, PackNews):
+                    event = happened.event
+                    if not isinstance(event, PackProgress) or event.saved is not None:
+                        self._asked.discard(event.pack_id)
 
     def await_ready(self, *, timeout_s: float, all_of_them: bool) -> None:
         """Wait until the first worker, or every worker, has started; at most `timeout_s`.
@@ -252,6 +280,7 @@ class PooledDispatcher(Dispatcher):
         self._roster.forget(worker)
         if death.cause is Cause.NODE_LOST and worker.node not in self._lost:
             self._lost.add(worker.node)
+            self._lives.lost()
             self._say(f"node {self._roster.name(worker.node)} was lost; its trials are run again")
         if death.cause is not Cause.NODE_LOST and not worker.used:
             before = self._health.start_failures(worker.node)
@@ -293,7 +322,12 @@ class PooledDispatcher(Dispatcher):
         if now - self._looked < LOOK_S:
             return
         self._looked = now
+        self._lives.passed(now, len(self._roster.nodes))
         self._roster.look()
+        for node in set(self._engine.draining()) - self._draining:
+            self._draining.add(node)
+            for worker in self._roster.on(node):
+                self._engine.ask_to_save(worker.number)
         for worker in self._roster.gone(now):  # the engine may not say so
             self._engine.kill_worker(worker.number)
             death = WorkerDied(worker=worker.number, cause=Cause.NODE_LOST, error="the node left the cluster")

@@ -18,7 +18,7 @@ from typing import TypeVar
 from orchestrator.dispatch.capacity import Need, fits
 from orchestrator.dispatch.engine import NodeRoom
 from orchestrator.dispatch.ray_connection import disconnect
-from orchestrator.dispatch.ray_nodes import AliveNode, alive_nodes
+from orchestrator.dispatch.ray_nodes import AliveNode, alive_nodes, draining_nodes
 from orchestrator.errors import Outage
 
 T = TypeVar("T")
@@ -52,6 +52,8 @@ class RayCluster:
         self._prefix = f"phasefront/{uuid.uuid4().hex}/"
         self._own = _own_node()
         self._nodes: Mapping[str, AliveNode] = alive_nodes()
+        self.draining: frozenset[str] = frozenset()
+        """The nodes that are going away, such as preempted ones, while they still live."""
         self._answered_at = time.monotonic()
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._kept: list[str] = []
@@ -77,6 +79,8 @@ class RayCluster:
     def _look(self) -> None:
         self._nodes = alive_nodes()
         self._answered_at = time.monotonic()
+        if not self.local:
+            self.draining = draining_nodes()
 
     # --- what the driver's thread asks ---
 

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ OUTPUT_S = 5.0
 EVENTS_AHEAD = 4
 """Events of a pack that wait for the driver; then its worker blocks, so that a slow record fills no memory. A short
 pack has fewer, so its worker goes on to the next pack at once."""
+SAVE = "save"
+"""The end of a key of Ray's internal store that asks a worker to save its pack."""
 STREAM: Mapping[str, Any] = {"num_returns": "streaming", "_generator_backpressure_num_objects": EVENTS_AHEAD}
 """Options of a call that yields events."""
 
@@ -45,7 +47,7 @@ class WorkerActor:
         paths: folders to import the job from, after those of the process.
         threads: of tensor operations.
         device: where the packs train.
-        withdrawn: prefix of the keys of Ray's internal store that withdraw a pack.
+        withdrawn: prefix of the keys of Ray's internal store that withdraw a pack, or ask for a checkpoint.
     """
 
     def __init__(self, paths: Sequence[str], threads: int, device: str, withdrawn: str) -> None:
@@ -71,9 +73,12 @@ class WorkerActor:
             return
         began = time.monotonic()
         try:
-            yield from output.told(execute(task, device=self._device), self._output)
+            yield from output.told(execute(task, device=self._device, asked=self._asked), self._output)
         finally:
             self._last_s = time.monotonic() - began
+
+    def _asked(self) -> bool:
+        return _is_set(self._withdrawn + SAVE)
 
 
 def _is_set(key: str) -> bool:
@@ -178,6 +183,14 @@ class RayEngine(Engine):
         last, _ = streams.pop()
         assert last == pack_id
         self._cluster.keep_key(self._cluster.withdrawn_key(worker) + pack_id)
+
+    def draining(self) -> Collection[str]:
+        """As Ray said when it was last asked."""
+        return self._cluster.draining
+
+    def ask_to_save(self, worker: int) -> None:
+        """A worker looks for this key while it trains a long pack."""
+        self._cluster.keep_key(self._cluster.withdrawn_key(worker) + SAVE)
 
     def request(self, workers: int) -> None:
         """Ask Ray's autoscaler."""

@@ -39,6 +39,14 @@ def alive_nodes() -> dict[str, AliveNode]:
     }
 
 
+def draining_nodes() -> frozenset[str]:
+    """The nodes that are being drained, by id; none where this version of Ray does not say."""
+    from ray._private.state import state
+
+    drained = getattr(state, "get_draining_nodes", None)
+    return frozenset(drained()) if drained is not None else frozenset()
+
+
 def names_of(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Node id -> the name of its host, with its address where hosts share a name."""
     addresses: defaultdict[str, set[str]] = defaultdict(set)

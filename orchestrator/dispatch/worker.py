@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from jobs.catalogue import load_job
 from jobs.function import running_stack, shown
 from jobs.job import LARGEST_STEP, Curves, Job, Member, Observations, Params, Report, params_from
+from orchestrator.checkpoints.contents import SavedCurve
+from orchestrator.checkpoints.saving import PackSaver
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.environment import TrainingRecord, environment_of, pack_digest
 from orchestrator.dispatch.source import source_of
@@ -75,7 +78,12 @@ def busy_clock(job: Job[Any], device: str) -> Callable[[], float]:
 
 
 def execute(
-    task: PackTask, *, device: str, flush_s: float = FLUSH_S, clock: Callable[[], float] = time.monotonic
+    task: PackTask,
+    *,
+    device: str,
+    flush_s: float = FLUSH_S,
+    clock: Callable[[], float] = time.monotonic,
+    asked: Callable[[], bool] = lambda: False,
 ) -> Generator[Event, None, None]:
     """Run one pack. The last event is its `PackEnded` or `PackFailed`.
 
@@ -87,6 +95,9 @@ def execute(
     `Cause.TIMED_OUT` and the trial's id. The trial may still be running then.
 
     A pack that was made from another source of the job is refused (`Cause.OTHER_SOURCE`).
+
+    A pack with `task.saving` continues its trials from checkpoints, and is saved from time to time, and whenever
+    `asked` says so.
     """
     if (refusal := _refusal(task)) is not None:
         yield refusal
@@ -104,16 +115,23 @@ def execute(
         return
 
     curves = _OpenCurves(task, job, members, thresholds, device)
+    saver = None if task.saving is None else PackSaver(task.saving, task.trial_ids, task.source, clock, asked)
+    train = partial(job.train, device=device)
     flushed = clock()
     deadline = _Deadline(task.timeout_s, clock)
     try:
-        for report in job.train(members, device=device):
+        for report in train(members) if saver is None else saver.reports(train, members, curves.restore):
             curves.add(report)
             if deadline.passed(report):
                 yield from curves.flush_rest()
                 yield deadline.failure(task)
                 return
-            if curves.waiting_values >= FLUSH_VALUES or clock() - flushed >= flush_s:
+            if saver is not None and saver.due(report):
+                yield from curves.flush_rest()
+                saved, notice = saver.save(report, curves.so_far)
+                yield PackProgress(pack_id=task.pack_id, rows=None, results=(), saved=saved, notice=notice)
+            waits = curves.waits or report.state is None
+            if curves.waiting_values >= FLUSH_VALUES or (waits and clock() - flushed >= flush_s):
                 yield curves.flush()
                 flushed = clock()
     except (Exception, SystemExit) as error:  # likewise
@@ -243,13 +261,7 @@ class _OpenCurves:
     def _block(self, values: Mapping[str, Values], count: int) -> tuple[Values, Flags]:
         """(m, K) values of one report. K grows if the job names its metrics as it goes."""
         for name in values:
-            if name not in self._column:
-                if not self._names_as_it_goes:
-                    raise ValueError(
-                        f"train reported {name!r}, which is not in the job's metrics ({', '.join(self._metrics)})"
-                    )
-                self._column[name] = len(self._metrics)
-                self._metrics.append(name)
+            self._place_of(name)
         block = np.full((count, len(self._metrics)), np.nan)
         reported = np.zeros(len(self._metrics), dtype=np.bool_)
         for name, column in values.items():
@@ -259,6 +271,17 @@ class _OpenCurves:
                 raise ValueError(f"train reported {name!r} for {count} members: {error}") from error
             reported[self._column[name]] = True
         return block, reported
+
+    def _place_of(self, name: str) -> int:
+        """The column of a metric."""
+        if name not in self._column:
+            if not self._names_as_it_goes:
+                raise ValueError(
+                    f"train reported {name!r}, which is not in the job's metrics ({', '.join(self._metrics)})"
+                )
+            self._column[name] = len(self._metrics)
+            self._metrics.append(name)
+        return self._column[name]
 
     def _end(self, position: int, error: str | None = None) -> None:
         measured = self._open.pop(position, None)
@@ -300,6 +323,33 @@ class _OpenCurves:
         for position in list(self._open):
             self._end(position, error)
 
+    def restore(self, position: int, curve: SavedCurve) -> None:
+        """The rows of a trial that continues; they are sent again, because its curve starts again in the record."""
+        place = [self._place_of(name) for name in curve.metrics]
+        one = np.array([position], dtype=np.int64)
+        for step, values, present in zip(curve.step.tolist(), curve.values, curve.present, strict=True):
+            block = np.full((1, len(self._metrics)), np.nan)
+            reported = np.zeros(len(self._metrics), dtype=np.bool_)
+            block[0, place], reported[place] = values, present
+            self._open[position].append((step, block[0], reported))
+            self._blocks.append((one, step, block, reported))
+        self.waiting_values += curve.values.size
+
+    def so_far(self, position: int) -> SavedCurve:
+        """The rows of an unfinished trial."""
+        measured = self._open[position]
+        return SavedCurve(
+            metrics=tuple(self._metrics),
+            step=np.array([step for step, _, _ in measured], dtype=np.int64),
+            values=self._widen([row[None, :] for _, row, _ in measured], np.nan),
+            present=self._widen([reported[None, :] for _, _, reported in measured], False).astype(np.bool_),
+        )
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything waits to be sent."""
+        return bool(self._blocks or self._results)
+
     def flush(self) -> PackProgress:
         """Return everything that waits to be sent."""
         results, unread = tuple(self._results), self._unread
@@ -309,7 +359,7 @@ class _OpenCurves:
 
     def flush_rest(self) -> Iterator[PackProgress]:
         """The same, if anything waits."""
-        if self._blocks or self._results:
+        if self.waits:
             yield self.flush()
 
     def _rows(self) -> CurveRows | None:

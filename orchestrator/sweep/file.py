@@ -74,6 +74,18 @@ class Resources(FileModel):
         "The longest that a trial, or a pack of trials that train together, may take; null sets no limit.",
         "a number of seconds > 0, a duration such as 90s, 30m or 1.5h, or null",
     )
+    checkpoints: str | None = key(
+        "auto",
+        "Where the state of long packs is saved, so that they continue after a loss: a folder that all workers share, "
+        "or a bucket. auto is a folder in the output folder on one machine, and nothing on a cluster; null is nothing.",
+        "auto, a folder, an address such as s3://bucket/folder or gs://bucket/folder, or null",
+        min_length=1,
+    )
+    checkpoint_interval: Duration | Auto = key(
+        None,
+        "Time between two checkpoints of a pack; auto is 5 minutes, and less where nodes are lost.",
+        "a number of seconds > 0, a duration such as 90s, 10m or 1.5h, or auto",
+    )
 
 
 class Tracking(FileModel):

@@ -127,7 +127,7 @@ class Sweep:
             tracking = tracking.model_copy(update={"uri": address})
             if secrets_in(address):
                 secret_texts["tracking", "uri"] = "${MLFLOW_TRACKING_URI}"
-        learn(tracking.uri, written.search.storage)
+        learn(tracking.uri, written.search.storage, written.resources.checkpoints or "")
         return cls(
             name=name,
             source=path,
@@ -297,10 +297,7 @@ class Sweep:
                 "phases": as_dict(self.thresholds()),
                 **({"analysis": _written(file.analysis)} if file.analysis is not None else {}),
                 **({"figure": file.figure.model_dump(exclude_defaults=True)} if file.figure != FigureStyle() else {}),
-                "resources": {
-                    k: "auto" if v is None and k != "trial_timeout" else v
-                    for k, v in file.resources.model_dump().items()
-                },
+                "resources": self._resources(),
                 "tracking": {
                     **self.tracking.model_dump(),
                     "uri": self._address(("tracking", "uri"), self.tracking.uri),
@@ -308,6 +305,19 @@ class Sweep:
                 "output": str(self.output),
             }
         )
+
+    def _resources(self) -> dict[str, Any]:
+        written = self.written.resources
+        plain = {k: "auto" if v is None else v for k, v in written.model_dump().items()}
+        plain["trial_timeout"] = written.trial_timeout
+        if written.checkpoint_interval is None:
+            del plain["checkpoint_interval"]
+        if written.checkpoints == "auto":
+            del plain["checkpoints"]
+        else:
+            address = written.checkpoints
+            plain["checkpoints"] = address and self._address(("resources", "checkpoints"), address)
+        return plain
 
     def _address(self, keys: Keys, uri: str) -> str:
         """An address as the record has it."""

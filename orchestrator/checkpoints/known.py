@@ -1,0 +1,137 @@
+"""The driver's part: which trial continues from which file, and which files are no longer needed.
+
+A file is needed while a trial whose newest state it holds has not ended. Files are deleted in the background.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from queue import SimpleQueue
+
+from orchestrator.checkpoints.contents import BadCheckpoint
+from orchestrator.checkpoints.saving import Saved, Saving
+from orchestrator.checkpoints.store import Store, StoreError, open_store
+
+
+class Checkpoints:
+    """The checkpoints of one sweep.
+
+    Args:
+        folder: the address of the store.
+        interval_s: between two checkpoints of a pack; None: chosen.
+        say: called with a line to show.
+    """
+
+    def __init__(self, folder: str, *, interval_s: float | None = None, say: Callable[[str], None] = print) -> None:
+        self._folder, self._interval_s, self._say = folder, interval_s, say
+        self._file_of: dict[str, str] = {}
+        """Trial -> the file with its newest state."""
+        self._step_of: dict[str, int] = {}
+        self._held: dict[str, set[str]] = {}
+        """File -> the unfinished trials whose newest state it holds."""
+        self._released: list[str] = []
+        """Files that are not needed once what is recorded is safe."""
+        self._said: set[str] = set()
+        self._deletes: SimpleQueue[str | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def find(self, unfinished: Iterable[str]) -> int:
+        """Look for checkpoints of trials that an earlier run began; return how many continue.
+
+        Files that hold no such trial are deleted.
+        """
+        wanted = set(unfinished)
+        try:
+            store = open_store(self._folder)
+            names = store.names()
+        except StoreError as error:
+            self.note(f"checkpoints of an earlier run cannot be read ({error}); its unfinished trials start again")
+            return 0
+        for name in names:
+            steps = self._steps(store, name)
+            if steps is None:
+                continue
+            for trial, step in steps.items():
+                if trial in wanted and step > self._step_of.get(trial, -1):
+                    self._put(trial, name, step)
+            if name not in self._held:
+                self._released.append(name)
+        return len(self._file_of)
+
+    def _steps(self, store: Store, name: str) -> Mapping[str, int] | None:
+        try:
+            return store.table(name).steps
+        except (StoreError, BadCheckpoint) as error:
+            self.note(f"checkpoint {name} cannot be used: {error}; its trials start again")
+            return None
+
+    def _put(self, trial: str, file: str, step: int) -> None:
+        self._drop(trial)
+        self._file_of[trial], self._step_of[trial] = file, step
+        self._held.setdefault(file, set()).add(trial)
+        if file in self._released:
+            self._released.remove(file)
+
+    def _drop(self, trial: str) -> None:
+        file = self._file_of.pop(trial, None)
+        self._step_of.pop(trial, None)
+        if file is None:
+            return
+        held = self._held[file]
+        held.discard(trial)
+        if not held:
+            del self._held[file]
+            self._released.append(file)
+
+    def step_of(self, trial: str) -> int:
+        """The step at which a trial continues; 0 where it starts."""
+        return self._step_of.get(trial, 0)
+
+    def saving(self, trials: Sequence[str]) -> Saving:
+        """How a pack of these trials is saved, and what it continues from."""
+        continues = {trial: self._file_of[trial] for trial in trials if trial in self._file_of}
+        return Saving(folder=self._folder, continues=continues, interval_s=self._interval_s)
+
+    def saved(self, saved: Saved) -> None:
+        """A pack has written a checkpoint."""
+        for trial, step in saved.steps.items():
+            self._put(trial, saved.file, step)
+
+    def ended(self, trials: Iterable[str]) -> None:
+        """These trials have ended, and the tracker has their results."""
+        for trial in trials:
+            self._drop(trial)
+
+    def note(self, text: str) -> None:
+        """Show a line, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+    def tidy(self) -> None:
+        """Delete the files that are not needed; the record has taken all results so far."""
+        if not self._released:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._delete, name="phasefront checkpoints", daemon=True)
+            self._thread.start()
+        for file in self._released:
+            self._deletes.put(file)
+        self._released = []
+
+    def _delete(self) -> None:
+        store: Store | None = None
+        while (file := self._deletes.get()) is not None:
+            try:
+                store = store or open_store(self._folder)
+                store.delete(file)
+            except StoreError:
+                continue  # a file that is left takes room, and no more
+
+    def close(self, *, patience_s: float = 10.0) -> None:
+        """Wait until what was to be deleted is deleted, though not for long."""
+        if self._thread is not None:
+            self._deletes.put(None)
+            self._thread.join(patience_s)
+            self._thread = None

@@ -1,0 +1,239 @@
+"""The worker's part: a pack is saved while it trains, and continues from checkpoints.
+
+A checkpoint that cannot be written or read costs no trial: the training goes on, or the trial starts again, and a
+notice says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.job import Member, Report
+from jobs.state import StateError, TrialState
+from orchestrator.checkpoints.contents import BadCheckpoint, SavedCurve, SavedTrial, decoded, encoded
+from orchestrator.checkpoints.interval import Rhythm
+from orchestrator.checkpoints.store import SUFFIX, Store, StoreError, open_store
+from orchestrator.printable import printable
+
+Positions = NDArray[np.int64]
+
+ASK_S = 1.0
+"""How often a worker looks whether it was asked to save its pack."""
+ASK_AFTER_S = 20.0
+"""A younger pack loses little: it does not look."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saving:
+    """How a pack is saved: plain data on its way to a worker."""
+
+    folder: str
+    """The address of the store."""
+    continues: Mapping[str, str]
+    """Trial -> the file in which its newest state is; those that start are left out."""
+    interval_s: float | None = None
+    """Between two checkpoints; None: chosen from their cost and the life of nodes."""
+    life_s: float | None = None
+    """The mean life of a node; None while none was lost."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """A checkpoint that was written."""
+
+    file: str
+    steps: Mapping[str, int]
+    """Trial -> the step of its state."""
+
+
+class _Train(Protocol):
+    def __call__(self, pack: Sequence[Member[Any]], /) -> Iterator[Report]: ...
+
+
+def file_of(trial_ids: Sequence[str]) -> str:
+    """The name of a pack's file; the same trials have the same."""
+    return hashlib.blake2b(",".join(trial_ids).encode(), digest_size=12).hexdigest() + SUFFIX
+
+
+class PackSaver:
+    """Saves and continues one pack.
+
+    Args:
+        saving: where, and from what.
+        trial_ids: of its members, in order.
+        source: the source of the job; states of another one are not continued.
+        clock: seconds, monotonic.
+        asked: whether it should be saved now, because the worker may end soon.
+    """
+
+    def __init__(
+        self,
+        saving: Saving,
+        trial_ids: Sequence[str],
+        source: str,
+        clock: Callable[[], float],
+        asked: Callable[[], bool],
+    ) -> None:
+        self._saving, self._trial_ids, self._source, self._clock, self._asked = saving, trial_ids, source, clock, asked
+        self._rhythm = Rhythm(began=clock(), fixed_s=saving.interval_s, life_s=saving.life_s)
+        self._file = file_of(trial_ids)
+        self._store: Store | None = None
+        self._continued: dict[int, SavedTrial] = {}
+        """Position -> what it continues from."""
+        self._waiting: set[int] = set()
+        """Those of them that have not begun."""
+        self._notices: list[str] = []
+        self._broken = False
+        self._began = self._looked = clock()
+
+    def _open(self) -> Store:
+        if self._store is None:
+            self._store = open_store(self._saving.folder)
+        return self._store
+
+    # --- continue ---
+
+    def reports(
+        self, train: _Train, members: Sequence[Member[Any]], restore: Callable[[int, SavedCurve], None]
+    ) -> Iterator[Report]:
+        """The reports of the pack; what continues at the same step trains together, one group after another.
+
+        `restore` takes the earlier rows of a trial, before its first report.
+        """
+        if not self._saving.continues:
+            yield from train(members)
+            return
+        self._continued = self._read()
+        self._waiting = set(self._continued)
+        groups: dict[int, list[int]] = {}
+        for position in range(len(members)):
+            saved = self._continued.get(position)
+            groups.setdefault(0 if saved is None else saved.state.step, []).append(position)
+        for _, positions in sorted(groups.items(), reverse=True):
+            yield from self._group(train, members, np.array(positions, dtype=np.int64), restore)
+
+    def _read(self) -> dict[int, SavedTrial]:
+        found: dict[int, SavedTrial] = {}
+        files: dict[str, list[int]] = {}
+        for position, trial in enumerate(self._trial_ids):
+            if trial in self._saving.continues:
+                files.setdefault(self._saving.continues[trial], []).append(position)
+        for file, positions in files.items():
+            why = "it does not hold this trial"
+            trials: Mapping[str, SavedTrial] = {}
+            try:
+                data = self._open().read(file)
+                if data is None:
+                    why = "it is gone"
+                else:
+                    trials = decoded(data, source=self._source)
+            except (BadCheckpoint, StoreError) as error:
+                why = str(error)
+            here = {p: trials[self._trial_ids[p]] for p in positions if self._trial_ids[p] in trials}
+            if len(here) < len(positions):
+                self._refused(file, len(positions) - len(here), why)
+            found |= here
+        return found
+
+    def _refused(self, file: str, trials: int, why: str) -> None:
+        what = "a trial starts" if trials == 1 else f"{trials} trials start"
+        self._notices.append(f"checkpoint {file} cannot be used: {printable(why)}; {what} again")
+
+    def _group(
+        self,
+        train: _Train,
+        members: Sequence[Member[Any]],
+        positions: Positions,
+        restore: Callable[[int, SavedCurve], None],
+    ) -> Iterator[Report]:
+        saved = {p: self._continued[p] for p in positions.tolist() if p in self._continued}
+        if saved:
+            group = [replace(members[p], state=saved[p].state if p in saved else None) for p in positions.tolist()]
+            reports = iter(train(group))
+            try:
+                first = next(reports)
+            except StopIteration:
+                first = None
+            except StateError as error:
+                self._refused(self._saving.continues[self._trial_ids[next(iter(saved))]], len(saved), str(error))
+                saved = {}
+            self._waiting.difference_update(positions.tolist())
+            if saved and first is not None:
+                for position, trial in saved.items():
+                    restore(position, trial.curve)
+                yield _placed(first, positions)
+                for report in reports:
+                    yield _placed(report, positions)
+            if saved:
+                return
+        for report in train([members[p] for p in positions.tolist()]):
+            yield _placed(report, positions)
+
+    # --- save ---
+
+    def due(self, report: Report) -> bool:
+        """Whether to save the pack with this report; also where something is to be said."""
+        if self._notices:
+            return True
+        if report.state is None or self._broken:
+            return False
+        now = self._clock()
+        if self._rhythm.due(now):
+            return True
+        if now - self._began < ASK_AFTER_S or now - self._looked < ASK_S:
+            return False
+        self._looked = now
+        return now - self._rhythm.began >= ASK_AFTER_S and self._asked()
+
+    def save(self, report: Report, so_far: Callable[[int], SavedCurve]) -> tuple[Saved | None, str]:
+        """Write a checkpoint; returns what was written, and a notice where there is one."""
+        notice, self._notices = "; ".join(self._notices), []
+        if notice or report.state is None:
+            return None, notice
+        saved: Saved | None = None
+        began = self._clock()
+        states = report.state()
+        if not states:
+            return None, ""  # it will be offered soon
+        try:
+            trials = list(self._trials(states, so_far))
+            self._open().write(self._file, encoded(trials, source=self._source))
+            saved = Saved(file=self._file, steps={trial.trial_id: trial.state.step for trial in trials})
+        except (StoreError, MemoryError) as error:
+            self._broken = True
+            notice = (
+                f"checkpoints cannot be written ({printable(str(error))}); training goes on without them, and trials "
+                "whose worker or node is lost start again"
+            )
+        now = self._clock()
+        self._rhythm.saved(now, cost_s=now - began)
+        return saved, notice
+
+    def _trials(self, states: Mapping[int, TrialState], so_far: Callable[[int], SavedCurve]) -> Iterator[SavedTrial]:
+        for position, state in sorted(states.items()):
+            curve = so_far(position)
+            if state.through is not None:
+                curve = curve.through(state.through)
+            yield SavedTrial(trial_id=self._trial_ids[position], state=state, curve=curve)
+        for position in sorted(self._waiting):
+            yield self._continued[position]
+
+
+def _placed(report: Report, positions: Positions) -> Report:
+    """A report of some members, with their positions in the whole pack."""
+    places, state = positions.tolist(), report.state
+    return replace(
+        report,
+        members=positions[report.members],
+        finished=positions[report.finished],
+        failed={places[p]: error for p, error in report.failed.items()},
+        running=None if report.running is None else places[report.running],
+        unread={places[p]: names for p, names in report.unread.items()},
+        state=None if state is None else lambda: {places[p]: held for p, held in state().items()},
+    )

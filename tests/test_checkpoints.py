@@ -1,0 +1,419 @@
+"""Checkpoints: what a file holds, where it is kept, and what a worker and the driver do with it."""
+
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from jobs.catalogue import load_job
+from jobs.state import TrialState
+from orchestrator.checkpoints.contents import (
+    BadCheckpoint,
+    SavedCurve,
+    SavedTrial,
+    decoded,
+    encoded,
+    header_bytes,
+    table_of,
+)
+from orchestrator.checkpoints.interval import DEFAULT_S, LEAST_S, NodeLives, Rhythm, interval_s
+from orchestrator.checkpoints.known import Checkpoints
+from orchestrator.checkpoints.saving import Saved, Saving, file_of
+from orchestrator.checkpoints.store import FolderStore, StoreError, below, open_store
+from orchestrator.dispatch.base import Event, PackEnded, PackProgress, PackTask
+from orchestrator.dispatch.worker import execute
+from orchestrator.records import Status
+from orchestrator.trial import Trial
+from tests.jobs_for_checkpoints import NAME
+from tests.runner_kit import task
+
+
+def walk(start: float, **params: Any) -> Trial:
+    params_type = load_job(NAME).Params
+    return Trial(job=NAME, job_version=1, params=params_type(start=start, **params), replicate=0)
+
+
+def saved_trial(name: str = "a", step: int = 7, rows: int = 3) -> SavedTrial:
+    curve = SavedCurve(
+        metrics=("loss", "x/y"),
+        step=np.arange(1, rows + 1, dtype=np.int64),
+        values=np.arange(2.0 * rows).reshape(rows, 2),
+        present=np.ones((rows, 2), dtype=np.bool_),
+    )
+    arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "at": np.array(step), "none": np.zeros((0, 2))}
+    return SavedTrial(trial_id=name, state=TrialState(step=step, arrays=arrays), curve=curve)
+
+
+# What a file holds
+
+
+def test_what_is_written_is_read() -> None:
+    trials = [saved_trial("a", 7), saved_trial("b", 9, rows=0)]
+    data = encoded(trials, source="1.0+abc")
+    found = decoded(data, source="1.0+abc")
+    assert list(found) == ["a", "b"]
+    for trial in trials:
+        read = found[trial.trial_id]
+        assert read.state.step == trial.state.step and read.curve.metrics == trial.curve.metrics
+        for name, array in trial.state.arrays.items():
+            np.testing.assert_array_equal(read.state.arrays[name], array)
+            assert read.state.arrays[name].dtype == array.dtype and read.state.arrays[name].shape == array.shape
+        np.testing.assert_array_equal(read.curve.values, trial.curve.values)
+    table = table_of(data[: header_bytes(data[:8])])
+    assert table.steps == {"a": 7, "b": 9} and table.source == "1.0+abc"
+
+
+GOOD = encoded([saved_trial("a"), saved_trial("b")], source="s")
+
+
+@given(st.integers(0, len(GOOD) - 1))
+def test_a_truncated_file_is_refused(length: int) -> None:
+    with pytest.raises(BadCheckpoint):
+        decoded(GOOD[:length], source="s")
+
+
+@given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
+def test_a_changed_byte_is_noticed(place: int, change: int) -> None:
+    """Nothing is read otherwise than it was written: the file is refused, or the byte says nothing (JSON's spaces)."""
+    data = bytearray(GOOD)
+    data[place] ^= change
+    try:
+        found = decoded(bytes(data), source="s")
+    except BadCheckpoint:
+        return
+    assert encoded(found.values(), source="s") == GOOD
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(BadCheckpoint):
+        decoded(data, source="")
+    with pytest.raises(BadCheckpoint):
+        table_of(data)
+
+
+class Evil:
+    """Pickled, it writes a file when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def header(**contents: Any) -> bytes:
+    text = json.dumps(contents).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def test_foreign_and_malicious_files_are_refused_and_nothing_is_executed(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    deep = b"[" * 200_000
+    files = {
+        "a pickle": pickle.dumps(Evil(mark)),
+        "another's safetensors": save({"w": np.zeros(3)}),
+        "a length beyond the file": (10**7).to_bytes(8, "little") + b"{}",
+        "a length of terabytes": (1 << 42).to_bytes(8, "little") + b"{}",
+        "JSON that is too deep": len(deep).to_bytes(8, "little") + deep,
+        "a tensor beyond the file": header(
+            __metadata__={
+                "phasefront_checkpoint": "1",
+                "contents": json.dumps({"source": "", "trials": []}),
+                "digest": "",
+            },
+            w={"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]},
+        ),
+        "trials that are numbers": save(
+            {}, {"phasefront_checkpoint": "1", "contents": json.dumps({"source": "", "trials": [1, 2]}), "digest": ""}
+        ),
+        "a step that is no number": save(
+            {"w": np.zeros(1)},
+            {
+                "phasefront_checkpoint": "1",
+                "contents": json.dumps({"source": "", "trials": [{"id": "a", "step": "rm -rf", "metrics": []}]}),
+                "digest": "",
+            },
+        ),
+    }
+    for what, data in files.items():
+        with pytest.raises(BadCheckpoint):
+            decoded(data, source="")
+        assert not mark.exists(), what
+
+
+def test_another_version_and_another_source_are_named() -> None:
+    other = GOOD.replace(b'"phasefront_checkpoint":"1"', b'"phasefront_checkpoint":"2"')
+    assert other != GOOD
+    with pytest.raises(BadCheckpoint, match="format '2'"):
+        decoded(other, source="s")
+    with pytest.raises(BadCheckpoint, match="another version of the job"):
+        decoded(GOOD, source="t")
+
+
+# Where it is kept
+
+
+def test_a_folder_keeps_whole_files_alone(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "deep" / "folder"))
+    assert isinstance(store, FolderStore) and store.names() == [] and store.read("a.safetensors") is None
+    store.write("a.safetensors", b"1" * 100)
+    store.write("a.safetensors", GOOD)
+    (tmp_path / "deep" / "folder" / ".a.safetensors.1.part").write_bytes(b"half")
+    (tmp_path / "deep" / "folder" / "notes.txt").write_text("the user's")
+    assert store.names() == ["a.safetensors"] and store.read("a.safetensors") == GOOD
+    assert store.table("a.safetensors").steps == {"a": 7, "b": 7}
+    store.delete("a.safetensors")
+    store.delete("a.safetensors")
+    assert store.names() == []
+    assert (tmp_path / "deep" / "folder" / "notes.txt").exists(), "nothing else is deleted"
+
+
+def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    store.write("a.safetensors", b"before")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StoreError, match="No space left"):
+        store.write("a.safetensors", b"after")
+    assert store.read("a.safetensors") == b"before" and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_addresses_keep_their_options() -> None:
+    assert below("s3://bucket/x?region=eu-1", "name") == "s3://bucket/x/name?region=eu-1"
+    assert below("s3://bucket/", "name") == "s3://bucket/name"
+    assert below("/data/what?", "name") == "/data/what?/name"
+
+
+def test_an_address_that_leads_nowhere_is_a_store_error() -> None:
+    with pytest.raises(StoreError):
+        open_store("hdfs://nowhere:1/x").names()
+
+
+# When a pack is saved
+
+
+def test_the_interval_is_youngs_on_nodes_that_die_and_cheap_elsewhere() -> None:
+    assert interval_s(0.1, None) == DEFAULT_S
+    assert interval_s(30.0, None) == 3000.0, "at most 1% of the time"
+    assert interval_s(0.5, 600.0) == pytest.approx(24.49, abs=0.01)
+    assert interval_s(1e-6, 600.0) == LEAST_S
+    assert interval_s(60.0, 3600.0) == pytest.approx(657.3, abs=0.1)
+    assert interval_s(0.5, 1e9) == DEFAULT_S
+
+
+@given(st.floats(0, 1e4), st.floats(1, 1e9), st.floats(1, 1e9))
+def test_nodes_that_live_longer_are_saved_less_often(cost_s: float, life_s: float, other_s: float) -> None:
+    short, long = sorted((life_s, other_s))
+    assert LEAST_S <= interval_s(cost_s, short) <= interval_s(cost_s, long) <= interval_s(cost_s, None)
+    assert cost_s / interval_s(cost_s, None) <= 0.01
+
+
+def test_a_pack_is_due_after_the_interval_and_again_after_another() -> None:
+    rhythm = Rhythm(began=100.0, fixed_s=10.0)
+    assert [rhythm.due(t) for t in (100.0, 109.9, 110.0)] == [False, False, True]
+    rhythm.saved(115.0, cost_s=5.0)
+    assert [rhythm.due(t) for t in (116.0, 125.0)] == [False, True]
+
+
+def test_the_life_of_nodes_is_the_time_of_all_over_the_number_that_was_lost() -> None:
+    lives = NodeLives()
+    lives.passed(0.0, 4)
+    lives.passed(100.0, 4)
+    assert lives.mean_s is None
+    lives.lost()
+    lives.lost()
+    lives.passed(200.0, 2)
+    assert lives.mean_s == 300.0
+
+
+# What a worker does
+
+
+class Clock:
+    """Each reading is a second later."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def ran(pack: PackTask, *, until: int | None = None) -> tuple[list[PackProgress], Event | None]:
+    """The events of a pack, up to a number of checkpoints; then its worker dies."""
+    events: list[PackProgress] = []
+    run = execute(pack, device="cpu", clock=Clock(), flush_s=3.0)
+    for event in run:
+        if not isinstance(event, PackProgress):
+            return events, event
+        events.append(event)
+        if until is not None and sum(e.saved is not None for e in events) == until:
+            run.close()
+            break
+    return events, None
+
+
+def rows(events: Sequence[PackProgress]) -> dict[str, dict[int, tuple[float, ...]]]:
+    found: dict[str, dict[int, tuple[float, ...]]] = {}
+    for event in events:
+        if event.rows is not None:
+            for r, t in enumerate(event.rows.trial):
+                curve = found.setdefault(event.rows.trial_ids[t], {})
+                step = int(event.rows.step[r])
+                assert step not in curve, "a row was sent twice"
+                curve[step] = tuple(event.rows.values[r])
+    return found
+
+
+def results(events: Sequence[PackProgress]) -> dict[str, tuple[Any, ...]]:
+    return {r.trial_id: (r.status, r.phase, dict(r.observations)) for event in events for r in event.results}
+
+
+def latest(events: Sequence[PackProgress]) -> Saved:
+    return [event.saved for event in events if event.saved is not None][-1]
+
+
+TRIALS = [walk(0.1), walk(0.2, every=3), walk(0.3, steps=17)]
+
+
+def pack_of(trials: Sequence[Trial], folder: Path, **continues: str) -> PackTask:
+    saving = Saving(folder=str(folder), continues=continues, interval_s=10.0)
+    return replace(task(trials), saving=saving, source="")
+
+
+def test_a_pack_that_lost_its_worker_continues(tmp_path: Path) -> None:
+    """Twice; the curves, observations and phases are those of the undisturbed pack, and little is trained again."""
+    undisturbed, _ = ran(task(TRIALS))
+    first, _ = ran(pack_of(TRIALS, tmp_path), until=1)
+    saved = latest(first)
+    assert saved.file == file_of([t.id for t in TRIALS]) and set(saved.steps) == {t.id for t in TRIALS}
+    (step,) = set(saved.steps.values())
+    assert 0 < step < 17
+    again = pack_of(TRIALS, tmp_path, **dict.fromkeys(saved.steps, saved.file))
+    second, _ = ran(again, until=4)
+    later = latest(second)
+    left = [t for t in TRIALS if t.id in later.steps]
+    assert len(left) == 2 and results(second).keys() == {TRIALS[2].id}
+    third, last = ran(pack_of(left, tmp_path, **dict.fromkeys(later.steps, later.file)))
+    assert isinstance(last, PackEnded)
+    ended = results(second) | results(third)
+    assert ended == results(undisturbed)
+    expected = rows(undisturbed)
+    assert rows(third) == {t.id: expected[t.id] for t in left}
+    assert rows(second)[TRIALS[2].id] == expected[TRIALS[2].id]
+
+
+def test_trials_from_several_checkpoints_and_new_ones_share_a_pack(tmp_path: Path) -> None:
+    a, b, c, new = walk(0.1), walk(0.2), walk(0.3), walk(0.4)
+    undisturbed = rows(ran(task([a, b, c, new]))[0])
+    one = latest(ran(pack_of([a, b], tmp_path), until=1)[0])
+    two = latest(ran(pack_of([c], tmp_path), until=2)[0])
+    assert one.steps[a.id] != two.steps[c.id]
+    continues = {a.id: one.file, b.id: one.file, c.id: two.file}
+    mixed, _ = ran(pack_of([a, new, c, b], tmp_path, **continues), until=1)
+    saved = latest(mixed)
+    assert set(saved.steps) >= {a.id, b.id}, "what has not begun is in the new checkpoint, too"
+    rest, last = ran(pack_of([a, new, c, b], tmp_path, **continues))
+    assert isinstance(last, PackEnded) and rows(rest) == undisturbed
+
+
+def test_a_damaged_checkpoint_costs_the_work_and_not_the_trial(tmp_path: Path) -> None:
+    undisturbed = rows(ran(task(TRIALS))[0])
+    saved = latest(ran(pack_of(TRIALS, tmp_path), until=1)[0])
+    file = tmp_path / saved.file
+    whole = file.read_bytes()
+    again = pack_of(TRIALS, tmp_path, **dict.fromkeys(saved.steps, saved.file))
+    for damage, text in ((whole[:-5], "damaged"), (b"x" * 50, "safetensors"), (None, "gone"), (GOOD, "this trial")):
+        if damage is None:
+            file.unlink()
+        else:
+            file.write_bytes(damage)
+        events, last = ran(again)
+        notices = [event.notice for event in events if event.notice]
+        assert len(notices) == 1 and text in notices[0] and "start again" in notices[0]
+        assert isinstance(last, PackEnded) and rows(events) == undisturbed
+
+
+def test_a_state_that_the_job_refuses_starts_again(tmp_path: Path) -> None:
+    trial = walk(0.1)
+    curve = replace(saved_trial().curve, metrics=("x", "total"))
+    bad = TrialState(step=3, arrays={"x": np.array(np.nan), "total": np.array(0.0)})
+    data = encoded([SavedTrial(trial_id=trial.id, state=bad, curve=curve)], source="")
+    open_store(str(tmp_path)).write("bad.safetensors", data)
+    events, last = ran(pack_of([trial], tmp_path, **{trial.id: "bad.safetensors"}))
+    assert "not finite" in next(event.notice for event in events if event.notice)
+    assert isinstance(last, PackEnded) and rows(events) == rows(ran(task([trial]))[0])
+
+
+def test_a_store_that_takes_nothing_costs_nothing(tmp_path: Path) -> None:
+    """The training goes on, and says so once."""
+    (tmp_path / "file").write_text("no folder")
+    events, last = ran(pack_of(TRIALS, tmp_path / "file" / "below"))
+    notices = [event.notice for event in events if event.notice]
+    assert len(notices) == 1 and "training goes on without them" in notices[0]
+    assert isinstance(last, PackEnded) and rows(events) == rows(ran(task(TRIALS))[0])
+
+
+def test_a_short_pack_writes_nothing(tmp_path: Path) -> None:
+    pack = pack_of(TRIALS, tmp_path / "folder")
+    events, _ = ran(replace(pack, saving=replace(pack.saving, interval_s=None)))  # type: ignore[type-var]
+    assert not (tmp_path / "folder").exists() and not any(event.saved or event.notice for event in events)
+
+
+# What the driver does
+
+
+def test_a_file_is_deleted_when_its_last_trial_has_ended_or_moved(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    store = open_store(str(folder))
+    for name in ("one", "two", "other"):
+        store.write(f"{name}.safetensors", GOOD)
+    known = Checkpoints(str(folder))
+    known.saved(Saved(file="one.safetensors", steps={"a": 5, "b": 5}))
+    known.saved(Saved(file="two.safetensors", steps={"b": 8}))
+    assert known.saving(["a", "b", "c"]).continues == {"a": "one.safetensors", "b": "two.safetensors"}
+    known.ended(["b"])
+    known.tidy()
+    known.ended(["a"])
+    assert known.saving(["a", "b"]).continues == {}
+    known.close()
+    assert store.names() == ["one.safetensors", "other.safetensors"], "deleted only once the record has the results"
+    known.tidy()
+    known.close()
+    assert store.names() == ["other.safetensors"]
+
+
+def test_a_new_driver_finds_the_newest_state_of_each_unfinished_trial(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.write("1.safetensors", encoded([saved_trial("a", 5), saved_trial("b", 5)], source=""))
+    store.write("2.safetensors", encoded([saved_trial("b", 9)], source=""))
+    store.write("3.safetensors", encoded([saved_trial("done", 9)], source=""))
+    store.write("4.safetensors", b"rubbish")
+    said: list[str] = []
+    known = Checkpoints(str(tmp_path), say=said.append)
+    assert known.find(["a", "b", "c"]) == 2
+    assert known.saving(["a", "b", "c"]).continues == {"a": "1.safetensors", "b": "2.safetensors"}
+    assert (known.step_of("a"), known.step_of("b"), known.step_of("c")) == (5, 9, 0)
+    assert len(said) == 1 and "4.safetensors cannot be used" in said[0]
+    known.tidy()
+    known.close()
+    assert store.names() == ["1.safetensors", "2.safetensors", "4.safetensors"], "what holds no such trial is deleted"
+
+
+def test_statuses_of_a_continued_pack_are_those_of_any_other(tmp_path: Path) -> None:
+    saved = latest(ran(pack_of(TRIALS, tmp_path), until=1)[0])
+    events, _ = ran(pack_of(TRIALS, tmp_path, **dict.fromkeys(saved.steps, saved.file)))
+    assert {status for status, _, _ in results(events).values()} == {Status.FINISHED}
