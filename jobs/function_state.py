@@ -165,5 +165,7 @@ def _value(layout: Any, state: TrialState) -> Any:
         known = getattr(torch, dtype)
         if not isinstance(known, torch.dtype):
             raise StateError(f"there is no type {dtype!r} of tensors")
-        return torch.from_numpy(np.array(state.array(name))).view(known).reshape(shape)
+        data = np.array(state.array(name))
+        flat = torch.from_numpy(data).view(known) if data.size else torch.empty(0, dtype=known)
+        return flat.reshape(shape)
     raise StateError(f"there is no kind {kind!r} of values")

@@ -217,7 +217,7 @@ def test_the_interval_is_youngs_on_nodes_that_die_and_cheap_elsewhere() -> None:
 def test_nodes_that_live_longer_are_saved_less_often(cost_s: float, life_s: float, other_s: float) -> None:
     short, long = sorted((life_s, other_s))
     assert LEAST_S <= interval_s(cost_s, short) <= interval_s(cost_s, long) <= interval_s(cost_s, None)
-    assert cost_s / interval_s(cost_s, None) <= 0.01
+    assert cost_s / interval_s(cost_s, None) <= 0.01 * (1 + 1e-9)
 
 
 def test_a_pack_is_due_after_the_interval_and_again_after_another() -> None:
