@@ -66,7 +66,8 @@ def decide(
         attempt: the one that failed.
         error: traceback, or the engine's message.
         node: where it failed; empty if unknown.
-        progressed: whether a trial of the pack has ended: then it is not suspected of killing its workers.
+        progressed: whether a trial of the pack has ended, or the pack was saved: then it is not suspected of killing
+            its workers.
     """
     if cause is Cause.NODE_LOST:
         return Decision(remedy=Remedy.RETRY, attempt=attempt)

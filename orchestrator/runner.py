@@ -59,6 +59,8 @@ class _Dispatched:
     """Its trials that have not ended, by id."""
     continues: bool = False
     """Whether any of them continues from a checkpoint."""
+    saved: bool = False
+    """Whether it has written one."""
 
 
 class Runner:
@@ -344,7 +346,7 @@ class Runner:
                 if event.unread and self._first is not None:
                     self._first.unread(event.unread)
                 if self._checkpoints is not None:
-                    self._take_checkpoint(self._checkpoints, event)
+                    self._take_checkpoint(self._checkpoints, out, event)
                 for result in event.results:
                     trial = out.left.pop(result.trial_id, None)
                     if trial is None:
@@ -373,9 +375,10 @@ class Runner:
         self._take_refusals()
         self._summary.record_s += self._clock() - began
 
-    def _take_checkpoint(self, checkpoints: Checkpoints, event: PackProgress) -> None:
+    def _take_checkpoint(self, checkpoints: Checkpoints, out: _Dispatched, event: PackProgress) -> None:
         if event.saved is not None:
-            checkpoints.saved(event.saved)
+            out.saved = True
+            checkpoints.saved(event.saved, left=out.left)
         if event.notice:
             checkpoints.note(event.notice)
 
@@ -431,7 +434,7 @@ class Runner:
     def _decide(self, cause: Cause, out: _Dispatched, left: Sequence[Trial], *, error: str, node: str) -> Decision:
         """What to do with the trials of a pack that have not ended, or with one of them that raised."""
         attempt, alone = out.attempt, len(out.pack.trials) == 1
-        progressed = len(left) < len(out.pack.trials)
+        progressed = len(left) < len(out.pack.trials) or out.saved
         decision = decide(cause, size=len(left), attempt=attempt, error=error, node=node, progressed=progressed)
         if cause not in (Cause.USER_ERROR, Cause.TIMED_OUT):
             return decision

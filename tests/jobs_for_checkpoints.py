@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Walk(Job[WalkParams]):
             for p in live:
                 if pack[p].params.log:
                     with Path(pack[p].params.log).open("a") as file:
-                        file.write(f"{pack[p].params.start} {step}\n")
+                        file.write(f"{pack[p].params.start} {step} {os.getpid()} {time.monotonic()}\n")
             due = live[(step % np.array([pack[p].params.every for p in live]) == 0) | (horizons[live] == step)]
             ended = live[horizons[live] == step]
             if len(due):

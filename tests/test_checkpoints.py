@@ -382,8 +382,8 @@ def test_a_file_is_deleted_when_its_last_trial_has_ended_or_moved(tmp_path: Path
     for name in ("one", "two", "other"):
         store.write(f"{name}.safetensors", GOOD)
     known = Checkpoints(str(folder))
-    known.saved(Saved(file="one.safetensors", steps={"a": 5, "b": 5}))
-    known.saved(Saved(file="two.safetensors", steps={"b": 8}))
+    known.saved(Saved(file="one.safetensors", steps={"a": 5, "b": 5, "c": 5}), left=("a", "b"))
+    known.saved(Saved(file="two.safetensors", steps={"b": 8}), left=("a", "b"))
     assert known.saving(["a", "b", "c"]).continues == {"a": "one.safetensors", "b": "two.safetensors"}
     known.ended(["b"])
     known.tidy()

@@ -6,7 +6,7 @@ A file is needed while a trial whose newest state it holds has not ended. Files 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from queue import SimpleQueue
 
 from orchestrator.checkpoints.contents import BadCheckpoint
@@ -93,10 +93,11 @@ class Checkpoints:
         continues = {trial: self._file_of[trial] for trial in trials if trial in self._file_of}
         return Saving(folder=self._folder, continues=continues, interval_s=self._interval_s)
 
-    def saved(self, saved: Saved) -> None:
-        """A pack has written a checkpoint."""
+    def saved(self, saved: Saved, *, left: Container[str]) -> None:
+        """A pack has written a checkpoint; `left` are the trials that have not ended."""
         for trial, step in saved.steps.items():
-            self._put(trial, saved.file, step)
+            if trial in left:
+                self._put(trial, saved.file, step)
 
     def ended(self, trials: Iterable[str]) -> None:
         """These trials have ended, and the tracker has their results."""

@@ -12,6 +12,7 @@ from random import Random
 
 from tests.simulation.driver import run_schedule
 from tests.simulation.mutations import MUTATIONS
+from tests.simulation.preemption import table
 from tests.simulation.schedule import KINDS, schedule_of
 from tests.simulation.search import Findings, search, shrunk
 
@@ -26,7 +27,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first schedule; the others have the next ones")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run this one schedule, and show what happens in it")
     parser.add_argument("--mutations", action="store_true", help="put old defects back, and search for each of them")
+    parser.add_argument(
+        "--preempted", type=int, metavar="RUNS", help="two hours of long packs on nodes that live ten minutes each"
+    )
     arguments = parser.parse_args()
+    if arguments.preempted:
+        print(table(range(arguments.seed, arguments.seed + arguments.preempted)))
+        return 0
     if arguments.mutations:
         return find_mutations(arguments.seed, min(arguments.schedules, MUTATION_SCHEDULES))
     if arguments.replay is not None:

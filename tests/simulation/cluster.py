@@ -17,6 +17,7 @@ from tests.simulation.schedule import (
     NODE_DEFECTS,
     NODE_LOSSES,
     PREEMPTIONS,
+    SAVED,
     STILLBORN,
     WORKER_FAULTS,
     Fault,
@@ -141,14 +142,24 @@ class ScheduledEngine(SimulatedEngine):
         if defect is not None:
             self._met(defect)
         troubles = {str(params["trouble"]) for params in task.params}
-        Drill.room, Drill.defect = self._schedule.room, DEFECTS[defect] if defect else None
-        events = list(execute(task, device="cpu", flush_s=0.0, clock=self.clock))
-        Drill.defect = None
-        step = 0
-        for event in events:
+        run = execute(task, device="cpu", flush_s=0.0, clock=lambda: self.clock() + Drill.spent_s)
+        troubled = False
+        while True:
+            # Each part at its time: a worker that has died writes no checkpoint.
+            Drill.room, Drill.defect = self._schedule.room, DEFECTS[defect] if defect else None
+            Drill.save_s, Drill.spent_s = self._schedule.save_s, 0.0
+            event = next(run, None)
+            Drill.defect, Drill.spent_s = None, 0.0
+            if event is None:
+                return
+            rows = event.rows if isinstance(event, PackProgress) else None
+            if isinstance(event, PackProgress) and event.saved is not None:
+                self._met(SAVED)
+                yield self._schedule.save_s, event
+                continue
             seconds = self._schedule.step_s * self._chance.uniform(0.7, 1.3)
-            step += isinstance(event, PackProgress)
-            if step == TROUBLE_AT and defect is None:
+            if not troubled and rows is not None and rows.step.max() >= TROUBLE_AT and defect is None:
+                troubled = True
                 if "hang" in troubles:
                     yield 0.0, Forever.HANGS
                 if "crash" in troubles:

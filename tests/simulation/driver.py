@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 from jobs.catalogue import load_job
+from orchestrator.checkpoints.known import Checkpoints
 from orchestrator.dispatch.base import Dispatcher, Event, PackTask
 from orchestrator.dispatch.pool import PooledDispatcher
 from orchestrator.errors import Outage, UserError
@@ -158,7 +159,7 @@ class Simulation:
             Trial(
                 job=drill.NAME,
                 job_version=1,
-                params=drill.DrillParams(number=number, steps=3 + number % 3, trouble=trouble),
+                params=drill.DrillParams(number=number, steps=schedule.steps or 3 + number % 3, trouble=trouble),
                 replicate=0,
             )
             for number, trouble in enumerate(schedule.trials)
@@ -168,7 +169,8 @@ class Simulation:
         self._explained = self._driving = False
         self._dispatcher: Dispatcher | None = None
         last = max((f.at_s + f.lasts_s for f in schedule.faults if f.lasts_s < 1e5), default=0.0)
-        self._latest_end_s = last + ENDS_WITHIN_S
+        long_s = schedule.steps * schedule.step_s * len(schedule.trials) / sum(schedule.nodes)
+        self._latest_end_s = last + ENDS_WITHIN_S + 2 * long_s
         self._statements_left: int | None = None
         for fault in schedule.faults:
             if fault.kind in DRIVER_FAULTS:
@@ -297,7 +299,16 @@ class Simulation:
             trial_timeout_s=self.schedule.timeout_s,
             stop=self.stop,
             clock=self.clock,
+            checkpoints=self._checkpoints(display),
         )
+
+    def _checkpoints(self, display: _Display) -> Checkpoints | None:
+        """They are beside the record; a driver that is killed leaves them."""
+        every_s = self.schedule.saves_every_s
+        if every_s is None:
+            return None
+        folder = str(self.file.parent / "checkpoints")
+        return Checkpoints(folder, interval_s=every_s if every_s > 0 else None, say=display.say)
 
     def _pool(self) -> Dispatcher:
         self._dispatcher = PooledDispatcher(self.engine, workers=None, clock=self.clock)

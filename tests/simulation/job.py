@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobs.job import Cost, Curves, Job, Member, Observations, Params, Report, param
+from jobs.state import TrialState
 
 NAME = "tests.simulation.job:Drill"
 HEALTHY = "none"
@@ -43,6 +46,10 @@ class Drill(Job[DrillParams]):
     """Numbers of the trainings of this process; a simulation starts it again."""
     room: ClassVar[int] = 1_000_000
     """Models that fit into the memory of a worker."""
+    save_s: ClassVar[float] = 0.0
+    """How long it takes to take the states of a pack."""
+    spent_s: ClassVar[float] = 0.0
+    """Seconds that this has taken so far."""
     defect: ClassVar[tuple[type[Exception], tuple[object, ...]] | None] = None
     """What is wrong with the worker that trains now: the exception, raised at once, and its arguments."""
 
@@ -59,19 +66,34 @@ class Drill(Job[DrillParams]):
         if self.defect is not None:
             exception, arguments = self.defect
             raise exception(*arguments)
-        training = float(next(self.trainings))
+        states = [member.state for member in pack]
+        (done,) = {0 if state is None else state.step for state in states}
+        training = np.full(len(pack), float(next(self.trainings)))
+        if done:  # the curve goes on, and is still that of the training in which it began
+            training = np.array([-1.0 if state is None else state.number("training") for state in states])
         numbers = np.array([member.params.number for member in pack])
         horizons = np.array([member.params.steps for member in pack])
         troubles = {member.params.trouble for member in pack}
-        for step in range(1, int(horizons.max()) + 1):
+        for step in range(done + 1, int(horizons.max()) + 1):
             if step == TROUBLE_AT:
                 if len(pack) > self.room:
                     raise MemoryError(f"no room for {len(pack)} models")
                 _go_wrong(troubles)
             live = np.flatnonzero(horizons >= step)
             at = 2**63 - 2 if step == TROUBLE_AT and "step" in troubles else step
-            values = {"value": numbers[live] + float(step), "training": np.full(len(live), training)}
-            yield Report(step=at, members=live, values=values, finished=live[horizons[live] == step])
+            values = {"value": numbers[live] + float(step), "training": training[live]}
+            left = live[horizons[live] > step].tolist()
+            yield Report(
+                step=at,
+                members=live,
+                values=values,
+                finished=live[horizons[live] == step],
+                state=partial(self._states, left, step, training),
+            )
+
+    def _states(self, left: list[int], step: int, training: NDArray[np.float64]) -> dict[int, TrialState]:
+        type(self).spent_s += self.save_s
+        return {p: TrialState(step=step, arrays={"training": training[p]}) for p in left}
 
     def observe(self, params: DrillParams, curves: Curves, thresholds: Params) -> Observations:
         if params.trouble == "observe":

@@ -26,6 +26,8 @@ LATE = "node joins late"
 FOLLOWED = "trial preempted"
 """The node on which one trial runs is preempted, and again when the trial runs again, `PREEMPTIONS` times in all."""
 PREEMPTIONS = 4
+SAVED = "checkpoint written"
+"""No fault: what makes a later one cost less."""
 KINDS = (*NODE_LOSSES, FOLLOWED, *NODE_DEFECTS, STILLBORN, *WORKER_FAULTS, *RECORD_FAULTS, *DRIVER_FAULTS, LATE)
 
 
@@ -59,6 +61,12 @@ class Schedule:
     room: int
     """Trials of a pack that fit into the memory of a worker."""
     timeout_s: float | None
+    saves_every_s: float | None = None
+    """The interval between two checkpoints of a pack, 0 for the one that is chosen; None: no pack is saved."""
+    save_s: float = 0.0
+    """How long a checkpoint takes."""
+    steps: int = 0
+    """Steps of every trial; 0: a few, not the same in all."""
     faults: tuple[Fault, ...] = field(default=())
 
     @property
@@ -100,6 +108,8 @@ def schedule_of(random: Random) -> Schedule:
         pack_models=pack_models,
         room=random.choice((pack_models, pack_models, max(1, pack_models // 2))),
         timeout_s=TIMEOUT_S if hangs or random.random() < 0.2 else None,
+        # Drawn last, so that earlier seeds keep everything else.
+        saves_every_s=random.choice((None, 0.1, 3.0)),
         faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
     )
 

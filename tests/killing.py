@@ -1,0 +1,138 @@
+"""Long packs whose workers, and whose driver, are killed: what is lost, and what is recorded in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from jobs.catalogue import load_job
+from jobs.job import Curves, Member
+from orchestrator.records import Status
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.tracking.factory import open_tracker
+from tests import driving
+from tests.jobs_for_checkpoints import NAME
+from tests.packing import curves_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(kw_only=True)
+class Losses:
+    """What a run with kills was like."""
+
+    interval_s: float
+    lost_s: list[float] = field(default_factory=list)
+    """Seconds of training that were done again, for each time that a pack lost its worker."""
+    kills: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    text: str = ""
+    files: list[str] = field(default_factory=list)
+    """Checkpoints that are left at the end."""
+    wrong: list[str] = field(default_factory=list)
+    """What is not as in the undisturbed sweep."""
+
+
+def sweep_file(folder: Path, *, steps: int, wait_s: float, interval_s: float, workers: int = 2) -> Path:
+    """A sweep of four walks that train together or in two packs, in an empty folder."""
+    (folder / "sweep.yaml").write_text(
+        f"name: long\njob: {NAME}\naxes:\n  start: [0.1, 0.2, 0.3, 0.4]\n"
+        f"fixed: {{steps: {steps}, wait_s: {wait_s}, every: 7, log: {folder / 'log'}}}\n"
+        f"resources: {{workers: {workers}, device: cpu, checkpoint_interval: {interval_s}}}\n"
+    )
+    return folder / "sweep.yaml"
+
+
+def environ() -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+def log_lines(folder: Path) -> list[tuple[str, int, int, float]]:
+    """(trial, step, process, time) of every step that was trained."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = [line.split() for line in (folder / "log").read_text().splitlines()]
+        return [(line[0], int(line[1]), int(line[2]), float(line[3])) for line in lines if len(line) == 4]
+    return []
+
+
+def killed_run(folder: Path, *, kills: int, steps: int, wait_s: float, interval_s: float, seed: int) -> Losses:
+    """Run the sweep to its end, with so many kills at random times; every fifth is that of the driver."""
+    chance, found = random.Random(seed), Losses(interval_s=interval_s)
+    sweep_file(folder, steps=steps, wait_s=wait_s, interval_s=interval_s)
+    began, done = time.monotonic(), 0
+    while True:
+        with driving.driver("run", "sweep.yaml", "--no-map", cwd=folder, environ=environ()) as run:
+            count = len(log_lines(folder))
+            driving.wait_for("a step", lambda count=count: len(log_lines(folder)) > count, run)  # type: ignore[misc]
+            while done < kills and run.popen.poll() is None:
+                time.sleep(chance.uniform(0.5, 3.0) * interval_s)
+                process = log_lines(folder)[-1][2]
+                if run.popen.poll() is not None:
+                    break
+                done += 1
+                kind = "driver" if done % 5 == 0 else "worker"
+                found.kills[kind] = found.kills.get(kind, 0) + 1
+                if kind == "driver":
+                    run.kill()
+                    break
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                driving.wait_for(
+                    "another worker",
+                    lambda process=process: log_lines(folder)[-1][2] != process,  # type: ignore[misc]
+                    run,
+                )
+            found.text += run.finish()
+            if run.popen.returncode == 0:
+                break
+    found.seconds = time.monotonic() - began
+    found.lost_s = lost(log_lines(folder))
+    found.files = [path.name for path in folder.rglob("*.safetensors")]
+    found.wrong = wrong(folder)
+    return found
+
+
+def lost(lines: list[tuple[str, int, int, float]]) -> list[float]:
+    """Seconds between a step that is trained again and the last step before its process ended."""
+    last: dict[str, int] = {}
+    at: dict[tuple[str, int], float] = {}
+    repeated: dict[int, float] = {}
+    for trial, step, process, when in lines:
+        if step <= last.get(trial, 0) and (trial, step) in at:
+            seconds = at[trial, last[trial]] - at.get((trial, step - 1), at[trial, step])
+            repeated[process] = max(repeated.get(process, 0.0), seconds)
+        last[trial] = step
+        at[trial, step] = when
+    return list(repeated.values())
+
+
+def expected(sweep: Sweep) -> Mapping[str, Curves]:
+    """The curves of the undisturbed trials, trained here at once."""
+    trials = sweep.trials()
+    members = [Member(params=replace(t.params, wait_s=0.0, log=""), seed=t.seed) for t in trials]  # type: ignore[call-arg]
+    curves = curves_of(load_job(sweep.job), members)
+    return {trial.id: curves[position] for position, trial in enumerate(trials)}
+
+
+def wrong(folder: Path) -> list[str]:
+    """Every difference of the record from the undisturbed sweep."""
+    sweep = Sweep.load(folder / "sweep.yaml", environ={})
+    wanted = expected(sweep)
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with contextlib.closing(open_tracker(uri, experiment=sweep.tracking.experiment)) as tracker:
+        index, recorded = tracker.index(wanted), dict(tracker.curves(wanted))
+    found = [f"{t} is {index[t].status}" for t in wanted if t not in index or index[t].status is not Status.FINISHED]
+    for trial, curves in wanted.items():
+        if trial not in recorded or not np.array_equal(recorded[trial].step, curves.step):
+            found.append(f"{trial}: other steps")
+        elif any(not np.array_equal(recorded[trial].values[name], curves.values[name]) for name in curves.values):
+            found.append(f"{trial}: other values")
+    return found
