@@ -63,8 +63,10 @@ def log_lines(folder: Path) -> list[tuple[str, int, int, float]]:
     return []
 
 
-def killed_run(folder: Path, *, kills: int, steps: int, wait_s: float, interval_s: float, seed: int) -> Losses:
-    """Run the sweep to its end, with so many kills at random times; every fifth is that of the driver."""
+def killed_run(
+    folder: Path, *, kills: int, steps: int, wait_s: float, interval_s: float, seed: int, of_driver: int = 5
+) -> Losses:
+    """Run the sweep to its end, with so many kills at random times; each `of_driver`-th is that of the driver."""
     chance, found = random.Random(seed), Losses(interval_s=interval_s)
     sweep_file(folder, steps=steps, wait_s=wait_s, interval_s=interval_s)
     began, done = time.monotonic(), 0
@@ -78,7 +80,7 @@ def killed_run(folder: Path, *, kills: int, steps: int, wait_s: float, interval_
                 if run.popen.poll() is not None:
                     break
                 done += 1
-                kind = "driver" if done % 5 == 0 else "worker"
+                kind = "driver" if done % of_driver == 0 else "worker"
                 found.kills[kind] = found.kills.get(kind, 0) + 1
                 if kind == "driver":
                     run.kill()

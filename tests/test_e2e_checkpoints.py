@@ -9,17 +9,17 @@ import pytest
 from tests import driving
 from tests.killing import environ, killed_run, log_lines, lost, sweep_file, wrong
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_a_sweep_whose_workers_and_driver_are_killed_is_the_sweep(tmp_path: Path) -> None:
     """Two workers and the driver; each loss costs at most an interval, rows are recorded once, no file is left."""
-    found = killed_run(tmp_path, kills=5, steps=700, wait_s=0.02, interval_s=1.0, seed=1)
+    found = killed_run(tmp_path, kills=3, steps=400, wait_s=0.02, interval_s=1.0, seed=1, of_driver=3)
     assert found.wrong == []
-    assert found.kills == {"worker": 4, "driver": 1}
+    assert found.kills == {"worker": 2, "driver": 1}
     assert found.files == [] and not list(tmp_path.glob("phasefront-out/long/checkpoints*"))
     assert re.search(r"\d trials continue from checkpoints", found.text)
-    assert len(found.lost_s) >= 3
+    assert found.lost_s
     code, text = driving.run("audit", "sweep.yaml", cwd=tmp_path, environ=environ())
     assert code == 0, text
 
