@@ -2,12 +2,15 @@
 
 The files in `mistakes/` list them: a sweep file (`sweep`), a module (`mine`), environment variables (`env`), commands
 that come before (`given`), whether there is a record (`record`, that of an earlier version), the command, its exit
-code and what it says. Without `sweep` or `mine`, the files below are used. All run in this process, without Ray. After
+code and what it says. `head` is a jobs API of a cluster, with its answers; HEAD stands for its address. `files` are
+further files, `beside` those in the folder above. Without `sweep` or `mine`, the files below are used. All run in this
+process, without a cluster. After
 a change of words, `UPDATE_MISTAKES=1 pytest tests/test_mistakes.py` writes what is said now; read the difference.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -18,6 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jobs_api import jobs_api
 from recorded_sweeps import recorded_folder
 
 from jobs.catalogue import load_job
@@ -56,13 +60,18 @@ CASES = dict(corpus())
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in, in which modules are loaded anew."""
-    monkeypatch.chdir(tmp_path)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "")  # so that what a command sets is undone
+        monkeypatch.delenv(name)
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before = set(sys.modules)
-    yield tmp_path
+    yield work
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
@@ -72,7 +81,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def plain(text: str, folder: Path) -> str:
     """The text without what differs between runs and machines, and without the rest of long lists of choices."""
-    text = text.replace(f"{folder}/", "").replace(str(folder), "FOLDER")
+    text = text.replace(f"{folder}/", "").replace(str(folder), "FOLDER").replace(str(folder.parent), "ABOVE")
     text = re.sub(r"\b[0-9a-f]{32}\b", "RUN", text)
     text = re.sub(r"on \S+ \(process \d+, since [\d-]+ [\d:]+ UTC\)", "on HOST (process 1, since THEN)", text)
     text = re.sub(r"process \d+ on \S+?\)", "process 1 on HOST)", text)
@@ -87,6 +96,8 @@ def answered(case: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[s
     (folder / "sweep.yaml").write_text(case.get("sweep", SWEEP))
     for name, text in case.get("files", {}).items():
         (folder / name).write_text(text)
+    for name, text in case.get("beside", {}).items():
+        (folder.parent / name).write_text(text)
     if case.get("record"):
         recorded_folder(folder)
     for name, value in case.get("env", {}).items():
@@ -94,12 +105,13 @@ def answered(case: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[s
     for command in case.get("given", ()):
         main(shlex.split(command))
     capsys.readouterr()
-    try:
-        code = main(shlex.split(case["command"]))
-    except SystemExit as end:  # of argparse
-        code = int(end.code or 0)
+    with jobs_api(case["head"]) if "head" in case else contextlib.nullcontext("HEAD") as head:
+        try:
+            code = main(shlex.split(case["command"].replace("HEAD", head)))
+        except SystemExit as end:  # of argparse
+            code = int(end.code or 0)
     printed = capsys.readouterr()
-    said = printed.err if code == 2 else printed.out + printed.err
+    said = (printed.err if code == 2 else printed.out + printed.err).replace(head, "HEAD")
     return code, plain(re.sub(r"\Ausage: .*?\n(?=phasefront)", "", said, flags=re.S), folder)
 
 
@@ -125,6 +137,8 @@ def test_a_mistake_is_answered_as_it_was(
 
 def test_the_corpus_is_whole() -> None:
     assert len(CASES) == len(corpus()) >= FEWEST
+    kinds = {"cluster", "command", "environment", "job", "record", "sweep_file"}
+    assert {file.stem for file in FOLDER.glob("*.yaml")} == kinds
     for name, case in CASES.items():
         if case["exit"] == 2 and not case.get("bare"):
             assert re.search(r"^  next:  |did you mean|valid|must be|required", case["says"], re.M), name

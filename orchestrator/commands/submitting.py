@@ -30,6 +30,8 @@ def submit(arguments: argparse.Namespace) -> int:
     file = _inside(arguments.file, folder)
     _refuse_secrets(arguments.overrides)
     sweep = load_sweep(arguments)
+    if sweep.extends is not None:
+        _inside(str(sweep.extends), folder)
     variables = _variables(sweep)
     command = f"python -m orchestrator run {shlex.quote(file)}" + "".join(
         f" {shlex.quote(word)}" for word in _options(arguments)
