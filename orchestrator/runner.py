@@ -408,7 +408,7 @@ class Runner:
             decision = self._decide(Cause.USER_ERROR, out, left, error=error, node="")
             self._carry_out(decision, left, TrialResult("", Status.FAILED, error=decision.error), ended)
         if not out.continues:  # what is left of a training says nothing of a whole one
-            self._planner.tally.add(out.pack, event.train_s if event.busy_s is None else event.busy_s)
+            self._planner.ended(out.pack, event.train_s if event.busy_s is None else event.busy_s)
             self._summary.train_s += event.train_s
             self._summary.estimated_s += out.pack.seconds
 

@@ -217,7 +217,8 @@ def _metrics(known: Sequence[TrialFacts]) -> str:
     for name in dict.fromkeys(name for trial in known for name in trial.metrics):
         of = [trial.metrics[name] for trial in known if name in trial.metrics]
         values = sorted({facts.values for facts in of})
-        steps = f"steps {min(f.first for f in of)} to {_span(f.last for f in of)}"
+        last = _span(f.last for f in of)
+        steps = f"steps {min(f.first for f in of)} to {last}" if " " not in last else f"the last at step {last}"
         text = f"{_span(values)} values, {steps}" if values != [1] else f"1 value, at step {_span(f.last for f in of)}"
         if len(of) < len(known):
             text += f", in {len(of)} of them"

@@ -186,6 +186,7 @@ def test_the_cost_names_its_unit() -> None:
     assert (
         cost_line(2.5, 7200, gpus) == "cost      about 10.00 (4 GPU hours), at 2.5 per GPU hour, 2 GPUs for 2 h 00 min"
     )
+    assert "about less" not in cost_line(2.5, 1, gpus) and "less than 0.01" in cost_line(2.5, 1, gpus)
     cores = Shape(workers=1, device="cpu", need=Need(), memory_bytes=1e9)
     said = cost_line(0.04, 3600, cores, early_s=1800)
     assert said.startswith(

@@ -222,3 +222,39 @@ def test_a_job_that_ends_its_process_leaves_the_calibration_unchanged() -> None:
     assert rehearsal.calibration is plan.calibration
     ((_, facts),) = rehearsal.trials
     assert (facts.status, facts.error) == ("FAILED", "the process that trained it ended with exit code 3")
+
+
+def recording_s(known: Calibration, trials: list[Trial]) -> float:
+    """The estimate of the time to record these trials."""
+    job = load_job(DESCENT)
+    return Planner(job_name=DESCENT, job=job, calibration=known, memory_budget_bytes=1e9)._record_s(trials)
+
+
+def after_a_run(trials: list[Trial], record_s: float) -> Calibration:
+    """What is known after a run that took so long to record these trials."""
+    planner = Planner(job_name=DESCENT, job=load_job(DESCENT), calibration=Calibration(), memory_budget_bytes=1e9)
+    planner.ended(Pack(trials=tuple(trials), counted_s=1.0, seconds=1.0, kind="j@1/a"), 1.0)
+    return planner.calibration.with_run(DESCENT, "sweep", planner.tally, 1.0, record_s, None)
+
+
+def test_the_time_to_record_is_learnt_by_rows_and_not_by_trials() -> None:
+    long = [descent(8, k, curve_points=100) for k in range(200)]
+    short = [descent(8, k, curve_points=2) for k in range(200)]
+    twice = 2 * recording_s(Calibration(), long)
+    known = after_a_run(long, twice)
+    assert recording_s(known, long) == pytest.approx(twice)
+    assert recording_s(known, short) == pytest.approx(2 * recording_s(Calibration(), short))
+    assert recording_s(known, short) < 0.3 * twice
+
+
+def test_a_run_of_few_trials_says_little_about_the_time_to_record() -> None:
+    few = [descent(8, k) for k in range(3)]
+    many = [descent(8, k) for k in range(1000)]
+    usual = recording_s(Calibration(), many)
+    # Its first and last write take longer than all of its trials.
+    assert recording_s(after_a_run(few, 40 * recording_s(Calibration(), few)), many) < 1.2 * usual
+
+
+def test_what_an_earlier_version_has_learnt_is_used() -> None:
+    known = Calibration(jobs={DESCENT: JobHistory(record_s=0.01, runs=1)})
+    assert recording_s(known, [descent(8)] * 100) == pytest.approx(1.0)

@@ -40,14 +40,15 @@ def cost_line(price: float, seconds: float, shape: Shape, *, early_s: float | No
     gpus = shape.device == "cuda"
     unit, per_worker = ("GPU", shape.need.gpus) if gpus else ("CPU", shape.need.cpus)
 
-    def amount(of_s: float) -> str:
+    def amount(of_s: float, how: str) -> str:
         hours = of_s / 3600 * shape.workers * per_worker
-        return f"{hours * price:.2f} ({hours:.2g} {unit} hours)"
+        text = f"{how} {hours * price:.2f}" if hours * price >= 0.005 else "less than 0.01"
+        return f"{text} ({hours:.2g} {unit} hours)"
 
-    most = "about" if early_s is None else "at most"
-    early = "" if early_s is None else f"; about {amount(early_s)} if trials end early"
+    most = amount(seconds, "about" if early_s is None else "at most")
+    early = "" if early_s is None else f"; {amount(early_s, 'about')} if trials end early"
     units = f"{shape.workers * per_worker:g} {unit}{'s' * (shape.workers * per_worker != 1)}"
-    return f"cost      {most} {amount(seconds)}{early}, at {price:g} per {unit} hour, {units} for {duration(seconds)}"
+    return f"cost      {most}{early}, at {price:g} per {unit} hour, {units} for {duration(seconds)}"
 
 
 def cautions(

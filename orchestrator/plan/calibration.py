@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from jobs.job import Cost
 from orchestrator.host import usable_cpus
-from orchestrator.plan.history import JobHistory, KindHistory, SweepHistory, Tally, average, updated
+from orchestrator.plan.history import JobHistory, KindHistory, SweepHistory, Tally, average, recorded, updated
 
 T = TypeVar("T")
 
@@ -131,7 +131,10 @@ class Calibration:
             ratio=old.ratio if tally.ratio is None else updated(old.ratio, tally.ratio, runs=old.runs),
             early=average(old.early, tally.early),
             trial_s=average(old.trial_s, train_s / tally.trials),
-            record_s=average(old.record_s, record_s / tally.trials),
+            record_s=old.record_s,
+            record_ratio=recorded(old.record_ratio, record_s / tally.record_counted_s, trials=tally.trials)
+            if tally.record_counted_s > 0 and record_s > 0
+            else old.record_ratio,
             runs=old.runs + 1,
         )
         kinds = {name: self.kinds.get(name, KindHistory()).with_run(times) for name, times in tally.times.items()}

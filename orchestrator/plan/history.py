@@ -22,6 +22,8 @@ SHAPE_MARGIN = 1.5
 """How far beyond the measured shapes a kind counts as known: measuring changes the packs of a plan slightly."""
 NEWEST = 0.5
 """Weight of the newest run in an exponential average. The first run replaces the rehearsal."""
+FULL_WEIGHT = 100
+"""Trials from which on a run counts fully for the time to record."""
 RATIO_BOUNDS = (0.02, 50.0)
 """Bounds of the ratio of measured to counted seconds: values beyond them are measurement errors."""
 
@@ -35,6 +37,15 @@ def updated(ratio: float, measured: float, *, runs: int) -> float:
     """The geometric average of a ratio learnt from `runs` runs and the one that the newest run measured."""
     weight = NEWEST if runs else 1.0
     return bounded(ratio ** (1 - weight) * measured**weight)
+
+
+def recorded(ratio: float | None, measured: float, *, trials: int) -> float:
+    """The ratio of recording learnt from earlier runs and the one that a run of so many trials measured.
+
+    The first write and the last one take a time of their own: a run of few trials weighs little.
+    """
+    weight = (1.0 if ratio is None else NEWEST) * min(1.0, trials / FULL_WEIGHT)
+    return bounded((1.0 if ratio is None else ratio) ** (1 - weight) * measured**weight)
 
 
 def average(old: float | None, new: float | None) -> float | None:
@@ -123,7 +134,9 @@ class JobHistory:
     trial_s: float | None = None
     """Training seconds of one trial: the estimate for a job that states no cost."""
     record_s: float | None = None
-    """Seconds of the driver to record one trial."""
+    """Seconds of the driver to record one trial, as earlier versions measured them; used without `record_ratio`."""
+    record_ratio: float | None = None
+    """Measured over counted seconds of the driver to record trials and their rows."""
     runs: int = 0
 
 
@@ -150,10 +163,13 @@ class Tally:
     early_estimated_s: float = 0.0
     """The estimate for the packs whose trials could end early, as if none had."""
     early_measured_s: float = 0.0
+    record_counted_s: float = 0.0
+    """Counted seconds of the driver to record these trials."""
 
-    def add(self, pack: Pack, measured_s: float) -> None:
-        """Count one pack that has ended."""
+    def add(self, pack: Pack, measured_s: float, *, record_s: float = 0.0) -> None:
+        """Count one pack that has ended; `record_s`: counted seconds to record it."""
         self.trials += len(pack.trials)
+        self.record_counted_s += record_s
         if pack.at_most:
             self.early_estimated_s += pack.seconds
             self.early_measured_s += measured_s

@@ -103,12 +103,20 @@ class Planner:
 
     def _record_s(self, trials: Sequence[Trial]) -> float:
         """Seconds of the driver to record these trials."""
-        measured_s = self.calibration.job(self.job_name).record_s
-        if measured_s is not None:
-            return measured_s * len(trials)
+        known = self.calibration.job(self.job_name)
+        if known.record_ratio is None and known.record_s is not None:
+            return known.record_s * len(trials)
+        return self.counted_record_s(trials) * (known.record_ratio or 1.0)
+
+    def counted_record_s(self, trials: Sequence[Trial]) -> float:
+        """Seconds to record these trials and the rows that their job states, at the default speed."""
         sample = trials[:: max(1, len(trials) // 50)]
         rows = sum(self.job.report_steps(trial.params) for trial in sample) / len(sample) * len(self.job.metrics)
         return len(trials) * (RECORD_S_PER_TRIAL + rows * RECORD_S_PER_ROW)
+
+    def ended(self, pack: Pack, measured_s: float) -> None:
+        """Count a pack of this run that has ended."""
+        self.tally.add(pack, measured_s, record_s=self.counted_record_s(pack.trials))
 
     def record_rows(self, trials: Sequence[Trial]) -> int | None:
         """The number of metric rows that these trials report; None if the job does not state it."""
