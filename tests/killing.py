@@ -73,7 +73,10 @@ def killed_run(
     while True:
         with driving.driver("run", "sweep.yaml", "--no-map", cwd=folder, environ=environ()) as run:
             count = len(log_lines(folder))
-            driving.wait_for("a step", lambda count=count: len(log_lines(folder)) > count, run)  # type: ignore[misc]
+            driving.wait_for(
+                "a step",
+                lambda count=count: len(log_lines(folder)) > count or run.popen.poll() is not None,  # type: ignore[misc]
+            )
             while done < kills and run.popen.poll() is None:
                 time.sleep(chance.uniform(0.5, 3.0) * interval_s)
                 process = log_lines(folder)[-1][2]
@@ -89,12 +92,16 @@ def killed_run(
                     os.kill(process, signal.SIGKILL)
                 driving.wait_for(
                     "another worker",
-                    lambda process=process: log_lines(folder)[-1][2] != process,  # type: ignore[misc]
-                    run,
+                    lambda process=process: (
+                        log_lines(folder)[-1][2] != process  # type: ignore[misc]
+                        or run.popen.poll() is not None
+                    ),
                 )
             found.text += run.finish()
             if run.popen.returncode == 0:
                 break
+            if run.popen.returncode not in (75, -signal.SIGKILL):  # 75: Ray did not start on a busy machine
+                raise AssertionError(f"exit {run.popen.returncode}: {run.text()}")
     found.seconds = time.monotonic() - began
     found.lost_s = lost(log_lines(folder))
     found.files = [path.name for path in folder.rglob("*.safetensors")]

@@ -20,6 +20,7 @@ from jobs.ridge.job import Ridge
 from jobs.ridge.params import RidgeParams
 from jobs.state import StateError, TrialState, fitted
 from tests.image_files import write_cifar
+from tests.test_module_job import Small, members
 
 Rows = dict[int, dict[int, Mapping[str, float]]]
 """Position -> step -> metric -> value."""
@@ -259,6 +260,24 @@ def test_what_is_left_of_a_pack_continues_and_is_saved_again(
         known = offers[first].rows[left[k]] | later[second].rows[k]
         wanted = {step: values for step, values in undisturbed[left[k]].items() if step not in known}
         assert_near(wanted, continued[at], f"{left[k]}:")
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_a_module_of_a_user_continues(optimiser: str, offered: Callable[[], None]) -> None:
+    """After a trial has ended, while the tensors still have its place. How modules are stacked depends on timing."""
+    job = Small()
+    pack = members(job, 5, optimiser=optimiser, schedule="cosine", warmup_steps=5)
+    pack[3] = replace(pack[3], params=replace(pack[3].params, steps=9))
+    undisturbed, _ = trained(job, pack)
+    offered()
+    _, offers = trained(job, pack, [3, 14])
+    for step, offer in offers.items():
+        places = sorted(offer.states)
+        assert (3 in places) == (step < 9)
+        continued, _ = trained(job, [replace(pack[p], state=offer.states[p]) for p in places])
+        for at, position in enumerate(places):
+            assert_near(rest(undisturbed, position, offer), continued[at], f"{position} from step {step}:")
+    assert sorted(offers) == [3, 14]
 
 
 def test_a_state_that_does_not_fit_is_refused_before_the_first_report(

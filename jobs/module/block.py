@@ -24,6 +24,7 @@ from jobs.packed import random
 from jobs.packed.batches import Batches
 from jobs.packed.block import Block
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
+from jobs.state import TrialState
 
 _CHUNK_STEPS = 64
 """Steps whose batches are drawn at once."""
@@ -190,6 +191,15 @@ class ModuleBlock(Block):
             self._compact(self._live)
             self._live = torch.arange(len(self._live))
 
+    def save(self) -> Mapping[str, Tensor]:
+        saved = self._optimiser.save()
+        if len(self._live) == self._parameters.models:
+            return saved
+        return {name: tensor[self._live.to(tensor.device)] for name, tensor in saved.items()}
+
+    def load(self, states: Sequence[TrialState]) -> None:
+        self._optimiser.load(states)
+
     def _compact(self, index: Tensor) -> None:
         self._batches.keep(index)
         self._parameters.keep(index)
@@ -281,6 +291,9 @@ class SingleBlock(ModuleBlock):
         self._leaves = [named[name] for name in self._trained]
         self._own = self._job.torch_optimiser(self._shared, self._leaves)
         self._rates = [group["lr"] for group in self._own.param_groups] if self._own else []
+
+    def save(self) -> Mapping[str, Tensor]:
+        return {} if self._own is not None else super().save()
 
     def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         x, y, mask = _first(parts)

@@ -56,7 +56,7 @@ def train(job: ModuleScience, pack: Sequence[Member[Any]], device: str) -> Itera
     schedules = [log_spaced_steps(m.params.steps, m.params.curve_points) for m in pack]
     level = first.stop_accuracy
     stop = {"train_accuracy": level, "test_accuracy": level} if level else None
-    yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop)
+    yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop, saved=[m.state for m in pack])
 
 
 def _trial(job: ModuleScience, position: int, member: Member[Any]) -> Trial:
