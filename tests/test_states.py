@@ -266,8 +266,9 @@ def test_what_is_left_of_a_pack_continues_and_is_saved_again(
 def test_a_module_of_a_user_continues(optimiser: str, offered: Callable[[], None]) -> None:
     """After a trial has ended, while the tensors still have its place. How modules are stacked depends on timing."""
     job = Small()
-    pack = members(job, 5, optimiser=optimiser, schedule="cosine", warmup_steps=5)
+    pack = members(job, 5, optimiser=optimiser, warmup_steps=5)
     pack[3] = replace(pack[3], params=replace(pack[3].params, steps=9))
+    assert len({job.pack_key(member.params) for member in pack}) == 1
     undisturbed, _ = trained(job, pack)
     offered()
     _, offers = trained(job, pack, [3, 14])
