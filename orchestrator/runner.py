@@ -43,8 +43,8 @@ TRIALS_AHEAD = 16
 """Trials handed out per worker in any case, so that workers do not run out of very small packs."""
 POLL_S = 0.2
 """The longest wait for events, and so the delay before a stop is noticed."""
-SAVE_S = 60.0
-"""The longest wait for checkpoints when a run is stopped; the process may have to end earlier."""
+SAVE_S = 2.0
+"""The longest wait for checkpoints when a run is stopped."""
 FAILURES_KEPT = 50
 """Failed trials that the summary keeps for printing; the record holds all of them."""
 
@@ -83,6 +83,7 @@ class Runner:
         starting: the note to display while `pool` runs.
         first: watches the first trials.
         checkpoints: of the sweep's packs; None: none are written.
+        save_s: the longest wait for checkpoints when the run is stopped.
     """
 
     def __init__(
@@ -104,13 +105,14 @@ class Runner:
         starting: str = "starting workers",
         first: FirstTrials | None = None,
         checkpoints: Checkpoints | None = None,
+        save_s: Callable[[], float] = lambda: SAVE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job_name, self._planner, self._sampler, self._tracker = job_name, planner, sampler, tracker
         self._pool, self._progress, self._starting, self._clock = pool, progress, starting, clock
         self._thresholds, self._fingerprint, self._axes = thresholds, fingerprint, axes
         self._trial_timeout_s, self._retired, self._first = trial_timeout_s, tuple(retired), first
-        self._checkpoints = checkpoints
+        self._checkpoints, self._save_s = checkpoints, save_s
         self._stop = stop or threading.Event()
         self._stopped = stopped
         self._dispatcher: Dispatcher | None = None
@@ -164,7 +166,7 @@ class Runner:
             finally:
                 if self._dispatcher is not None:
                     if self._summary.stopped:
-                        self._dispatcher.await_saved(SAVE_S)
+                        self._dispatcher.await_saved(self._save_s())
                     self._dispatcher.close()
                 if self._checkpoints is not None:
                     self._checkpoints.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from orchestrator.checkpoints.saving import Saved
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.engine import Engine, EngineEvent, NodeRoom, PackNews, WorkerDied, WorkerReady
 from orchestrator.dispatch.pool import PooledDispatcher
@@ -26,6 +27,12 @@ class ScriptedEngine(Engine):
         self.started: list[str] = []
         """The nodes on which workers were started, in order."""
         self.requested: list[int] = []
+        self.drained: set[str] = set()
+        """The nodes that are going away."""
+        self.asked: list[int] = []
+        """The workers that were asked to save their packs."""
+        self.tasks: dict[str, PackTask] = {}
+        """Every pack, as it was started last."""
         self.closed = False
         self._events: list[EngineEvent] = []
 
@@ -45,6 +52,13 @@ class ScriptedEngine(Engine):
 
     def start_pack(self, worker: int, task: PackTask) -> None:
         self.packs[worker].append(task.pack_id)
+        self.tasks[task.pack_id] = task
+
+    def draining(self) -> set[str]:
+        return self.drained
+
+    def ask_to_save(self, worker: int) -> None:
+        self.asked.append(worker)
 
     def withdraw(self, worker: int, pack_id: str) -> None:
         assert self.packs[worker][-1] == pack_id
@@ -92,6 +106,11 @@ class ScriptedEngine(Engine):
         status = Status.FINISHED if error is None else Status.FAILED
         result = TrialResult(trial_id=trial_id, status=status, error=error)
         self._news(PackProgress(pack_id=pack_id, rows=None, results=(result,)))
+
+    def save(self, pack_id: str) -> None:
+        """The pack writes a checkpoint."""
+        saved = Saved(file="file", steps={pack_id: 1})
+        self._news(PackProgress(pack_id=pack_id, rows=None, results=(), saved=saved))
 
     def end(self, pack_id: str, error: str | None = None) -> None:
         """The pack of one trial, which has the pack's name, ends."""

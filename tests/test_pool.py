@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.dispatch.base import Cause, PackEnded, PackProgress
+from orchestrator.checkpoints.saving import ASK_AFTER_S, Saving
+from orchestrator.dispatch.base import Cause, PackEnded, PackProgress, PackTask
 from orchestrator.dispatch.health import (
     EXCLUDED_S,
     FAILURES_BEFORE_PAUSE,
@@ -512,3 +513,56 @@ def test_closing_closes_the_engine_and_withdraws_the_request() -> None:
     bench.pool.close()
     assert bench.engine.closed
     assert bench.engine.requested == [3, 0]
+
+
+# --- checkpoints ---
+
+
+SAVING = Saving(folder="shared", continues={})
+
+
+def saved_task(pack_id: str) -> PackTask:
+    return scripted_task(pack_id, saving=SAVING)
+
+
+def test_the_workers_of_a_draining_node_are_asked_once_for_checkpoints() -> None:
+    bench = Bench(A=2, B=1)
+    bench.ready()
+    bench.submit(saved_task("1"), saved_task("2"), saved_task("3"))
+    bench.engine.drained = {"A"}
+    bench.poll(LOOK_S)
+    bench.poll(LOOK_S)
+    assert sorted(bench.engine.asked) == sorted(w for w, node in bench.engine.where.items() if node == "A")
+
+
+def test_a_stopped_run_waits_for_the_packs_that_are_worth_it() -> None:
+    bench = Bench(A=3)
+    bench.ready()
+    bench.submit(saved_task("old"), scripted_task("not saved"))
+    bench.poll(ASK_AFTER_S)
+    bench.submit(saved_task("young"))
+    bench.pool.ask_to_save()
+    assert bench.engine.asked == [bench.engine.holder("old")]
+    began = bench.engine.now
+    bench.engine.save("old")
+    bench.pool.await_saved(60.0)
+    assert bench.engine.now - began < 1.0
+    bench.pool.ask_to_save()
+    bench.pool.await_saved(3.0)
+    assert 3.0 <= bench.engine.now - began < 5.0, "one that does not answer is not waited for for long"
+
+
+def test_packs_learn_how_long_nodes_live() -> None:
+    bench = Bench(A=1, B=1)
+    bench.ready()
+    bench.submit(saved_task("1"), saved_task("2"))
+    assert bench.engine.tasks["1"].saving == SAVING
+    bench.poll(500.0)
+    del bench.engine.rooms["A"]
+    bench.engine.die(next(w for w, node in bench.engine.where.items() if node == "A"), Cause.NODE_LOST)
+    bench.poll()
+    bench.engine.end(bench.engine.packs[next(iter(bench.engine.where))][0])
+    bench.poll()
+    bench.submit(saved_task("3"))
+    saving = bench.engine.tasks["3"].saving
+    assert saving is not None and saving.life_s is not None and 500.0 < saving.life_s < 2000.0

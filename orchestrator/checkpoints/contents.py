@@ -162,15 +162,19 @@ def decoded(data: bytes, *, source: str) -> dict[str, SavedTrial]:
     if source and table["source"] != source:
         raise BadCheckpoint(f"it was trained by another version of the job ({table['source']})")
     trials = {}
-    for number, entry in enumerate(table["trials"]):
-        state, curve = f"{number}/state/", f"{number}/curve/"
-        held = {name.removeprefix(state): array for name, array in arrays.items() if name.startswith(state)}
+    parts: dict[tuple[str, str], dict[str, NDArray[Any]]] = {}
+    for name, array in arrays.items():
+        number, _, rest = name.partition("/")
+        kind, _, own = rest.partition("/")
+        parts.setdefault((number, kind), {})[own] = array
+    for place, entry in enumerate(table["trials"]):
+        held, curve = parts.get((str(place), "state"), {}), parts.get((str(place), "curve"), {})
         try:
             saved = SavedCurve(
                 metrics=tuple(entry["metrics"]),
-                step=arrays[curve + "step"],
-                values=arrays[curve + "values"],
-                present=arrays[curve + "present"],
+                step=curve["step"],
+                values=curve["values"],
+                present=curve["present"],
             )
         except KeyError:
             raise BadCheckpoint("it lacks a curve") from None

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 LEAVE_AFTER_S = 2.0
 """Ray kills a stopped job after three seconds; shutting down a Ray that was started here may take longer."""
-SAVE_AFTER_S = 90.0
+ANNOUNCED_S = 90.0
 """The same after SIGUSR1, by which a scheduler announces the end: there is time for checkpoints."""
 SAMPLE = 64
 """Trials of a search from which costs are estimated before it starts."""
@@ -78,6 +78,12 @@ class Stopper:
         # A closed terminal stops the run as SIGTERM does, except under nohup, which ignores SIGHUP.
         if not embedded and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             self._signals.append(signal.SIGHUP)
+
+    @property
+    def leave_after_s(self) -> float:
+        """How long a stopped run may take to end, once everything is recorded."""
+        announced = hasattr(signal, "SIGUSR1") and self.signal == signal.SIGUSR1
+        return ANNOUNCED_S if announced else LEAVE_AFTER_S
 
     def install(self) -> None:
         """Handle the signals; called again after Ray has installed its own handlers."""
@@ -126,8 +132,7 @@ class Stopper:
         self.signal = number
         self.stop.set()
         if not self._embedded:
-            announced = hasattr(signal, "SIGUSR1") and number == signal.SIGUSR1
-            leave = threading.Timer(SAVE_AFTER_S if announced else LEAVE_AFTER_S, self._leave)
+            leave = threading.Timer(self.leave_after_s, self._leave)
             leave.daemon = True
             leave.start()
         if self.at_once:
@@ -200,6 +205,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                         sweep.job_object(), sweep.thresholds(), place=sweep.label_place, say=progress.say
                     ),
                     checkpoints=make_checkpoints(sweep, say=progress.say),
+                    save_s=lambda: stopper.leave_after_s,
                 )
                 summary = runner.run()
             progress.close()
