@@ -33,7 +33,8 @@ def compare(arguments: argparse.Namespace) -> int:
     style = next((style for _, style in read if style is not None), FigureStyle())
     if arguments.width is not None:
         style = style.model_copy(update={"width": arguments.width})
-    moved = _shifts(sides, arguments.along)
+    with drawn_as(style):
+        moved = _shifts(sides, arguments.along)
     files = []
     with writing(output), drawn_as(style):
         for k, other in enumerate(sides[1:], start=1):

@@ -27,7 +27,7 @@ from orchestrator.analysis.fits import expanded_level
 from orchestrator.errors import UserError
 from orchestrator.phases.compare import Side
 from orchestrator.phases.diagram import PhaseDiagram
-from orchestrator.phases.text import named, number
+from orchestrator.phases.text import is_number, named, number
 from orchestrator.results.reading import GIVEN_BAND, LEVEL, Bracket, brackets, line_at, read
 
 Floats = NDArray[np.float64]
@@ -79,8 +79,8 @@ class Shift:
     level: float
     left_out: int = 0
     """Lines on which a seed of one of the sweeps does not cross within the axis."""
-    others: tuple[str, ...] = field(default=())
-    """The other axes."""
+    others: tuple[tuple[str, bool], ...] = field(default=())
+    """The other axes, and whether they are logarithmic."""
 
 
 def shifts(first: Side, second: Side, along: str | None = None) -> list[Shift]:
@@ -145,7 +145,7 @@ def _on_grids(first: Side, second: Side, along: str) -> list[Shift]:
         for name in dict.fromkeys((*crossed[0], *crossed[1])):
             line = _Line(at=at, ends=(crossed[0].get(name, {}), crossed[1].get(name, {})))
             known.setdefault(name, []).append(line)
-    others = tuple(axis.name for axis in first.diagram.axes if axis.name != along)
+    others = tuple((axis.name, axis.kind == "log") for axis in first.diagram.axes if axis.name != along)
     same = first.note.job == second.note.job and first.note.seed is not None and first.note.seed == second.note.seed
     made = [
         _shift(name, along, lines, is_ratio=is_ratio, same_seeds=same, others=others) for name, lines in known.items()
@@ -164,7 +164,7 @@ def _shift(
     *,
     is_ratio: bool,
     same_seeds: bool,
-    others: tuple[str, ...],
+    others: tuple[tuple[str, bool], ...],
 ) -> Shift | None:
     """One boundary over all lines on which all seeds cross it."""
     seeds = [{seed for line in lines for seed in line.ends[which]} for which in (0, 1)]
@@ -244,7 +244,7 @@ def _fitted(first: Side, second: Side, along: str) -> list[Shift]:
                 )
                 moved = Estimate(value=b.value - a.value, low=b.low - a.high, high=b.high - a.low, level=BAND_LEVEL)
                 lines.setdefault(name, []).append(Crossed(at=at, first=a, second=b, shift=moved, seeds=0))
-    others = tuple(axis.name for axis in first.diagram.axes if axis.name != along)
+    others = tuple((axis.name, axis.kind == "log") for axis in first.diagram.axes if axis.name != along)
     return [
         Shift(
             boundary=name,
@@ -295,7 +295,7 @@ def shift_table(compared: Sequence[tuple[str, Sequence[Shift]]], first: str) -> 
                     "first": None if line is None else _in_units(line.first, shift),
                     "second": None if line is None else _in_units(line.second, shift),
                     "shift": _in_units(shift.mean if line is None else line.shift, shift),
-                    "seeds": 0 if line is None else line.seeds,
+                    "seeds": (shift.lines[0] if line is None else line).seeds,
                 }
             )
         if len(shift.lines) == 1 and not shift.others:
@@ -326,9 +326,9 @@ def shift_table(compared: Sequence[tuple[str, Sequence[Shift]]], first: str) -> 
 def _figure(made: Sequence[tuple[str, Shift]], first: str) -> Figure | None:
     """The shift along the other axis, a panel for each boundary; none unless there is one other axis of numbers."""
     shift = made[0][1]
-    if len(shift.others) != 1 or not all(isinstance(line.at[shift.others[0]], int | float) for line in shift.lines):
+    if len(shift.others) != 1 or not all(is_number(value) for line in shift.lines for value in line.at.values()):
         return None
-    (other,) = shift.others
+    ((other, log),) = shift.others
     panels = []
     for boundary in dict.fromkeys(each.boundary for _, each in made):
         curves = []
@@ -340,8 +340,6 @@ def _figure(made: Sequence[tuple[str, Shift]], first: str) -> Figure | None:
                 columns = [np.array([getattr(e, end) for e in own])[order] for end in ("value", "low", "high")]
                 curves.append(Curve(x=x[order], y=columns[0], label=name, low=columns[1], high=columns[2]))
         panels.append(Panel(title=boundary, lines=tuple(curves), level=1.0 if shift.is_ratio else 0.0))
-    positive = [value for panel in panels for curve in panel.lines for value in curve.x.tolist()]
-    log = min(positive) > 0 and max(positive) >= 20 * min(positive)
     what = "ratio" if shift.is_ratio else "difference"
     return Figure(
         x_label=named(other),
