@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import environment, parents, record, trials, wait_for
+from tests.driving import driver, environment, parents, record, trials, wait_for
 
 JOB = """\
 import pathlib, time
@@ -216,3 +216,27 @@ def test_a_terminal_or_locale_without_unicode_ends_no_command(folder: Path) -> N
     assert "sweep gr\\xf6\\xdfe: 2 trials" in done.stdout
     (recorded,) = folder.glob("mlruns/*/*/artifacts/sweep.yaml")
     assert "größe" in recorded.read_text(encoding="utf-8")
+
+
+SLOW_TO_IMPORT = """\
+import pathlib, sys, time
+if "ray" in sys.modules:  # in a worker: the driver loads the job before Ray
+    pathlib.Path({folder!r}, "importing").touch()
+    time.sleep(20)
+def train(params, seed, device, report):
+    report(1, loss=params["lr"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_signal_while_workers_start_stops_the_run(folder: Path) -> None:
+    (folder / "mine.py").write_text(SLOW_TO_IMPORT.format(folder=str(folder)))
+    with driver("run", "sweep.yaml", "--workers", "1", "--no-map", cwd=folder) as running:
+        wait_for("a worker that starts", (folder / "importing").exists, running)
+        os.kill(running.popen.pid, signal.SIGTERM)
+        text = running.finish()
+    assert running.popen.returncode == 128 + signal.SIGTERM, text
+    assert "received at time" not in text, "Ray's own handler, with a stack trace"
+    assert "Traceback" not in text
+    assert {run.status for run in parents(record(folder / "mlflow.db"))} == {"KILLED"}

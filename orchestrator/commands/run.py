@@ -252,14 +252,24 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
 def _pool(
     arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, progress: ProgressDisplay
 ) -> Callable[[], Dispatcher]:
-    make = make_pool(sweep, inline=arguments.inline, training=stopper.training)
+    def connected() -> None:
+        stopper.install()  # Ray installs handlers of its own
+        stopper.at_once = False  # its waits turn an exception of a handler into a SystemError
+
+    make = make_pool(
+        sweep,
+        inline=arguments.inline,
+        training=stopper.training,
+        connected=connected,
+        stopping=stopper.stop.is_set,
+    )
 
     def ready() -> Dispatcher:
         try:
             with still("starting workers", progress.say):
                 pool = make()
         finally:
-            stopper.install()  # Ray installs handlers of its own
+            stopper.install()  # where Ray did not get as far as to be connected
         stopper.at_once = False
         return pool
 

@@ -196,9 +196,14 @@ def inline_device(sweep: Sweep) -> str:
 
 
 def make_pool(
-    sweep: Sweep, *, inline: bool, training: Callable[[], AbstractContextManager[object]] = nullcontext
+    sweep: Sweep,
+    *,
+    inline: bool,
+    training: Callable[[], AbstractContextManager[object]] = nullcontext,
+    connected: Callable[[], None] = lambda: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Callable[[], Dispatcher]:
-    """A function that starts the pool of workers; `training`: see `InlineDispatcher`."""
+    """A function that starts the pool of workers; for its arguments see `InlineDispatcher` and `RayDispatcher`."""
     source = source_of(sweep.job)  # before workers load it, as the files may be edited meanwhile
 
     def make() -> Dispatcher:
@@ -210,7 +215,14 @@ def make_pool(
             return InlineDispatcher(device=inline_device(sweep), training=training)
         from orchestrator.dispatch.ray_pool import RayDispatcher
 
-        return RayDispatcher(job=sweep.job, request=request(sweep), source=source, say=say)
+        return RayDispatcher(
+            job=sweep.job,
+            request=request(sweep),
+            source=source,
+            say=say,
+            connected=connected,
+            stopping=stopping,
+        )
 
     return make
 

@@ -161,14 +161,14 @@ class PooledDispatcher(Dispatcher):
                     if not isinstance(event, PackProgress) or event.saved is not None:
                         self._asked.discard(event.pack_id)
 
-    def await_ready(self, *, timeout_s: float, all_of_them: bool) -> None:
-        """Wait until the first worker, or every worker, has started; at most `timeout_s`.
+    def await_ready(self, *, timeout_s: float, all_of_them: bool, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Wait until the first worker, or every worker, has started; at most `timeout_s`, and not while `stopping`.
 
         Raises:
             See `poll`.
         """
         end = self._clock() + timeout_s
-        while (left_s := end - self._clock()) > 0:
+        while (left_s := end - self._clock()) > 0 and not stopping():
             self.poll(min(left_s, 0.2))
             ready = self._roster.ready()
             if ready and (ready == len(self._roster.workers) or not all_of_them):

@@ -28,6 +28,9 @@ class RayDispatcher(PooledDispatcher):
             the cluster holds, following nodes that come and go. A worker has as many threads as it takes CPU cores.
         source: the driver's source of the job, which workers must have; None to accept any.
         say: called with a line to show while the cluster does not answer.
+        connected: called once Ray is connected: it then has signal handlers of its own, which end this process with a
+            stack trace, also while workers start.
+        stopping: whether the run is being stopped; then workers are not waited for.
 
     Raises:
         UserError: no cluster, no access, or no device of the kind asked for.
@@ -40,17 +43,20 @@ class RayDispatcher(PooledDispatcher):
         request: Request | None = None,
         source: Source | None = None,
         say: Callable[[str], None] = print,
+        connected: Callable[[], None] = lambda: None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         request = request or Request()
         cluster = RayCluster(owned=connect(request.local_node()), say=say)
         try:
+            connected()
             shape = request.shape(node.total for node in alive_nodes().values())
             if cluster.local and shape.workers < 1:
                 raise request.no_room(shape)
             self._ray = RayEngine(cluster, need=shape.need, device=shape.device, job=job)
             super().__init__(self._ray, workers=request.workers, grows=not cluster.local, source=source)
             # Starting is not counted as training. On a cluster only the first worker is awaited: nodes may be joining.
-            self.await_ready(timeout_s=WARM_S, all_of_them=cluster.local)
+            self.await_ready(timeout_s=WARM_S, all_of_them=cluster.local, stopping=stopping)
         except BaseException:
             cluster.close()
             raise

@@ -1,0 +1,144 @@
+"""cluster/slurm/sweep.sbatch on a real Slurm of two nodes: requeued, stopped, beside another job."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from driving import MARK, environment, marked, parents, record, trials, wait_for
+from slurm import Slurm, slurm
+
+SCRIPT = Path(__file__).resolve().parent.parent / "cluster" / "slurm" / "sweep.sbatch"
+SWEEP = """\
+name: {name}
+job: gated:train
+axes: {{x: {{scale: linear, from: 0, to: 1, points: 12}}}}
+fixed: {{gate: "{gate}", seconds: {seconds}}}
+phases: {{metric: value, level: 0.5}}
+resources: {{workers: 4}}
+"""
+JOB = """\
+import pathlib, time
+def train(*, x=0.0, gate="", seconds=0.5, seed, report):
+    for step in range(1, 4):
+        report(step, value=x * step / 3)
+        time.sleep(seconds / 3)
+    while x > 0.5 and not pathlib.Path(gate).exists():
+        time.sleep(0.1)
+train.metrics = ("value",)
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def mark() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture(scope="module")
+def nodes(mark: str) -> Iterator[Slurm]:
+    with slurm(environment({MARK: mark})) as running:
+        yield running
+    wait_for("the end of what Slurm and its jobs have started", lambda: marked(mark) == [])
+
+
+def project(parent: Path, name: str, seconds: float = 0.5) -> Path:
+    folder = parent / name
+    folder.mkdir()
+    (folder / "gated.py").write_text(JOB)
+    (folder / "sweep.yaml").write_text(SWEEP.format(name=name, gate=folder / "open", seconds=seconds))
+    return folder
+
+
+def log(folder: Path) -> str:
+    return "".join(path.read_text(errors="replace") for path in folder.glob("phasefront-*.log"))
+
+
+def finished(folder: Path) -> int:
+    return sum(run.status == "FINISHED" for run in trials(record(folder / "mlflow.db")))
+
+
+def ended(nodes: Slurm, job: str, folder: Path, *, lost: str = "") -> str:
+    """Wait for the job's end; its state, and the log. A node that was `lost` could not tidy up."""
+    wait_for(f"job {job}", lambda: nodes.state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"))
+    left = [path for path in Path("/tmp").glob(f"pf-{job}-*") if not (lost and path.name.endswith(lost))]
+    assert left == [], "a folder of Ray is left"
+    return nodes.state(job) + log(folder)
+
+
+def test_a_requeued_job_resumes_and_leaves_the_other_job_alone(nodes: Slurm, tmp_path: Path) -> None:
+    folder, beside = project(tmp_path, "requeued"), project(tmp_path, "beside")
+    job = nodes.submit("--nodes=2", "--cpus-per-task=2", str(SCRIPT), "sweep.yaml", cwd=folder)
+    other = nodes.submit("--cpus-per-task=2", str(SCRIPT), "sweep.yaml", "--workers", "2", cwd=beside)
+    for at in (folder, beside):
+        wait_for("the trials below the gate", lambda at=at: finished(at) >= 4)
+    nodes.requeue(job)
+    wait_for("the second attempt", lambda: log(folder).count("starting Ray on 2 nodes") == 2)
+    assert "Traceback" not in log(folder)
+    assert "received at time" not in log(folder)
+    for at in (folder, beside):
+        (at / "open").touch()
+    assert ended(nodes, job, folder).startswith("COMPLETED"), log(folder)
+    assert ended(nodes, other, beside).startswith("COMPLETED"), log(beside)
+    assert log(beside).count("starting Ray on 1 nodes") == 1, "the other job was disturbed"
+    for at in (folder, beside):
+        runs = record(at / "mlflow.db")
+        assert [run.status for run in parents(runs)][-1] == "FINISHED"
+        done = [run for run in trials(runs) if run.status == "FINISHED"]
+        assert len(done) == 12
+        for run in done:
+            assert [(name, step) for name, step, *_ in run.rows] == [("value", step) for step in (1, 2, 3)]
+            x = float(run.params["x"])
+            assert [value for _, _, value, _ in run.rows] == pytest.approx([x / 3, x * 2 / 3, x])
+
+
+def test_a_job_near_its_time_limit_is_requeued(nodes: Slurm, tmp_path: Path) -> None:
+    folder = project(tmp_path, "limited")
+    job = nodes.submit("--cpus-per-task=2", str(SCRIPT), "sweep.yaml", cwd=folder)
+    wait_for("the trials below the gate", lambda: finished(folder) >= 4)
+    nodes.command("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1@120 sends
+    wait_for("the requeue", lambda: "the time limit is near" in log(folder) and "requeued" in log(folder))
+    nodes.start_now(job)
+    (folder / "open").touch()
+    assert ended(nodes, job, folder).startswith("COMPLETED"), log(folder)
+    assert finished(folder) == 12
+
+
+def test_a_cancelled_job_is_not_requeued_and_the_same_command_resumes(nodes: Slurm, tmp_path: Path) -> None:
+    folder = project(tmp_path, "cancelled")
+    job = nodes.submit("--cpus-per-task=2", str(SCRIPT), "sweep.yaml", cwd=folder)
+    wait_for("the trials below the gate", lambda: finished(folder) >= 4)
+    nodes.command("scancel", job)
+    assert ended(nodes, job, folder).startswith("CANCELLED")
+    assert "To resume" in log(folder)
+    assert [run.status for run in parents(record(folder / "mlflow.db"))] == ["KILLED"]
+    (folder / "open").touch()
+    again = nodes.submit(str(SCRIPT), "sweep.yaml", cwd=folder)
+    assert ended(nodes, again, folder).startswith("COMPLETED"), log(folder)
+    assert finished(folder) == 12
+
+
+def test_a_lost_node_is_done_without(nodes: Slurm, tmp_path: Path) -> None:
+    folder = project(tmp_path, "lost")
+    job = nodes.submit("--nodes=2", "--cpus-per-task=2", str(SCRIPT), "sweep.yaml", cwd=folder)
+    wait_for("trials on both nodes", lambda: finished(folder) >= 4)
+    nodes.stop_node("n2")
+    (folder / "open").touch()
+    try:
+        assert ended(nodes, job, folder, lost="n2").startswith("COMPLETED"), log(folder)
+        assert finished(folder) == 12
+        assert log(folder).count("starting Ray") == 1
+    finally:
+        nodes.start_node("n2")
+        wait_for("the node", lambda: nodes.command("sinfo", "--noheader", "--format=%T %D") == "idle 2")
+
+
+def test_a_mistake_is_told_and_not_repeated(nodes: Slurm, tmp_path: Path) -> None:
+    folder = project(tmp_path, "mistaken")
+    job = nodes.submit(str(SCRIPT), "sweeep.yaml", cwd=folder)
+    assert ended(nodes, job, folder).startswith("FAILED")
+    assert nodes.exit_code(job) == 2
+    assert "there is no such file" in log(folder)
+    shutil.rmtree(folder)
