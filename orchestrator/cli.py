@@ -169,6 +169,10 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--width", **width)
     command("report", "write one page about a sweep (HTML) from the record, without running trials")
+    ui = command("ui", "show a sweep in the browser while it runs, with its curves; reads only")
+    ui.add_argument("--port", type=_port, metavar="N", help="of the page [8642, or a free one]")
+    ui.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where the page listens [127.0.0.1]")
+    ui.add_argument("--no-mlflow", action="store_true", help="do not start MLflow's server")
     compare = command(
         "compare", "draw phase maps and their difference side by side, and say how far the boundary moved", file=False
     )
@@ -240,6 +244,13 @@ def _positive(text: str) -> int:
         if int(text) >= 1:
             return int(text)
     raise argparse.ArgumentTypeError(f"must be a whole number >= 1; got {text!r}")
+
+
+def _port(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if 1 <= int(text) <= 65535:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"must be a port from 1 to 65535; got {text!r}")
 
 
 def _seconds(text: str) -> float:

@@ -15,6 +15,7 @@ _FUNCTIONS = {
     "map": "publishing:map_",
     "analyse": "analysing:analyse",
     "report": "report:report",
+    "ui": "ui:ui",
     "compare": "compare:compare",
     "replay": "replay:replay",
     "export": "export:export",

@@ -114,7 +114,7 @@ def keep_report(
         warnings=published.warnings,
         tables=tables,
         pictures=_pictures(published.files, tables),
-        failures=_failures(sweep, [trial for trial in trials if trial.id in errors], errors),
+        failures=failures_of(sweep, [trial for trial in trials if trial.id in errors], errors),
         cost=cost_of(sweep.output / SUMMARY),
         commands=(
             *((what, command_line(arguments, command)) for what, command in commands.items()),
@@ -147,7 +147,7 @@ def _pictures(files: Mapping[str, Path], tables: Sequence[Table]) -> tuple[Pictu
     return tuple(Picture(file=files[f"{stem}.png"], caption=captions.get(stem) or words(stem)) for stem in ordered)
 
 
-def _failures(sweep: Sweep, failed: Sequence[Trial], errors: Mapping[str, str]) -> tuple[Failure, ...]:
+def failures_of(sweep: Sweep, failed: Sequence[Trial], errors: Mapping[str, str]) -> tuple[Failure, ...]:
     """Failed trials by their error, the most frequent first."""
     kinds: dict[tuple[str, str], list[Trial]] = {}
     for trial in failed:

@@ -123,6 +123,10 @@ class Tracker(ABC):
         Set-based: the number of round trips does not grow with each trial.
         """
 
+    def statuses(self, trial_ids: Iterable[str]) -> dict[str, Status]:
+        """The status of these trials, as `index` has it, without the rest; trials without a run are left out."""
+        return {trial: recorded.status for trial, recorded in self.index(trial_ids).items()}
+
     @abstractmethod
     def begin(self, trials: Sequence[Trial]) -> None:
         """The trials start: each has one RUNNING run with its parameters, and no curve yet.

@@ -307,9 +307,14 @@ class RecordedParams(Mapping[str, Scalar]):
         return len(self._params())
 
 
+def status_of(status: str) -> Status:
+    """A run's status as that of a trial."""
+    return Status(status) if status in Status.__members__ else Status.RUNNING
+
+
 def recorded(status: str, tags: Mapping[str, str], through_step: int, observations: Observations) -> Recorded:
     """The state of a trial from its run's status and tags."""
-    known = Status(status) if status in Status.__members__ else Status.RUNNING
+    known = status_of(status)
     return Recorded(
         status=known,
         phase=tags.get(PHASE),

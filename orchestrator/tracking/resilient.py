@@ -367,6 +367,10 @@ class ResilientTracker(Tracker):
     def relabel(self, results: Sequence[TrialResult]) -> None:
         self._now(lambda: self._inner.relabel(results))
 
+    def statuses(self, trial_ids: Iterable[str]) -> dict[str, Status]:
+        wanted = list(trial_ids)
+        return self._now(lambda: self._inner.statuses(wanted))
+
     def complete(self, trials: Sequence[Trial]) -> int:
         return self._now(lambda: self._inner.complete(trials))
 

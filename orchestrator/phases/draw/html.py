@@ -102,6 +102,7 @@ def write_page(
             title=html.escape(title),
             summary=html.escape(text),
             plotly=get_plotlyjs(),
+            viewer=viewer_script(),
             data=json.dumps(page, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
             fixed=_rows(fixed),
             metrics=_rows(numbers),
@@ -186,6 +187,11 @@ def _rows(pairs: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in pairs)
 
 
+def viewer_script() -> str:
+    """The script that draws `page_of` with plotly, in this page and in the live one."""
+    return Path(__file__).with_name("viewer.js").read_text(encoding="utf-8")
+
+
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -226,67 +232,8 @@ PAGE = Template("""<!DOCTYPE html>
 <script>$plotly</script>
 <script id="data" type="application/json">$data</script>
 <script>
-"use strict";
-(function () {
-  const page = JSON.parse(document.getElementById("data").textContent);
-  const view = document.getElementById("view"), slice = document.getElementById("slice");
-  const sliders = document.getElementById("sliders");
-  const textOf = (all, cells) => cells.map(c => Array.isArray(c) ? textOf(all, c) : c < 0 ? "" : all[c]);
-  function options(select, names) {
-    select.replaceChildren(...names.map((name, i) => new Option(name, i)));
-  }
-  // One slider for each axis that the slices fix; a combination without a slice goes to the most similar one.
-  function makeSliders(slices) {
-    const axes = Object.keys(slices[0].where || {});
-    sliders.replaceChildren(...(slices.length < 2 ? [] : axes).map(axis => {
-      const texts = [...new Set(slices.map(s => s.where[axis]))];
-      const label = document.createElement("label"), input = document.createElement("input");
-      Object.assign(input, {type: "range", min: 0, max: texts.length - 1, step: 1, name: axis});
-      input.texts = texts;
-      input.setAttribute("aria-label", axis);
-      input.addEventListener("input", () => {
-        const wanted = {};
-        for (const other of sliders.querySelectorAll("input")) wanted[other.name] = other.texts[other.value];
-        const score = s => axes.reduce((n, a) => n + (s.where[a] === wanted[a]) * (a === axis ? axes.length : 1), 0);
-        slice.value = slices.reduce((best, s, i) => score(s) > score(slices[best]) ? i : best, 0);
-        draw();
-      });
-      label.append(axis, input, document.createElement("output"));
-      label.hidden = texts.length < 2;
-      return label;
-    }));
-  }
-  function moveSliders(where) {
-    for (const input of sliders.querySelectorAll("input")) {
-      input.value = input.texts.indexOf(where[input.name]);
-      input.nextSibling.value = where[input.name];
-    }
-  }
-  function draw() {
-    const slices = page.views[view.value].slices;
-    const chosen = slices[Math.min(slice.value || 0, slices.length - 1)];
-    for (const trace of chosen.traces) {
-      if (trace.meta && !trace.text) trace.text = textOf(page.texts[trace.meta.texts], trace.meta.cells);
-    }
-    moveSliders(chosen.where || {});
-    // Plotly keeps what it is given: each drawing gets a layout of its own.
-    return Plotly.react("plot", chosen.traces, structuredClone(chosen.layout), {responsive: true, displaylogo: false});
-  }
-  function changeView() {
-    const titles = page.views[view.value].slices.map(s => s.title);
-    const kept = slice.selectedOptions.length ? slice.selectedOptions[0].text : null;
-    options(slice, titles);
-    if (titles.includes(kept)) slice.value = titles.indexOf(kept);
-    document.getElementById("slice-label").hidden = titles.length < 2;
-    makeSliders(page.views[view.value].slices);
-    return draw();
-  }
-  options(view, page.views.map(v => v.name));
-  document.querySelector(".controls").hidden = page.views.length < 2 && page.views[0].slices.length < 2;
-  view.addEventListener("change", changeView);
-  slice.addEventListener("change", draw);
-  changeView();
-})();
+$viewer
+phaseViewer(JSON.parse(document.getElementById("data").textContent));
 </script>
 </body>
 </html>
