@@ -134,10 +134,10 @@ class _Live:
                     self._curves = open_tracker(self._sweep)
                 found = dict(self._curves.curves(wanted))
             except (Outage, UserError):
-                self._curves = _closed(self._curves)
+                _close(self._curves)
+                self._curves = None
                 raise LookupError(cell) from None
-        axes = [axis.name for axis in self._sweep.axes]
-        return Document.of(f"{version}.{cell}", curves_of(picture, cell, axes, found))
+        return Document.of(f"{version}.{cell}", curves_of(picture, cell, found))
 
     # --- on the main thread ---
 
@@ -155,7 +155,9 @@ class _Live:
             self._read()
         except (Outage, UserError) as error:
             trouble = error.text
-            self._tracker, self._reader = _closed(self._tracker), _closed(self._reader)
+            _close(self._tracker)
+            _close(self._reader)
+            self._tracker = self._reader = None
         self._rest_s = max(EVERY_S, LEAST_REST * (time.thread_time() - began))
         if self._watch is not None:
             self._draw()
@@ -269,10 +271,10 @@ class _Live:
         if self._server is not None:
             self._server.close()
         for each in (self._tracker, self._reader, self._curves):
-            _closed(each)
+            _close(each)
 
 
-def _closed(what: Tracker | RecordReader | None) -> None:
+def _close(what: Tracker | RecordReader | None) -> None:
     if what is not None:
         with contextlib.suppress(Outage, UserError):
             what.close()

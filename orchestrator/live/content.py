@@ -81,13 +81,12 @@ def map_of(picture: Interactive) -> dict[str, Any]:
     return {**picture.page, "summary": picture.summary}
 
 
-def curves_of(picture: Interactive, cell: int, axes: Sequence[str], curves: Mapping[str, Curves]) -> dict[str, Any]:
+def curves_of(picture: Interactive, cell: int, curves: Mapping[str, Curves]) -> dict[str, Any]:
     """The curves of the trials of a cell, by groups of metrics that are drawn together.
 
     Args:
         picture: The map that has the cell.
         cell: Its number.
-        axes: Parameters that are named.
         curves: Trial id -> its curves, where there are any.
     """
     table, rows = picture.table, picture.rows_of(cell)
@@ -96,7 +95,6 @@ def curves_of(picture: Interactive, cell: int, axes: Sequence[str], curves: Mapp
             "name": f"replicate {int(table.replicate[row])}",
             "phase": table.phase[row] or table.status[row].lower(),
             "run": table.run_id[row],
-            "setting": ", ".join(f"{words(a)} {table.params[a][row]}" for a in axes if a in table.params),
             "curves": _lines(curves[table.trial_id[row]]) if table.trial_id[row] in curves else {},
         }
         for row in rows[:MOST_CURVES]

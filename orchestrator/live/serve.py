@@ -27,6 +27,7 @@ def listen(host: str, port: int | None) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             made.bind((host, number))
+            made.listen()  # a browser that is quicker than the server waits
         except OSError as error:
             made.close()
             failed = error

@@ -1,7 +1,8 @@
 "use strict";
 // Draws the views of a phase diagram with plotly: `page` has `views`, each with slices of traces and layout, and `texts`
 // for hovering. Elements by id: view, slice, slice-label, sliders, plot. Options: `theme(layout)` changes a layout before
-// it is drawn, `chosen(cell, fixed)` is told the cell under the pointer, `fixed` when it was clicked.
+// it is drawn; `chosen(cell, text, fixed)` is told the cell under the pointer and its text, which is then not shown beside
+// the pointer, `fixed` when it was clicked; `config` is plotly's.
 // Returns a function that shows another page in the same view and slice.
 function phaseViewer(page, options = {}) {
   const view = document.getElementById("view"), slice = document.getElementById("slice");
@@ -47,13 +48,16 @@ function phaseViewer(page, options = {}) {
     const slices = page.views[view.value].slices;
     const chosen = slices[Math.min(slice.value || 0, slices.length - 1)];
     for (const trace of chosen.traces) {
-      if (trace.meta && !trace.text) trace.text = textOf(page.texts[trace.meta.texts], trace.meta.cells);
+      if (trace.meta && options.chosen) {
+        trace.hoverinfo = "none";
+        delete trace.hovertemplate;
+      } else if (trace.meta && !trace.text) trace.text = textOf(page.texts[trace.meta.texts], trace.meta.cells);
     }
     moveSliders(chosen.where || {});
     // Plotly keeps what it is given: each drawing gets a layout of its own.
     const layout = structuredClone(chosen.layout);
     if (options.theme) options.theme(layout);
-    const drawn = Plotly.react(plot, chosen.traces, layout, {responsive: true, displaylogo: false});
+    const drawn = Plotly.react(plot, chosen.traces, layout, {responsive: true, displaylogo: false, ...options.config});
     if (options.chosen && !listening) {
       listening = true;
       plot.on("plotly_hover", event => tell(event, false));
@@ -63,9 +67,9 @@ function phaseViewer(page, options = {}) {
   }
   function tell(event, fixed) {
     for (const point of event.points) {
-      const cells = (point.data.meta || {}).cells, at = point.pointNumber;
-      const cell = !cells ? -1 : Array.isArray(at) ? cells[at[0]][at[1]] : cells[at];
-      if (cell >= 0) return options.chosen(cell, fixed);
+      const meta = point.data.meta, at = point.pointNumber;
+      const cell = !meta ? -1 : Array.isArray(at) ? meta.cells[at[0]][at[1]] : meta.cells[at];
+      if (cell >= 0) return options.chosen(cell, page.texts[meta.texts][cell], fixed);
     }
   }
   function changeView() {
