@@ -25,7 +25,7 @@ from orchestrator.phases.style import drawn_as
 from orchestrator.phases.text import label_colour
 from orchestrator.tracking.address import PREFIX
 from orchestrator.tracking.factory import MEMORY, open_reader
-from orchestrator.tracking.lease import Process, is_held
+from orchestrator.tracking.lease import Lease, Process, is_held
 
 if TYPE_CHECKING:
     from orchestrator.live.app import Document
@@ -150,9 +150,9 @@ class _Live:
         if time.monotonic() - self._asked_at > UNWATCHED_S:
             self._rest_s = EVERY_S / 4  # so that a browser that comes back sees something new soon
             return
-        began, trouble = time.thread_time(), ""
+        began, trouble, lease = time.thread_time(), "", None
         try:
-            self._read()
+            lease = self._read()
         except (Outage, UserError) as error:
             trouble = error.text
             _close(self._tracker)
@@ -161,9 +161,15 @@ class _Live:
         self._rest_s = max(EVERY_S, LEAST_REST * (time.thread_time() - began))
         if self._watch is not None:
             self._draw()
-        self._say(trouble)
+        self._say(trouble, lease)
 
-    def _read(self) -> None:
+    def _read(self) -> Lease | None:
+        """Read what has changed; the lease of the experiment.
+
+        Raises:
+            Outage: The record does not answer.
+            UserError: Its address is wrong.
+        """
         from orchestrator.live.watch import Watch
 
         tracking = self._sweep.tracking
@@ -179,6 +185,7 @@ class _Live:
             self._parent = self._tracker.find_sweep(self._sweep.id)
             if self._parent is not None:
                 self._link(self._tracker.experiment_id, self._parent)
+        return self._reader.lease()
 
     def _link(self, experiment_id: str | None, parent: str) -> None:
         """Find or start the server of MLflow's pages."""
@@ -221,14 +228,13 @@ class _Live:
         self._drawn_version = watch.version
         self._draw_at = time.monotonic() + LEAST_REST * (time.thread_time() - began)
 
-    def _say(self, trouble: str) -> None:
+    def _say(self, trouble: str, lease: Lease | None) -> None:
         from collections import Counter
 
         from orchestrator.live.app import Document
         from orchestrator.live.content import state_of
 
         watch, sweep = self._watch, self._sweep
-        lease = self._reader.lease() if self._reader is not None and not trouble else None
         driven = lease is not None and is_held(lease, Process.this()) is not False
         counts, failed = (watch.counts, watch.failed) if watch is not None else (Counter(), [])
         known = len(watch.trials) if watch is not None else 0
