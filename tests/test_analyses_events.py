@@ -294,3 +294,28 @@ def test_a_critical_point_that_is_not_reached_is_no_number() -> None:
     (row,) = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction").compute(given).rows
     critical = row["critical"]
     assert isinstance(critical, Estimate) and (np.isinf(critical.low) or np.isinf(critical.high))
+
+
+def test_a_critical_point_without_enough_settings_says_what_is_missing() -> None:
+    def share(made: list[Any], size: str | None) -> object:
+        given = source(made, axis("data_fraction", 0.2, 0.6), axis("modulus", 23, 47))
+        (row,) = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction", size=size).compute(given).rows
+        assert row["critical"] is None
+        return row["share"]
+
+    def trials(fractions: Sequence[float], sizes: Sequence[int], time: float = 500) -> list[Any]:
+        return [({"data_fraction": f, "modulus": m}, r, step(time)) for f in fractions for m in sizes for r in range(2)]
+
+    assert share(trials([0.2], [23]), None) == "not fitted: fewer than two values of data_fraction"
+    assert share(trials([0.2, 0.6], [23]), "modulus") == "not fitted: fewer than two values of modulus"
+    assert share(trials([0.2, 0.6], [23, 47]), "modulus") == "not fitted: all of the trials reach it"
+    never = trials([0.2, 0.6], [23, 47], time=2 * HORIZON)
+    assert share(never, "modulus") == "not fitted: none of the trials reach it"
+
+
+def test_too_few_trials_are_not_said_to_have_missed_the_event() -> None:
+    """A median of one trial has no upper limit, although the trial reached the event."""
+    result = TimesAnalysis(kind="times", of=EVENT).compute(source([({}, 0, step(500))]))
+    (row,) = result.rows
+    assert row["not_reached"] == 0 and isinstance(row["median"], Estimate) and np.isinf(row["median"].high)
+    assert any(note.startswith("inf: too few trials have reached it") for note in result.notes)

@@ -197,6 +197,14 @@ def test_models_are_compared_by_aicc_and_by_held_out_settings() -> None:
         compare([plain, fit(POWER, data, loss="huber", resamples=0)])
 
 
+@pytest.mark.filterwarnings("error")
+def test_models_with_too_few_observations_for_aicc_are_not_compared() -> None:
+    data = observations([1.0, 2.0, 4.0, 8.0], [1.0, 0.8, 0.5, 0.4])
+    ranked = compare([fit(law, data, resamples=0) for law in (POWER, POWER_WITH_FLOOR)])
+    assert [c.law for c in ranked] == ["power law", "power law with a floor"]
+    assert all(math.isnan(c.difference) and math.isnan(c.weight) for c in ranked)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

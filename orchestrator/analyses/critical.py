@@ -12,6 +12,8 @@ from orchestrator.analyses.base import Analysis, Contradiction, Needs
 from orchestrator.axes import key
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from orchestrator.analyses.result import Cell, Panel, Result
     from orchestrator.analyses.source import Floats, Group, Source
     from orchestrator.analysis.critical import ScaledThreshold, Threshold
@@ -125,6 +127,10 @@ class CriticalAnalysis(Analysis):
         )
         position = np.log(at) if log else at
         marks: tuple[tuple[Estimate, str], ...] = ()
+        obstacle = self._obstacle(sizes, at, yes, count)
+        if obstacle:
+            row["share"] = f"not fitted: {obstacle}"
+            return row, Panel(title=group.title, lines=lines, level=0.5)
         try:
             if self.size:
                 scaled = scaled_threshold(
@@ -144,6 +150,18 @@ class CriticalAnalysis(Analysis):
             row |= {"critical": critical, "width": width}
             marks = ((critical, f"critical point, {self.level:.0%} interval"),)
         return row, Panel(title=group.title, lines=lines, marks=marks, level=0.5)
+
+    def _obstacle(self, sizes: Floats, x: Floats, reached: Floats, trials: NDArray[np.int64]) -> str:
+        """Why no curve can be fitted to the shares of these settings; "" if one can."""
+        if len(np.unique(x)) < 2:
+            return f"fewer than two values of {self.along}"
+        if self.size and len(np.unique(sizes)) < 2:
+            return f"fewer than two values of {self.size}"
+        if self.size and (sizes <= 0).any():
+            return f"a {self.size} that is not positive"
+        if self.size and not 0 < reached.sum() < trials.sum():
+            return f"{'all' if reached.any() else 'none'} of the trials reach it"
+        return ""
 
 
 def _rising(x: Floats, share: Floats) -> bool:

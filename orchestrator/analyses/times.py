@@ -100,7 +100,9 @@ class TimesAnalysis(Analysis):
         )
 
     def _notes(self) -> tuple[str, ...]:
-        notes = ["inf: half of the trials or more have not reached it; a step lies between two reports"]
+        notes = [
+            "inf: too few trials have reached it to limit the median on that side; a step lies between two reports"
+        ]
         if self.between:
             notes.append("ratio: median over common replicates of the time of `of` / that of `against`")
             notes.append("p values are two-sided permutation tests, and not corrected for the number of comparisons")

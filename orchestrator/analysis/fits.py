@@ -232,12 +232,16 @@ def fit(
 def compare(fits: Sequence[Fit]) -> list[Compared]:
     """Fits of one data set by AICc, the best one first.
 
+    A law with too few observations for AICc has no weight. If that is so for all of them, they are not compared: NaN.
+
     Raises:
         ValueError: no fit, or fits of different losses or data.
     """
     if len({(f.loss, f.observations, f.censored) for f in fits}) != 1:
         raise ValueError("fits: at least one, all of the same loss and data")
     best = min(f.aicc for f in fits)
+    if not math.isfinite(best):
+        return [Compared(law=f.law.name, difference=math.nan, weight=math.nan) for f in fits]
     differences = [f.aicc - best if math.isfinite(f.aicc) else math.inf for f in fits]
     weights = np.exp(-0.5 * np.array(differences))
     order = np.argsort(differences, kind="stable")
