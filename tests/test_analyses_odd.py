@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ WRITTEN: Sequence[dict[str, Any]] = (
     {"kind": "times", "of": "interpolation_step"},
     {"kind": "times", "of": "interpolation_step", "between": "optimiser", "tune": ["learning_rate"]},
     {"kind": "times", "of": "interpolation_step", "between": "width"},
-    {"kind": "law", "of": "interpolation_step", "along": "width", "form": ["power", "floor", "critical", "broken"]},
+    {"kind": "law", "of": "interpolation_step", "along": "width", "form": ["power", "broken"]},
     {"kind": "critical", "of": "interpolation_step", "along": "sample_count"},
     {"kind": "critical", "of": "interpolation_step", "along": "sample_count", "size": "width"},
     {"kind": "critical", "of": "interpolation_step", "along": "sample_count", "size": "width", "moves": True},
 )
-WIDTHS, COUNTS, OPTIMISERS = (4, 8, 16), (100, 200, 400), ("sgd", "adam")
+WIDTHS, COUNTS, OPTIMISERS = (4, 8, 16), (100, 200), ("sgd", "adam")
 AXES: tuple[Axis, ...] = (
     axis("width", *WIDTHS),
     axis("sample_count", *COUNTS),
@@ -63,7 +64,7 @@ def trials_of(
         (width, count, optimiser, rate, replicate)
         for width in widths
         for count in counts
-        for optimiser, rate in (("sgd", 0.01), ("sgd", 0.1), ("adam", 0.01))
+        for optimiser, rate in (("sgd", 0.01), ("adam", 0.1))
         for replicate in range(replicates)
     ]
     made, curves = [], {}
@@ -131,4 +132,5 @@ def test_every_analysis_has_a_table_that_can_be_kept_and_drawn(
         if result.picture is not None:
             result.picture("odd", tmp_path / "picture.png")
         elif result.figure is not None and result.figure.panels:
-            draw("odd", result, tmp_path / "picture.png")
+            one_panel = replace(result, figure=replace(result.figure, panels=result.figure.panels[-1:]))
+            draw("odd", one_panel, tmp_path / "picture.png")

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packing import assert_packed_is_solo, assert_same_curves, curves_of
 from plain_grokking import fresh_block, plain_curves, plain_network
+from torch.nn import functional
 
 from jobs.grokking import digits
 from jobs.grokking.job import Grokking
@@ -587,6 +588,31 @@ def test_with_a_small_epsilon_the_size_of_the_gradient_does_not_matter_to_adam()
     """Second moments below 1.2e-38 are in its denominator, also on a CPU; as zeros, the training would blow up."""
     plain, tiny = (with_gradients_scaled(by, epsilon=1e-30) for by in (1.0, 1e-15))
     np.testing.assert_allclose(tiny.values["weight_norm"], plain.values["weight_norm"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "stablemax"])
+def test_in_float32_the_loss_of_confident_networks_is_as_small_as_pytorchs(loss: str) -> None:
+    """Exponentials that are added to a 1 one by one are lost: loss and gradient were 0 at a loss of 3e-7."""
+    models, outputs, batch = 2, 114, 500
+    random = torch.Generator().manual_seed(0)
+    scores = 1.5 * torch.randn(models, outputs, batch, generator=random)
+    label = torch.zeros(models, batch, dtype=torch.int64)
+    scores[:, 0] = scores[:, 1:].max(1).values + 17
+    if loss == "stablemax":  # outputs whose log s are these scores
+        scores = scores.sign() * torch.expm1(scores.abs())
+    exact_of = log_stable(scores.double()) if loss == "stablemax" else scores.double()
+    exact = -torch.log_softmax(exact_of, 1)[:, 0]
+    assert 2e-7 < exact.mean() < 5e-7
+    theirs = functional.cross_entropy(exact_of.float().transpose(1, 2).flatten(0, 1), label.flatten())
+    given = scores.clone().requires_grad_(True)
+    found = row_loss(loss, given, label)
+    assert abs(found.mean() / exact.mean() - 1) < 0.25 and abs(theirs / exact.mean() - 1) < 0.25
+    (by_autograd,) = torch.autograd.grad(found.sum(), given)
+    written_out = scores.clone()
+    replace_by_gradient(loss, written_out, label, torch.full((models, 1, batch), -1.0))
+    slope = 1 / (1 + scores[:, 0].abs()) if loss == "stablemax" else torch.ones(models, batch)
+    for gradient in (by_autograd, written_out):
+        assert abs((gradient[:, 0] / slope).mean() / -exact.mean() - 1) < 0.25
 
 
 @pytest.mark.parametrize("by", [1.0, 1e-10, 1e-15, 1e-18, 1e-20, 1e-23])

@@ -285,15 +285,16 @@ def scaled_threshold(
         np.float64
     )
     again = minimise(objective_of(drawn), np.tile(best, (resamples, 1)), tolerance=1e-8).theta
-    columns = [
-        (
-            low + span * theta[:, 0],
-            theta[:, 2],
-            span * quartiles * np.exp(-theta[:, 1]),
-            span * theta[:, 3] if moves else np.zeros(len(theta)),
-        )
-        for theta in (best[None], again)
-    ]
+    with np.errstate(over="ignore"):  # a width that nothing limits is infinite
+        columns = [
+            (
+                low + span * theta[:, 0],
+                theta[:, 2],
+                span * quartiles * np.exp(-theta[:, 1]),
+                span * theta[:, 3] if moves else np.zeros(len(theta)),
+            )
+            for theta in (best[None], again)
+        ]
     estimates = []
     for value, values in zip(*columns, strict=True):
         bounds = percentile_interval(values, level)
