@@ -113,7 +113,12 @@ def analyses() -> list[Analysis]:
     return made
 
 
-@pytest.mark.parametrize("name", SOURCES)
+FAST = ("no finished trial", "one trial finished", "observations missing in half")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SOURCES]
+)
 @pytest.mark.filterwarnings("error")
 def test_every_analysis_has_a_table_that_can_be_kept_and_drawn(
     name: str, analyses: list[Analysis], tmp_path: Path

@@ -102,8 +102,9 @@ def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
             continue
         colour = text.PALETTE[(2 + k) % len(text.PALETTE)]
         ax.axvline(place.value, color=colour, linewidth=1.3, linestyle="--", label=what)
-        if not (math.isnan(place.low) or math.isnan(place.high)):
-            ax.axvspan(max(place.low, left), min(place.high, right), color=colour, alpha=0.12, linewidth=0)
+        low, high = max(place.low, left), min(place.high, right)
+        if math.isfinite(low) and math.isfinite(high):  # NaN: no interval; infinite: it lies beyond the axis
+            ax.axvspan(low, high, color=colour, alpha=0.12, linewidth=0)
     ax.set_xlim(left, right)
     if figure.x_log:
         png.set_round_ticks(ax.xaxis, 7)
