@@ -151,7 +151,7 @@ class CriticalAnalysis(Analysis):
             marks = ((critical, f"critical point, {self.level:.0%} interval"),)
         return row, Panel(title=group.title, lines=lines, marks=marks, level=0.5)
 
-    def _obstacle(self, sizes: Floats, x: Floats, reached: Floats, trials: NDArray[np.integer[Any]]) -> str:
+    def _obstacle(self, sizes: Floats, x: Floats, reached: NDArray[Any], trials: NDArray[Any]) -> str:
         """Why no curve can be fitted to the shares of these settings; "" if one can."""
         if len(np.unique(x)) < 2:
             return f"fewer than two values of {self.along}"
