@@ -17,7 +17,7 @@ import needs
 import pytest
 
 import phasefront
-from orchestrator.cli import parser
+from orchestrator.cli import main, parser
 from orchestrator.sweep.schema import sweep_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,3 +153,40 @@ def test_a_browser_shows_and_searches_the_site_without_an_error(address: str) ->
         browser.close()
     assert said == []
     assert [url for url in asked if not url.startswith((address, "data:"))] == []
+
+
+def how_to(name: str, kind: str, at: int = 0) -> str:
+    """A fenced block of a page."""
+    found = re.findall(rf"^```{kind}\n(.*?)^```$", (ROOT / "docs" / name).read_text(), re.MULTILINE | re.DOTALL)
+    return str(found[at])
+
+
+def test_the_files_of_the_how_tos_are_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    walk = how_to("jobs.md", "python", -1)
+    assert "class Walk(Job)" in walk
+    demo = (ROOT / "configs" / "demo_grokking.yaml").read_text()
+    given = "name: mine\naxes: {width: [4, 8]}\n"
+    Path("my_job.py").write_text(walk)
+    Path("train.py").write_text(how_to("how-to/own-function.md", "python"))
+    Path("first.yaml").write_text(demo)
+    files = {
+        "walks.yaml": (how_to("how-to/packed-job.md", "yaml"), 21 * 5),
+        "function.yaml": (
+            "job: train:train\naxes: {learning_rate: [0.1, 0.2]}\nphases: {metric: loss, level: 0.01}\n",
+            2,
+        ),
+        "finer.yaml": (how_to("how-to/refine-map.md", "yaml", 0), 30 * 16 * 3),
+        "figure.yaml": (demo + how_to("how-to/paper-figure.md", "yaml"), 512),
+        "images.yaml": (given + how_to("how-to/own-data.md", "yaml"), 2),
+    }
+    for name, (text, trials) in files.items():
+        Path(name).write_text(text)
+        assert main(["check", name]) == 0, capsys.readouterr().err
+        assert re.search(rf"valid\. ({trials}|{trials:,}) trials", capsys.readouterr().out), name
+    Path("search.yaml").write_text(how_to("how-to/refine-map.md", "yaml", 1))
+    assert main(["check", "search.yaml"]) == 0, capsys.readouterr().err
+    assert "at most 900 trials" in capsys.readouterr().out

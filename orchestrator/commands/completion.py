@@ -20,6 +20,7 @@ def completion(arguments: argparse.Namespace) -> int:
         ("", "file"): shtab.glob("*.yaml", "*.yml"),
         ("", "first"): shtab.FILE,
         ("", "second"): shtab.FILE,
+        ("", "further"): shtab.FILE,
     }
     choices: dict[tuple[str, str], tuple[str, ...]] = {
         ("examples", "name"): _examples(),
