@@ -1,7 +1,7 @@
 """Compares pictures with golden ones, which are kept at an eighth of their size.
 
-Text that is drawn by another version of freetype moves by a pixel or two; a colour, a wide line or a legend entry that is
-missing changes a whole neighbourhood. So the pictures are compared after averaging over blocks of 8 x 8 pixels and
+Text that is drawn by another version of freetype moves by a pixel or two; a colour, a wide line or a legend entry that
+is missing changes a whole neighbourhood. So the pictures are compared after averaging over blocks of 8 x 8 pixels and
 their neighbours.
 
 `PHASEFRONT_GOLDEN=write pytest tests/test_golden_pictures.py` writes them anew: look at them, and at `git diff --stat`.
