@@ -6,6 +6,8 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,12 +17,16 @@ import numpy as np
 
 from jobs.catalogue import load_job
 from jobs.job import Curves, Member
+from orchestrator.checkpoints.known import Checkpoints
+from orchestrator.dispatch.base import PackProgress
+from orchestrator.dispatch.worker import execute
 from orchestrator.records import Status
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.factory import open_tracker
 from tests import driving
 from tests.jobs_for_checkpoints import NAME
 from tests.packing import curves_of
+from tests.runner_kit import task
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -145,3 +151,62 @@ def wrong(folder: Path) -> list[str]:
         elif any(not np.array_equal(recorded[trial].values[name], curves.values[name]) for name in curves.values):
             found.append(f"{trial}: other values")
     return found
+
+
+# The same without Ray: a worker that is a plain process. It starts within a second, so that many kills take no time.
+
+
+def worker(folder: Path, interval_s: float) -> None:
+    """Train what is left of the sweep as one pack, as a worker does; keep the curves of what ended."""
+    sweep = Sweep.load(folder / "sweep.yaml", environ={})
+    left = [t for t in sweep.trials() if not (folder / f"{t.id}.npz").exists()]
+    known = Checkpoints(str(folder / "kept"), interval_s=interval_s)
+    known.find([t.id for t in left])
+    pack = replace(task(left), saving=known.saving([t.id for t in left]))
+    rows: dict[str, list[tuple[int, float, float]]] = {}
+    for event in execute(pack, device="cpu", flush_s=0.2):
+        if isinstance(event, PackProgress):
+            if event.rows is not None:
+                for k, step, (x, total) in zip(event.rows.trial, event.rows.step, event.rows.values, strict=True):
+                    rows.setdefault(event.rows.trial_ids[k], []).append((int(step), float(x), float(total)))
+            for result in event.results:
+                with (folder / "part").open("wb") as file:
+                    np.savez(file, rows=np.array(rows[result.trial_id]))
+                (folder / "part").rename(folder / f"{result.trial_id}.npz")
+
+
+def killed_processes(folder: Path, *, kills: int, steps: int, wait_s: float, interval_s: float, seed: int) -> Losses:
+    """As `killed_run`, with processes as workers."""
+    chance, found = random.Random(seed), Losses(interval_s=interval_s)
+    sweep_file(folder, steps=steps, wait_s=wait_s, interval_s=interval_s)
+    began, done = time.monotonic(), 0
+    while True:
+        count = len(log_lines(folder))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.killing", str(folder), str(interval_s)],
+            cwd=ROOT,
+            env={**os.environ, **environ()},
+        )
+        driving.wait_for(
+            "a step",
+            lambda process=process, count=count: len(log_lines(folder)) > count or process.poll() is not None,  # type: ignore[misc]
+        )
+        if done < kills:
+            time.sleep(chance.uniform(0.5, 3.0) * interval_s)
+            done += process.poll() is None
+            process.kill()
+        if process.wait() == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+    found.kills, found.seconds = {"process": done}, time.monotonic() - began
+    found.lost_s = lost(log_lines(folder))
+    for trial, curves in expected(Sweep.load(folder / "sweep.yaml", environ={})).items():
+        rows = np.load(folder / f"{trial}.npz")["rows"]
+        wanted = np.column_stack([curves.step, curves.values["x"], curves.values["total"]])
+        if not np.array_equal(rows, wanted):
+            found.wrong.append(f"{trial}: other rows")
+    return found
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]), float(sys.argv[2]))

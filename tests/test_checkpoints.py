@@ -33,6 +33,7 @@ from orchestrator.dispatch.worker import execute
 from orchestrator.records import Status
 from orchestrator.trial import Trial
 from tests.jobs_for_checkpoints import NAME
+from tests.killing import killed_processes
 from tests.runner_kit import task
 
 
@@ -417,3 +418,9 @@ def test_statuses_of_a_continued_pack_are_those_of_any_other(tmp_path: Path) -> 
     saved = latest(ran(pack_of(TRIALS, tmp_path), until=1)[0])
     events, _ = ran(pack_of(TRIALS, tmp_path, **dict.fromkeys(saved.steps, saved.file)))
     assert {status for status, _, _ in results(events).values()} == {Status.FINISHED}
+
+
+def test_a_worker_that_is_killed_again_and_again_loses_an_interval_each_time(tmp_path: Path) -> None:
+    """Real processes and SIGKILL; `python -m tests.benchmarks.checkpoints` does it twenty times, and on Ray."""
+    found = killed_processes(tmp_path, kills=3, steps=150, wait_s=0.01, interval_s=0.3, seed=2)
+    assert found.wrong == [] and found.kills == {"process": 3}

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.killing import killed_run
+from tests.killing import killed_processes, killed_run
 
 WAIT_S = 0.05
 
@@ -22,9 +22,11 @@ def main() -> int:
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between two checkpoints")
     parser.add_argument("--seconds", type=float, default=60.0, help="of training of each of the four trials")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", action="store_true", help="without Ray: the worker is a plain process")
     arguments = parser.parse_args()
+    run = killed_processes if arguments.processes else killed_run
     with tempfile.TemporaryDirectory(prefix="pf-kills-") as folder:
-        found = killed_run(
+        found = run(
             Path(folder),
             kills=arguments.kills,
             steps=round(arguments.seconds / WAIT_S),
