@@ -116,13 +116,13 @@ def killed_run(
 
 
 def lost(lines: list[tuple[str, int, int, float]]) -> list[float]:
-    """Seconds between a step that is trained again and the last step before its process ended."""
+    """Seconds from the first step that is trained again to the last one before its process ended."""
     last: dict[str, int] = {}
     at: dict[tuple[str, int], float] = {}
     repeated: dict[int, float] = {}
     for trial, step, process, when in lines:
         if step <= last.get(trial, 0) and (trial, step) in at:
-            seconds = at[trial, last[trial]] - at.get((trial, step - 1), at[trial, step])
+            seconds = at[trial, last[trial]] - at[trial, step]
             repeated[process] = max(repeated.get(process, 0.0), seconds)
         last[trial] = step
         at[trial, step] = when
