@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.job import Scalar
+from jobs.job import Params, Scalar
 from orchestrator.axes import Axis
 from orchestrator.trial import Trial
 
@@ -37,8 +37,7 @@ def grid_picture(axes: Sequence[Axis], trials: Sequence[Trial], state: Mapping[s
     columns, rows = _Bins(x, MOST_COLUMNS), _Bins(y, MOST_ROWS)
     cells: dict[tuple[int, int], set[str]] = defaultdict(set)
     for trial in trials:
-        settings = trial.settings()
-        place = rows.place(settings), columns.place(settings)
+        place = rows.place(trial.params), columns.place(trial.params)
         if min(place) >= 0:
             cells[place].add(state.get(trial.id, TO_RUN))
     drawn = [[_mark(cells.get((r, c), set())) for c in range(len(columns.texts))] for r in range(len(rows.texts))]
@@ -91,11 +90,11 @@ class _Bins:
             self._index = {value: index // share for index, value in enumerate(values)}
             self.texts = [_text(value) for value in values[::share]]
 
-    def place(self, settings: Mapping[str, Scalar]) -> int:
-        """The bin of a trial; -1 where it has none."""
+    def place(self, params: Params) -> int:
+        """The bin of a trial with these parameters; -1 where it has none."""
         if self._axis is None:
             return 0
-        value = settings.get(self._axis.name)
+        value: Scalar | None = getattr(params, self._axis.name, None)
         if value is None or self._edges is None:
             return -1 if value is None else self._index.get(value, -1)
         return int(np.clip(np.searchsorted(self._edges, float(value), side="right") - 1, 0, len(self.texts) - 1))
