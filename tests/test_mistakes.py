@@ -3,8 +3,8 @@
 The files in `mistakes/` list them: a sweep file (`sweep`), a module (`mine`), environment variables (`env`), commands
 that come before (`given`), whether there is a record (`record`, that of an earlier version), the command, its exit
 code and what it says. `head` is a jobs API of a cluster, with its answers; HEAD stands for its address. `files` are
-further files, `beside` those in the folder above. Without `sweep` or `mine`, the files below are used. All run in this
-process, without a cluster. After
+further files, `beside` those in the folder above, `sql` a change
+of the record. Without `sweep` or `mine`, the files below are used. All run in this process, without a cluster. After
 a change of words, `UPDATE_MISTAKES=1 pytest tests/test_mistakes.py` writes what is said now; read the difference.
 """
 
@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import shlex
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,9 @@ def answered(case: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[s
         (folder.parent / name).write_text(text)
     if case.get("record"):
         recorded_folder(folder)
+    if "sql" in case:
+        with contextlib.closing(sqlite3.connect("record.db")) as connection, connection:
+            connection.execute(case["sql"])
     for name, value in case.get("env", {}).items():
         os.environ[name] = value
     for command in case.get("given", ()):
@@ -142,6 +146,16 @@ def test_the_corpus_is_whole() -> None:
     for name, case in CASES.items():
         if case["exit"] == 2 and not case.get("bare"):
             assert re.search(r"^  next:  |did you mean|valid|must be|required", case["says"], re.M), name
+
+
+UNCLEAR = ("where both are sure", "comes to no setting twice", "no empty ball of more", "pack alone: as asked")
+"""Phrases of earlier versions that users had to read twice."""
+
+
+def test_unclear_phrases_are_gone() -> None:
+    sources = (Path(__file__).parent.parent / "orchestrator").rglob("*.py")
+    said = {path.name: path.read_text() for path in sources}
+    assert [(name, phrase) for name, text in said.items() for phrase in UNCLEAR if phrase in text] == []
 
 
 def test_what_is_said_now_is_written() -> None:
