@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,15 @@ from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.tracking import database
 from orchestrator.tracking.address import quiet_mlflow
 from orchestrator.tracking.factory import open_tracker
-from orchestrator.tracking.layout import LONGEST_TAG, PARENTS_ALONE, axis_metrics, params, trial_tags
+from orchestrator.tracking.layout import (
+    LONGEST_TAG,
+    MOST_FOUND,
+    PARENTS_ALONE,
+    axis_metrics,
+    description,
+    params,
+    trial_tags,
+)
 
 HERE = Path(__file__).parent
 
@@ -481,3 +490,16 @@ def test_two_first_starts_at_once_make_one_database(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     assert results.get() == results.get()
     assert len(runs_of(uri)) == 1
+
+
+def test_a_description_begins_with_its_links_and_fits_in_a_tag():
+    found = description(SWEEP, "7", "abc", ["a boundary"] * 50)
+    plain = description(SWEEP, "7", "abc")
+    assert "![" not in plain and "get-artifact?path=phase_diagram.png&run_uuid=abc" in found
+    assert found.index("#/experiments/7/runs/abc/artifacts/phase_diagram.html") < found.index("![")
+    assert found.count("- a boundary") == MOST_FOUND
+    for text in (found, plain):
+        assert PARENTS_ALONE in text and "tags.`mlflow.parentRunId` = 'abc'" in text
+        assert 'metrics."axis/rate" > 1' in text
+        assert "searchFilter=tags.%60mlflow.parentRunId%60%20%3D%20%27abc%27" in text
+    assert len(description(replace(SWEEP, name="n" * 9000), "7", "abc")) == LONGEST_TAG

@@ -187,9 +187,10 @@ def description(sweep: SweepRecord, experiment_id: str, run_id: str, found: Sequ
         [
             f"Sweep **{sweep.name}** of `{sweep.job}`{axes}.",
             "",
-            *([picture, "", *(f"- {line}" for line in found[:MOST_FOUND]), ""] if found else []),
+            # MLflow shows the first lines, and the rest on request.
             " · ".join(links) if found else links[-1],
             "",
+            *([picture, "", *(f"- {line}" for line in found[:MOST_FOUND]), ""] if found else []),
             "Filters for the list of runs:",
             "",
             f"- the sweeps without their trials: ``{PARENTS_ALONE}``",
