@@ -437,6 +437,13 @@ class Job(ABC, Generic[P]):
     def cost(self, params: P, *, extent: tuple[int, ...], models: int) -> Cost:
         """The cost of a pack of `models` trials like `params`, each padded to `extent`."""
 
+    def remarks(self, params: Sequence[P], *, measure: bool = False) -> Sequence[str]:
+        """Lines that `plan` prints about trials with these parameters; none by default.
+
+        `measure`: for `check --rehearse`, which lets the job train for some seconds.
+        """
+        return ()
+
     @abstractmethod
     def train(self, pack: Sequence[Member[P]], *, device: str) -> Iterator[Report]:
         """Train all members; a member's curve does not depend on the other members.

@@ -221,8 +221,23 @@ def parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--metrics", metavar="A,B", help="the metrics whose curves are written; all by default")
     export.add_argument("-o", "--output", metavar="FOLDER", help="where [the sweep's output folder]/export")
+    verify = command("verify-job", "test that a job's packed trials are what they are alone", file=False)
+    verify.add_argument("job", metavar="JOB", help="as in a sweep file: a built-in job, or my_module:MyJob")
+    verify.add_argument(
+        "--set", dest="values", metavar="NAME=VALUE", action="append", default=[], help="a parameter; may be repeated"
+    )
+    verify.add_argument(
+        "--steps",
+        type=_positive,
+        default=30,
+        metavar="N",
+        help="optimiser steps, where the job can shorten trials [30]",
+    )
     new = command("new", "make a folder with a sweep file and a job to begin with", file=False)
     new.add_argument("name", metavar="NAME", help="the folder, and the name of the sweep")
+    new.add_argument(
+        "--module", action="store_true", help="with a torch module that is trained in packs, instead of a function"
+    )
     examples = command("examples", "list the published sweeps, print one or copy one", file=False)
     examples.add_argument("name", metavar="NAME", nargs="?", help="a published sweep; without it, all are listed")
     examples.add_argument("--copy", action="store_true", help="copy it into this folder instead of printing it")

@@ -40,6 +40,14 @@ class ModuleJob(ModuleScience):
 
         return pack_cost(self, params, models)
 
+    def remarks(self, params: Sequence[Any], *, measure: bool = False) -> Sequence[str]:
+        from jobs.module.remarks import remarks
+
+        try:
+            return list(remarks(self, params, measure=measure))
+        except Exception:  # the user's code: the rehearsal says what it raises, with the trial
+            return ()
+
     def train(self, pack: Sequence[Member[Any]], *, device: str) -> Iterator[Report]:
         from jobs.module.pack import train
 

@@ -50,7 +50,7 @@ def train(job: ModuleScience, pack: Sequence[Member[Any]], device: str) -> Itera
     """Reports of all members; see `jobs.job.Job.train`."""
     first = pack[0].params
     blocks: list[tuple[ModuleBlock, Sequence[int]]] = []
-    for group in _groups([_trial(job, k, member) for k, member in enumerate(pack)]):
+    for group in groups_of([trial_of(job, k, member) for k, member in enumerate(pack)]):
         way = _way(job, group, device)
         blocks += [(_block(job, part, device, way), [t.position for t in part]) for part in _parts(group, way.size)]
     schedules = [log_spaced_steps(m.params.steps, m.params.curve_points) for m in pack]
@@ -59,14 +59,15 @@ def train(job: ModuleScience, pack: Sequence[Member[Any]], device: str) -> Itera
     yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop, saved=[m.state for m in pack])
 
 
-def _trial(job: ModuleScience, position: int, member: Member[Any]) -> Trial:
+def trial_of(job: ModuleScience, position: int, member: Member[Any]) -> Trial:
+    """A member with its network and data."""
     data = job.data(member.params, Random.of_seed(member.seed))
     if not isinstance(data, Data):
         raise TypeError(f"{type(job).__name__}.data must return Data(train=..., test=...); got {type(data).__name__}")
     return Trial(position=position, member=member, network=Network.of(job, member), data=data)
 
 
-def _groups(trials: Sequence[Trial]) -> list[list[Trial]]:
+def groups_of(trials: Sequence[Trial]) -> list[list[Trial]]:
     """Trials whose networks have one structure and whose data have one layout."""
     groups: list[list[Trial]] = []
     for trial in trials:
@@ -124,15 +125,20 @@ def _way(job: ModuleScience, group: Sequence[Trial], device: str) -> Way:
         guess = min(len(group), models_per_block(profile_of(job, params).model_bytes, device))
         if params.steps < _SHORT_STEPS:
             return Way(size=guess)
-        _CHOSEN[kind] = fastest(job, group, guess, device), group[0].network
+        _CHOSEN[kind] = fastest(job, group, guess, device)[0], group[0].network
     way, network = _CHOSEN[kind]
     return way if not network.difference(group[0].network) else replace(way, graphs={})
 
 
-def fastest(job: ModuleScience, group: Sequence[Trial], guess: int, device: str) -> Way:
-    """The way in which a step is shortest for each model."""
+def fastest(job: ModuleScience, group: Sequence[Trial], guess: int, device: str) -> tuple[Way, dict[Way, float]]:
+    """The way in which a step is shortest for each model, and the seconds of the ways that were timed.
+
+    Those of one at a time are multiplied by `GAIN`.
+    """
     alone = Way(size=1)
     times = {alone: _step_s(job, group[:1], device, alone) * GAIN}
+    if why_alone(job, group[0].member.params):
+        return alone, times
     for size in (guess, 4 * guess, max(2, guess // 4)):
         if size == 4 * guess and times.get(Way(size=guess), 0.0) > times[alone]:
             continue
@@ -145,7 +151,7 @@ def fastest(job: ModuleScience, group: Sequence[Trial], guess: int, device: str)
             way = Way(size=min(size, len(group)), recorded=True)
             times[way] = _step_s(job, group[: way.size], device, way)
         best = min(times, key=lambda way: times[way])
-    return best
+    return best, times
 
 
 def _step_s(job: ModuleScience, trials: Sequence[Trial], device: str, way: Way) -> float:
@@ -179,7 +185,7 @@ def why_alone(job: ModuleScience, params: Any) -> str:
 
 def _why_alone(job: ModuleScience, params: Any) -> str:
     shorter = replace(params, batch_size=min(params.batch_size or 8, 8))
-    trials = [_trial(job, k, Member(params=shorter, seed=k + 1)) for k in range(2)]
+    trials = [trial_of(job, k, Member(params=shorter, seed=k + 1)) for k in range(2)]
     if difference := trials[0].network.difference(trials[1].network):
         return f"the modules of two trials differ in {difference}"
     if layout(trials[0].data) != layout(trials[1].data):
@@ -194,8 +200,8 @@ def _why_alone(job: ModuleScience, params: Any) -> str:
             block.measure()
     except Exception as error:  # whatever vmap or the user's code raises under it
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        place = _place(error)
-        return f"{place}: {lines[0]}" if place else lines[0]
+        sentence, place = lines[0].partition(". ")[0], _place(error)
+        return f"{place}: {sentence}" if place else sentence
     return ""
 
 

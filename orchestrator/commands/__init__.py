@@ -20,6 +20,7 @@ _FUNCTIONS = {
     "replay": "replay:replay",
     "export": "export:export",
     "read": "read:read",
+    "verify-job": "verifying:verify_job",
     "new": "starting:new",
     "examples": "starting:examples",
     "schema": "inspect:schema",

@@ -46,6 +46,8 @@ def check(arguments: argparse.Namespace) -> int:
         shape = resources_at_hand(sweep, inline=True)
         planner = make_planner(sweep, measured(sweep, some, shape.device), shape=shape)
         say_rehearsal(rehearsed(planner, sweep, some, shape=shape, known=True), sweep, str(arguments.file))
+        for line in sweep.job_object().remarks([trial.params for trial in some], measure=True):
+            print(line)
     return 0
 
 
@@ -113,6 +115,8 @@ def plan(arguments: argparse.Namespace) -> int:
     for line in caution_lines(cautions(sweep, [*trials, *todo], observed, rehearsal)):
         print(line)
     say_rehearsal(rehearsal, sweep, str(arguments.file))
+    for line in sweep.job_object().remarks([trial.params for trial in todo]):
+        print(line)
     return 0
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jobs.job
 from jobs.job import as_dict
 from orchestrator.commands.wiring import on_cluster
 from orchestrator.errors import UserError
@@ -22,6 +25,12 @@ if TYPE_CHECKING:
 
 SAMPLE = 64
 """Trials of a search among which those of `check --rehearse` are chosen."""
+_NOT_THE_USERS = (
+    str(Path(jobs.job.__file__).parent),
+    str(Path(__file__).parents[1]),
+    sysconfig.get_path("purelib"),
+)
+"""Where no line of a user's job is."""
 _FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+)')
 
 
@@ -71,7 +80,7 @@ def say_rehearsal(rehearsal: Rehearsal, sweep: Sweep, place: str) -> None:
 
 
 def _failure(trial: Trial, facts: TrialFacts, sweep: Sweep, place: str, *, of: int, failed: int) -> UserError:
-    frames = _FRAME.findall(facts.error)
+    frames = [frame for frame in _FRAME.findall(facts.error) if not frame[0].startswith(_NOT_THE_USERS)]
     step = f"correct {':'.join(frames[-1])}, or the values" if frames else "correct the job, or the values"
     share = f" in {failed} of {of} trials" if of > 1 else ""
     return UserError(

@@ -51,6 +51,46 @@ def train(*, learning_rate: float = 0.1, momentum: float = 0.0, steps: int = 100
 
 train.metrics = ("loss",)  # a misspelt metric in the sweep file is then found before anything runs
 '''
+_MODULE_SWEEP = """\
+# yaml-language-server: $schema=sweep.schema.json
+# Parity of three bits among 20, learnt by a perceptron: which width and weight decay generalise.
+name: {name}
+job: my_models:Parity              # the class `Parity` of my_models.py, in this folder
+axes:
+  width: {{values: [16, 64]}}
+  weight_decay: {{scale: log, from: 0.01, to: 1, points: 4}}
+fixed:
+  bits: 20
+  steps: 300
+  learning_rate: 0.01
+  curve_points: 20
+replicates: 2                      # seeds of every setting
+phases: {{rule: grokking}}           # or double_descent; or level, with a metric and a level
+"""
+_MODULE = '''\
+"""A torch module that is trained in packs: replace the model and the data by your own."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from jobs.module import Data, ModuleJob, ModuleParams, param
+
+
+class Parity(ModuleJob):
+    @dataclass(frozen=True, kw_only=True)
+    class Params(ModuleParams):  # optimiser, rate, schedule, batch, noise and steps come with it
+        bits: int = param(40, low=3, meaning="input bits")
+        width: int = param(100, low=1, meaning="hidden units")
+
+    def model(self, params):
+        return nn.Sequential(nn.Linear(params.bits, params.width), nn.ReLU(), nn.Linear(params.width, 2))
+
+    def data(self, params, random):  # drawn from `random`: each seed has its own
+        x = random.bits("x", 4000, params.bits)
+        y = x[:, :3].sum(1) % 2
+        return Data(train=(x[:1000].float(), y[:1000]), test=(x[1000:].float(), y[1000:]))
+'''
 _IGNORED = """\
 # What `ray job submit --working-dir .` leaves at home (.gitignore is honoured too). Ray refuses a folder of more than
 # 100 MiB, and a record grows: keep data and results out of it, or name them here.
@@ -85,8 +125,8 @@ def new(arguments: argparse.Namespace) -> int:
         rule = f"cannot be made: {error.strerror}"
         raise UserError(rule, place=str(folder), next_step="choose a folder that you may write") from error
     files = {
-        f"{name}.yaml": _SWEEP.format(name=name),
-        "train.py": _JOB,
+        f"{name}.yaml": (_MODULE_SWEEP if arguments.module else _SWEEP).format(name=name),
+        **({"my_models.py": _MODULE} if arguments.module else {"train.py": _JOB}),
         ".rayignore": _IGNORED,
         SCHEMA: main_text(),
     }
