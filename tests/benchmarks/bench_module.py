@@ -1,8 +1,9 @@
 """Module jobs against a plain PyTorch loop and the hand-written packed perceptron.
 
-`python -m tests.benchmarks.bench_module`. Both sides train in one thread, with the same steps and measurements; processor time is compared, so that the figures
-hold for one process per core. Start-up is apart: how a pack trains is chosen beforehand, as for 20,000 steps, and what
-that takes is printed. `--repeats N` repeats the whole; `--models M` trains M models a pack.
+`python -m tests.benchmarks.bench_module`. Both sides train in one thread, with the same steps and measurements;
+processor time is compared, so that the figures hold for one process per core. Start-up is apart: how a pack trains is
+chosen beforehand, as for 20,000 steps, and what that takes is printed. `--repeats N` repeats the whole; `--models M`
+trains M models a pack.
 """
 
 from __future__ import annotations
