@@ -289,3 +289,27 @@ def test_a_module_with_random_numbers_of_its_own_trains_alone_and_reproducibly()
     trained = members(job)
     assert "randn_like" in why_alone(job, trained[0].params) or "random" in why_alone(job, trained[0].params)
     assert_packed_is_solo(job, trained, rtol=0, atol=0)
+
+
+class Forgetful(Layers):
+    """Replaces a buffer in its forward pass: a stacked module does not keep that."""
+
+    def model(self, params: Any) -> nn.Module:
+        class Growing(nn.Linear):
+            seen: Tensor
+
+            def forward(self, x: Tensor) -> Tensor:
+                if self.training:
+                    self.seen = self.seen + 5.0
+                return super().forward(x) * (1 + self.seen)
+
+        model = Growing(6, CLASSES)
+        model.register_buffer("seen", torch.zeros(()))
+        return model
+
+
+def test_a_module_that_computes_something_else_when_stacked_trains_alone() -> None:
+    job = Forgetful()
+    trained = members(job)
+    assert "assign to a buffer" in why_alone(job, trained[0].params)
+    assert_packed_is_solo(job, trained, rtol=0, atol=0)

@@ -19,6 +19,7 @@ from jobs.packed import loop
 from jobs.ridge.job import Ridge
 from jobs.ridge.params import RidgeParams
 from jobs.state import StateError, TrialState, fitted
+from tests import test_module_layers
 from tests.image_files import write_cifar
 from tests.test_module_job import Small, members
 
@@ -279,6 +280,20 @@ def test_a_module_of_a_user_continues(optimiser: str, offered: Callable[[], None
         for at, position in enumerate(places):
             assert_near(rest(undisturbed, position, offer), continued[at], f"{position} from step {step}:")
     assert sorted(offers) == [3, 14]
+
+
+@pytest.mark.parametrize(("kind", "count"), [("batch_norm", 3), ("buffers", 3), ("buffers", 1)])
+def test_a_module_continues_with_its_buffers(kind: str, count: int, offered: Callable[[], None]) -> None:
+    """Stacked, and one model by itself."""
+    job = test_module_layers.Layers()
+    pack = test_module_layers.members(job, count, kind=kind, steps=20)
+    undisturbed, _ = trained(job, pack)
+    offered()
+    _, offers = trained(job, pack, [9])
+    offer = offers[9]
+    continued, _ = trained(job, [replace(pack[k], state=offer.states[k]) for k in range(count)])
+    for position in range(count):
+        assert_near(rest(undisturbed, position, offer), continued[position], f"{kind} {position}:")
 
 
 def test_a_state_that_does_not_fit_is_refused_before_the_first_report(

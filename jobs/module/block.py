@@ -24,6 +24,7 @@ from jobs.packed import random
 from jobs.packed.batches import Batches
 from jobs.packed.block import Block
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
+from jobs.packed.state import fill
 from jobs.state import TrialState
 
 _CHUNK_STEPS = 64
@@ -192,13 +193,23 @@ class ModuleBlock(Block):
             self._live = torch.arange(len(self._live))
 
     def save(self) -> Mapping[str, Tensor]:
-        saved = self._optimiser.save()
+        saved = {**self._optimiser.save(), **self._buffers()}
         if len(self._live) == self._parameters.models:
             return saved
         return {name: tensor[self._live.to(tensor.device)] for name, tensor in saved.items()}
 
     def load(self, states: Sequence[TrialState]) -> None:
         self._optimiser.load(states)
+        fill(self._buffers(), states)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Name in a saved state -> (M, ...) buffers, which training may change."""
+        named = dict(self._module.named_buffers())
+        return {
+            f"buffer.{name}": tensor
+            for name, tensor in zip(self._fixed_names, self._fixed, strict=True)
+            if name in named
+        }
 
     def _compact(self, index: Tensor) -> None:
         self._batches.keep(index)
@@ -291,6 +302,9 @@ class SingleBlock(ModuleBlock):
         self._leaves = [named[name] for name in self._trained]
         self._own = self._job.torch_optimiser(self._shared, self._leaves)
         self._rates = [group["lr"] for group in self._own.param_groups] if self._own else []
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {f"buffer.{name}": tensor[None] for name, tensor in self._module.named_buffers()}
 
     def save(self) -> Mapping[str, Tensor]:
         return {} if self._own is not None else super().save()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jobs.job import Member, Report, log_spaced_steps
 from jobs.module.base import ModuleScience
@@ -193,16 +194,23 @@ def _why_alone(job: ModuleScience, params: Any) -> str:
     if job.defines("torch_optimiser"):
         return "it has an optimiser of PyTorch"
     try:
-        networks, data = [t.network for t in trials], [t.data for t in trials]
-        block = StackedBlock(job, [t.member for t in trials], networks, data, "cpu", 1024.0)
         with _without_fallback():
-            block.advance(0, 1)
-            block.measure()
+            stacked = _first_measured(job, trials, StackedBlock)
     except Exception as error:  # whatever vmap or the user's code raises under it
         lines = str(error).strip().splitlines() or [type(error).__name__]
         sentence, place = lines[0].partition(". ")[0], _place(error)
         return f"{place}: {sentence}" if place else sentence
-    return ""
+    alone = _first_measured(job, [trial_of(job, 0, trials[0].member)], SingleBlock)
+    same = all(torch.isclose(alone[name], stacked[name], rtol=1e-2, atol=1e-2, equal_nan=True) for name in alone)
+    return "" if same else "it computes something else when it is stacked; does it assign to a buffer in `forward`?"
+
+
+def _first_measured(job: ModuleScience, trials: Sequence[Trial], kind: type[ModuleBlock]) -> dict[str, Tensor]:
+    """The losses of the first trial after two steps."""
+    networks, data = [t.network for t in trials], [t.data for t in trials]
+    block = kind(job, [t.member for t in trials], networks, data, "cpu", 1024.0)
+    block.advance(0, 2)
+    return {name: value[0].double() for name, value in block.measure().items() if name.endswith("loss")}
 
 
 @contextlib.contextmanager
