@@ -130,3 +130,9 @@ def test_hosts_that_share_a_name_are_shown_with_their_addresses() -> None:
     hosts = {"1": ("vm", "10.0.0.1"), "2": ("vm", "10.0.0.2"), "3": ("big", "10.0.0.3"), "4": (None, "10.0.0.4")}
     nodes = [{"NodeID": n, "NodeManagerHostname": h, "NodeManagerAddress": a} for n, (h, a) in hosts.items()]
     assert names_of(nodes) == {"1": "vm (10.0.0.1)", "2": "vm (10.0.0.2)", "3": "big", "4": "10.0.0.4"}
+
+
+def test_an_autoscaler_is_asked_for_memory_only_where_a_sweep_names_it() -> None:
+    assert Request(cpus_per_worker=2).need("cpu").bundle == {"CPU": 2}
+    assert Request(pack_bytes=4 * GB).need("cpu").bundle == {"CPU": 1, "memory": 4 * GB + WORKER_BYTES}
+    assert Request().need("cuda").bundle == {"CPU": 1, "GPU": 1}

@@ -41,6 +41,17 @@ class Need:
     memory_bytes: float = 0.0
 
     @property
+    def bundle(self) -> dict[str, float]:
+        """What an autoscaler is asked for.
+
+        Memory is named where it is more than a worker itself takes: node types of an autoscaler's configuration often
+        state none, and then none of them would do.
+        """
+        memory_bytes = int(self.memory_bytes) if self.memory_bytes > WORKER_BYTES else 0
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": memory_bytes}
+        return {name: amount for name, amount in amounts.items() if amount}
+
+    @property
     def text(self) -> str:
         """In words: `2 CPUs, 1 GPU and 4 GB of memory`."""
         counts = (("CPU", self.cpus), ("GPU", self.gpus))

@@ -170,8 +170,7 @@ class RayCluster:
         """Tell the autoscaler, in the background, that the cluster should have room for so many workers."""
         from ray.autoscaler.sdk import request_resources
 
-        bundle = {"CPU": need.cpus, "GPU": need.gpus, "memory": int(need.memory_bytes)}
-        bundles = [{name: amount for name, amount in bundle.items() if amount}] * workers
+        bundles = [need.bundle] * workers
         self._calls.put(lambda: request_resources(bundles=bundles))
 
     def close(self) -> None:
