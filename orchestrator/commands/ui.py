@@ -150,7 +150,7 @@ class _Live:
         if time.monotonic() - self._asked_at > UNWATCHED_S:
             self._rest_s = EVERY_S / 4  # so that a browser that comes back sees something new soon
             return
-        began, trouble, lease = time.thread_time(), "", None
+        began, trouble, lease = self._spent(), "", None
         try:
             lease = self._read()
         except (Outage, UserError) as error:
@@ -158,10 +158,15 @@ class _Live:
             _close(self._tracker)
             _close(self._reader)
             self._tracker = self._reader = None
-        self._rest_s = max(EVERY_S, LEAST_REST * (time.thread_time() - began))
+        self._rest_s = max(EVERY_S, LEAST_REST * (self._spent() - began))
         if self._watch is not None:
             self._draw()
         self._say(trouble, lease)
+
+    def _spent(self) -> float:
+        """Seconds of processor time; over HTTP of any time, as it is the server's that a reading costs."""
+        over_http = self._sweep.tracking.uri.startswith(("http://", "https://"))
+        return time.monotonic() if over_http else time.thread_time()
 
     def _read(self) -> Lease | None:
         """Read what has changed; the lease of the experiment.
