@@ -88,6 +88,7 @@ def plain(text: str, folder: Path) -> str:
     text = re.sub(r"process \d+ on \S+?\)", "process 1 on HOST)", text)
     text = re.sub(r"^\d\d:\d\d:\d\d ", "", text, flags=re.M)
     text = re.sub(r"^(  valid: (?:[^\s,]+, ){3})(?:[^\s,]+, ){2,}[^\s,]+$", r"\1...", text, flags=re.M)
+    text = re.sub(r"\(choose from 'check', .*?\)", "(choose from COMMANDS)", text)
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
