@@ -258,6 +258,7 @@ class _Channel:
             raise
         except BaseException as raised:  # SystemExit too: the other members continue
             error = _users_traceback(raised)
+        report.ended = True
         report.release()
         if watched is not None:
             self._unread[position] = tuple(name for name in as_dict(member.params) if name in watched.unread)
@@ -374,14 +375,18 @@ class _Reporter:
         self._channel, self._position = channel, position
         self.step = -1
         self.held: dict[str, float] = {}
+        self.ended = False
+        """Whether the function has ended; a thread that it has left behind may still report."""
 
     def __call__(self, step: int, **metrics: float) -> None:
         """Record metrics at a step.
 
         Raises:
-            ReportError: the step is not a whole number up to `LARGEST_STEP` or does not increase, or a metric is not a
-                number.
+            ReportError: the step is not a whole number up to `LARGEST_STEP` or does not increase, a metric is not a
+                number, or the function has ended.
         """
+        if self.ended:
+            raise ReportError(f"{_place()}report: the trial has ended; a thread that it left behind still reports")
         if type(step) is not int:
             step = _whole(step)
         if not self.step < step <= LARGEST_STEP:
@@ -480,9 +485,9 @@ def _number(name: str, value: Any, where: str, place: str) -> float:
 
 def _users_traceback(error: BaseException) -> str:
     """The traceback of an error in a user's function, without the frames of this module."""
-    described = traceback.TracebackException.from_exception(error)
+    whole = traceback.TracebackException.from_exception(error)
     done: set[int] = set()
-    waiting: list[traceback.TracebackException | None] = [described]
+    waiting: list[traceback.TracebackException | None] = [whole]
     while waiting:
         part = waiting.pop()
         if part is None or id(part) in done:
@@ -490,7 +495,20 @@ def _users_traceback(error: BaseException) -> str:
         done.add(id(part))
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename not in _OURS])
         waiting += [part.__cause__, part.__context__, *(part.exceptions or ())]
-    return "".join(described.format())
+    return _ending_with_its_name(whole)
+
+
+def described(error: BaseException) -> str:
+    """The traceback of an error; the last line names it."""
+    return _ending_with_its_name(traceback.TracebackException.from_exception(error))
+
+
+def _ending_with_its_name(error: traceback.TracebackException) -> str:
+    """Notes and the errors of a group come after the line that names an error: then that line is repeated."""
+    lines = [*error.format()]
+    if error.__notes__ or error.exceptions:
+        lines.append(next(error.format_exception_only()))
+    return "".join(lines)
 
 
 def running_stack() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.job import Observations
+from jobs.job import Censored, Observations
 from orchestrator.printable import printable
 from orchestrator.trial import Trial
 
@@ -65,6 +67,25 @@ class TrialResult:
     def __post_init__(self) -> None:
         if self.error is not None:
             object.__setattr__(self, "error", printable(self.error))
+
+
+LONGEST_OBSERVATIONS = 8000
+"""Characters of a trial's observations as JSON: an MLflow tag holds no more."""
+
+
+def observations_text(observations: Observations) -> str:
+    """The observations as JSON, as they are recorded."""
+
+    def plain(value: float) -> float | str:
+        return float(value) if math.isfinite(value) else str(float(value))
+
+    return json.dumps(
+        {
+            name: {"censored": plain(value.at)} if isinstance(value, Censored) else plain(value)
+            for name, value in observations.items()
+        },
+        separators=(",", ":"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jobs.job import Censored, Curves, Job, Observations, Params, is_metric_name
+from orchestrator.records import LONGEST_OBSERVATIONS, observations_text
 
 
 def reduce_curves(
@@ -25,14 +26,19 @@ def reduce_curves(
         retired: observations to make although the job has retired them (`Job.retired`).
 
     Raises:
-        TypeError, ValueError: the job returned an observation that is not a number, or a phase that it does not
-            declare. Exceptions of the job itself are passed on.
+        TypeError, ValueError: the job returned an observation that is not a number, more observations than the record
+            holds, or a phase that it does not declare. Exceptions of the job itself are passed on.
     """
     made = job.observe(params, curves, thresholds)
     if retired:
         former = job.observe_retired(params, curves, thresholds)
         made = {**made, **{name: former[name] for name in retired if name in former}}
     observations = {name: _observation(name, value) for name, value in made.items()}
+    if (length := len(observations_text(observations))) > LONGEST_OBSERVATIONS:
+        raise ValueError(
+            f"the {len(observations)} observations of a trial have {length:,} characters as JSON, and MLflow's tag for "
+            f"them holds {LONGEST_OBSERVATIONS:,}: report fewer metrics, or shorter names"
+        )
     phase = job.phase(params, observations, thresholds)
     if phase not in job.phases:
         raise ValueError(f"phase returned {phase!r}, which is not in the job's phases: {', '.join(job.phases)}")

@@ -90,6 +90,29 @@ def bad_return(report):
     return {"loss": {"of": object()}}
 
 
+def many_metrics(report):
+    report(1, **{f"metric_{k}": 1.0 for k in range(1000)})
+
+
+def several_errors(report):
+    raise ExceptionGroup("several", [ValueError("one"), KeyError("two")])
+
+
+def error_with_notes(report):
+    error = ValueError("noted")
+    error.add_note("how to go on\udce9")
+    raise error
+
+
+class NoText(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def error_without_text(report):
+    raise NoText
+
+
 # Leaving, and exhausting.
 
 
@@ -162,6 +185,13 @@ def output(report):
 def os_exit(report):
     print("the last words", flush=True)
     os._exit(3)
+
+
+def modules(report):
+    for name in list(sys.modules):
+        if name.startswith(("jobs", "orchestrator")):
+            del sys.modules[name]
+    report(1, loss=1.0)
 
 
 def segfault(report):

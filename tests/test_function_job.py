@@ -194,6 +194,33 @@ def test_any_exception_of_a_function_fails_its_trial_only(leave: BaseException) 
     assert course.curves[1].values["x"].tolist() == [1.0]
 
 
+def test_a_thread_that_a_function_leaves_behind_reports_nothing_more() -> None:
+    go_on, errors = threading.Event(), []
+
+    def train(params, seed, device, report):  # type: ignore[no-untyped-def]
+        report(1, loss=1.0)
+
+        def later() -> None:
+            go_on.wait()
+            try:
+                report(2, loss=9.0)
+            except ValueError as error:
+                errors.append(str(error))
+
+        thread = threading.Thread(target=later)
+        if params["leaves"]:
+            thread.start()
+        else:  # the next trial of the pack
+            go_on.set()
+            while not errors:
+                time.sleep(0.001)
+
+    course = course_of(FunctionJob(train), [member(leaves=True), member(leaves=False)])
+    assert course.failed == {}
+    assert course.curves[0].values["loss"].tolist() == [1.0]
+    assert re.search(r"test_function_job\.py:\d+: report: the trial has ended", errors[0])
+
+
 class Unprintable:
     def __repr__(self) -> str:
         raise RuntimeError("no text")

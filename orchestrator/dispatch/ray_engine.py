@@ -36,6 +36,10 @@ EVENTS_AHEAD = 4
 pack has fewer, so its worker goes on to the next pack at once."""
 SAVE = "save"
 """The end of a key of Ray's internal store that asks a worker to save its pack."""
+_FOREIGN = (
+    "RuntimeError: the worker sent an event that this driver does not know: a trial has removed modules of phasefront "
+    "from sys.modules, or loaded them again"
+)
 STREAM: Mapping[str, Any] = {"num_returns": "streaming", "_generator_backpressure_num_objects": EVENTS_AHEAD}
 """Options of a call that yields events."""
 
@@ -222,7 +226,7 @@ class RayEngine(Engine):
         """Take the next event of one worker."""
         import ray
 
-        event: Event
+        event: Any
         try:
             if actor.ready is not None:
                 _, actor.output = ray.get(actor.ready)
@@ -244,6 +248,11 @@ class RayEngine(Engine):
             actor.streams.popleft()
             event = PackFailed(pack_id=pack_id, cause=cause, error=text)
         else:
+            if not isinstance(event, Event):  # not even the class is the driver's
+                del self._actors[actor.number]
+                self._kill(actor)
+                happened.append(WorkerDied(worker=actor.number, cause=Cause.WORKER_LOST, error=_FOREIGN))
+                return
             if not isinstance(event, PackProgress):
                 actor.streams.popleft()
         happened.append(PackNews(worker=actor.number, event=event))

@@ -10,7 +10,6 @@ import faulthandler
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.catalogue import load_job
-from jobs.function import running_stack, shown
+from jobs.function import described, running_stack, shown
 from jobs.job import LARGEST_STEP, Curves, Job, Member, Observations, Params, Report, params_from
 from orchestrator.checkpoints.contents import SavedCurve
 from orchestrator.checkpoints.saving import PackSaver
@@ -110,8 +109,8 @@ def execute(
         thresholds = params_from(job.Thresholds, task.thresholds)
         pairs = zip(task.params, task.seeds, strict=True)
         members = [Member(params=job.params_for(values), seed=seed) for values, seed in pairs]
-    except Exception:  # the job's own code runs here: any error is the user's
-        yield PackFailed(pack_id=task.pack_id, cause=Cause.USER_ERROR, error=traceback.format_exc())
+    except Exception as error:  # the job's own code runs here: any error is the user's
+        yield PackFailed(pack_id=task.pack_id, cause=Cause.USER_ERROR, error=described(error))
         return
 
     curves = _OpenCurves(task, job, members, thresholds, device)
@@ -136,7 +135,7 @@ def execute(
                 flushed = clock()
     except (Exception, SystemExit) as error:  # likewise
         cause = Cause.OUT_OF_MEMORY if is_out_of_memory(error) else Cause.USER_ERROR
-        text = traceback.format_exc()
+        text = described(error)
         if cause is Cause.OUT_OF_MEMORY or len(members) > 1:
             yield from curves.flush_rest()
             yield PackFailed(pack_id=task.pack_id, cause=cause, error=text)
@@ -158,8 +157,8 @@ def _refusal(task: PackTask) -> PackFailed | None:
         return None
     try:
         own = source_of(task.job)
-    except Exception:  # importing the module runs the user's code
-        return PackFailed(pack_id=task.pack_id, cause=Cause.OTHER_SOURCE, error=traceback.format_exc())
+    except Exception as raised:  # importing the module runs the user's code
+        return PackFailed(pack_id=task.pack_id, cause=Cause.OTHER_SOURCE, error=described(raised))
     if own.text == task.source:
         return None
     error = f"this worker has {own.text}, the driver {task.source}"
@@ -296,8 +295,8 @@ class _OpenCurves:
                     self._job, params, curves, self._thresholds, retired=self._task.retired
                 )
                 status = Status.FINISHED
-            except Exception:  # the job's own code: the trial fails with what it raised
-                error = traceback.format_exc()
+            except Exception as raised:  # the job's own code: the trial fails with what it raised
+                error = described(raised)
         trained = TrainingRecord(
             pack=self._pack,
             at=position,

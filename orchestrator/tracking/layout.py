@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from jobs.job import Censored, Observations, Scalar, is_metric_name
 from orchestrator.errors import UserError
-from orchestrator.records import Recorded, Status, TrialResult
+from orchestrator.records import Recorded, Status, TrialResult, observations_text
 from orchestrator.tracking.base import SweepRecord, TrialRow, check_metric_names
 from orchestrator.trial import Trial
 
@@ -219,7 +219,7 @@ def result_tags(result: TrialResult, thresholds: str) -> list[tuple[str, str]]:
     if result.phase is not None:
         tags.append((PHASE, result.phase[:LONGEST_TAG]))
     if result.observations:
-        tags.append((OBSERVATIONS, _encode(result.observations)))
+        tags.append((OBSERVATIONS, observations_text(result.observations)))
         censored = {name: value.at for name, value in result.observations.items() if isinstance(value, Censored)}
         if censored:
             tags.append((CENSORED, json.dumps(censored)))
@@ -249,19 +249,6 @@ def observed_metrics(observations: Observations) -> list[tuple[str, float]]:
     """The observations that are numbers; a censored observation is not a metric."""
     check_metric_names(observations)
     return [(name, float(value)) for name, value in observations.items() if not isinstance(value, Censored)]
-
-
-def _encode(observations: Observations) -> str:
-    def plain(value: float) -> float | str:
-        return float(value) if math.isfinite(value) else str(float(value))
-
-    return json.dumps(
-        {
-            name: {"censored": plain(value.at)} if isinstance(value, Censored) else plain(value)
-            for name, value in observations.items()
-        },
-        separators=(",", ":"),
-    )
 
 
 def decode_observations(text: str | None) -> Observations:
