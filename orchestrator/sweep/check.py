@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.catalogue import load_job
+from jobs.function import described
 from jobs.job import Job, JobNotFound, ParamError, Params, ParamSpec, Scalar, specs
 from orchestrator.axes import (
     Axis,
@@ -21,6 +23,7 @@ from orchestrator.axes import (
     points_of,
 )
 from orchestrator.errors import NOTHING, did_you_mean, show
+from orchestrator.printable import last_line
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.sweep.file import parse_axis, unknown, valid_values
 from orchestrator.trial import Trial
@@ -59,16 +62,19 @@ def find_job(document: Document) -> Vocabulary | None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever the user's module raises at import, SystemExit included
-        rule = f"job {spec!r} cannot be loaded: {type(error).__name__}: {error}"
+        rule = f"job {spec!r} cannot be loaded: {last_line(described(error))}"
         document.add(keys, rule, value=spec, next_step=f"correct {_where(error)}")
     return None
 
 
 def _where(error: BaseException) -> str:
+    """The last place outside of libraries: what they raise is rarely their mistake."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "the module"
+    libraries = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), "<")
+    last = ([frame for frame in frames if not frame.filename.startswith(libraries)] or frames)[-1:]
+    return f"{last[0].filename}:{last[0].lineno}" if last else "the module"
 
 
 def check_values(document: Document, known: Vocabulary) -> tuple[list[Axis], dict[str, Scalar], dict[str, Scalar]]:
