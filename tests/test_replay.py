@@ -165,6 +165,18 @@ def test_a_damaged_tag_of_another_trial_of_the_pack_is_treated_alike(
         ("UPDATE tags SET value = substr(value, 1, 9) WHERE key = 'phasefront.trained'", "tags must be as"),
         ("UPDATE tags SET value = '{' WHERE key = 'phasefront.params'", "tags must be as"),
         ("DELETE FROM tags WHERE key = 'phasefront.job'", "tags must be as"),
+        ("UPDATE tags SET value = '..:x' WHERE key = 'phasefront.job'", "cannot be loaded: TypeError: the 'package'"),
+        ("UPDATE tags SET value = '[1]' WHERE key = 'phasefront.params'", "no parameters of a trial: '[1]'"),
+        (f"UPDATE tags SET value = '{'[' * 7000}' WHERE key = 'phasefront.params'", "nested too deeply"),
+        (
+            "UPDATE tags SET value = replace(value, '\"at\":', '\"at\":99') WHERE key = 'phasefront.trained'",
+            "no record of a training",
+        ),
+        (
+            'UPDATE tags SET value = replace(value, \'"threads":\', \'"threads":[],"x":\') '
+            "WHERE key = 'phasefront.trained'",
+            "no record of a training",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_replayed_is_reported_without_a_traceback(
@@ -191,7 +203,9 @@ def train(params, seed, device, report):
 """
 
 
-@pytest.mark.parametrize("spec", ["os:system", "shutil:rmtree", "numpy:savetxt", "elsewhere:train", "jobs.job:specs"])
+@pytest.mark.parametrize(
+    "spec", ["os:system", "shutil:rmtree", "numpy:savetxt", "elsewhere:train", "jobs.job:specs", "__main__:main"]
+)
 def test_code_that_a_record_names_is_not_imported_from_anywhere(
     record: Query, capsys: pytest.CaptureFixture[str], spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +273,7 @@ def test_a_trial_that_cannot_be_trained_again_is_no_fault_of_the_program(
 
     monkeypatch.setattr(DoubleDescent, "train", broken)
     assert replay(trial_runs(record)[0]) == 1
-    assert "the training failed: no more memory" in capsys.readouterr().out
+    assert "the training failed: RuntimeError: no more memory" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "much"])

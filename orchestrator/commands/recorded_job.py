@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.catalogue import BUILT_IN, load_job
+from jobs.function import described
 from jobs.job import Job, JobNotFound
 from orchestrator.errors import UserError
+from orchestrator.printable import last_line
 
 FOLDER = "run the command in the folder of the job's module, with the code that trained the trial"
 _PROJECT = "phasefront"
@@ -25,14 +27,19 @@ def recorded_job(spec: str, *, place: str) -> tuple[Job[Any], str]:
         place: The run that has it, for messages.
 
     Raises:
-        UserError: There is no such job, or its code is neither built in, nor in the current folder, nor in an installed
-            package that requires phasefront.
+        UserError: There is no such job, its code is neither built in, nor in the current folder, nor in an installed
+            package that requires phasefront, or it cannot be loaded.
     """
     where = _checked(spec, place)
     try:
         return load_job(spec), where
     except JobNotFound as error:
         raise UserError(str(error), place=place, value=spec, next_step=FOLDER) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the module raises at import, SystemExit included
+        rule = f"the job's code cannot be loaded: {last_line(described(error))}"
+        raise UserError(rule, place=place, value=spec, next_step=FOLDER) from error
 
 
 def _checked(spec: str, place: str) -> str:
@@ -40,13 +47,16 @@ def _checked(spec: str, place: str) -> str:
         return "built in"
     package = spec.partition(":")[0].partition(".")[0]
     # The specification of a package is read without importing it.
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None:
-        return ""  # `load_job` says so
-    places = [
-        *(found.submodule_search_locations or ()),
-        *([found.origin] if found.has_location and found.origin else ()),
-    ]
+    try:
+        found = importlib.util.find_spec(package) if package.isidentifier() else None
+        if found is None:
+            return ""  # `load_job` says so
+        places = [
+            *(found.submodule_search_locations or ()),
+            *([found.origin] if found.has_location and found.origin else ()),
+        ]
+    except ValueError:  # a module that comes from no file, such as `__main__`
+        places = []
     paths = [Path(path).resolve() for path in places]
     if paths and (all(map(_is_here, paths)) or _requires_phasefront(package)):
         return str(paths[-1])

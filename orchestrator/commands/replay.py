@@ -9,6 +9,8 @@ from typing import Any
 from orchestrator.errors import UserError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+MOST_THREADS = 1024
+"""Whatever a record says."""
 
 
 def replay(arguments: argparse.Namespace) -> int:
@@ -16,6 +18,7 @@ def replay(arguments: argparse.Namespace) -> int:
 
     The curves must be equal bit for bit in the same environment and pack, and within the tolerance otherwise.
     """
+    from jobs.function import described
     from jobs.job import Member, ParamError
     from orchestrator.commands.recorded_job import FOLDER, recorded_job
     from orchestrator.commands.wiring import reading_patience
@@ -51,7 +54,7 @@ def replay(arguments: argparse.Namespace) -> int:
         raise UserError(str(error), place=f"run {trial.run_id}", next_step=FOLDER) from error
     recorded = trial.trained.environment
     device = "cuda" if visible_gpus() and not _is_processor(recorded.device) else "cpu"
-    prepare(threads=max(1, recorded.threads), job=trial.job)
+    prepare(threads=min(max(1, recorded.threads), MOST_THREADS), job=trial.job)
     differences = recorded.differences(environment_of(trial.job, device))
     print(f"run       {trial.run_id}: {trial.job}, {len(trial.curves.step)} steps of {', '.join(trial.curves.values)}")
     print(f"code      {code}")
@@ -66,8 +69,10 @@ def replay(arguments: argparse.Namespace) -> int:
     same_environment = not differences and (whole or trial.trained.of == 1)
     try:
         again = train_again(job, members, trial.trained.at if whole else 0, device=device)
-    except Exception as error:  # raised by the job's own code
-        print(f"result    the training failed: {last_line(str(error)) or type(error).__name__}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # raised by the job's own code, SystemExit included
+        print(f"result    the training failed: {last_line(described(error))}")
         return 1
     comparison = compare(trial.curves, again, tolerance=arguments.tolerance)
     for name, (apart, step) in comparison.deviation.items():
@@ -91,4 +96,4 @@ def replay(arguments: argparse.Namespace) -> int:
 
 def _is_processor(device: str) -> bool:
     """Whether a recorded device is a CPU, named by its instruction set."""
-    return device.split()[0].lower() in ("x86_64", "amd64", "aarch64", "arm64")
+    return device.partition(" ")[0].lower() in ("x86_64", "amd64", "aarch64", "arm64")

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+from jobs.function import shown
 from orchestrator.dispatch.source import installed, source_of
 
 
@@ -70,9 +71,14 @@ class TrainingRecord:
         try:
             content: dict[str, Any] = json.loads(text)
             own = {name: content.pop(name) for name in ("pack", "at", "of", "version")}
-            return cls(seed=int(content.pop("seed")), environment=Environment(**content), **own)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"no record of a training: {text!r}") from error
+            record = cls(seed=int(content.pop("seed")), environment=Environment(**content), **own)
+            numbers = (record.at, record.of, record.version, record.environment.threads)
+            texts = (record.pack, record.environment.device)
+            if set(map(type, numbers)) != {int} or set(map(type, texts)) != {str} or not 0 <= record.at < record.of:
+                raise TypeError("a value of another kind")
+            return record
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"no record of a training: {shown(text)}") from error
 
 
 def pack_digest(trial_ids: Sequence[str]) -> str:

@@ -268,8 +268,17 @@ def decode_all_observations(texts: Sequence[str | None]) -> list[Observations]:
 
 
 def decode_params(text: str) -> dict[str, Scalar]:
-    """The parameters from their tag."""
-    params: dict[str, Scalar] = json.loads(text)
+    """The parameters from their tag.
+
+    Raises:
+        ValueError: It does not hold parameters.
+    """
+    try:
+        params: dict[str, Scalar] = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets are nested too deeply") from error
+    if not isinstance(params, dict) or any(isinstance(value, (dict, list)) for value in params.values()):
+        raise ValueError(f"no parameters of a trial: {text[:100]!r}")
     return params
 
 
