@@ -331,6 +331,9 @@ def check_reductions(
         except Exception as error:  # the job's own code on a curve that may be damaged, or a damaged tag
             yield _wrong(Invariant.REDUCED, run, f"its curve cannot be reduced: {type(error).__name__}: {error}")
             continue
+        if recorded is None:
+            yield _wrong(Invariant.REDUCED, run, f"the tag {layout.OBSERVATIONS} is not readable; `run` makes it again")
+            continue
         # A record of an earlier version lacks the observations that its job did not have yet, and may have others that
         # this version does not make any more.
         made = [name for name in recorded or observations if name not in expected.job.retired]

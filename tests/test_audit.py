@@ -213,6 +213,25 @@ def test_damage_is_found(damage: str, sweep: Path, capsys: pytest.CaptureFixture
     assert "run " in said
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", '{"final_loss": "low"}', "[" * 7000])
+def test_observations_that_somebody_has_edited_end_no_command_and_are_made_again_by_the_next_run(
+    text: str, sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tag = f"FROM tags WHERE key = 'phasefront.observations' AND run_uuid = {ONE}"
+    with closing(sqlite3.connect(sweep.parent / "r.db")) as connection:
+        before = connection.execute(f"SELECT value {tag}").fetchall()
+        connection.execute(f"UPDATE tags SET value = ? WHERE rowid = (SELECT rowid {tag})", (text,))
+        connection.commit()
+        assert main(["status", str(sweep)]) == 0
+        assert "8 finished" in capsys.readouterr().out
+        assert main(["audit", str(sweep)]) == 1
+        assert violated(capsys.readouterr().out) == {Invariant.REDUCED}
+        assert main(["run", str(sweep), "--inline", "--no-map"]) == 0
+        assert "8 were finished before (1 of them relabelled)" in capsys.readouterr().out
+        assert connection.execute(f"SELECT value {tag}").fetchall() == before
+    assert main(["audit", str(sweep)]) == 0
+
+
 def test_what_a_job_declares_is_compared_with_the_curve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

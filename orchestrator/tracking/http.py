@@ -246,7 +246,7 @@ class HttpTracker(RecordTracker):
     def _retract(self, run: ServerRun, *, keep: Sequence[str]) -> None:
         """Overlay the observations that are not in `keep` by NaN."""
         revision = _next_revision(run)
-        observed = layout.observed_metrics(layout.decode_observations(run.tags.get(layout.OBSERVATIONS)))
+        observed = layout.observed_metrics(layout.decode_observations(run.tags.get(layout.OBSERVATIONS)) or {})
         gone = [(name, float("nan")) for name, _ in observed if name not in keep]
         if gone:
             rows = _revised(run.opened().observed_rows(gone), revision)

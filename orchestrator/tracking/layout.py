@@ -251,13 +251,25 @@ def observed_metrics(observations: Observations) -> list[tuple[str, float]]:
     return [(name, float(value)) for name, value in observations.items() if not isinstance(value, Censored)]
 
 
-def decode_observations(text: str | None) -> Observations:
-    """The observations from their tag."""
+def decode_observations(text: str | None) -> Observations | None:
+    """The observations from their tag; None if it is damaged: anybody can edit a tag in MLflow's UI."""
     return decode_all_observations([text])[0]
 
 
-def decode_all_observations(texts: Sequence[str | None]) -> list[Observations]:
-    """The observations from their tags; none where there is no tag. One parse for all is four times as fast."""
+def decode_all_observations(texts: Sequence[str | None]) -> Sequence[Observations | None]:
+    """The observations from their tags; empty where there is no tag, None where it is damaged.
+
+    One parse for all is four times as fast.
+    """
+    try:
+        return _decode_all(texts)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        if len(texts) == 1:
+            return [None]
+        return [decode_observations(text) for text in texts]
+
+
+def _decode_all(texts: Sequence[str | None]) -> list[Observations]:
     return [
         {
             name: Censored(float(value["censored"])) if isinstance(value, dict) else float(value)
@@ -309,14 +321,21 @@ def status_of(status: str) -> Status:
     return Status(status) if status in Status.__members__ else Status.RUNNING
 
 
-def recorded(status: str, tags: Mapping[str, str], through_step: int, observations: Observations) -> Recorded:
-    """The state of a trial from its run's status and tags."""
+def recorded(status: str, tags: Mapping[str, str], through_step: int, observations: Observations | None) -> Recorded:
+    """The state of a trial from its run's status and tags; with damaged observations, one that must be labelled again.
+
+    Args:
+        status: Of the run.
+        tags: Of the run.
+        through_step: Its last recorded step.
+        observations: From `decode_observations`.
+    """
     known = status_of(status)
     return Recorded(
         status=known,
         phase=tags.get(PHASE),
-        observations=observations,
-        thresholds=tags.get(THRESHOLDS, ""),
+        observations=observations or {},
+        thresholds="" if observations is None else tags.get(THRESHOLDS, ""),
         through_step=-1 if known is Status.FINISHED else through_step,
     )
 
@@ -327,7 +346,7 @@ def trial_row(trial_id: str, run_id: str, tags: Mapping[str, str], recorded: Rec
         trial_id=trial_id,
         run_id=run_id,
         params=RecordedParams(tags[PARAMS]) if PARAMS in tags else {},
-        replicate=int(tags.get(REPLICATE, 0)),
+        replicate=int(tags.get(REPLICATE, 0)) if tags.get(REPLICATE, "0").isdecimal() else 0,
         recorded=recorded,
         error=tags.get(ERROR),
         trained=tags.get(TRAINED, ""),
