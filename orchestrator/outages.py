@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from orchestrator.errors import Outage, UserError
 from orchestrator.printable import printable
@@ -46,6 +46,11 @@ _SQLSTATES = ("08", "53", "57", "58", "40", "55P03", "25006")
 """PostgreSQL: connection, resources (a full disk), operator intervention (a restart), system, serialisation, a lock
 that was not available, and a server that is only a standby for now."""
 _DATA_STATES = ("22", "23")
+_DENIED_STATE = "42501"
+_DENIED_SQLITE = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
+_NO_TABLE_STATES = ("42P01", "42703")
+_NO_TABLE_TEXTS = ("no such table", "no such column", "has no column")
+"""Of SQLite, which has no code for them."""
 _ERRNO = frozenset(
     {
         errno.ENOSPC,
@@ -81,6 +86,7 @@ _WRONG = (
     "no pg_hba.conf entry",
     "not permitted to log in",
     "permission denied",
+    "readonly database",
     "does not exist",
     "does not support SSL",
     "invalid port",
@@ -128,6 +134,32 @@ def kind_of(error: BaseException) -> Kind:
     return _kind(_telling(error))
 
 
+def is_denied(error: BaseException) -> bool:
+    """Whether a database that answers refuses this user a table or a statement, or its file is read-only."""
+    error = _telling(error)
+    return _state(error) == _DENIED_STATE or _sqlite_code(error) in _DENIED_SQLITE
+
+
+def lacks_tables(error: BaseException) -> bool:
+    """Whether a database lacks a table or a column."""
+    error = _telling(error)
+    if isinstance(error, sqlite3.OperationalError):
+        return any(text in str(error) for text in _NO_TABLE_TEXTS)
+    return _state(error) in _NO_TABLE_STATES
+
+
+def _state(error: BaseException) -> str | None:
+    """PostgreSQL's SQLSTATE of an error of a driver."""
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return state if isinstance(state, str) else None
+
+
+def _sqlite_code(error: BaseException) -> int | None:
+    """SQLite's error code, without what extends it."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
 def _telling(error: BaseException) -> BaseException:
     """The error itself, or the one that it was raised from if only that tells what it means."""
     inner = getattr(error, "orig", None) or error.__cause__
@@ -151,11 +183,11 @@ def _kind(error: BaseException) -> Kind:
     if isinstance(status, int):
         return Kind.AWAY if status in _HTTP or status >= 500 else Kind.DATA if status == 400 else Kind.OTHER
     names = {cls.__name__ for cls in type(error).__mro__}
-    state: Any = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-    if isinstance(state, str):
-        return (
-            Kind.AWAY if state.startswith(_SQLSTATES) else Kind.DATA if state.startswith(_DATA_STATES) else Kind.OTHER
-        )
+    state = _state(error)
+    if state is not None:
+        if state.startswith(_SQLSTATES) or state == _DENIED_STATE:
+            return Kind.AWAY
+        return Kind.DATA if state.startswith(_DATA_STATES) else Kind.OTHER
     if type(error).__module__.partition(".")[0] in ("psycopg", "psycopg2"):
         # Without a code: the driver's own, of a connection that broke or of a value that it cannot send.
         away = names & {"OperationalError", "InterfaceError"}
@@ -168,9 +200,9 @@ def _kind(error: BaseException) -> Kind:
 
 
 def _kind_of_sqlite(error: sqlite3.Error) -> Kind:
-    code: int | None = getattr(error, "sqlite_errorcode", None)
+    code = _sqlite_code(error)
     if isinstance(error, sqlite3.OperationalError):
-        passes = any(text in str(error) for text in _SQLITE_TEXTS) if code is None else code & 0xFF in _SQLITE
+        passes = any(text in str(error) for text in _SQLITE_TEXTS) if code is None else code in _SQLITE | _DENIED_SQLITE
         return Kind.AWAY if passes else Kind.OTHER
     is_value = isinstance(error, sqlite3.IntegrityError | sqlite3.DataError) or "binding parameter" in str(error)
     return Kind.DATA if is_value else Kind.OTHER
@@ -185,8 +217,7 @@ SALVAGE = (
 
 def is_damaged(error: BaseException) -> bool:
     """Whether a SQLite file is no database, or not a whole one."""
-    code: int | None = getattr(_telling(error), "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return _sqlite_code(_telling(error)) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def reason(error: BaseException) -> str:
@@ -256,12 +287,23 @@ class Patience:
         """Whether an error is that of an outage, for which it is worth to wait.
 
         Raises:
-            UserError: it is that of a damaged file.
+            UserError: it is that of a damaged file, of a database that lacks a table, or of one that has never answered
+                and denies this user what the command needs.
         """
         if is_damaged(error):
             raise UserError(
                 f"{self.what} is a damaged SQLite file, or none: {reason(error)}",
                 next_step=SALVAGE,
+            ) from error
+        if is_denied(error) and not self.answered:
+            raise UserError(
+                f"{self.what} denies this user what the command needs: {reason(error)}",
+                next_step="let its owner grant the rights (`run` creates a table), or choose another user or record",
+            ) from error
+        if lacks_tables(error):
+            raise UserError(
+                f"{self.what} lacks a table or a column: {reason(error)}",
+                next_step="restore the database from a copy, or name another one",
             ) from error
         return kind_of(error) is Kind.AWAY and (self.answered or not isinstance(error, WrongAddress))
 

@@ -19,7 +19,7 @@ from optuna.distributions import FloatDistribution
 from servers import empty_sqlite, mlflow_server, postgres
 from tracking_contract import SWEEP, content, finished, rows, trial
 
-from orchestrator.errors import Outage
+from orchestrator.errors import Outage, UserError
 from orchestrator.outages import Patience
 from orchestrator.search import study
 from orchestrator.search.study import SweepStudy
@@ -104,6 +104,45 @@ def test_terminated_connections_of_postgresql_are_made_anew(server, tmp_path):
     assert content(tracker, trials) == undisturbed(trials)
     tracker.close()
     other.close()
+
+
+@pytest.mark.slow
+def test_a_user_of_postgresql_without_rights_is_told_so_and_revoked_rights_are_an_outage(server, tmp_path, monkeypatch):
+    (tmp_path / "job.py").write_text("def train(*, x=1.0, report):\n    report(1, loss=x)\n")
+    (tmp_path / "s.yaml").write_text("name: s\njob: job:train\naxes: {x: [1, 2, 3]}\n")
+    command = ("run", "s.yaml", "--inline", "--no-map", "--set", "tracking.patience=2s")
+    with contextlib.closing(psycopg2.connect(server.uri)) as connection:
+        connection.autocommit = True
+        sql = connection.cursor()
+        sql.execute("CREATE ROLE poor LOGIN")
+        sql.execute("CREATE DATABASE rights")
+    uri = server.uri.replace("/postgres", "/rights")
+    assert resilient(uri, tmp_path, []).close() is None
+    poor = uri.replace("tester@", "poor@")
+    with contextlib.closing(psycopg2.connect(uri)) as connection:
+        connection.autocommit = True
+        sql = connection.cursor()
+
+        def denied(what, *given):
+            code, text = run(*given, cwd=tmp_path, environ={"MLFLOW_TRACKING_URI": poor})
+            assert code == 2, text
+            assert f"denies this user what the command needs: permission denied for {what}" in text
+            assert "next:  let its owner grant the rights" in text
+
+        denied("table experiments", "status", "s.yaml")
+        denied("table alembic_version", *command)
+        sql.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO poor")
+        denied("table", *command)
+        sql.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO poor")
+        sql.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO poor")
+        trials = some_trials()
+        tracker = resilient(poor, tmp_path, [], patience_s=0.5)
+        tracker.begin(trials[:1])
+        tracker.flush()
+        sql.execute("REVOKE INSERT ON metrics FROM poor")
+        train_plainly(tracker, trials[1:2])
+        with pytest.raises(Outage, match="permission denied for table metrics"):
+            tracker.flush()
 
 
 @pytest.mark.slow
@@ -244,6 +283,16 @@ def quick(monkeypatch):
     from orchestrator.tracking import bulk_sql
 
     monkeypatch.setattr(bulk_sql, "WAIT_S", 0.05)
+
+
+def test_a_record_without_its_tables_is_a_mistake_that_names_them(tmp_path):
+    file = empty_sqlite(tmp_path / "r.db")
+    tracker = resilient(f"sqlite:///{file}", tmp_path, [])
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("DROP TABLE metrics")
+    tracker.begin(some_trials())
+    with pytest.raises(UserError, match="the record lacks a table or a column: no such table: metrics"):
+        tracker.trials_of(SWEEP.sweep_id), tracker.index([one.id for one in some_trials()])
 
 
 def test_a_sqlite_file_that_another_process_has_locked_is_waited_for(tmp_path, quick):
