@@ -25,6 +25,17 @@ EXIT_CLOSED_PIPE = 141
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of the operating system that no change of the sweep or of this program would remove."""
+_PATH = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+"""Errors of a file or folder that another path, or other rights, would remove."""
 _OURS = ("", "orchestrator", "jobs")
 """Packages whose absence is a bug in this program, not a missing library."""
 
@@ -319,8 +330,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - `Path.home` raises, here and in libraries
         os.environ["HOME"] = "/"  # as Docker sets it for a user without an entry in passwd
     given = parser().parse_args(arguments)
-    if os.getcwd() not in sys.path:  # noqa: PTH109 - the same text as sys.path holds
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109 - `job: my_module:train` is in the folder of the command
+    try:
+        folder = os.getcwd()  # noqa: PTH109 - the same text as sys.path holds
+    except OSError as error:
+        step = "change to a folder that exists"
+        print(f"phasefront {given.command}: the current folder is gone: {error}\n  next:  {step}", file=sys.stderr)
+        return EXIT_MISTAKE
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # `job: my_module:train` is in the folder of the command
     from orchestrator.output import guarded_output
     from orchestrator.secrets import learn
 
@@ -361,6 +378,11 @@ def _run(given: argparse.Namespace) -> int:
             step = "free what is short, then run the same command again: recorded results are safe"
             print(f"phasefront {given.command}: this machine failed: {why}\n  next:  {step}", file=sys.stderr)
             return EXIT_OUTAGE
+        if isinstance(error, OSError) and error.errno in _PATH and error.filename is not None:
+            step = "give this user the right, or name another folder (--set output=FOLDER); recorded results are safe"
+            why = f"{error.strerror}: {os.fsdecode(error.filename)}"
+            print(f"phasefront {given.command}: {_hide(why)}\n  next:  {step}", file=sys.stderr)
+            return EXIT_MISTAKE
         import traceback
 
         traceback.print_exc()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import re
 import signal
 import sqlite3
 import subprocess
@@ -99,6 +100,32 @@ def test_a_full_disk_is_the_machines_fault(folder: Path) -> None:
     assert "No space left on device" in err
     assert "Traceback" not in err
     assert "run the same command again" in err
+
+
+def test_a_results_folder_that_cannot_be_made_is_a_mistake_and_the_record_is_kept(folder: Path) -> None:
+    code, out, err = finish("run", "sweep.yaml", "--inline", "--set", "output=mine.py/out", cwd=folder)
+    assert (code, statuses(folder)) == (2, ["FINISHED", "FINISHED"]), out + err
+    assert "Traceback" not in err
+    assert re.search(r"phasefront run: Not a directory: .*mine\.py/out\n  next:  give this user the right", err)
+
+
+def test_a_current_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = 'cd "$1"; rmdir "$1"; exec "$2" -m orchestrator check sweep.yaml'
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", str(gone), sys.executable],
+        env=environment({"PYTHONPATH": root}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "phasefront check: the current folder is gone: [Errno 2] No such file or directory\n"
+        "  next:  change to a folder that exists\n",
+    )
 
 
 def test_no_gpu_for_a_worker_is_refused(folder: Path) -> None:
