@@ -181,7 +181,10 @@ def _kind(error: BaseException) -> Kind:
         return _kind_of_sqlite(error)
     status = getattr(error, "status", getattr(getattr(error, "response", None), "status_code", None))
     if isinstance(status, int):
-        return Kind.AWAY if status in _HTTP or status >= 500 else Kind.DATA if status == 400 else Kind.OTHER
+        # Without MLflow's error code, it is not MLflow that answers, but a proxy whose server may come back.
+        if status in _HTTP or status >= 500 or (status > 400 and getattr(error, "code", None) == ""):
+            return Kind.AWAY
+        return Kind.DATA if status == 400 else Kind.OTHER
     names = {cls.__name__ for cls in type(error).__mro__}
     state = _state(error)
     if state is not None:

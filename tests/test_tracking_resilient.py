@@ -18,6 +18,7 @@ from orchestrator.errors import Outage, UserError
 from orchestrator.outages import Kind, Unreachable, WrongAddress, kind_of
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.tracking.factory import open_tracker
+from orchestrator.tracking.http_api import ServerError
 from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.tracking.resilient import ResilientTracker
 from orchestrator.tracking.spool import Spool, Write
@@ -346,9 +347,13 @@ def test_errors_of_the_infrastructure_are_told_from_data_and_bugs():
         ConnectionResetError(errno.ECONNRESET, "x"),
         TimeoutError("x"),
         Unreachable("x"),
+        ServerError("/api", 503, "INTERNAL_ERROR", "x"),
+        ServerError("/api", 404, "", "default backend"),
+        ServerError("/api", 413, "", "<html>too large</html>"),
     ]
     data = [sqlite3.IntegrityError("x"), OverflowError("x"), _unicode_error()]
     other = [sqlite3.OperationalError("no such column: x"), ValueError("x"), PermissionError(errno.EACCES, "x")]
+    other += [ServerError("/api", 404, "RESOURCE_DOES_NOT_EXIST", "x")]
     assert {kind_of(error) for error in away} == {Kind.AWAY}
     assert {kind_of(error) for error in data} == {Kind.DATA}
     assert {kind_of(error) for error in other} == {Kind.OTHER}
