@@ -21,6 +21,8 @@ from orchestrator.sweep.document import Document, Keys, Place
 _TAG = "tag:yaml.org,2002:"
 _MOST_NODES = 2_000_000
 """Limit on the expansion of aliases: a small file can stand for an unbounded number of values."""
+_NOT_RECORDED = re.compile("[\x00\ud800-\udfff]")
+"""Characters that a database does not hold; a surrogate comes from an escape, or from a variable that is not UTF-8."""
 
 _DIGITS = list("-+.0123456789")
 _CORE: tuple[tuple[str, re.Pattern[str], list[str]], ...] = (
@@ -305,6 +307,9 @@ class _Builder:
         text = self._substituted(node.value.translate(self._shown), keys)
         if text is None:
             return None
+        if bad := _NOT_RECORDED.search(text):
+            rule = f"the character U+{ord(bad[0]):04X} cannot be recorded"
+            return self._broken(keys, rule, value=text, next_step="remove it")
         tag = _implicit_tag(text) if plain else node.tag
         if tag in (_TAG + "str", _TAG + "merge"):
             return text
