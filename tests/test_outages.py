@@ -290,9 +290,8 @@ def test_a_record_without_its_tables_is_a_mistake_that_names_them(tmp_path):
     tracker = resilient(f"sqlite:///{file}", tmp_path, [])
     with contextlib.closing(sqlite3.connect(file)) as connection:
         connection.execute("DROP TABLE metrics")
-    tracker.begin(some_trials())
     with pytest.raises(UserError, match="the record lacks a table or a column: no such table: metrics"):
-        tracker.trials_of(SWEEP.sweep_id), tracker.index([one.id for one in some_trials()])
+        tracker.begin(some_trials())
 
 
 def test_a_sqlite_file_that_another_process_has_locked_is_waited_for(tmp_path, quick):
