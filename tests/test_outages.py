@@ -108,7 +108,7 @@ def test_terminated_connections_of_postgresql_are_made_anew(server, tmp_path):
 
 @pytest.mark.slow
 def test_a_user_of_postgresql_without_rights_is_told_so_and_revoked_rights_are_an_outage(server, tmp_path, monkeypatch):
-    (tmp_path / "job.py").write_text("def train(*, x=1.0, report):\n    report(1, loss=x)\n")
+    (tmp_path / "job.py").write_text("def train(*, x=1.0, seed, report):\n    report(1, loss=x)\n")
     (tmp_path / "s.yaml").write_text("name: s\njob: job:train\naxes: {x: [1, 2, 3]}\n")
     command = ("run", "s.yaml", "--inline", "--no-map", "--set", "tracking.patience=2s")
     with contextlib.closing(psycopg2.connect(server.uri)) as connection:
