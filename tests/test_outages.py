@@ -107,42 +107,24 @@ def test_terminated_connections_of_postgresql_are_made_anew(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_user_of_postgresql_without_rights_is_told_so_and_revoked_rights_are_an_outage(server, tmp_path, monkeypatch):
+def test_a_user_of_postgresql_without_rights_is_told_so(server, tmp_path):
     (tmp_path / "job.py").write_text("def train(*, x=1.0, seed, report):\n    report(1, loss=x)\n")
     (tmp_path / "s.yaml").write_text("name: s\njob: job:train\naxes: {x: [1, 2, 3]}\n")
-    command = ("run", "s.yaml", "--inline", "--no-map", "--set", "tracking.patience=2s")
     with contextlib.closing(psycopg2.connect(server.uri)) as connection:
         connection.autocommit = True
         sql = connection.cursor()
         sql.execute("CREATE ROLE poor LOGIN")
         sql.execute("CREATE DATABASE rights")
     uri = server.uri.replace("/postgres", "/rights")
-    assert resilient(uri, tmp_path, []).close() is None
-    poor = uri.replace("tester@", "poor@")
-    with contextlib.closing(psycopg2.connect(uri)) as connection:
-        connection.autocommit = True
-        sql = connection.cursor()
-
-        def denied(what, *given):
-            code, text = run(*given, cwd=tmp_path, environ={"MLFLOW_TRACKING_URI": poor})
-            assert code == 2, text
-            assert f"denies this user what the command needs: permission denied for {what}" in text
-            assert "next:  let its owner grant the rights" in text
-
-        denied("table experiments", "status", "s.yaml")
-        denied("table alembic_version", *command)
-        sql.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO poor")
-        denied("table", *command)
-        sql.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO poor")
-        sql.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO poor")
-        trials = some_trials()
-        tracker = resilient(poor, tmp_path, [], patience_s=0.5)
-        tracker.begin(trials[:1])
-        tracker.flush()
-        sql.execute("REVOKE INSERT ON metrics FROM poor")
-        train_plainly(tracker, trials[1:2])
-        with pytest.raises(Outage, match="permission denied for table metrics"):
-            tracker.flush()
+    resilient(uri, tmp_path, []).close()
+    environ = {"MLFLOW_TRACKING_URI": uri.replace("tester@", "poor@")}
+    code, text = run("status", "s.yaml", cwd=tmp_path, environ=environ)
+    assert code == 2, text
+    assert "denies this user what the command needs: permission denied for table experiments" in text
+    assert "next:  let its owner grant the rights" in text
+    code, text = run("run", "s.yaml", "--inline", "--no-map", cwd=tmp_path, environ=environ)
+    assert code == 2, text
+    assert "permission denied for table alembic_version" in text
 
 
 @pytest.mark.slow
