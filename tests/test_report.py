@@ -8,6 +8,7 @@ from typing import Any
 
 import needs
 import pytest
+from browsing import PAGE_TEXTS, overlaps
 from runner_kit import RAMP
 from servers import empty_sqlite
 
@@ -143,6 +144,7 @@ def test_a_browser_shows_it(browser: Any, run: Path, width: int, scheme: str) ->
     page.on("request", lambda request: said.append(request.url) if request.url[:5] not in ("file:", "data:") else None)
     page.goto((run / "out" / "report.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert overlaps(page, PAGE_TEXTS, least=20) == []
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     ink, paper = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
     brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
