@@ -86,6 +86,7 @@ def test_what_cannot_be_packed_is_named_with_its_line(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_commands_of_the_page_run_as_they_are(folder: Path) -> None:
     (commands,) = re.findall(r"```sh\n(phasefront new .*?)```", PAGE, re.DOTALL)
     done = subprocess.run(
@@ -94,7 +95,7 @@ def test_the_commands_of_the_page_run_as_they_are(folder: Path) -> None:
         env=environment({"XDG_CACHE_HOME": str(folder / "cache")}),
         capture_output=True,
         text=True,
-        timeout=290,
+        timeout=880,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for said in (
