@@ -47,7 +47,7 @@ def completed(script: Path, folder: Path, *words: str) -> set[str]:
         (["examples", "demo"], {"demo_grokking", "demo_double_descent"}, {"a.yaml"}),
         (["completion", ""], {"bash", "zsh", "fish"}, {"a.yaml"}),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
 )
 def test_bash_completes(
     words: list[str], proposed: set[str], not_proposed: set[str], script: Path, tmp_path: Path
