@@ -26,6 +26,8 @@ REQUEST_S = 60.0
 """How long the head may take to answer one request. Ray's client waits without limit."""
 SILENCE_S = 20.0
 """After this time without a line of the log, the job's state is asked for."""
+POLL_S = 3.0
+"""How often the log is read where it cannot be followed."""
 PATIENCE_S = 600.0
 """How long a head may stay away while a job is followed."""
 STOP_S = 60
@@ -181,13 +183,18 @@ class JobServer:
                 if away is not None:
                     say(f"the head is back after {time.monotonic() - away:.0f} s")
                     away = None
-                asyncio.run(self._tail(prefix, number, log))
-                attempt = self._attempt(prefix, number)
                 if attempt.is_over:
                     with _away_if_out():
                         log.rest(self.log(attempt.id))
                     return attempt
-                time.sleep(1.0)
+                if asyncio.run(self._tail(prefix, number, log)):
+                    time.sleep(1.0)
+                else:
+                    # The connection was cut, or a proxy lets none of this kind through.
+                    self._attempt(prefix, number)
+                    with _away_if_out():
+                        log.rest(self.log(attempt.id))
+                    time.sleep(POLL_S)
             except _Away as error:
                 if away is None:
                     away = time.monotonic()
@@ -210,8 +217,10 @@ class JobServer:
             )
         return found
 
-    async def _tail(self, prefix: str, number: int, log: _Log) -> None:
-        """Write the log until it ends or the connection does."""
+    async def _tail(self, prefix: str, number: int, log: _Log) -> bool:
+        """Write the log until it ends, which is True, or the connection does."""
+        import aiohttp
+
         log.begin()
         lines = self._client.tail_job_logs(f"{prefix}-{number}")
         waiting: asyncio.Future[str | None] | None = None
@@ -221,14 +230,14 @@ class JobServer:
                 done, _ = await asyncio.wait({waiting}, timeout=SILENCE_S)
                 if not done:
                     if (await asyncio.to_thread(self._attempt, prefix, number)).is_over:
-                        return
+                        return True
                     continue
                 text, waiting = waiting.result(), None
                 if text is None:
-                    return
+                    return True
                 log.add(text)
-        except (OSError, RuntimeError, TimeoutError) as error:  # RuntimeError is what Ray raises for a lost connection
-            raise _Away(_first_line(error)) from error
+        except (OSError, RuntimeError, TimeoutError, aiohttp.ClientError):  # Ray raises RuntimeError for a lost one
+            return False
         finally:
             if waiting is not None:
                 waiting.cancel()
@@ -264,7 +273,7 @@ class JobServer:
                     next_step="name what the job does not need in a file .rayignore, line by line as in .gitignore. "
                     f"The largest files: {_largest(folder, excludes)}",
                 ) from error
-            if connecting and status and status[1] == "404":
+            if connecting and "404" in text:
                 raise UserError(
                     "what answers there is no jobs API of Ray",
                     **place,
