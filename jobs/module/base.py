@@ -46,7 +46,7 @@ class ModuleScience(Job[Any]):
         """
         if target.dtype.is_floating_point:
             squares: Tensor = (output.reshape(target.shape) - target).square()
-            return squares.flatten(1).mean(1)
+            return squares.reshape(len(squares), -1).mean(1)
         return _cross_entropy(output, target)
 
     def right(self, params: Any, output: Any, target: Tensor) -> Tensor | None:

@@ -20,6 +20,7 @@ from jobs.module.data import Data, Inputs
 from jobs.module.examples import Examples, train_examples
 from jobs.module.graph import Graphs, Recorded
 from jobs.module.network import Network, OneNetwork, seeded
+from jobs.module.shared import shared_params
 from jobs.packed import random
 from jobs.packed.batches import Batches
 from jobs.packed.block import Block
@@ -81,7 +82,7 @@ class ModuleBlock(Block):
         self._keys = random.stream_keys(self._seeds, "module", device)
         self._live = torch.arange(len(members))
         self._one = OneNetwork(
-            job=job, params=self._shared, module=self._module, trained=self._trained, fixed=self._fixed_names
+            job=job, params=self._params_of(params), module=self._module, trained=self._trained, fixed=self._fixed_names
         )
         self._online = job.defines("batch")
         self._whole: Parts | None = None
@@ -97,6 +98,10 @@ class ModuleBlock(Block):
         self._gradients = self._optimiser.gradient.views()
         if self._batches.full and not self._online:
             self._whole = self._train.part(0, len(self._train))
+
+    def _params_of(self, params: Sequence[Any]) -> Any:
+        """What the methods of the job get as the parameters of these models."""
+        return params[0]
 
     @abstractmethod
     def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
@@ -151,7 +156,7 @@ class ModuleBlock(Block):
         with torch.no_grad():
             scale_M = optimiser.gradient_scale
             if self._shared.clip_norm:
-                norm_M = sum(g.flatten(1).square().sum(1) for g in gradients)
+                norm_M = sum(g.reshape(len(g), -1).square().sum(1) for g in gradients)
                 assert isinstance(norm_M, Tensor)
                 factor_M = (self._shared.clip_norm / (norm_M.sqrt() + 1e-6)).clamp(max=1.0)
                 scale_M = factor_M if scale_M is None else factor_M * scale_M
@@ -175,6 +180,8 @@ class ModuleBlock(Block):
                 measured |= {name: value.double() for name, value in self._probed().items()}
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
+        if self._shared.stop_accuracy and not {"train_accuracy", "test_accuracy"} <= measured.keys():
+            raise ValueError("stop_accuracy needs an accuracy, and this job measures none (`right` returns None)")
         return {name: value[self._live.to(value.device)] for name, value in measured.items()}
 
     def _means(self, name: str, examples: Examples) -> dict[str, Tensor]:
@@ -233,6 +240,9 @@ class StackedBlock(ModuleBlock):
         """`graphs`: where the operations of a step are recorded, to be replayed; None: they are not."""
         self._graphs = graphs
         super().__init__(*arguments)
+
+    def _params_of(self, params: Sequence[Any]) -> Any:
+        return shared_params(self._job, params)
 
     def _bind(self) -> None:
         super()._bind()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from jobs.module.data import Data, Random
 from jobs.module.examples import layout
 from jobs.module.graph import Graphs
 from jobs.module.network import Network
+from jobs.module.shared import ParamsDiffer, kind_of, shared_values
 from jobs.packed.cost import models_per_block
 from jobs.packed.loop import run_blocks
 
@@ -48,10 +50,38 @@ class Trial:
 
 
 def train(job: ModuleScience, pack: Sequence[Member[Any]], device: str) -> Iterator[Report]:
-    """Reports of all members; see `jobs.job.Job.train`."""
+    """Reports of all members; see `jobs.job.Job.train`.
+
+    Where a method of the job reads a parameter in which stacked trials differ, for the first time, all start again with
+    such trials apart; what has been reported is not reported again.
+    """
+    newest, done = -1, np.full(len(pack), -1, dtype=np.int64)
+    while True:
+        try:
+            for report in _reports(job, pack, device):
+                if len(report.members):
+                    new = report.members[done[report.members] < report.step]
+                    if not len(new):
+                        continue
+                    done[new] = report.step
+                    kept = np.isin(report.members, new)
+                    ended = report.finished[np.isin(report.finished, new)]
+                    values = {name: value[kept] for name, value in report.values.items()}
+                    report = replace(report, members=new, values=values, finished=ended)
+                    done[ended] = np.iinfo(np.int64).max
+                elif report.step < newest:
+                    continue
+                newest = max(newest, report.step)
+                yield report
+            return
+        except ParamsDiffer:
+            continue
+
+
+def _reports(job: ModuleScience, pack: Sequence[Member[Any]], device: str) -> Iterator[Report]:
     first = pack[0].params
     blocks: list[tuple[ModuleBlock, Sequence[int]]] = []
-    for group in groups_of([trial_of(job, k, member) for k, member in enumerate(pack)]):
+    for group in groups_of(job, [trial_of(job, k, member) for k, member in enumerate(pack)]):
         way = _way(job, group, device)
         blocks += [(_block(job, part, device, way), [t.position for t in part]) for part in _parts(group, way.size)]
     schedules = [log_spaced_steps(m.params.steps, m.params.curve_points) for m in pack]
@@ -68,12 +98,17 @@ def trial_of(job: ModuleScience, position: int, member: Member[Any]) -> Trial:
     return Trial(position=position, member=member, network=Network.of(job, member), data=data)
 
 
-def groups_of(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Trials whose networks have one structure and whose data have one layout."""
+def groups_of(job: ModuleScience, trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Trials whose networks have one structure, whose data have one layout, and that share what the job reads."""
+    if len(trials) > 1:
+        why_alone(job, trials[0].member.params)  # shows what the job reads
     groups: list[list[Trial]] = []
     for trial in trials:
+        shared = shared_values(job, trial.member.params)
         for group in groups:
             first = group[0]
+            if shared != shared_values(job, first.member.params):
+                continue
             if layout(first.data) == layout(trial.data) and not first.network.difference(trial.network):
                 group.append(trial)
                 break
@@ -121,7 +156,7 @@ def _way(job: ModuleScience, group: Sequence[Trial], device: str) -> Way:
     params = group[0].member.params
     if len(group) == 1 or why_alone(job, params):
         return Way(size=1)
-    kind = (type(job), job.pack_key(params), device)
+    kind = (*kind_of(job, params), shared_values(job, params), device)
     if kind not in _CHOSEN:
         guess = min(len(group), models_per_block(profile_of(job, params).model_bytes, device))
         if params.steps < _SHORT_STEPS:
@@ -178,7 +213,7 @@ _ALONE: dict[tuple[Any, ...], str] = {}
 
 def why_alone(job: ModuleScience, params: Any) -> str:
     """Why models like this one cannot be stacked, with the place in the user's code; "" where they can."""
-    kind = (type(job), job.pack_key(params))
+    kind = kind_of(job, params)
     if kind not in _ALONE:
         _ALONE[kind] = _why_alone(job, params)
     return _ALONE[kind]

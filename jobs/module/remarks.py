@@ -15,6 +15,7 @@ from jobs.module.cost import profile_of
 from jobs.module.data import Random, tensors_of
 from jobs.module.network import Network, OneNetwork
 from jobs.module.pack import fastest, groups_of, trial_of, why_alone
+from jobs.module.shared import read_apart
 from jobs.packed.cost import models_per_block
 
 _MOST_KINDS = 6
@@ -30,12 +31,17 @@ def remarks(job: ModuleScience, params: Sequence[Any], *, measure: bool) -> Iter
     every = max(1, len(kinds) // _MOST_KINDS)
     shown = list(kinds.values())[::every]
     reasons: dict[str, list[str]] = {}
+    apart: dict[str, None] = {}
     for trials in shown:
         if reason := why_alone(job, trials[0]):
             reasons.setdefault(reason, []).append(_named(trials, params))
+        elif names := read_apart(job, trials):
+            apart.update(dict.fromkeys(names))
     for reason, names in reasons.items():
         which = "all trials" if len(names) == len(shown) else "; ".join(names)
         yield f"alone     {which} train one at a time: {reason}"
+    if apart:
+        yield f"apart     trials that differ in {', '.join(apart)} train apart: a method of the job reads it"
     if measure:
         ordered = sorted(shown, key=lambda trials: profile_of(job, trials[0]).parameters)
         for word, trials in {"cheapest": ordered[0], "dearest": ordered[-1]}.items():
@@ -67,7 +73,7 @@ def _one_thread() -> Iterator[None]:
 
 def _measured(job: ModuleScience, trials: Sequence[Any], params: Sequence[Any]) -> str:
     members = [Member(params=p, seed=k + 1) for k, p in enumerate(trials[:_MOST_STACKED])]
-    group = groups_of([trial_of(job, k, member) for k, member in enumerate(members)])[0]
+    group = groups_of(job, [trial_of(job, k, member) for k, member in enumerate(members)])[0]
     profile = profile_of(job, trials[0])
     with _one_thread():
         way, times = fastest(job, group, min(len(group), models_per_block(profile.model_bytes, "cpu")), "cpu")

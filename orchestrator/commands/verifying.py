@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def verify_job(arguments: argparse.Namespace) -> int:
     """Train the same trials in several ways; 0 if their curves agree, 1 if they do not."""
     job, params = _job(arguments)
     short = job.shortened(params, steps=arguments.steps, reports=REPORTS) or params
-    members = [Member(params=short, seed=k + 1) for k in range(MODELS)]
+    members = [Member(params=_varied(job, short, k), seed=k + 1) for k in range(MODELS)]
     whole = _curves(job, members, "cpu")
     print(f"{arguments.job}: {MODELS} trials of {_text(short)}")
     alone = [_curves(job, [member], "cpu")[0] for member in members]
@@ -61,6 +62,26 @@ def _job(arguments: argparse.Namespace) -> tuple[Job[Any], Any]:
         return job, job.params_for(values)
     except ParamError as error:
         raise UserError(str(error), place="--set", next_step="give it by --set NAME=VALUE") from error
+
+
+def _varied(job: Job[Any], params: Any, k: int) -> Any:
+    """The k-th of trials that differ in what trials of one pack usually may differ in.
+
+    A rate that is 0 stays 0: label noise is not defined for every job.
+    """
+    factor = 1 - 0.1 * k
+    for name in ("learning_rate", "weight_decay", "label_noise", "steps"):
+        value = as_dict(params).get(name)
+        if not value or isinstance(value, str):
+            continue
+        other = max(1, value - k) if name == "steps" else value * factor
+        try:
+            varied = dataclasses.replace(params, **{name: other})
+        except ParamError:
+            continue
+        if job.pack_key(varied) == job.pack_key(params):
+            params = varied
+    return params
 
 
 def _text(params: Any) -> str:
