@@ -149,6 +149,8 @@ class Runner:
                 pass
             if self._started is not None:
                 self._summary.seconds = self._clock() - self._started
+            if self._checkpoints is not None and self._checkpoints.releases and not self._stop.is_set():
+                self._tracker.flush()  # files of the last packs are deleted at the end
             broke = False
         finally:
             # Record first: a stopped job has three seconds, of which disconnecting from Ray takes one or two.
@@ -169,6 +171,7 @@ class Runner:
                         self._dispatcher.await_saved(self._save_s())
                     self._dispatcher.close()
                 if self._checkpoints is not None:
+                    self._tidy()
                     self._checkpoints.close()
         self._show()
         return self._summary
@@ -194,14 +197,18 @@ class Runner:
         if not self._tracker.ready(POLL_S):  # it says why; meanwhile workers wait
             self._show(note="waiting for the record")
             return True
-        if self._checkpoints is not None:
-            self._checkpoints.tidy()
+        self._tidy()
         self._feed(dispatcher)
         self._handle(dispatcher.poll(POLL_S))
         for notice in dispatcher.notices():
             self._progress.say(notice)
         self._show(note=dispatcher.note)
         return True
+
+    def _tidy(self) -> None:
+        """Delete checkpoints that are not needed, once the record holds the results that replace them."""
+        if self._checkpoints is not None and self._checkpoints.releases and self._tracker.settled():
+            self._checkpoints.tidy()
 
     def _ready_dispatcher(self) -> Dispatcher:
         if self._dispatcher is None:

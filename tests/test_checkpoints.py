@@ -29,12 +29,22 @@ from orchestrator.checkpoints.known import Checkpoints
 from orchestrator.checkpoints.saving import Saved, Saving, file_of
 from orchestrator.checkpoints.store import FolderStore, StoreError, below, open_store
 from orchestrator.dispatch.base import Event, PackEnded, PackProgress, PackTask
+from orchestrator.dispatch.inline import InlineDispatcher
+from orchestrator.dispatch.ray_engine import _is_set
+from orchestrator.dispatch.source import source_of
 from orchestrator.dispatch.worker import execute
-from orchestrator.records import Status
+from orchestrator.plan.calibration import Calibration
+from orchestrator.plan.planner import Planner
+from orchestrator.progress import Silent
+from orchestrator.records import Status, TrialResult
+from orchestrator.runner import Runner
+from orchestrator.tracking.base import SweepRecord
+from orchestrator.tracking.database import DatabaseTracker
+from orchestrator.tracking.resilient import ResilientTracker
 from orchestrator.trial import Trial
 from tests.jobs_for_checkpoints import NAME
 from tests.killing import killed_processes
-from tests.runner_kit import task
+from tests.runner_kit import Kept, Listed, task
 
 
 def walk(start: float, **params: Any) -> Trial:
@@ -337,7 +347,8 @@ def test_a_damaged_checkpoint_costs_the_work_and_not_the_trial(tmp_path: Path) -
     file = tmp_path / saved.file
     whole = file.read_bytes()
     again = pack_of(TRIALS, tmp_path, **dict.fromkeys(saved.steps, saved.file))
-    for damage, text in ((whole[:-5], "damaged"), (b"x" * 50, "safetensors"), (None, "gone"), (GOOD, "this trial")):
+    other = encoded([saved_trial("a")], source=source_of(NAME).text)
+    for damage, text in ((whole[:-5], "damaged"), (b"x" * 50, "safetensors"), (None, "gone"), (other, "this trial")):
         if damage is None:
             file.unlink()
         else:
@@ -352,7 +363,7 @@ def test_a_state_that_the_job_refuses_starts_again(tmp_path: Path) -> None:
     trial = walk(0.1)
     curve = replace(saved_trial().curve, metrics=("x", "total"))
     bad = TrialState(step=3, arrays={"x": np.array(np.nan), "total": np.array(0.0)})
-    data = encoded([SavedTrial(trial_id=trial.id, state=bad, curve=curve)], source="")
+    data = encoded([SavedTrial(trial_id=trial.id, state=bad, curve=curve)], source=source_of(NAME).text)
     open_store(str(tmp_path)).write("bad.safetensors", data)
     events, last = ran(pack_of([trial], tmp_path, **{trial.id: "bad.safetensors"}))
     assert "not finite" in next(event.notice for event in events if event.notice)
@@ -366,6 +377,60 @@ def test_a_store_that_takes_nothing_costs_nothing(tmp_path: Path) -> None:
     notices = [event.notice for event in events if event.notice]
     assert len(notices) == 1 and "training goes on without them" in notices[0]
     assert isinstance(last, PackEnded) and rows(events) == rows(ran(task(TRIALS))[0])
+
+
+@pytest.mark.parametrize("bad", ["a complex number", "an error of the job"])
+def test_a_state_that_cannot_be_written_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    def states(*_: Any) -> Any:
+        def state() -> dict[int, TrialState]:
+            if bad == "an error of the job":
+                raise KeyError("w")
+            return {0: TrialState(step=1, arrays={"w": np.zeros(2, dtype=np.complex128)})}
+
+        return state
+
+    undisturbed = rows(ran(task(TRIALS))[0])
+    monkeypatch.setattr("tests.jobs_for_checkpoints._states", states)
+    events, last = ran(pack_of(TRIALS, tmp_path))
+    notices = [event.notice for event in events if event.notice]
+    assert len(notices) == 1 and "training goes on without them" in notices[0]
+    assert isinstance(last, PackEnded) and rows(events) == undisturbed
+
+
+def test_any_error_while_a_checkpoint_is_read_costs_the_work_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = latest(ran(pack_of(TRIALS, tmp_path), until=1)[0])
+
+    def broken(self: FolderStore, name: str) -> bytes:
+        raise MemoryError(name)
+
+    monkeypatch.setattr(FolderStore, "read", broken)
+    events, last = ran(pack_of(TRIALS, tmp_path, **dict.fromkeys(saved.steps, saved.file)))
+    (notice,) = [event.notice for event in events if event.notice]
+    assert "MemoryError" in notice and "start again" in notice
+    assert isinstance(last, PackEnded) and rows(events) == rows(ran(task(TRIALS))[0])
+
+
+def test_a_head_that_does_not_answer_fails_no_training() -> None:
+    """Without a connection, Ray's internal store raises."""
+    assert not _is_set("key")
+
+
+def test_a_pack_in_this_process_does_not_continue_from_another_source(tmp_path: Path) -> None:
+    """`--inline` names no source in its tasks."""
+    saved = latest(ran(pack_of(TRIALS, tmp_path), until=1)[0])
+    store = open_store(str(tmp_path))
+    assert store.table(saved.file).source == source_of(NAME).text
+    data = store.read(saved.file)
+    assert data is not None
+    store.write(saved.file, encoded(decoded(data, source="").values(), source="1.0+other"))
+    events, _ = ran(pack_of(TRIALS, tmp_path, **dict.fromkeys(saved.steps, saved.file)))
+    (notice,) = [event.notice for event in events if event.notice]
+    assert "another version of the job" in notice
+    assert rows(events) == rows(ran(task(TRIALS))[0])
 
 
 def test_a_short_pack_writes_nothing(tmp_path: Path) -> None:
@@ -395,6 +460,65 @@ def test_a_file_is_deleted_when_its_last_trial_has_ended_or_moved(tmp_path: Path
     known.tidy()
     known.close()
     assert store.names() == ["other.safetensors"]
+
+
+class Slow(Kept):
+    """It holds what was written only after a flush, if then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flushed, self.settles_at_last = 0, True
+
+    def settled(self) -> bool:
+        return self.settles_at_last and self.flushed > 0
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_files_stay_until_the_record_holds_the_results(tmp_path: Path, settles: bool) -> None:
+    """Those of the last packs are deleted, too."""
+    folder = str(tmp_path / "kept")
+    open_store(folder).write("done.safetensors", GOOD)
+    tracker = Slow()
+    tracker.settles_at_last = settles
+    trial = walk(0.1)
+    tracker.begin([trial])
+    tracker.end([TrialResult(trial.id, Status.KILLED)])
+    job = load_job(NAME)
+    summary = Runner(
+        job_name=NAME,
+        planner=Planner(job_name=NAME, job=job, calibration=Calibration(), memory_budget_bytes=1e9),
+        sampler=Listed([trial]),
+        tracker=tracker,
+        pool=InlineDispatcher,
+        progress=Silent(),
+        thresholds=job.Thresholds(),
+        fingerprint="",
+        checkpoints=Checkpoints(folder, interval_s=1e-6),
+    ).run()
+    assert summary.done == 1
+    names = open_store(folder).names()
+    assert names == ([] if settles else sorted(["done.safetensors", file_of([trial.id])]))
+
+
+def test_what_is_buffered_is_not_settled(tmp_path: Path) -> None:
+    inner = DatabaseTracker(f"sqlite:///{tmp_path}/record.db", experiment="e")
+    tracker = ResilientTracker(inner, what="the record", folder=tmp_path)
+    tracker.open_sweep(SweepRecord(sweep_id="5" * 32, name="s", job=NAME, resolved_yaml="", thresholds=""))
+    try:
+        tracker.begin([walk(0.1)])
+        tracker.flush()
+        assert tracker.settled()
+        tracker.end([TrialResult(walk(0.1).id, Status.FAILED, error="x")])
+        assert not tracker.settled()
+        tracker.flush()
+        assert tracker.settled()
+        tracker._lost(OSError(28, "No space left on device"))
+        assert not tracker.settled(), "what is in the spool dies with the driver"
+    finally:
+        tracker.close()
 
 
 def test_a_new_driver_finds_the_newest_state_of_each_unfinished_trial(tmp_path: Path) -> None:

@@ -110,8 +110,13 @@ class Checkpoints:
             self._said.add(text)
             self._say(text)
 
+    @property
+    def releases(self) -> bool:
+        """Whether there are files that `tidy` would delete."""
+        return bool(self._released)
+
     def tidy(self) -> None:
-        """Delete the files that are not needed; the record has taken all results so far."""
+        """Delete the files that are not needed; the record must hold all results so far (`Tracker.settled`)."""
         if not self._released:
             return
         if self._thread is None:

@@ -133,8 +133,8 @@ class PackSaver:
                     why = "it is gone"
                 else:
                     trials = decoded(data, source=self._source)
-            except (BadCheckpoint, StoreError) as error:
-                why = str(error)
+            except Exception as error:  # of any library or file: a checkpoint that cannot be read costs no trial
+                why = _why(error)
             here = {p: trials[self._trial_ids[p]] for p in positions if self._trial_ids[p] in trials}
             if len(here) < len(positions):
                 self._refused(file, len(positions) - len(here), why)
@@ -198,17 +198,17 @@ class PackSaver:
             return None, notice
         saved: Saved | None = None
         began = self._clock()
-        states = report.state()
-        if not states:
-            return None, ""  # it will be offered soon
         try:
+            states = report.state()
+            if not states:
+                return None, ""  # it will be offered soon
             trials = list(self._trials(states, so_far))
             self._open().write(self._file, encoded(trials, source=self._source))
             saved = Saved(file=self._file, steps={trial.trial_id: trial.state.step for trial in trials})
-        except (StoreError, MemoryError) as error:
+        except Exception as error:  # of the job's states, of any library or of the store: training goes on
             self._broken = True
             notice = (
-                f"checkpoints cannot be written ({printable(str(error))}); training goes on without them, and trials "
+                f"checkpoints cannot be written ({printable(_why(error))}); training goes on without them, and trials "
                 "whose worker or node is lost start again"
             )
         now = self._clock()
@@ -223,6 +223,11 @@ class PackSaver:
             yield SavedTrial(trial_id=self._trial_ids[position], state=state, curve=curve)
         for position in sorted(self._waiting):
             yield self._continued[position]
+
+
+def _why(error: Exception) -> str:
+    own = isinstance(error, BadCheckpoint | StoreError)
+    return str(error) if own else f"{type(error).__name__}: {error}"
 
 
 def _placed(report: Report, positions: Positions) -> Report:

@@ -88,7 +88,10 @@ class WorkerActor:
 def _is_set(key: str) -> bool:
     from ray.experimental.internal_kv import _internal_kv_exists
 
-    return bool(_internal_kv_exists(key.encode()))
+    try:
+        return bool(_internal_kv_exists(key.encode()))
+    except Exception:  # of Ray, such as a head that does not answer: a question must not fail a training
+        return False
 
 
 @dataclass(eq=False)

@@ -109,12 +109,13 @@ def execute(
         thresholds = params_from(job.Thresholds, task.thresholds)
         pairs = zip(task.params, task.seeds, strict=True)
         members = [Member(params=job.params_for(values), seed=seed) for values, seed in pairs]
+        source = "" if task.saving is None else task.source or source_of(task.job).text
     except Exception as error:  # the job's own code runs here: any error is the user's
         yield PackFailed(pack_id=task.pack_id, cause=Cause.USER_ERROR, error=described(error))
         return
 
     curves = _OpenCurves(task, job, members, thresholds, device)
-    saver = None if task.saving is None else PackSaver(task.saving, task.trial_ids, task.source, clock, asked)
+    saver = None if task.saving is None else PackSaver(task.saving, task.trial_ids, source, clock, asked)
     train = partial(job.train, device=device)
     flushed = clock()
     deadline = _Deadline(task.timeout_s, clock)

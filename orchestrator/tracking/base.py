@@ -151,6 +151,10 @@ class Tracker(ABC):
         """
         return
 
+    def settled(self) -> bool:
+        """Whether the record holds everything that was written so far; does not wait for it."""
+        return True
+
     @abstractmethod
     def reconcile(self) -> int:
         """End the sweep's RUNNING trials (orphans of a driver that died) as KILLED; return how many."""

@@ -247,6 +247,9 @@ class DatabaseTracker(RecordTracker):
                 self._database.check_lease()
             self._write_if_due()
 
+    def settled(self) -> bool:
+        return not self._waits()
+
     def relabel(self, results: Sequence[TrialResult]) -> None:
         """One transaction; status and error stay."""
         thresholds = self._opened().thresholds

@@ -237,6 +237,12 @@ class ResilientTracker(Tracker):
         except Refused as error:
             self._refuse(error.trials)
 
+    def settled(self) -> bool:
+        """False while anything is in the spool, and once the tracker has given up."""
+        if self._outage is not None or self._spool is not None or self._failing:
+            return False
+        return self._inner.settled()
+
     def ready(self, timeout_s: float) -> bool:
         """False while the spool is full."""
         if self._spool is None or not self._spool.full:
