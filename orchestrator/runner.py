@@ -151,6 +151,7 @@ class Runner:
                 self._summary.seconds = self._clock() - self._started
             if self._checkpoints is not None and self._checkpoints.releases and not self._stop.is_set():
                 self._tracker.flush()  # files of the last packs are deleted at the end
+                self._take_refusals()
             broke = False
         finally:
             # Record first: a stopped job has three seconds, of which disconnecting from Ray takes one or two.
