@@ -225,7 +225,9 @@ def check_right_trial(run: RunFacts, trial: Trial) -> Iterator[Violation]:
         yield _wrong(Invariant.RIGHT_TRIAL, run, f"the tag {layout.PARAMS} has other values of {', '.join(wrong)}")
     # An axis of another sweep may be a parameter that this job does not have any more.
     on_axes = {
-        layout.axis_metric(name): value for name, value in settings.items() if f"{layout.AXIS}{name}" in run.axes
+        layout.axis_metric(name): float(value) if isinstance(value, int) else value  # as MLflow stores it
+        for name, value in settings.items()
+        if f"{layout.AXIS}{name}" in run.axes
     }
     wrong = sorted(name for name, value in on_axes.items() if name and run.axes[name] != value)
     if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import sqlite3
 from collections.abc import Iterator
@@ -9,12 +10,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from runner_kit import ramp
 from servers import empty_sqlite, mlflow_server, postgres_server
 
-from orchestrator.audit import Invariant, digests, passwords_in, regressed
+from orchestrator.audit import Invariant, check_right_trial, digests, passwords_in, regressed
 from orchestrator.cli import main
 from orchestrator.commands.wiring import open_tracker, sweep_record
 from orchestrator.sweep.sweep import Sweep
+from orchestrator.tracking import layout
+from orchestrator.tracking.facts import RunFacts
 
 RECORDS = Path(__file__).parent / "records"
 SWEEP = """\
@@ -370,3 +374,33 @@ def test_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
                 connection.executescript(";".join(f"DELETE FROM {table}" for table in tables))
                 own = [line for line in kept if line.startswith(tuple(f'INSERT INTO "{table}"' for table in tables))]
                 connection.executescript("BEGIN;" + "".join(own) + "COMMIT;")
+
+
+def test_a_large_integer_on_an_axis_is_sound_as_mlflow_rounds_it() -> None:
+    trial = ramp(width=2**53 + 1)
+    settings = json.dumps(dict(trial.settings()))
+
+    def facts(width: float) -> RunFacts:
+        return RunFacts(
+            run_id="r",
+            name="",
+            status="RUNNING",
+            start_time=0,
+            end_time=None,
+            artifacts="",
+            params=None,
+            tags={layout.PARAMS: settings},
+            axes={"axis/width": width},
+        )
+
+    ((_, recorded),) = layout.axis_metrics(trial, ["width"])
+    assert list(check_right_trial(facts(recorded), trial)) == []
+    assert len(list(check_right_trial(facts(recorded + 4), trial))) == 1
+
+
+def test_a_damaged_tag_of_observations_damages_no_other_trial() -> None:
+    good, huge = '{"loss": 1.5}', '{"loss": 1' + "0" * 400 + "}"
+    for damaged in ("{},{}", huge, '{"loss": 1}, {"loss": 2}', "}", '{"loss":'):
+        read = layout.decode_all_observations([good, damaged, None])
+        assert read == [{"loss": 1.5}, None, {}], damaged
+        assert layout.decode_observations(damaged) is None

@@ -15,6 +15,7 @@ from jobs_for_phases import axis, by_id, row, trial
 from orchestrator.analysis.estimate import Estimate
 from orchestrator.axes import Axis
 from orchestrator.cli import main
+from orchestrator.commands.compare import _shifts
 from orchestrator.phases.compare import Side, side
 from orchestrator.phases.diagram import phase_diagram
 from orchestrator.phases.map.surface_map import FittedMap
@@ -170,3 +171,43 @@ def test_sweeps_with_one_axis_have_a_shift_although_they_have_no_map(
     said = capsys.readouterr().out
     assert "solid | liquid" in said and f"table: {tmp_path / 'cmp_shift.csv'}" in said
     assert {path.name for path in tmp_path.glob("cmp*")} == {"cmp_shift.csv"}
+
+
+def on(box: Sequence[Axis], moved: float = 0.0, *, name: str, of_seed: Sequence[float] = (0.0,)) -> Side:
+    note = TableNote(name=name, phases=("solid", "liquid"), axes=tuple(box), search=False, job="melt", seed=0)
+    return bare(note, melted(moved, of_seed, box))
+
+
+def test_several_sweeps_are_compared_along_one_axis() -> None:
+    few = (axis("heat", *HEAT[::2], scale="log"), axis("load", *LOAD[::2], scale="linear"))
+    narrow = (axis("heat", 0.6, 1.7, scale="log"), few[1])  # by itself it would be compared along heat
+    third = on(narrow, name="c")
+    table = _shifts([on(few, name="a"), on(few, 0.2, name="b"), third], None)
+    assert table is not None and table.figure is not None
+    assert {(row["sweep"], row["along"]) for row in table.rows} == {("b", "load"), ("c", "load")}
+    assert shifts(on(few, name="a"), third)[0].along == "heat"
+
+
+def test_a_table_has_ratios_or_differences_and_names_what_it_leaves_out() -> None:
+    log = (axis("heat", *HEAT, scale="log"), axis("load", *LOAD[::2], scale="linear"))
+    linear = (axis("heat", *HEAT, scale="linear"), log[1])
+    apart = (axis("heat", *HEAT, scale="log"), axis("load", 5.0, 6.0, scale="linear"))
+    sides = [on(log, name="a"), on(log, 0.1, name="b"), on(linear, 0.1, name="c"), on(apart, name="d")]
+    table = _shifts(sides, "heat")
+    assert table is not None and "ratio to a" in table.title and {row["sweep"] for row in table.rows} == {"b"}
+    assert table.figure is not None and "ratio" in table.figure.y_label
+    assert [note for note in table.notes if "left out: " in note] == [
+        "c is left out: its shift along heat is a difference, not a ratio; compare it by itself",
+        "d is left out: no boundary along heat is in both sweeps",
+    ]
+
+
+def test_a_seed_that_does_not_cross_is_not_counted_where_one_axis_is_logarithmic() -> None:
+    log = (axis("heat", *HEAT, scale="log"), axis("load", *LOAD[::2], scale="linear"))
+    linear = (axis("heat", *HEAT, scale="linear"), log[1])
+    # Where load is at most 1.1, the third seed of the first one is solid at every heat.
+    first, second = on(log, name="a", of_seed=(0.0, 0.05, 0.3)), on(linear, name="b", of_seed=(0.0, 0.05, 0.0))
+    shift = only(shifts(first, second, "heat"))
+    assert shift.left_out > 0 and not shift.is_ratio
+    assert min(float(line.at["load"]) for line in shift.lines) > 1.1
+    assert all(0.1 <= line.first.value <= 10 for line in shift.lines)

@@ -8,11 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from servers import empty_sqlite
 
 from jobs.job import Curves
 from orchestrator.cli import main
+from orchestrator.commands.ui import _Live, _stopping
 from orchestrator.commands.wiring import sweep_record
 from orchestrator.errors import UserError
 from orchestrator.live.app import Document, application
@@ -88,6 +93,26 @@ def test_a_refresh_reads_the_results_of_the_trials_that_have_ended_since(tmp_pat
     expected = [len(trials), len(trials), 4, left, left, 1]
     assert [count for _, count in tracker.asked] == expected
     assert watch.under_others(sweep.thresholds_fingerprint()) == 0 and watch.under_others("other") == 4
+
+
+def test_trials_under_other_thresholds_are_read_again_until_they_are_relabelled(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(json.dumps(SWEEP))
+    sweep = Sweep.load(tmp_path / "sweep.yaml", [])
+    trials, tracker, fingerprint = sweep.trials(), Counting(), sweep.thresholds_fingerprint()
+    tracker.open_sweep(replace(sweep_record(sweep), thresholds="other"))
+    tracker.begin(trials[:2])
+    tracker.end([TrialResult(t.id, Status.FINISHED, "high") for t in trials[:2]])
+    watch = Watch(sweep, trials)
+    watch.refresh(tracker)
+    watch.refresh(tracker)
+    assert (watch.version, watch.phases, watch.under_others(fingerprint)) == (1, {"high": 2}, 2)
+    beside = MemoryTracker(tracker.kept)
+    beside.open_sweep(sweep_record(sweep), running=False)
+    beside.relabel([TrialResult(trials[0].id, Status.FINISHED, "low")])
+    watch.refresh(tracker)
+    assert (watch.version, watch.phases, watch.under_others(fingerprint)) == (2, {"high": 1, "low": 1}, 1)
+    watch.refresh(tracker)
+    assert watch.version == 2 and tracker.asked[-1] == ("rows", 1)
 
 
 def test_long_curves_are_thinned_and_absent_reports_left_out() -> None:
@@ -180,6 +205,72 @@ def test_no_server_of_another_record_is_taken_for_this_one_s() -> None:
     with page_of() as server:
         assert not serves(server, "abc")
     assert not serves("http://127.0.0.1:9", "abc")
+
+
+def test_this_machine_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Yes(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            del format, args
+
+    monkeypatch.setattr(urllib.request, "_opener", None)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with HTTPServer(("127.0.0.1", 0), Yes) as server:
+        thread = threading.Thread(target=server.handle_request)
+        server.timeout = 5
+        thread.start()
+        assert serves(f"http://127.0.0.1:{server.server_port}", "abc")
+        thread.join()
+
+
+def test_a_closed_terminal_ends_the_page_unless_hangups_are_ignored() -> None:
+    stop, before = threading.Event(), signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with _stopping(stop):
+            assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.is_set() and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with _stopping(stop):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_mlflow_s_server_without_a_password_is_not_started_on_a_record_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    class Started:
+        """In place of a server: the old code started one, which would outlive a failed test."""
+
+        note, address = "", "http://127.0.0.1:1"
+
+        def __init__(self, uri: str) -> None:
+            started.append(uri)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("orchestrator.live.mlflow_ui.MlflowServer", Started)
+    monkeypatch.setenv("RECORD", "postgresql://me:correct-horse@127.0.0.1:1/record")
+    (tmp_path / "sweep.yaml").write_text(json.dumps(SWEEP | {"tracking": {"uri": "${RECORD}"}}))
+    with closing(_Live(Sweep.load(tmp_path / "sweep.yaml", []), Namespace(no_mlflow=False))) as live:
+        live._link("1", "0" * 32)
+        assert started == []
+        assert "the record has one" in live._mlflow["note"] and "below" in live._mlflow["note"]
+        assert "$RECORD" in live._mlflow["command"] and "correct-horse" not in json.dumps(live._mlflow)
+    (tmp_path / "sweep.yaml").write_text(json.dumps(SWEEP))
+    with closing(_Live(Sweep.load(tmp_path / "sweep.yaml", []), Namespace(no_mlflow=False))) as live:
+        live._link("1", "0" * 32)
+    assert started == ["sqlite:///mlflow.db"]
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def _compared(
 
 def _shifts(sides: Sequence[Side], along: str | None) -> Result | None:
     """How far the boundaries have moved from the first side to each other one."""
-    from orchestrator.results.shifts import shift_table, shifts
+    from orchestrator.results.shifts import shift_table, shifts_from
 
     axes = [axis.name for axis in sides[0].diagram.axes if axis.numeric]
     if along is not None and along not in axes:
@@ -85,8 +85,7 @@ def _shifts(sides: Sequence[Side], along: str | None) -> Result | None:
         raise UserError(rule, place="--along", value=along, choices=axes, next_step=step)
     names = [side.name for side in sides[1:]]
     called = [name if names.count(name) == 1 else f"{name} ({k})" for k, name in enumerate(names, start=2)]
-    compared = [(name, shifts(sides[0], side, along)) for name, side in zip(called, sides[1:], strict=True)]
-    return shift_table(compared, sides[0].name)
+    return shift_table(shifts_from(sides[0], list(zip(called, sides[1:], strict=True)), along), sides[0].name)
 
 
 def _write_shift(moved: Result, first: str, output: Path, figures: Sequence[str]) -> list[Path]:

@@ -23,6 +23,7 @@ from orchestrator.commands.wiring import load_sweep, open_tracker, reading_patie
 from orchestrator.errors import Outage, UserError
 from orchestrator.phases.style import drawn_as
 from orchestrator.phases.text import label_colour
+from orchestrator.secrets import secrets_in
 from orchestrator.tracking.address import PREFIX
 from orchestrator.tracking.factory import MEMORY, open_reader
 from orchestrator.tracking.lease import Lease, Process, is_held
@@ -75,7 +76,11 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
         del number, frame
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # A closed terminal ends the page and MLflow's server too, except under nohup, which ignores SIGHUP.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -206,6 +211,9 @@ class _Live:
         if server == LOCAL_UI and not serves(server, parent):
             if self._arguments.no_mlflow:
                 self._mlflow["note"] = "MLflow's server is not running: start it by the command below"
+            elif secrets_in(uri):  # whoever reaches MLflow's server can write
+                note = "MLflow's server is not started: it has no password, and the record has one"
+                self._mlflow["note"] = f"{note}; to start it yourself, use the command below"
             else:
                 self._server = MlflowServer(uri.removeprefix(PREFIX))
                 server = self._server.address

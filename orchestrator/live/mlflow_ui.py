@@ -15,13 +15,15 @@ from urllib.parse import quote
 ANSWER_S = 2.0
 """How long a server may take to answer."""
 END_S = 5.0
+_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks this machine itself: a proxy of the environment is for other machines."""
 
 
 def serves(server: str, run_id: str) -> bool:
     """Whether an MLflow server answers at this address and has this run."""
     address = f"{server}/api/2.0/mlflow/runs/get?run_id={quote(run_id)}"
     try:
-        with urllib.request.urlopen(address, timeout=ANSWER_S) as answer:
+        with _LOCAL.open(address, timeout=ANSWER_S) as answer:
             return bool(answer.status == 200)
     except (OSError, ValueError):  # nobody listens, another program does, or it has another record
         return False
@@ -62,7 +64,7 @@ class MlflowServer:
             return "MLflow's server has ended: start it by the command below"
         if not self._ready:
             try:
-                with urllib.request.urlopen(f"{self.address}/health", timeout=ANSWER_S) as answer:
+                with _LOCAL.open(f"{self.address}/health", timeout=ANSWER_S) as answer:
                     self._ready = answer.status == 200
             except (OSError, ValueError):
                 self._ready = False

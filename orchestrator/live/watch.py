@@ -14,7 +14,7 @@ class Watch:
     """The trials of a sweep and their results as of the last `refresh`.
 
     A refresh asks for the status of the trials that have not finished, and reads the results of those that have ended
-    since. It reads no curve.
+    since. It reads no curve. While finished trials are labelled under other thresholds, it reads these again too.
 
     Args:
         sweep: The sweep.
@@ -22,13 +22,13 @@ class Watch:
     """
 
     def __init__(self, sweep: Sweep, trials: list[Trial]) -> None:
-        self._sweep = sweep
+        self._sweep, self._fingerprint = sweep, sweep.thresholds_fingerprint()
         self.trials = {trial.id: trial for trial in trials}
         self.rows: dict[str, TrialRow] = {}
         """Trial id -> what is recorded, of the trials that have ended."""
         self.statuses: dict[str, Status] = {}
         self.version = 0
-        """Raised by a refresh that has found a result or a new trial."""
+        """Raised by a refresh that has found a result, another label or a new trial."""
 
     def refresh(self, tracker: Tracker) -> None:
         """Read what has changed."""
@@ -40,12 +40,16 @@ class Watch:
             trial: status for trial, status in tracker.statuses(left).items() if self.statuses.get(trial) != status
         }
         ended = [trial for trial, status in changed.items() if status is not Status.RUNNING]
-        results = {row.trial_id: row for row in tracker.rows(ended, settings=False)} if ended else {}
+        stale = self._labelled_under_others(self._fingerprint)
+        read = [*ended, *(trial for trial in stale if trial not in changed)]
+        results = {row.trial_id: row for row in tracker.rows(read, settings=False)} if read else {}
+        labels = [(results[trial], self.rows[trial]) for trial in stale if trial in results]
+        relabelled = any(new.recorded.thresholds != old.recorded.thresholds for new, old in labels)
         for trial in changed:
             self.rows.pop(trial, None)
         self.rows.update(results)
         self.statuses.update(changed)
-        if ended or len(self.trials) > known:
+        if ended or relabelled or len(self.trials) > known:
             self.version += 1
 
     def _find_trials(self, tracker: Tracker) -> None:
@@ -74,5 +78,8 @@ class Watch:
 
     def under_others(self, fingerprint: str) -> int:
         """How many finished trials are labelled under other thresholds."""
-        recorded = (row.recorded for row in self.rows.values())
-        return sum(r.status is Status.FINISHED and r.thresholds != fingerprint for r in recorded)
+        return len(self._labelled_under_others(fingerprint))
+
+    def _labelled_under_others(self, fingerprint: str) -> list[str]:
+        recorded = ((trial, row.recorded) for trial, row in self.rows.items())
+        return [trial for trial, r in recorded if r.status is Status.FINISHED and r.thresholds != fingerprint]

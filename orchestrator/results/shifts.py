@@ -105,6 +105,24 @@ def shifts(first: Side, second: Side, along: str | None = None) -> list[Shift]:
     return max(found, key=lambda made: sum(len(shift.lines) for shift in made), default=[])
 
 
+def shifts_from(
+    first: Side, others: Sequence[tuple[str, Side]], along: str | None = None
+) -> list[tuple[str, Sequence[Shift]]]:
+    """The shifts of several sweeps from the first one, all along one axis: that of the first pair that has any.
+
+    Args:
+        first: A sweep.
+        others: (name, sweep) of those that are compared with it.
+        along: The axis, in place of the one that is chosen.
+    """
+    compared: list[tuple[str, Sequence[Shift]]] = []
+    for name, other in others:
+        found = shifts(first, other, along)
+        along = found[0].along if found else along
+        compared.append((name, found))
+    return compared
+
+
 def _is_gridded(side: Side) -> bool:
     return not side.note.search
 
@@ -154,7 +172,8 @@ def _on_grids(first: Side, second: Side, along: str) -> list[Shift]:
 
 
 def _valued(bracket: Bracket) -> Bracket:
-    return 10.0 ** bracket[0], 10.0 ** bracket[1]
+    low, high = (10.0**end if math.isfinite(end) else end for end in bracket)
+    return low, high
 
 
 def _shift(
@@ -273,15 +292,17 @@ def _at(value: float, is_ratio: bool) -> float:
 
 
 def shift_table(compared: Sequence[tuple[str, Sequence[Shift]]], first: str) -> Result | None:
-    """All shifts as one table with a figure.
+    """All shifts as one table with a figure; sweeps whose shifts are not of the kind of the first ones get a note.
 
     Args:
-        compared: (name of a sweep, its boundaries against the first one).
+        compared: (name of a sweep, its boundaries against the first one), all along one axis.
         first: name of the sweep that they are compared with.
     """
-    made = [(name, shift) for name, found in compared for shift in found]
-    if not made:
+    every = [(name, shift) for name, found in compared for shift in found]
+    if not every:
         return None
+    shift = every[0][1]
+    made = [(name, each) for name, each in every if each.is_ratio == shift.is_ratio]
     rows: list[dict[str, Cell]] = []
     for name, shift in made:
         for line in (None, *shift.lines):
@@ -300,14 +321,26 @@ def shift_table(compared: Sequence[tuple[str, Sequence[Shift]]], first: str) -> 
             )
         if len(shift.lines) == 1 and not shift.others:
             del rows[-2]  # the mean over one line
-    shift = made[0][1]
-    notes = list(dict.fromkeys(f"{each.boundary}: {each.how}" for _, each in made))
+    notes = list(
+        dict.fromkeys(
+            f"{each.boundary}: {each.how}" + (f" ({100 * each.level:g}%)" if each.level != shift.level else "")
+            for _, each in made
+        )
+    )
     notes += [
         f"{name}, {each.boundary}: {each.left_out} lines are left out, on which a seed of one of them does not cross"
         for name, each in made
         if each.left_out
     ]
-    what = "ratio" if shift.is_ratio else "difference"
+    what, other = ("ratio", "difference") if shift.is_ratio else ("difference", "ratio")
+    shown, found_in = {name for name, _ in made}, {name for name, _ in every}
+    notes += [
+        f"{name} is left out: its shift along {shift.along} is a {other}, not a {what}; compare it by itself"
+        if name in found_in
+        else f"{name} is left out: no boundary along {shift.along} is in both sweeps"
+        for name, _ in compared
+        if name not in shown
+    ]
     return Result(
         name="shift",
         kind="shift",

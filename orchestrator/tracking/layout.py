@@ -263,19 +263,22 @@ def decode_all_observations(texts: Sequence[str | None]) -> Sequence[Observation
     """
     try:
         return _decode_all(texts)
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
         if len(texts) == 1:
             return [None]
         return [decode_observations(text) for text in texts]
 
 
 def _decode_all(texts: Sequence[str | None]) -> list[Observations]:
+    read = json.loads(f"[{','.join(text or '{}' for text in texts)}]")
+    if len(read) != len(texts):  # a damaged tag such as {},{}
+        raise ValueError("not one object in each text")
     return [
         {
             name: Censored(float(value["censored"])) if isinstance(value, dict) else float(value)
             for name, value in observed.items()
         }
-        for observed in json.loads(f"[{','.join(text or '{}' for text in texts)}]")
+        for observed in read
     ]
 
 
