@@ -302,7 +302,14 @@ class SingleBlock(ModuleBlock):
     """
 
     seeds_generator = False
-    """Whether the generator is seeded at every step."""
+    """Whether the generator is seeded at every step, and before every measurement."""
+
+    def _seeded(self, stream: str) -> contextlib.AbstractContextManager[None]:
+        return seeded(self._seeds[0], stream) if self.seeds_generator else contextlib.nullcontext()
+
+    def measure(self) -> Mapping[str, Tensor]:
+        with self._seeded("module/measure"):
+            return super().measure()
 
     def _bind(self) -> None:
         super()._bind()
@@ -321,7 +328,7 @@ class SingleBlock(ModuleBlock):
 
     def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         x, y, mask = _first(parts)
-        with seeded(self._seeds[0], f"module/step {int(at)}") if self.seeds_generator else contextlib.nullcontext():
+        with self._seeded(f"module/step {int(at)}"):
             loss = self._one.batch_loss((), (), x, y, mask, self._keys[0], at)
         gradients = torch.autograd.grad(loss, self._leaves, materialize_grads=True)
         return loss[None], [g[None] for g in gradients]
@@ -330,22 +337,28 @@ class SingleBlock(ModuleBlock):
         if self._own is None:
             super()._step(parts, at)
             return
-        _, gradients = self._losses(parts, at)
-        for leaf, gradient in zip(self._leaves, gradients, strict=True):
-            leaf.grad = gradient[0]
-        if self._shared.clip_norm:
-            nn.utils.clip_grad_norm_(self._leaves, self._shared.clip_norm)
+
+        def closure() -> float:
+            (loss,), gradients = self._losses(parts, at)
+            for leaf, gradient in zip(self._leaves, gradients, strict=True):
+                leaf.grad = gradient[0]
+            if self._shared.clip_norm:
+                nn.utils.clip_grad_norm_(self._leaves, self._shared.clip_norm)
+            return float(loss.detach())
+
         for group, rate in zip(self._own.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._optimiser.rate
-        self._own.step()
+        self._own.step(closure)
 
     def _fresh(self, at: Tensor) -> Parts:
-        x, y, mask = self._one.fresh(self._keys[0], at)
+        with self._seeded(f"module/batch {int(at)}"):
+            x, y, mask = self._one.fresh(self._keys[0], at)
         inputs = x[None] if isinstance(x, Tensor) else tuple(tensor[None] for tensor in x)
         return inputs, y[None], None if mask is None else mask[None]
 
     def _weight_masks(self) -> dict[str, Tensor]:
-        return {name: mask[None] for name, mask in self._one.masks(()).items()}
+        with seeded(self._seeds[0], "module/masks"):
+            return {name: mask[None] for name, mask in self._one.masks(()).items()}
 
     def _probed(self) -> Mapping[str, Tensor]:
         parts = [[p for p in _first(e.part(0, len(e))) if p is not None] for e in (self._train, self._test)]

@@ -6,8 +6,11 @@ Shapes: M models, B batch.
 from __future__ import annotations
 
 import contextlib
+import functools
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -23,14 +26,18 @@ from jobs.packed import random
 
 @contextlib.contextmanager
 def seeded(seed: int, stream: str) -> Iterator[None]:
-    """PyTorch's generator of the CPU, seeded by the trial and restored afterwards."""
-    generator = torch.default_generator
-    state = generator.get_state()
-    generator.manual_seed(int(random.stream_keys([seed], stream)[0, 0]) & ((1 << 63) - 1))
+    """PyTorch's generators of the CPU and of the GPU in use, seeded by the trial and restored afterwards."""
+    generators = [torch.default_generator]
+    if torch.cuda.default_generators:  # there are none before CUDA is used
+        generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(int(random.stream_keys([seed], stream)[0, 0]) & ((1 << 63) - 1))
     try:
         yield
     finally:
-        generator.set_state(state)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,11 +80,25 @@ class Network:
         for ours, others in ((self.trained, other.trained), (self.fixed, other.fixed)):
             if [(n, t.shape, t.dtype) for n, t in ours.items()] != [(n, t.shape, t.dtype) for n, t in others.items()]:
                 return "the shapes of its parameters or buffers"
+        names = _registered(self.module), _registered(other.module)
         for (name, one), (_, two) in zip(mine, theirs, strict=True):
-            for key, value in vars(one).items():
-                if not key.startswith("_") and not _equal(value, vars(two).get(key)):
+            for key in dict.fromkeys([*vars(one), *vars(two)]):
+                if key in _OF_EVERY_MODULE:
+                    continue
+                if not _equal(vars(one).get(key), vars(two).get(key), names):
                     return f"the attribute {name}.{key}".replace(" .", " ")
         return ""
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Attributes that are compared as parts, parameters and buffers, or set before training."""
+Names = tuple[Mapping[int, str], Mapping[int, str]]
+"""Of two modules, `id` -> name of what is registered in them."""
+
+
+def _registered(module: nn.Module) -> dict[int, str]:
+    parts = (module.named_modules(), module.named_parameters(), module.named_buffers())
+    return {id(value): f"{k} {name}" for k, part in enumerate(parts) for name, value in part}
 
 
 def _kind(module: nn.Module) -> str:
@@ -85,23 +106,42 @@ def _kind(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _equal(one: object, two: object, depth: int = 3) -> bool:
+def _equal(one: object, two: object, names: Names, depth: int = 3) -> bool:
+    """Whether two attributes mean the same in the forward pass; False where that is not known."""
     if one is two:
         return True
-    if type(one) is not type(two):
+    if id(one) in names[0]:
+        return names[0][id(one)] == names[1].get(id(two))
+    if type(one) is not type(two) and not (isinstance(one, nn.Module) and isinstance(two, nn.Module)):
+        return False
+    if isinstance(one, weakref.ref) and isinstance(two, weakref.ref):
+        return _equal(one(), two(), names, depth)
+    if isinstance(one, functools.partial) and isinstance(two, functools.partial):
+        return _equal((one.func, one.args, one.keywords), (two.func, two.args, two.keywords), names, depth)
+    if isinstance(one, MethodType) and isinstance(two, MethodType):
+        return one.__func__ is two.__func__ and _equal(one.__self__, two.__self__, names, depth)
+    if isinstance(one, FunctionType) and isinstance(two, FunctionType):
+        return one.__code__ is two.__code__ and depth > 0 and _equal(_captured(one), _captured(two), names, depth - 1)
+    if isinstance(one, type):
         return False
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         return one.shape == two.shape and torch.equal(one, two)
     if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(_equal(value, two[key], depth) for key, value in one.items())
+        return one.keys() == two.keys() and all(_equal(one[key], two[key], names, depth) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
-        return len(one) == len(two) and all(_equal(a, b, depth) for a, b in zip(one, two, strict=True))
+        return len(one) == len(two) and all(_equal(a, b, names, depth) for a, b in zip(one, two, strict=True))
     try:
         if bool(one == two):
             return True
     except Exception:  # the `==` of a user's class
         return False
-    return depth > 0 and hasattr(one, "__dict__") and _equal(vars(one), vars(two), depth - 1)
+    return depth > 0 and hasattr(one, "__dict__") and _equal(vars(one), vars(two), names, depth - 1)
+
+
+def _captured(function: FunctionType) -> tuple[object, ...]:
+    """What a function has beside its code."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return (function.__defaults__, function.__kwdefaults__, function.__dict__, cells)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,7 +174,11 @@ class OneNetwork:
         """What a training step decreases: the mean loss of a batch, and the regulariser."""
         with replaced(Random(key, step), stacked=bool(weights)):
             losses = self.job.loss(self.params, self.output(weights, fixed, x), y)
-        loss = losses.mean() if mask is None else (losses * mask).sum() / mask.sum()
+        if mask is None:
+            loss = losses.mean()
+        else:
+            mask = _over(mask, losses)
+            loss = (losses * mask).sum() / mask.sum().clamp(min=1e-12)
         more = self.job.regulariser(self.params, self.named(weights))
         return loss if more is None else loss + more
 
@@ -173,12 +217,18 @@ class OneNetwork:
         with replaced(None, stacked=bool(weights)):
             output = self.output(weights, fixed, x)
         loss, right = self.job.loss(self.params, output, y), self.job.right(self.params, output, y)
-        sums = {"loss": (loss if mask is None else loss * mask).double().sum()}
-        sums["loss/weight"] = torch.full_like(loss, 1.0).sum() if mask is None else mask.sum()
+        counted = None if mask is None else _over(mask, loss)
+        sums = {"loss": (loss if counted is None else loss * counted).double().sum()}
+        sums["loss/weight"] = torch.full_like(loss, 1.0).sum() if counted is None else counted.sum()
         if right is not None:
-            held = mask.expand_as(right) if mask is not None and mask.dim() == right.dim() else None
+            held = _over(mask, right) if mask is not None and mask.dim() <= right.dim() else None
             sums["accuracy"] = (right if held is None else right * held).double().sum()
             sums["accuracy/weight"] = (
                 torch.full_like(right, 1.0, dtype=loss.dtype).sum() if held is None else held.sum()
             )
         return sums
+
+
+def _over(mask: Tensor, values: Tensor) -> Tensor:
+    """The mask of examples or of tokens as one of these values: what counts of an example counts of its tokens."""
+    return mask.view(*mask.shape, *(1,) * (values.dim() - mask.dim())).expand_as(values)
