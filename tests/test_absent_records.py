@@ -148,7 +148,7 @@ def test_access_that_is_denied_in_the_middle_of_a_run_is_an_outage(mlflow: str, 
         code, out = finish("status", "sweep.yaml", uri=proxy.uri, cwd=folder)
         assert (code, "set MLFLOW_TRACKING_USERNAME" in out) == (2, True), out
         proxy.calm()
-        proxy.answer(403, pattern=b"runs/create", times=1000)
+        proxy.answer(403, pattern=b'"params": [{', times=1000)
         code, out = finish(*RUN, "--set", "replicates=2", *SHORT, uri=proxy.uri, cwd=folder)
         assert code == 75, out
         assert "denied access (403)" in out
