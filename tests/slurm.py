@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -155,7 +156,8 @@ def slurm(environ: Mapping[str, str], *, nodes: int = 2) -> Iterator[Slurm]:
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o400)
     (folder / "state").mkdir()
-    running = Slurm(folder=folder, environ={**environ, "SLURM_CONF": f"{folder}/slurm.conf"})
+    path = f"{Path(sys.executable).parent}:{environ['PATH']}"  # as with the environment activated
+    running = Slurm(folder=folder, environ={**environ, "PATH": path, "SLURM_CONF": f"{folder}/slurm.conf"})
     try:
         paths = {"socket": "munge.sock", "key-file": "munge.key", "pid-file": "munged.pid"}
         paths |= {"log-file": "munged.log", "seed-file": "munged.seed"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,11 +188,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_folder(patch: pytest.MonkeyPatch) -> None:
     """Load `mine` of the current folder anew."""
-    import sys
-
     patch.setattr(sys, "path", [str(Path.cwd()), *sys.path])
     patch.setattr(sys, "dont_write_bytecode", True)
-    patch.delitem(sys.modules, "mine", raising=False)
+    sys.modules.pop("mine", None)  # not through `patch`, which would put the module back at the end
     load_job.cache_clear()
     source_of.cache_clear()
 

@@ -152,6 +152,6 @@ def test_a_browser_shows_it(browser: Any, run: Path, width: int, scheme: str) ->
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "What was asked"
     page.keyboard.press("Enter")
-    assert page.url.endswith("#asked")
+    page.wait_for_url("**/report.html#asked")
     page.close()
     assert said == []
