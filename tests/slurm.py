@@ -67,10 +67,14 @@ class Slurm:
     def state(self, job: str) -> str:
         return self.command("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}")
 
+    def shown(self, job: str, name: str) -> str:
+        """A field of what `scontrol show job` prints."""
+        words = self.command("scontrol", "--oneliner", "show", "job", job).split()
+        return dict(word.partition("=")[::2] for word in words)[name]
+
     def exit_code(self, job: str) -> int:
         """Of a job that has ended."""
-        shown = self.command("scontrol", "--oneliner", "show", "job", job)
-        return int(dict(word.partition("=")[::2] for word in shown.split())["ExitCode"].partition(":")[0])
+        return int(self.shown(job, "ExitCode").partition(":")[0])
 
     def requeue(self, job: str) -> None:
         """Requeue a running job, without the two minutes that Slurm then waits."""
@@ -78,16 +82,14 @@ class Slurm:
         self.start_now(job)
 
     def start_now(self, job: str) -> None:
-        """Start a job that was requeued; Slurm itself waits two minutes."""
+        """Start a job that was requeued for the first time; Slurm itself waits two minutes."""
 
-        def waits() -> bool:
-            with contextlib.suppress(AssertionError):  # the job is still completing
+        def runs() -> bool:
+            with contextlib.suppress(AssertionError):  # refused while the job is completing
                 self.command("scontrol", "update", f"jobid={job}", "starttime=now")
-                return True
-            return False
+            return self.shown(job, "Restarts") == "1" and self.state(job) == "RUNNING"
 
-        wait_for(f"job {job} in the queue", lambda: self.state(job) in ("PENDING", "RUNNING"))
-        wait_for(f"job {job} to start", waits)
+        wait_for(f"job {job} to start", runs)
 
     def start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("wb") as out:
