@@ -28,7 +28,7 @@ from orchestrator.tracking import resilient as resilient_tracker
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.tracking.resilient import ResilientTracker
-from tests.driving import run, wait_for
+from tests.driving import driver, run, wait_for
 
 HERE = Path(__file__).parent
 TRIALS = 6
@@ -125,6 +125,49 @@ def test_a_user_of_postgresql_without_rights_is_told_so(server, tmp_path):
     code, text = run("run", "s.yaml", "--inline", "--no-map", cwd=tmp_path, environ=environ)
     assert code == 2, text
     assert "permission denied for table alembic_version" in text
+
+
+GATED = """\
+import pathlib, time
+def train(*, x=1.0, seed, report):
+    for step in range(1, 4):
+        report(step, loss=x * step)
+        while step == 1 and not pathlib.Path("open").exists():
+            time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_a_right_that_is_revoked_during_a_run_is_an_outage_until_it_is_granted_again(server, tmp_path):
+    (tmp_path / "job.py").write_text(GATED)
+    (tmp_path / "s.yaml").write_text("name: s\njob: job:train\naxes: {x: [1, 2, 3]}\n")
+    uri = server.uri.replace("/postgres", "/revocable")
+    with contextlib.closing(psycopg2.connect(server.uri)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("CREATE ROLE dependent LOGIN")
+        connection.cursor().execute("CREATE DATABASE revocable OWNER dependent")
+    environ = {"MLFLOW_TRACKING_URI": uri.replace("tester@", "dependent@")}
+    resilient(environ["MLFLOW_TRACKING_URI"], tmp_path, []).close()
+    with (
+        contextlib.closing(psycopg2.connect(uri)) as connection,
+        driver("run", "s.yaml", "--inline", "--no-map", cwd=tmp_path, environ=environ) as running,
+    ):
+        connection.autocommit = True
+        sql = connection.cursor()
+
+        def recorded() -> int:
+            sql.execute("SELECT count(*) FROM metrics WHERE key = 'loss'")
+            return int(sql.fetchone()[0])
+
+        wait_for("the first trial", lambda: "1 running" in running.text(), running)
+        sql.execute("REVOKE INSERT ON metrics FROM dependent")
+        (tmp_path / "open").touch()
+        wait_for("the outage", lambda: "permission denied for table metrics" in running.text(), running)
+        sql.execute("GRANT INSERT ON metrics TO dependent")
+        text = running.finish()
+        assert running.popen.returncode == 0, text
+        assert recorded() == 9
+        assert "is back after" in text and "Traceback" not in text
 
 
 @pytest.mark.slow
