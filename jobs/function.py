@@ -122,12 +122,14 @@ class FunctionJob(Job[Any]):
         thread = threading.Thread(target=channel.run, name=_THREAD, daemon=True)
         thread.start()
         pulse_at = time.monotonic() + _PULSE_S
+        offered: tuple[int, TrialState] | None = None
         try:
             while not channel.over:
                 channel.wait()
                 kept = channel.kept  # before its rows are read, so that all of them are
                 yield from channel.drain()
-                if time.monotonic() >= pulse_at:
+                if time.monotonic() >= pulse_at or kept is not offered:  # a checkpoint that is due waits for `kept`
+                    offered = kept
                     yield channel.pulse(kept)
                     pulse_at = time.monotonic() + _PULSE_S
         finally:
@@ -213,9 +215,9 @@ class _Channel:
         self._stopping = self._ended = False
         self._running = 0
         self._wanted = False
-        """Whether a checkpoint is due: the next `state.save` is kept."""
+        """Whether a checkpoint is due that waits for a state: the next `state.save` is kept."""
         self.kept: tuple[int, TrialState] | None = None
-        """The position of the member that has saved last, and its state."""
+        """The position of the member that has saved since, and its state."""
         self._over: set[int] = set()
         """The members whose ends were reported."""
         self._broken: BaseException | None = None
@@ -271,11 +273,13 @@ class _Channel:
             step = max(report.step, 0)
             held = with_held(arrays, report.held)
             self._wanted, self.kept = False, (position, TrialState(step=step, arrays=held, through=step - 1))
+            self._news.set()
 
         saved: dict[str, Any] = {}
         if member.state is not None:
             saved = from_arrays(member.state)
-            report.step, report.held = member.state.step, held_of(member.state)
+            if held := held_of(member.state):  # otherwise it was saved before the first report
+                report.step, report.held = member.state.step, held
         return FunctionState(saved, lambda: self._wanted, keep)
 
     def put(self, row: _Row) -> None:
@@ -336,13 +340,14 @@ class _Channel:
     def pulse(self, kept: tuple[int, TrialState] | None) -> Report:
         """A report without measurements, which names the member that trains.
 
-        It offers the state that this member has kept; where it has kept none, it will keep the next one.
+        It offers the state that this member has kept since a checkpoint is due; where there is none, the next one is
+        kept. So a checkpoint has a state of the moment at which it is due.
         """
         none = np.empty(0, dtype=np.int64)
 
         def states() -> dict[int, TrialState]:
-            self._wanted = True
-            if kept is None or kept[0] in self._over or kept is not self.kept:
+            if kept is None or kept[0] in self._over:
+                self._wanted = True
                 return {}
             self.kept = None
             position, state = kept

@@ -32,6 +32,20 @@ def by_name(*, start: float = 0.5, steps: int = 12, report: Any, seed: int, stat
         state.save(step=step, x=start)
 
 
+def prepared(params: Any, seed: int, device: str, report: Any, state) -> None:  # type: ignore[no-untyped-def]
+    """Prepares something, saves it, and reports from step 0 on; it waits in between while there is a file `hold`."""
+    folder = Path(params["folder"])
+    if "table" not in state:
+        with (folder / "log").open("a") as file:
+            file.write("prepared\n")
+    table = state.get("table", [0.25, 0.5, 0.75])
+    while (folder / "hold").exists():
+        state.save(table=table)
+        time.sleep(0.001)
+    for step, x in enumerate(table):
+        report(step, x=x)
+
+
 def state_is_a_parameter(*, state: str = "solid", report: Any, seed: int) -> None:
     report(1, length=len(state))
 

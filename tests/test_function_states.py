@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 
 from jobs import function
 from jobs.catalogue import load_job
+from jobs.function import FunctionJob
 from jobs.function_state import FunctionState, UnsavedError, from_arrays, to_arrays
-from jobs.job import ParamError
+from jobs.job import Member, ParamError
 from jobs.state import StateError, TrialState
 from orchestrator.checkpoints.saving import Saving
 from orchestrator.dispatch.base import PackEnded, PackProgress, PackTask
@@ -24,6 +26,7 @@ from tests.runner_kit import task
 from tests.test_checkpoints import latest, results, rows
 
 WALK, BY_NAME = "tests.jobs_for_states:walk", "tests.jobs_for_states:by_name"
+PREPARED = "tests.jobs_for_states:prepared"
 
 
 def trial(job: str = WALK, **params: Any) -> Trial:
@@ -94,6 +97,50 @@ def test_little_is_trained_again(tmp_path: Path) -> None:
     steps = [int(line.split()[1]) for line in log.read_text().splitlines()]
     assert steps[stopped + 1 :] == list(range(steps[stopped + 1], 61)), "a step that was under way at most"
     assert steps[stopped + 1] in (step + 1, step + 2)
+
+
+def test_a_checkpoint_has_the_state_of_the_moment_at_which_it_is_due() -> None:
+    """Not the one that was saved soon after the checkpoint before."""
+    steps: SimpleQueue[int] = SimpleQueue()
+    saved: SimpleQueue[int] = SimpleQueue()
+
+    def train(params: Any, seed: int, device: str, report: Any, state) -> None:  # type: ignore[no-untyped-def]
+        while step := steps.get():
+            report(step, x=float(step))
+            state.save(step=step)
+            saved.put(step)
+
+    job = FunctionJob(train)
+    reports = job.train([Member(params=job.params_for({}), seed=1)], device="cpu")
+    next(reports)  # it has begun
+    offered: list[int] = []
+    for first in (1, 12, 23):
+        for step in range(first, first + 10):  # no checkpoint is due meanwhile
+            steps.put(step)
+            assert saved.get(timeout=60) == step
+        assert next(r.state for r in reports if r.state is not None)() == {}, "the function has not saved since"
+        steps.put(first + 10)
+        assert saved.get(timeout=60) == first + 10
+        states = next(found for r in reports if r.state is not None and (found := r.state()))
+        offered.append(states[0].step)
+        assert from_arrays(states[0])["step"] == states[0].step
+    steps.put(0)
+    assert [p for r in reports for p in r.finished] == [0]
+    assert offered == [11, 22, 33]
+
+
+def test_a_state_may_be_saved_before_the_first_report(tmp_path: Path) -> None:
+    """What is costly to prepare is not prepared again, and no row is lost, that of step 0 included."""
+    one = trial(PREPARED, folder=str(tmp_path))
+    undisturbed, _ = ran(task([one]))
+    (tmp_path / "hold").touch()
+    first, _ = ran(pack_of([one], tmp_path), until=1)
+    (tmp_path / "hold").unlink()
+    assert rows(first) == {} and latest(first).steps == {one.id: 0}
+    again, last = ran(pack_of([one], tmp_path, **{one.id: latest(first).file}))
+    assert isinstance(last, PackEnded) and not any(event.notice for event in again)
+    assert rows(again) == rows(undisturbed) and results(again) == results(undisturbed)
+    assert (tmp_path / "log").read_text().split() == ["prepared"] * 2, "undisturbed, and once before the loss"
 
 
 def test_an_argument_that_is_called_state_may_be_a_parameter_as_before() -> None:

@@ -90,6 +90,8 @@ class PackSaver:
         """Those of them that have not begun."""
         self._notices: list[str] = []
         self._broken = False
+        self._offers_later = False
+        """Whether it is due, and the job will offer states soon."""
         self._began = self._looked = clock()
 
     def _open(self) -> Store:
@@ -184,7 +186,7 @@ class PackSaver:
         if report.state is None or self._broken:
             return False
         now = self._clock()
-        if self._rhythm.due(now):
+        if self._offers_later or self._rhythm.due(now):
             return True
         if now - self._began < ASK_AFTER_S or now - self._looked < ASK_S:
             return False
@@ -200,8 +202,9 @@ class PackSaver:
         began = self._clock()
         try:
             states = report.state()
+            self._offers_later = not states
             if not states:
-                return None, ""  # it will be offered soon
+                return None, ""
             trials = list(self._trials(states, so_far))
             self._open().write(self._file, encoded(trials, source=self._source))
             saved = Saved(file=self._file, steps={trial.trial_id: trial.state.step for trial in trials})
