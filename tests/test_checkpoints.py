@@ -28,6 +28,7 @@ from orchestrator.checkpoints.interval import DEFAULT_S, LEAST_S, NodeLives, Rhy
 from orchestrator.checkpoints.known import Checkpoints
 from orchestrator.checkpoints.saving import Saved, Saving, file_of
 from orchestrator.checkpoints.store import FolderStore, StoreError, below, open_store
+from orchestrator.commands.wiring import make_checkpoints
 from orchestrator.dispatch.base import Event, PackEnded, PackProgress, PackTask
 from orchestrator.dispatch.inline import InlineDispatcher
 from orchestrator.dispatch.ray_engine import _is_set
@@ -38,6 +39,7 @@ from orchestrator.plan.planner import Planner
 from orchestrator.progress import Silent
 from orchestrator.records import Status, TrialResult
 from orchestrator.runner import Runner
+from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.base import SweepRecord
 from orchestrator.tracking.database import DatabaseTracker
 from orchestrator.tracking.resilient import ResilientTracker
@@ -536,6 +538,59 @@ def test_a_new_driver_finds_the_newest_state_of_each_unfinished_trial(tmp_path: 
     known.tidy()
     known.close()
     assert store.names() == ["1.safetensors", "2.safetensors", "4.safetensors"], "what holds no such trial is deleted"
+
+
+def checkpoints_of(folder: Path, *, experiment: str = "e", steps: int = 40, kept: str = "kept") -> Checkpoints:
+    """Those of a sweep of one walk, as `run` makes them."""
+    file = folder / "sweep.yaml"
+    file.write_text(
+        f"job: {NAME}\naxes: {{start: [0.1]}}\nfixed: {{steps: {steps}}}\n"
+        f"tracking: {{uri: 'sqlite:///{folder}/mlflow.db', experiment: {experiment}}}\n"
+        f"resources: {{checkpoints: '{kept if '://' in kept else folder / kept}', checkpoint_interval: 10}}\n"
+    )
+    checkpoints = make_checkpoints(Sweep.load(file), say=print)
+    assert checkpoints is not None
+    return checkpoints
+
+
+@pytest.mark.parametrize("kept", ["kept", "mock://shelf/kept?x=1"])
+def test_records_do_not_share_the_files_of_a_sweep(tmp_path: Path, kept: str) -> None:
+    folders = {checkpoints_of(tmp_path, experiment=e, kept=kept).saving([]).folder for e in ("a", "b", "b")}
+    assert len(folders) == 2
+    assert all(folder.endswith("?x=1") == ("?" in kept) for folder in folders)
+
+
+def test_the_run_of_one_record_leaves_the_files_of_another(tmp_path: Path) -> None:
+    ours, others = (checkpoints_of(tmp_path, experiment=e) for e in ("ours", "others"))
+    store = open_store(others.saving([]).folder)
+    store.write("a.safetensors", GOOD)
+    assert ours.find(["a", "b"]) == 0
+    ours.tidy()
+    ours.close()
+    assert store.names() == ["a.safetensors"]
+
+
+def test_a_folder_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
+    """It has no record in its name; files of other records may be there."""
+    trial = walk(0.1)
+    undisturbed, _ = ran(task([trial]))
+    known = checkpoints_of(tmp_path)
+    folder = Path(known.saving([]).folder)
+    earlier = folder.with_name(folder.name.rpartition("-")[0])
+    saved = latest(ran(pack_of([trial], earlier), until=1)[0])
+    known.saved(Saved(file="others.safetensors", steps={"ours": 3}), left=["ours"])
+    known.ended(["ours"])
+    open_store(str(earlier)).write("others.safetensors", GOOD)  # of the same name, in another record
+    assert known.find([trial.id]) == 1 and known.step_of(trial.id) == saved.steps[trial.id] > 0
+    events, last = ran(replace(task([trial]), saving=known.saving([trial.id]), source=""))
+    assert isinstance(last, PackEnded) and rows(events) == rows(undisturbed)
+    assert not any(event.notice for event in events)
+    assert all(later.steps[trial.id] > saved.steps[trial.id] for e in events if (later := e.saved) is not None)
+    known.saved(latest(events), left=[trial.id])
+    known.ended([trial.id])
+    known.tidy()
+    known.close()
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["others.safetensors"]
 
 
 def test_statuses_of_a_continued_pack_are_those_of_any_other(tmp_path: Path) -> None:

@@ -19,12 +19,21 @@ class Checkpoints:
 
     Args:
         folder: the address of the store.
+        earlier: that of a store that an earlier version shared between records: what is continued from there is deleted
+            there, and nothing else.
         interval_s: between two checkpoints of a pack; None: chosen.
         say: called with a line to show.
     """
 
-    def __init__(self, folder: str, *, interval_s: float | None = None, say: Callable[[str], None] = print) -> None:
-        self._folder, self._interval_s, self._say = folder, interval_s, say
+    def __init__(
+        self,
+        folder: str,
+        *,
+        earlier: str = "",
+        interval_s: float | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._folder, self._earlier, self._interval_s, self._say = folder, earlier, interval_s, say
         self._file_of: dict[str, str] = {}
         """Trial -> the file with its newest state."""
         self._step_of: dict[str, int] = {}
@@ -32,6 +41,8 @@ class Checkpoints:
         """File -> the unfinished trials whose newest state it holds."""
         self._released: list[str] = []
         """Files that are not needed once what is recorded is safe."""
+        self._in_earlier: set[str] = set()
+        """Files that were found in the earlier store, and are continued."""
         self._said: set[str] = set()
         self._deletes: SimpleQueue[str | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -42,21 +53,24 @@ class Checkpoints:
         Files that hold no such trial are deleted.
         """
         wanted = set(unfinished)
-        try:
-            store = open_store(self._folder)
-            names = store.names()
-        except StoreError as error:
-            self.note(f"checkpoints of an earlier run cannot be read ({error}); its unfinished trials start again")
-            return 0
-        for name in names:
-            steps = self._steps(store, name)
-            if steps is None:
+        for folder in (self._folder, self._earlier) if self._earlier else (self._folder,):
+            try:
+                store = open_store(folder)
+                names = store.names()
+            except StoreError as error:
+                self.note(f"checkpoints of an earlier run cannot be read ({error}); its unfinished trials start again")
                 continue
-            for trial, step in steps.items():
-                if trial in wanted and step > self._step_of.get(trial, -1):
-                    self._put(trial, name, step)
-            if name not in self._held:
-                self._released.append(name)
+            for name in names:
+                steps = self._steps(store, name)
+                if steps is None:
+                    continue
+                for trial, step in steps.items():
+                    if trial in wanted and step > self._step_of.get(trial, -1):
+                        self._put(trial, name, step)
+                if folder == self._folder and name not in self._held:
+                    self._released.append(name)
+                if folder == self._earlier and name in self._held:
+                    self._in_earlier.add(name)
         return len(self._file_of)
 
     def _steps(self, store: Store, name: str) -> Mapping[str, int] | None:
@@ -91,7 +105,8 @@ class Checkpoints:
     def saving(self, trials: Sequence[str]) -> Saving:
         """How a pack of these trials is saved, and what it continues from."""
         continues = {trial: self._file_of[trial] for trial in trials if trial in self._file_of}
-        return Saving(folder=self._folder, continues=continues, interval_s=self._interval_s)
+        earlier = self._earlier if self._in_earlier else ""
+        return Saving(folder=self._folder, earlier=earlier, continues=continues, interval_s=self._interval_s)
 
     def saved(self, saved: Saved, *, left: Container[str]) -> None:
         """A pack has written a checkpoint; `left` are the trials that have not ended."""
@@ -127,13 +142,14 @@ class Checkpoints:
         self._released = []
 
     def _delete(self) -> None:
-        store: Store | None = None
+        stores: dict[str, Store] = {}
         while (file := self._deletes.get()) is not None:
-            try:
-                store = store or open_store(self._folder)
-                store.delete(file)
-            except StoreError:
-                continue  # a file that is left takes room, and no more
+            for folder in (self._folder, self._earlier) if file in self._in_earlier else (self._folder,):
+                try:
+                    stores[folder] = stores.get(folder) or open_store(folder)
+                    stores[folder].delete(file)
+                except StoreError:
+                    continue  # a file that is left takes room, and no more
 
     def close(self, *, patience_s: float = 10.0) -> None:
         """Wait until what was to be deleted is deleted, though not for long."""

@@ -37,6 +37,8 @@ class Saving:
     """The address of the store."""
     continues: Mapping[str, str]
     """Trial -> the file in which its newest state is; those that start are left out."""
+    earlier: str = ""
+    """The address of another store, in which a file may be instead; empty for none."""
     interval_s: float | None = None
     """Between two checkpoints; None: chosen from their cost and the life of nodes."""
     life_s: float | None = None
@@ -131,6 +133,8 @@ class PackSaver:
             trials: Mapping[str, SavedTrial] = {}
             try:
                 data = self._open().read(file)
+                if data is None and self._saving.earlier:
+                    data = open_store(self._saving.earlier).read(file)
                 if data is None:
                     why = "it is gone"
                 else:

@@ -228,23 +228,28 @@ def make_pool(
 
 
 def make_checkpoints(sweep: Sweep, *, say: Callable[[str], None]) -> Checkpoints | None:
-    """The checkpoints of a sweep; None where there are none.
+    """The checkpoints of a sweep in its record; None where there are none.
 
     Without an address they are in the output folder, where all workers are on this machine.
     """
     from orchestrator.checkpoints.known import Checkpoints
     from orchestrator.checkpoints.store import below
+    from orchestrator.tracking.address import record_digest
 
     address, name = sweep.resources.checkpoints, f"{sweep.name}-{sweep.id[:8]}"
     if address is None or (address == "auto" and on_cluster()):
         return None
     if address == "auto":
-        folder = str((sweep.output / f"checkpoints-{sweep.id[:8]}").absolute())
-    elif "://" in address:
-        folder = below(address, name)
-    else:
-        folder = str((Path(address).expanduser() / name).absolute())
-    return Checkpoints(folder, interval_s=sweep.resources.checkpoint_interval, say=say)
+        address, name = str(sweep.output.absolute()), f"checkpoints-{sweep.id[:8]}"
+    elif "://" not in address:
+        address = str(Path(address).expanduser().absolute())
+    record = record_digest(sweep.tracking.uri, sweep.tracking.experiment)
+    return Checkpoints(
+        below(address, f"{name}-{record}"),
+        earlier=below(address, name),
+        interval_s=sweep.resources.checkpoint_interval,
+        say=say,
+    )
 
 
 def make_planner(sweep: Sweep, calibration: Calibration, *, shape: Shape) -> Planner:
