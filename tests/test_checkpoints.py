@@ -553,7 +553,7 @@ def checkpoints_of(folder: Path, *, experiment: str = "e", steps: int = 40, kept
     return checkpoints
 
 
-@pytest.mark.parametrize("kept", ["kept", "mock://shelf/kept?x=1"])
+@pytest.mark.parametrize("kept", ["kept", "s3://shelf/kept?x=1"])
 def test_records_do_not_share_the_files_of_a_sweep(tmp_path: Path, kept: str) -> None:
     folders = {checkpoints_of(tmp_path, experiment=e, kept=kept).saving([]).folder for e in ("a", "b", "b")}
     assert len(folders) == 2

@@ -19,7 +19,7 @@ from orchestrator.secrets import shown
 
 SUFFIX = ".safetensors"
 _PART = ".part"
-SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "mock")
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 """Of addresses that are not the path of a folder."""
 
 

@@ -22,8 +22,10 @@ from orchestrator.axes import (
     expand,
     points_of,
 )
+from orchestrator.checkpoints.store import SCHEMES
 from orchestrator.errors import NOTHING, did_you_mean, show
 from orchestrator.printable import last_line
+from orchestrator.secrets import shown
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.sweep.file import parse_axis, unknown, valid_values
 from orchestrator.trial import Trial
@@ -65,6 +67,24 @@ def find_job(document: Document) -> Vocabulary | None:
         rule = f"job {spec!r} cannot be loaded: {last_line(described(error))}"
         document.add(keys, rule, value=spec, next_step=f"correct {_where(error)}")
     return None
+
+
+def check_checkpoints(document: Document) -> None:
+    """Note an address of checkpoints that would be taken for a folder."""
+    keys: Keys = ("resources", "checkpoints")
+    address = document.get(keys)
+    scheme, colon, rest = address.partition(":") if isinstance(address, str) else ("", "", "")
+    is_known, is_address = scheme in SCHEMES, rest.startswith("//")
+    if not colon or "/" in scheme or is_known == is_address:  # such as C:/data
+        return
+    write = f"write {scheme}://..., or ./{scheme}:... for a folder"
+    document.add(
+        keys,
+        "checkpoints are kept in a folder, or at an address with a scheme that pyarrow reads",
+        value=shown(address),
+        choices=("a folder", *(f"{name}://" for name in SCHEMES)),
+        next_step=write if is_known else did_you_mean(scheme, SCHEMES, "name a folder, or one of these schemes"),
+    )
 
 
 def _where(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from orchestrator.errors import UserError
 from orchestrator.phases.style import FigureStyle
 from orchestrator.search.space import Slice, setting_of
 from orchestrator.secrets import learn, secrets_in, shown
-from orchestrator.sweep.check import check_thresholds, check_values, combinations, find_job
+from orchestrator.sweep.check import check_checkpoints, check_thresholds, check_values, combinations, find_job
 from orchestrator.sweep.check_analysis import check_analyses
 from orchestrator.sweep.check_figure import check_figure
 from orchestrator.sweep.check_search import check_labels, check_search, interior, metric_keys, named_metric, spread
@@ -94,6 +94,7 @@ class Sweep:
         document, base = read(path, overrides, environ)
         check_secrets(document, environ)
         written = check_form(document)
+        check_checkpoints(document)
         known = find_job(document)
         if known is None:
             document.stop_if_wrong()
