@@ -540,6 +540,30 @@ def test_a_new_driver_finds_the_newest_state_of_each_unfinished_trial(tmp_path: 
     assert store.names() == ["1.safetensors", "2.safetensors", "4.safetensors"], "what holds no such trial is deleted"
 
 
+def test_what_is_wrong_with_many_files_is_said_once(tmp_path: Path) -> None:
+    """When a run begins, by workers that continue, and by workers that save."""
+    said: list[str] = []
+    known = Checkpoints(str(tmp_path), say=said.append)
+    for name in ("1", "2", "3"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"rubbish")
+    assert known.find(["a"]) == 0
+    assert len(said) == 1 and "safetensors format" in said[0]
+    for trial in TRIALS:
+        two, other = walk(0.5, steps=9), f"{trial.id}.safetensors"
+        (tmp_path / other).mkdir()
+        pack = pack_of([trial, two], tmp_path, **{trial.id: other, two.id: f"gone-{other}"})
+        for event in ran(pack)[0]:
+            known.note(event.notice)
+    assert len(said) == 3 and "Is a directory" in said[1] and "it is gone" in said[2]
+    assert all("start again" in line for line in said)
+    for trial in TRIALS:
+        (tmp_path / file_of([trial.id])).unlink(missing_ok=True)
+        (tmp_path / file_of([trial.id])).mkdir()
+        for event in ran(pack_of([trial], tmp_path))[0]:
+            known.note(event.notice)
+    assert len(said) == 4 and "cannot be written" in said[3]
+
+
 def checkpoints_of(folder: Path, *, experiment: str = "e", steps: int = 40, kept: str = "kept") -> Checkpoints:
     """Those of a sweep of one walk, as `run` makes them."""
     file = folder / "sweep.yaml"

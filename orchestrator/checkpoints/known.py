@@ -5,13 +5,17 @@ A file is needed while a trial whose newest state it holds has not ended. Files 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from queue import SimpleQueue
 
 from orchestrator.checkpoints.contents import BadCheckpoint
-from orchestrator.checkpoints.saving import Saved, Saving
-from orchestrator.checkpoints.store import Store, StoreError, open_store
+from orchestrator.checkpoints.saving import Saved, Saving, unusable
+from orchestrator.checkpoints.store import SUFFIX, Store, StoreError, open_store
+
+_FILE = re.compile(rf"[^\s/'\"]*{re.escape(SUFFIX)}[.\w]*")
+"""The name of a checkpoint in a text, or of one that is half-written."""
 
 
 class Checkpoints:
@@ -77,7 +81,7 @@ class Checkpoints:
         try:
             return store.table(name).steps
         except (StoreError, BadCheckpoint) as error:
-            self.note(f"checkpoint {name} cannot be used: {error}; its trials start again")
+            self.note(unusable(name, str(error)))
             return None
 
     def _put(self, trial: str, file: str, step: int) -> None:
@@ -120,10 +124,11 @@ class Checkpoints:
             self._drop(trial)
 
     def note(self, text: str) -> None:
-        """Show a line, once."""
-        if text not in self._said:
-            self._said.add(text)
-            self._say(text)
+        """Show lines; those that differ in the name of a file alone, once."""
+        for line in text.splitlines():
+            if (kind := _FILE.sub("*", line)) not in self._said:
+                self._said.add(kind)
+                self._say(line)
 
     @property
     def releases(self) -> bool:

@@ -143,13 +143,9 @@ class PackSaver:
                 why = _why(error)
             here = {p: trials[self._trial_ids[p]] for p in positions if self._trial_ids[p] in trials}
             if len(here) < len(positions):
-                self._refused(file, len(positions) - len(here), why)
+                self._notices.append(unusable(file, why))
             found |= here
         return found
-
-    def _refused(self, file: str, trials: int, why: str) -> None:
-        what = "a trial starts" if trials == 1 else f"{trials} trials start"
-        self._notices.append(f"checkpoint {file} cannot be used: {printable(why)}; {what} again")
 
     def _group(
         self,
@@ -167,7 +163,8 @@ class PackSaver:
             except StopIteration:
                 first = None
             except StateError as error:
-                self._refused(self._saving.continues[self._trial_ids[next(iter(saved))]], len(saved), str(error))
+                file = self._saving.continues[self._trial_ids[next(iter(saved))]]
+                self._notices.append(unusable(file, str(error)))
                 saved = {}
             self._waiting.difference_update(positions.tolist())
             if saved and first is not None:
@@ -198,8 +195,8 @@ class PackSaver:
         return now - self._rhythm.began >= ASK_AFTER_S and self._asked()
 
     def save(self, report: Report, so_far: Callable[[int], SavedCurve]) -> tuple[Saved | None, str]:
-        """Write a checkpoint; returns what was written, and a notice where there is one."""
-        notice, self._notices = "; ".join(self._notices), []
+        """Write a checkpoint; returns what was written, and lines of notices."""
+        notice, self._notices = "\n".join(self._notices), []
         if notice or report.state is None:
             return None, notice
         saved: Saved | None = None
@@ -230,6 +227,13 @@ class PackSaver:
             yield SavedTrial(trial_id=self._trial_ids[position], state=state, curve=curve)
         for position in sorted(self._waiting):
             yield self._continued[position]
+
+
+def unusable(file: str, why: str) -> str:
+    """The notice of a checkpoint that is refused or cannot be read."""
+    return (
+        f"checkpoint {file} cannot be used: {printable(why)}; its trials, and those of any other such file, start again"
+    )
 
 
 def _why(error: Exception) -> str:
