@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoints.contents import BadCheckpoint, encoded
-from orchestrator.checkpoints.store import ArrowStore, FolderStore, Store, StoreError, below, open_store
+from orchestrator.checkpoints.store import ArrowStore, FolderStore, Store, StoreError, below, open_store, part_of
 from tests.test_checkpoints import saved_trial
 
 GOOD = encoded([saved_trial("a", 5), saved_trial("b", 6)], source="s")
@@ -44,6 +48,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 def test_what_is_written_is_read_listed_and_deleted(store: Store) -> None:
     assert store.names() == [] and store.read("a.safetensors") is None
+    store.delete_parts()
     store.write("a.safetensors", OTHER)
     store.write("a.safetensors", GOOD)
     store.write("b.safetensors", OTHER)
@@ -59,6 +64,34 @@ def test_other_files_are_not_listed(store: Store) -> None:
     store.write("a.safetensors", GOOD)
     store.write("notes.txt", b"the user's")
     assert store.names() == ["a.safetensors"]
+
+
+def part_of_dead_process(name: str) -> str:
+    command = f"from orchestrator.checkpoints.store import part_of; print(part_of({name!r}))"
+    return subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_only_what_a_dead_writer_left_is_removed(store: Store) -> None:
+    """A writer of another machine may live, as far as this one knows."""
+    dead = part_of_dead_process("a.safetensors")
+    elsewhere = re.sub(r"\.[0-9a-f]{8}-", ".00000000-", dead)
+    others = [part_of("a.safetensors"), elsewhere, "a.safetensors.0123abcd.part", "notes.part", "b.safetensors"]
+    for name in (dead, *others):
+        store.write(name, GOOD)
+    store.delete_parts()
+    assert store.read(dead) is None
+    assert [store.read(name) for name in others] == [GOOD] * len(others)
+
+
+@pytest.mark.parametrize("address", ["{}", "file://{}"])
+def test_what_was_left_long_ago_is_removed(tmp_path: Path, address: str) -> None:
+    store = open_store(str(tmp_path)) if address == "{}" else ArrowStore(address.format(tmp_path))
+    others, old = ["notes.part", "b.safetensors"], [part_of("a.safetensors"), "a.safetensors.0123abcd.part"]
+    for name in (*others, *old):
+        store.write(name, GOOD)
+        os.utime(tmp_path / name, (0, 0))
+    store.delete_parts()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(store: Store) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -538,6 +541,34 @@ def test_a_new_driver_finds_the_newest_state_of_each_unfinished_trial(tmp_path: 
     known.tidy()
     known.close()
     assert store.names() == ["1.safetensors", "2.safetensors", "4.safetensors"], "what holds no such trial is deleted"
+
+
+KILLED_WHILE_IT_WRITES = """
+import os, signal, sys
+from orchestrator.checkpoints.store import open_store
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+open_store(sys.argv[1]).write("a.safetensors", b"half")
+"""
+
+
+@pytest.mark.parametrize("when", ["the run before", "this run"])
+def test_what_a_killed_writer_has_left_is_removed(tmp_path: Path, when: str) -> None:
+    """By the next run of the sweep, or at the end of this one; then no folder is left either."""
+    folder = tmp_path / "kept"
+    known = Checkpoints(str(folder))
+    for moment in ("the run before", "this run"):
+        if when == moment:
+            killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_IT_WRITES, str(folder)], check=False)
+            assert killed.returncode == -signal.SIGKILL and len(list(folder.glob(".*.part"))) == 1
+        if moment == "the run before":
+            assert known.find(["a"]) == 0
+    assert folder.exists() == (when == "this run")
+    open_store(str(folder)).write("b.safetensors", GOOD)
+    known.saved(Saved(file="b.safetensors", steps={"a": 1}), left=["a"])
+    known.ended(["a"])
+    known.tidy()
+    known.close()
+    assert not folder.exists()
 
 
 def test_what_is_wrong_with_many_files_is_said_once(tmp_path: Path) -> None:

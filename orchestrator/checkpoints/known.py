@@ -5,6 +5,7 @@ A file is needed while a trial whose newest state it holds has not ended. Files 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from orchestrator.checkpoints.contents import BadCheckpoint
 from orchestrator.checkpoints.saving import Saved, Saving, unusable
 from orchestrator.checkpoints.store import SUFFIX, Store, StoreError, open_store
 
-_FILE = re.compile(rf"[^\s/'\"]*{re.escape(SUFFIX)}[.\w]*")
+_FILE = re.compile(rf"[^\s/'\"]*{re.escape(SUFFIX)}[.\w-]*")
 """The name of a checkpoint in a text, or of one that is half-written."""
 
 
@@ -54,7 +55,7 @@ class Checkpoints:
     def find(self, unfinished: Iterable[str]) -> int:
         """Look for checkpoints of trials that an earlier run began; return how many continue.
 
-        Files that hold no such trial are deleted.
+        Files that hold no such trial are deleted, and what killed writers have left.
         """
         wanted = set(unfinished)
         for folder in (self._folder, self._earlier) if self._earlier else (self._folder,):
@@ -64,6 +65,7 @@ class Checkpoints:
             except StoreError as error:
                 self.note(f"checkpoints of an earlier run cannot be read ({error}); its unfinished trials start again")
                 continue
+            _delete_parts(store)
             for name in names:
                 steps = self._steps(store, name)
                 if steps is None:
@@ -155,6 +157,8 @@ class Checkpoints:
                     stores[folder].delete(file)
                 except StoreError:
                     continue  # a file that is left takes room, and no more
+        for store in stores.values():
+            _delete_parts(store)
 
     def close(self, *, patience_s: float = 10.0) -> None:
         """Wait until what was to be deleted is deleted, though not for long."""
@@ -162,3 +166,8 @@ class Checkpoints:
             self._deletes.put(None)
             self._thread.join(patience_s)
             self._thread = None
+
+
+def _delete_parts(store: Store) -> None:
+    with contextlib.suppress(StoreError):  # as above
+        store.delete_parts()

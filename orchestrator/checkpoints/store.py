@@ -7,18 +7,27 @@ copies it under its name in one step.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
+import time
 import uuid
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.checkpoints.contents import TableOfContents, header_bytes, table_of
+from orchestrator.process import Process
 from orchestrator.secrets import shown
 
 SUFFIX = ".safetensors"
-_PART = ".part"
+OLD_S = 3600.0
+"""A half-written file of this age has no writer any more, wherever it was."""
+_PART = re.compile(
+    rf"\.?[\w-]+{re.escape(SUFFIX)}\.((?P<machine>[0-9a-f]{{8}})-(?P<pid>\d+)-(?P<started>\d+)\.)?[0-9a-f]{{8}}\.part"
+)
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 """Of addresses that are not the path of a folder."""
 
@@ -71,6 +80,35 @@ class Store(ABC):
             StoreError: it is still there.
         """
 
+    @abstractmethod
+    def delete_parts(self) -> None:
+        """Remove what writers have left half-written that have died.
+
+        Raises:
+            StoreError: it cannot be read, or not be removed.
+        """
+
+
+def part_of(name: str) -> str:
+    """The name of a file that this process is writing."""
+    own = Process.this()
+    return f"{name}.{_machine(own)}-{own.pid}-{own.started}.{uuid.uuid4().hex[:8]}.part"
+
+
+def _is_left(part: str, age_s: float) -> bool:
+    """Whether this is a half-written file whose writer has died."""
+    match = _PART.fullmatch(part)
+    if match is None or age_s >= OLD_S:
+        return match is not None
+    own = Process.this()
+    if match["machine"] != _machine(own):
+        return False
+    return replace(own, pid=int(match["pid"]), started=int(match["started"])).is_dead(own)
+
+
+def _machine(process: Process) -> str:
+    return hashlib.blake2b(process.machine.encode(), digest_size=4).hexdigest()
+
 
 def open_store(address: str) -> Store:
     """The store at an address.
@@ -91,7 +129,7 @@ class FolderStore(Store):
         self._folder = folder
 
     def write(self, name: str, data: bytes) -> None:
-        part = self._folder / f".{name}.{uuid.uuid4().hex[:8]}{_PART}"
+        part = self._folder / f".{part_of(name)}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
@@ -143,7 +181,23 @@ class FolderStore(Store):
             (self._folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(_reason(error)) from error
-        with contextlib.suppress(OSError):  # the last file: its folder goes too
+        self._remove_if_empty()
+
+    def delete_parts(self) -> None:
+        now = time.time()
+        try:
+            for path in list(self._folder.iterdir()):
+                with contextlib.suppress(FileNotFoundError):  # a writer has just ended
+                    if _is_left(path.name, now - path.stat().st_mtime):
+                        path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise StoreError(_reason(error)) from error
+        self._remove_if_empty()
+
+    def _remove_if_empty(self) -> None:
+        with contextlib.suppress(OSError):
             self._folder.rmdir()
 
 
@@ -165,7 +219,7 @@ class ArrowStore(Store):
         return str(self._folder / name)
 
     def write(self, name: str, data: bytes) -> None:
-        part = f"{name}.{uuid.uuid4().hex[:8]}{_PART}"
+        part = part_of(name)
         try:
             if self._files.type_name not in ("s3", "gcs", "abfs"):
                 self._files.create_dir(str(self._folder), recursive=True)
@@ -195,13 +249,22 @@ class ArrowStore(Store):
             raise StoreError(_reason(error)) from error
 
     def names(self) -> list[str]:
+        return sorted(info.base_name for info in self._infos() if info.is_file and info.base_name.endswith(SUFFIX))
+
+    def _infos(self) -> list[Any]:
         from pyarrow import fs
 
         try:
             found: list[Any] = self._files.get_file_info(fs.FileSelector(str(self._folder), allow_not_found=True))
         except self._errors as error:
             raise StoreError(_reason(error)) from error
-        return sorted(info.base_name for info in found if info.is_file and info.base_name.endswith(SUFFIX))
+        return found
+
+    def delete_parts(self) -> None:
+        now = time.time()
+        for info in self._infos():
+            if info.mtime is not None and _is_left(info.base_name, now - info.mtime.timestamp()):
+                self.delete(info.base_name)
 
     def delete(self, name: str) -> None:
         try:
