@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -95,6 +96,28 @@ def test_bad_nodes_cost_no_healthy_trial(nodes: Nodes, tmp_path: Path) -> None:
     assert code == 0, text
     assert statuses(tmp_path) == {"FINISHED": 30}
     assert "is excluded for 30 minutes: trials that failed there succeed on other nodes" in text
+
+
+def test_a_node_with_another_version_of_phasefront_gets_no_trials(nodes: Nodes, tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    for package in ("orchestrator", "jobs"):
+        shutil.copytree(root / package, tmp_path / "other" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "other" / "jobs" / "ridge" / "job.py").open("a") as file:
+        file.write("\n# another version\n")
+    (tmp_path / "sweep.yaml").write_text(
+        "name: versions\njob: ridge\naxes: {sample_count: [10, 20, 40, 80]}\nreplicates: 3\ntracking: {uri: 'sqlite:///mlflow.db'}\n"
+    )
+    nodes.add(1, PYTHONPATH=str(tmp_path / "other"))
+    nodes.add(1)
+    code, text = run("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ=nodes.environ)
+    assert code == 0, text
+    assert statuses(tmp_path) == {"FINISHED": 12}
+    assert "gets no trials: its version of the job is not the driver's (jobs/ridge/job.py " in text
+    nodes.clear()
+    nodes.add(1, PYTHONPATH=str(tmp_path / "other"))
+    code, text = run("run", "sweep.yaml", "--no-map", "--set", "replicates=4", cwd=tmp_path, environ=nodes.environ)
+    assert code == 2, text
+    assert "jobs/ridge/job.py" in text and "give all nodes and the driver the same one" in text
 
 
 def test_a_cluster_without_a_node_is_waited_for_and_a_trial_that_loses_its_node_is_run_again(
