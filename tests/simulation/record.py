@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from orchestrator import runner, secrets
+from orchestrator import process, runner, secrets
 from orchestrator.dispatch import worker
-from orchestrator.tracking import connection, file_system, lease, lease_table
+from orchestrator.tracking import connection, file_system, lease_table
 from orchestrator.tracking.base import SweepRecord, Tracker
 from orchestrator.tracking.bulk_sql import WAIT_S
 from orchestrator.tracking.database import DatabaseTracker
@@ -247,7 +247,7 @@ def simulated_world(clock: VirtualClock, weather: Weather, driver: Callable[[], 
         (connection.Database, "check_tables", lambda database: None),
         (connection, "mlflow_store", lambda address, place: _Store()),
         (lease_table, "Heartbeat", _Heartbeat),
-        (lease, "os", _processes(driver)),
+        (process, "os", _processes(driver)),
         (runner, "POLL_S", 1.0),  # fewer turns in which nothing happens
         # What costs much and is always the same here: the mounts, and the secrets in the environment.
         (file_system, "mount_of", lambda path, mountinfo: file_system.Mount(Path("/"), "tmpfs")),
