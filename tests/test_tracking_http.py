@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from tracking_parent import MlflowContract
 
 from orchestrator.errors import UserError
 from orchestrator.outages import Patience, Unreachable
+from orchestrator.records import Status
 from orchestrator.tracking import layout, lease
 from orchestrator.tracking.factory import open_reader, open_tracker
-from orchestrator.tracking.http_api import whole_steps
+from orchestrator.tracking.http_api import MlflowApi, whole_steps
 from orchestrator.tracking.lease import LeaseLost
 from orchestrator.tracking.lease_tag import KEY
 
@@ -173,6 +175,57 @@ class TestHttp(MlflowContract):
         assert client.get_run(after.run_id).info.lifecycle_stage == "active"
         tracker.begin([one])
         assert next(tracker.rows([one.id])).run_id == after.run_id
+
+    def test_a_refresh_of_a_reader_does_not_read_the_trials_that_have_not_changed(self, tracker, monkeypatch):
+        came, requests, now = [], [], layout.now_ms()
+        page = MlflowApi.page
+
+        def counted(self, *given):
+            answer = page(self, *given)
+            came.extend(answer[0])
+            requests.append(given)
+            return answer
+
+        def read():
+            came.clear()
+            requests.clear()
+            found = Counter(reader.statuses([one.id for one in trials]).values())
+            return found, len(came), len(requests)
+
+        def end(minute, some):
+            monkeypatch.setattr(layout, "now_ms", lambda: now + 60_000 * minute)
+            tracker.end([finished(one) for one in some])
+
+        monkeypatch.setattr(MlflowApi, "page", counted)
+        trials = [trial(number) for number in range(60)]
+        tracker.begin(trials[:50])
+        end(0, trials[:49])
+        end(10, trials[49:50])
+        reader = self.open()
+        assert read() == ({Status.FINISHED: 50}, 50, 1)
+        tracker.begin(trials[50:55])
+        assert read() == ({Status.FINISHED: 50, Status.RUNNING: 5}, 5 + 1, 2)
+        end(20, trials[50:53])
+        assert read() == ({Status.FINISHED: 53, Status.RUNNING: 2}, 2 + 4, 2)
+        assert read() == ({Status.FINISHED: 53, Status.RUNNING: 2}, 2 + 3, 2)
+        reader.close()
+
+    def test_a_reader_finds_what_a_driver_with_a_clock_that_was_set_back_has_written(self, tracker, monkeypatch):
+        trials = [trial(number) for number in range(4)]
+        tracker.begin(trials[:2])
+        tracker.end([finished(trials[0])])
+        reader = self.open()
+        wanted = [one.id for one in trials]
+        assert reader.statuses(wanted) == {trials[0].id: Status.FINISHED, trials[1].id: Status.RUNNING}
+        now = layout.now_ms()
+        monkeypatch.setattr(layout, "now_ms", lambda: now - 3_600_000)
+        tracker.begin(trials[2:])
+        tracker.end([finished(one) for one in trials[1:3]])
+        assert reader.statuses(wanted)[trials[1].id] is Status.FINISHED
+        for _ in range(4):  # the changes do not tell of the trial that began and ended in between
+            found = reader.statuses(wanted)
+        assert Counter(found.values()) == {Status.FINISHED: 3, Status.RUNNING: 1}
+        reader.close()
 
     def test_an_observation_that_no_longer_holds_is_shown_as_nan(self, tracker):
         one = trial()

@@ -318,6 +318,39 @@ class TrackerContract(ABC):
     def parent(self, sweep: SweepRecord) -> tuple[object, ...]:
         """Status and end time of a sweep's parent run, as the record has it, and its metrics as a dict."""
 
+    def test_a_reader_beside_the_driver_sees_what_is_written_after_its_first_reading(self, tracker):
+        first, second, third = trial(0), trial(1), trial(2)
+        tracker.begin([first])
+        reader, curves = self.open(), self.open()
+        wanted = [first.id, second.id, third.id]
+        assert reader.statuses(wanted) == {first.id: Status.RUNNING}
+        assert dict(curves.curves(wanted)) == {}
+        tracker.begin([second, third])
+        tracker.record(rows([second], [0, 1]))
+        tracker.end([finished(second), TrialResult(first.id, Status.FAILED, error="ValueError: no")])
+        tracker.flush()
+        assert [row.trial_id for row in reader.rows([second.id])] == [second.id]
+        assert reader.statuses(wanted) == {
+            first.id: Status.FAILED,
+            second.id: Status.FINISHED,
+            third.id: Status.RUNNING,
+        }
+        assert sorted(reader.trials_of(SWEEP.sweep_id)) == sorted(wanted)
+        assert list(dict(curves.curves(wanted))) == [second.id]
+        tracker.begin([first])
+        tracker.record(rows([first], [0]))
+        tracker.begin([first])  # over HTTP in another run
+        tracker.end([finished(third)])
+        tracker.flush()
+        assert reader.statuses(wanted) == {
+            first.id: Status.RUNNING,
+            second.id: Status.FINISHED,
+            third.id: Status.FINISHED,
+        }
+        assert [row.trial_id for row in reader.rows(wanted)] == wanted
+        reader.close()
+        curves.close()
+
     def test_a_sweep_opened_without_running_it_keeps_its_status_and_end(self, tracker, tmp_path: Path):
         one = trial()
         tracker.begin([one])

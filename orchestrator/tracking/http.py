@@ -27,6 +27,7 @@ from orchestrator.tracking.artifacts import delete_from, upload, writing
 from orchestrator.tracking.base import RecordTracker, SweepRecord, TrialRow, begun, check_metric_names
 from orchestrator.tracking.connection import deleted_experiment, refused_experiment
 from orchestrator.tracking.http_api import HISTORY_RUNS, RUNS_BY_ID, MlflowApi, ServerError, ServerRun
+from orchestrator.tracking.known_runs import KnownRun, KnownRuns
 from orchestrator.tracking.lease import Process, lease_s, take
 from orchestrator.tracking.lease_tag import HeldTag, HttpTag
 from orchestrator.tracking.metric_block import MetricRow
@@ -45,8 +46,8 @@ class HttpTracker(RecordTracker):
         self._uri, self._experiment, self._artifacts = uri, experiment, artifacts
         self._api = MlflowApi(uri, place=place)
         self._experiment_id: str | None = None
-        self._known: dict[str, str] | None = None
-        """Trial id -> run id of every trial of the experiment."""
+        self._known: KnownRuns | None = None
+        """Of every trial of the experiment, once they have been read."""
         self._parent = OpenRun(run_id="", status="", start_time=0)
         self._open: dict[str, OpenRun] = {}
         self._tag: HttpTag | None = None
@@ -93,14 +94,9 @@ class HttpTracker(RecordTracker):
         return next((run.run_id for run in runs), None)
 
     def trials_of(self, sweep_id: str) -> list[str]:
-        """One search."""
-        parent, experiment = self.find_sweep(sweep_id), self._find_experiment()
-        return [] if parent is None or experiment is None else list(self._nested(experiment, parent))
-
-    def _nested(self, experiment: str, parent: str, condition: str = "") -> dict[str, str]:
-        """Trial id -> run id of the trials under a sweep's parent run that meet a condition."""
-        runs = self._api.search(experiment, f"tags.`{layout.PARENT}` = '{parent}'{condition}")
-        return {run.tags[layout.TRIAL_ID]: run.run_id for run in runs if layout.TRIAL_ID in run.tags}
+        """One search, and what has changed."""
+        parent = self.find_sweep(sweep_id)
+        return [trial for trial, run in self._changed().items() if run.parent == parent]
 
     def index(self, trial_ids: Iterable[str]) -> dict[str, Recorded]:
         """Pages of 5,000 runs for many trials, otherwise 500 a request."""
@@ -109,6 +105,11 @@ class HttpTracker(RecordTracker):
             runs = self._scan()
             return {trial: _recorded(runs[trial]) for trial in wanted if trial in runs}
         return {trial: _recorded(run) for trial, run in self._runs(wanted).items()}
+
+    def statuses(self, trial_ids: Iterable[str]) -> dict[str, Status]:
+        """What has changed, however many trials are asked for."""
+        known = self._changed()
+        return {trial: layout.status_of(known[trial].status) for trial in trial_ids if trial in known}
 
     def rows(self, trial_ids: Iterable[str], *, settings: bool = True) -> Iterator[TrialRow]:
         left_out = () if settings else layout.SETTING_TAGS
@@ -159,7 +160,7 @@ class HttpTracker(RecordTracker):
         for trial, run in self._api.each(begin_one, wanted.values()):
             self._open[trial] = run
             if self._known is not None:
-                self._known[trial] = run.run_id
+                self._known.of_trial[trial] = KnownRun(run.run_id, run.status, self._parent.run_id)
 
     def _begin_again(self, run: ServerRun, trial: Trial) -> OpenRun:
         """Reopen a run without rows."""
@@ -255,12 +256,13 @@ class HttpTracker(RecordTracker):
     def reconcile(self) -> int:
         """One search, then one request for each orphan."""
         self._driven()
-        running = " AND attributes.status = 'RUNNING'"
-        orphans = self._nested(str(self._experiment_id), self._parent.run_id, running)
+        of_sweep = f"tags.`{layout.PARENT}` = '{self._parent.run_id}'"
+        running = self._api.search(str(self._experiment_id), f"{of_sweep} AND attributes.status = 'RUNNING'")
+        orphans = [run for run in running if layout.TRIAL_ID in run.tags]
         now = layout.now_ms()
-        self._api.each(lambda run: self._api.update(run, Status.KILLED, now), orphans.values())
-        for trial in orphans:
-            self._open.pop(trial, None)
+        self._api.each(lambda run: self._api.update(run.run_id, Status.KILLED, now), orphans)
+        for run in orphans:
+            self._open.pop(run.tags[layout.TRIAL_ID], None)
         return len(orphans)
 
     def attach(self, files: Mapping[str, Path]) -> None:
@@ -337,26 +339,41 @@ class HttpTracker(RecordTracker):
         self._api.close()
 
     def _runs(self, trials: Sequence[str]) -> dict[str, ServerRun]:
-        """The runs of these trials, in their order."""
+        """The runs of these trials, in their order; a reader looks for those that a driver has begun since."""
         if not trials or self._find_experiment() is None:
             return {}
+        up_to_date = self._known is None or self._running
         if self._known is None:
             self._scan()
-        known = self._known or {}
-        of_trial = {trial: known[trial] for trial in dict.fromkeys(trials) if trial in known}
+        runs = self._known_runs(trials)
+        missing = [trial for trial in trials if trial not in runs]
+        if missing and not up_to_date:
+            self._changed()
+            runs |= self._known_runs(missing)
+        return {trial: runs[trial] for trial in dict.fromkeys(trials) if trial in runs}
+
+    def _known_runs(self, trials: Sequence[str]) -> dict[str, ServerRun]:
+        known = self._known.of_trial if self._known is not None else {}
+        of_trial = {trial: known[trial].run_id for trial in dict.fromkeys(trials) if trial in known}
         runs = self._api.runs(str(self._experiment_id), list(of_trial.values()))
         return {trial: runs[run] for trial, run in of_trial.items() if run in runs}
 
+    def _changed(self) -> Mapping[str, KnownRun]:
+        """Trial id -> its run, after reading what has changed."""
+        if self._known is None:
+            self._scan()
+        else:
+            self._known.refresh()
+        return self._known.of_trial if self._known is not None else {}
+
     def _scan(self) -> dict[str, ServerRun]:
-        """All runs of trials in the experiment; a finished one if a trial has several."""
+        """The runs of all trials in the experiment."""
         experiment = self._find_experiment()
-        runs: dict[str, ServerRun] = {}
-        for run in self._api.search(experiment, f"tags.`{layout.TRIAL_ID}` LIKE '%'") if experiment else ():
-            trial = run.tags[layout.TRIAL_ID]
-            if trial not in runs or run.status == "FINISHED":
-                runs[trial] = run
-        if experiment:
-            self._known = {trial: run.run_id for trial, run in runs.items()}
+        if experiment is None:
+            return {}
+        known = KnownRuns(self._api, experiment)
+        runs = known.scan()
+        self._known = known  # only now: the scan may have failed half-way
         return runs
 
     def _create_run(self, experiment: str, name: str, tags: Sequence[tuple[str, str]]) -> OpenRun:

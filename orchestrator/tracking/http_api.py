@@ -60,6 +60,8 @@ class ServerRun:
     run_id: str
     status: str
     start_time: int
+    end_time: int
+    """0 if it has not ended."""
     tags: dict[str, str]
     newest: dict[str, tuple[int, int]]
     """Metric -> (timestamp, step) of its latest row."""
@@ -72,6 +74,7 @@ class ServerRun:
             run_id=info["run_id"],
             status=info["status"],
             start_time=int(info.get("start_time", 0)),
+            end_time=int(info.get("end_time") or 0),
             tags={tag["key"]: tag.get("value", "") for tag in data.get("tags", ())},
             newest={m["key"]: (int(m["timestamp"]), int(m.get("step", 0))) for m in data.get("metrics", ())},
         )
