@@ -13,9 +13,21 @@ import phasefront
 from jobs.job import specs
 from orchestrator.cli import main
 from orchestrator.errors import UserError
-from orchestrator.phases.diagram import phase_diagram
-from orchestrator.phases.table import collect
-from orchestrator.results.reading import BETWEEN, OVER_SEEDS, Row, read
+from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
+from orchestrator.phases.table import TrialTable, collect
+from orchestrator.results.reading import (
+    BETWEEN,
+    OVER_SEEDS,
+    Bracket,
+    GridLines,
+    Line,
+    Row,
+    _joined,
+    _split,
+    _steps,
+    line_at,
+    read,
+)
 
 HEAT = axis("heat", *np.geomspace(0.1, 10, 9).tolist(), scale="log")
 LOAD = axis("load", 0.0, 0.5, 1.0)
@@ -51,6 +63,57 @@ def test_each_seed_changes_between_two_settings_and_the_mean_is_theirs() -> None
     assert (
         min(r.low for r in seeds.values()) <= over.low < over.value < over.high <= max(r.high for r in seeds.values())
     )
+
+
+def by_masks(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[tuple[str, dict[int, Bracket]]]:
+    """`GridLines.brackets` with a mask over all trials for every corner and seed."""
+    axis = diagram.axes[line.along]
+    code = np.array([diagram.labels.index(p) if p in diagram.labels else -1 for p in table.phase])
+    place = diagram.codes[diagram.cell]
+    known = (code >= 0) & (place[:, line.along] >= axis.special)
+    u = axis.position[place[:, line.along]]
+    at = []
+    for corner, weight in line.corners:
+        there = [place[:, a] == index for a, index in enumerate(corner) if index >= 0]
+        at.append((known & np.logical_and.reduce(there), weight))
+    pooled = np.logical_or.reduce([here for here, _ in at])
+    made = []
+    for below, above, low, high in _steps(u[pooled], code[pooled], len(diagram.labels)):
+        of_seed = {}
+        for seed in np.unique(table.replicate[known]).tolist():
+            parts = []
+            for here, weight in at:
+                own = here & (table.replicate == seed) & (u >= low) & (u <= high) & np.isin(code, (below, above))
+                parts.append((weight, _split(u[own], code[own] == above)))
+            if (found := _joined(parts)) is not None:
+                of_seed[seed] = found
+        made.append((f"{diagram.labels[below]} | {diagram.labels[above]}", of_seed))
+    return made
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_a_line_has_the_crossings_of_its_own_trials(number: int) -> None:
+    """On grids with holes, with noisy labels, on and between the settings."""
+    random = np.random.default_rng(number)
+    heat = axis("heat", *([0.0] if number % 2 else []), *HEAT.values[::2], scale="log")
+    axes = (heat, axis("load", 0.0, 0.5, 1.0, 1.5), axis("kind", "iron", "tin"))
+    kept = [t for t in product(list(axes), replicates=4) if random.random() < 0.8]
+    labels = random.choice(np.array(["liquid", "gas", "solid"]), size=len(kept))
+    rows = [
+        row(t, "solid" if t.params.heat < 1 and random.random() < 0.8 else str(label))
+        for t, label in zip(kept, labels, strict=True)
+    ]
+    table = collect(kept, by_id(*(r for r in rows if random.random() < 0.9)))
+    diagram = phase_diagram("melting", axes, Melt.phases, table, specs(MeltParams))
+    found = 0
+    for along, others in (("heat", {"load": (0.5, 0.7)}), ("load", {"heat": (heat.values[-1], 0.5)})):
+        lines = GridLines(diagram, table, diagram.axis_index(along))
+        for at in others[next(iter(others))]:
+            for kind in ("iron", "tin"):
+                line = line_at(diagram, {next(iter(others)): at, "kind": kind}, along)
+                assert lines.brackets(line) == by_masks(diagram, table, line)
+                found += len(lines.brackets(line))
+    assert found
 
 
 def test_seeds_that_agree_have_the_grids_interval() -> None:

@@ -179,35 +179,59 @@ def line_at(diagram: PhaseDiagram, at: Mapping[str, Scalar], along: str) -> Line
     return _line(diagram, at, along, scattered=False)
 
 
-def brackets(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[tuple[str, dict[int, Bracket]]]:
-    """For each boundary along a line through a grid, between which settings each seed crosses it."""
-    axis = diagram.axes[line.along]
-    code = np.array([diagram.labels.index(p) if p in diagram.labels else -1 for p in table.phase], dtype=np.int64)
-    place = diagram.codes[diagram.cell]
-    known = (code >= 0) & (place[:, line.along] >= axis.special)
-    seeds = np.unique(table.replicate[known]).tolist()
-    at: list[tuple[NDArray[np.bool_], float]] = []
-    for corner, weight in line.corners:
-        here = known.copy()
-        for a, index in enumerate(corner):
-            here &= (place[:, a] == index) if index >= 0 else True
-        at.append((here, weight))
-    pooled = np.logical_or.reduce([here for here, _ in at])
-    u = axis.position[place[:, line.along]]
-    made: list[tuple[str, dict[int, Bracket]]] = []
-    for below, above, low, high in _steps(u[pooled], code[pooled], len(diagram.labels)):
-        of_seed: dict[int, Bracket] = {}
-        for seed in seeds:
-            parts = []
-            for here, weight in at:
-                own = here & (table.replicate == seed) & (u >= low) & (u <= high)
-                own &= (code == below) | (code == above)
-                parts.append((weight, _split(u[own], code[own] == above)))
-            found = _joined(parts)
-            if found is not None:
-                of_seed[int(seed)] = found
-        made.append((f"{diagram.labels[below]} | {diagram.labels[above]}", of_seed))
-    return made
+class GridLines:
+    """The trials of a grid by the line along an axis on which they are, and on it by seed.
+
+    Args:
+        diagram: Of the table, nothing joined.
+        table: The trials.
+        along: Index of the axis.
+    """
+
+    def __init__(self, diagram: PhaseDiagram, table: TrialTable, along: int) -> None:
+        axis, place = diagram.axes[along], diagram.codes[diagram.cell]
+        index = {label: code for code, label in enumerate(diagram.labels)}
+        self._labels = diagram.labels
+        self._code = np.array([-1 if p is None else index.get(p, -1) for p in table.phase], dtype=np.int64)
+        self._u = axis.position[place[:, along]]
+        known = np.flatnonzero((self._code >= 0) & (place[:, along] >= axis.special))
+        corners = place[known]
+        corners[:, along] = -1
+        # Sorted by line and seed, the trials of both are neighbours.
+        order = np.lexsort((table.replicate[known], *corners.T))
+        keys = np.column_stack([corners, table.replicate[known]])[order]
+        starts = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
+        self._rows: dict[tuple[int, ...], dict[int, NDArray[np.int64]]] = {}
+        for rows, start in zip(np.split(known[order], starts), (0, *starts.tolist()), strict=True):
+            if len(rows):
+                *corner, seed = keys[start].tolist()
+                self._rows.setdefault(tuple(corner), {})[seed] = rows
+
+    def brackets(self, line: Line) -> list[tuple[str, dict[int, Bracket]]]:
+        """For each boundary along a line, between which settings each seed crosses it."""
+        corners = [(self._rows.get(corner, {}), weight) for corner, weight in line.corners]
+        seeds = sorted({seed for of_seed, _ in corners for seed in of_seed})
+        every = [rows for of_seed, _ in corners for rows in of_seed.values()]
+        pooled = np.concatenate([np.zeros(0, dtype=np.int64), *every])
+        made: list[tuple[str, dict[int, Bracket]]] = []
+        for below, above, low, high in _steps(self._u[pooled], self._code[pooled], len(self._labels)):
+            crossed: dict[int, Bracket] = {}
+            for seed in seeds:
+                parts = [
+                    (weight, self._split(of_seed[seed], below, above, low, high) if seed in of_seed else None)
+                    for of_seed, weight in corners
+                ]
+                found = _joined(parts)
+                if found is not None:
+                    crossed[seed] = found
+            made.append((f"{self._labels[below]} | {self._labels[above]}", crossed))
+        return made
+
+    def _split(self, rows: NDArray[np.int64], below: int, above: int, low: float, high: float) -> Bracket | None:
+        """Where some trials change from one label to another, on a part of the axis."""
+        u, code = self._u[rows], self._code[rows]
+        own = (u >= low) & (u <= high) & ((code == below) | (code == above))
+        return _split(u[own], code[own] == above)
 
 
 def _of_grid(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[Row]:
@@ -218,7 +242,7 @@ def _of_grid(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[Row]:
         value, low, high = (_value(axis, u) for u in (middle, *ends))
         return Row(boundary=name, along=axis.name, seed=seed, value=value, low=low, high=high, interval=interval)
 
-    for name, of_seed in brackets(diagram, table, line):
+    for name, of_seed in GridLines(diagram, table, line.along).brackets(line):
         if of_seed:
             middle, left, right = _over_seeds(np.array(list(of_seed.values()), dtype=np.float64))
             rows.append(row(name, None, middle, (left, right), OVER_SEEDS))
@@ -260,7 +284,7 @@ def _steps(u: Floats, code: NDArray[np.int64], labels: int) -> list[tuple[int, i
     ]
 
 
-def _split(u: Floats, above: NDArray[np.bool_]) -> tuple[float, float] | None:
+def _split(u: Floats, above: NDArray[np.bool_]) -> Bracket | None:
     """The settings between which the fewest trials are on the wrong side; an infinite end where all are on one side.
 
     Of several equally good splits, from the first to the last. None without trials.
@@ -276,7 +300,7 @@ def _split(u: Floats, above: NDArray[np.bool_]) -> tuple[float, float] | None:
     return float(ends[best[0]]), float(ends[best[-1] + 1])
 
 
-def _joined(parts: Sequence[tuple[float, tuple[float, float] | None]]) -> tuple[float, float] | None:
+def _joined(parts: Sequence[tuple[float, Bracket | None]]) -> Bracket | None:
     """The weighted mean of brackets; None where one is missing."""
     found = [(weight, bracket) for weight, bracket in parts if bracket is not None]
     if len(found) < len(parts):

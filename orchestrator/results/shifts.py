@@ -28,7 +28,7 @@ from orchestrator.errors import UserError
 from orchestrator.phases.compare import Side
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.text import is_number, named, number
-from orchestrator.results.reading import GIVEN_BAND, LEVEL, Bracket, brackets, line_at, read
+from orchestrator.results.reading import GIVEN_BAND, LEVEL, Bracket, GridLines, line_at, read
 
 Floats = NDArray[np.float64]
 BAND_LEVEL = 0.9
@@ -150,12 +150,13 @@ def _on_grids(first: Side, second: Side, along: str) -> list[Shift]:
     axes = [next(axis for axis in side.diagram.axes if axis.name == along) for side in (first, second)]
     is_ratio = all(axis.kind == "log" for axis in axes)
     unit = [axis.kind == "log" and not is_ratio for axis in axes]
+    lines_of = [GridLines(side.diagram, side.table, side.diagram.axis_index(along)) for side in (first, second)]
     known: dict[str, list[_Line]] = {}
     for at in _places(first.diagram, second.diagram, along, None):
         crossed: list[dict[str, dict[int, Bracket]]] = []
-        for side, in_values in zip((first, second), unit, strict=True):
+        for side, lines, in_values in zip((first, second), lines_of, unit, strict=True):
             try:
-                own = brackets(side.diagram, side.table, line_at(side.diagram, at, along))
+                own = lines.brackets(line_at(side.diagram, at, along))
             except UserError:  # the line is outside of its grid
                 own = []
             once = {name: of_seed for name, of_seed in own if [n for n, _ in own].count(name) == 1}
@@ -165,9 +166,7 @@ def _on_grids(first: Side, second: Side, along: str) -> list[Shift]:
             known.setdefault(name, []).append(line)
     others = tuple((axis.name, axis.kind == "log") for axis in first.diagram.axes if axis.name != along)
     same = first.note.job == second.note.job and first.note.seed is not None and first.note.seed == second.note.seed
-    made = [
-        _shift(name, along, lines, is_ratio=is_ratio, same_seeds=same, others=others) for name, lines in known.items()
-    ]
+    made = [_shift(name, along, own, is_ratio=is_ratio, same_seeds=same, others=others) for name, own in known.items()]
     return [shift for shift in made if shift is not None]
 
 
