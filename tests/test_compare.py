@@ -108,6 +108,15 @@ def test_slices_are_matched_by_their_values_and_those_of_one_map_alone_are_named
         compare(a_side(0.1, three), a_side(0.1))
 
 
+def test_the_area_of_each_slice_is_said() -> None:
+    three = (*axes(HEAT[::2], LOAD[::2]), axis("kind", "iron", "tin"))
+    (iron, tin), text = (found := compare(a_side(0.1, three, "first"), a_side(0.35, three, "second"))).by_slice, ""
+    text = "\n".join(report(found))
+    assert found.area == pytest.approx((iron[0] + tin[0]) / 2) and found.area > 0.1
+    assert f"at kind iron: {iron[0]:.2%} of the area, {iron[1]:.2%} outside both bands" in text
+    assert f"at kind tin: {tin[0]:.2%} of the area" in text
+
+
 def test_a_table_stores_the_sweep_data_that_a_map_needs(tmp_path: Path) -> None:
     over = (*axes(), axis("kind", "tin", "iron", when={"stirred": (False,)}))
     sweep = GivenSweep(axes=over)

@@ -178,6 +178,33 @@ def on(box: Sequence[Axis], moved: float = 0.0, *, name: str, of_seed: Sequence[
     return bare(note, melted(moved, of_seed, box))
 
 
+def test_the_slices_of_a_third_axis_have_a_mean_each() -> None:
+    """Iron melts 0.2 later, tin 0.4 sooner."""
+    box = (axis("kind", "iron", "tin"), axis("heat", *HEAT[::4], scale="log"), axis("load", *LOAD, scale="linear"))
+    trials, before, after = [], [], []
+    for kind, heat, load in itertools.product(*(a.values for a in box)):
+        trials.append(trial(0, kind=kind, heat=heat, load=load))
+        before.append(row(trials[-1], "liquid" if load > 1.01 else "solid"))
+        after.append(row(trials[-1], "liquid" if load > (1.21 if kind == "iron" else 0.61) else "solid"))
+    note = TableNote(name="one", phases=("solid", "liquid"), axes=box, search=False, job="melt", seed=0)
+    first, second = (bare(note, collect(trials, by_id(*rows))) for rows in (before, after))
+    shift = only(shifts(first, second, "load"))
+    assert shift.mean.value == pytest.approx(-0.1)
+    assert {where: mean.value for where, mean in shift.slices} == {
+        "kind iron": pytest.approx(0.2),
+        "kind tin": pytest.approx(-0.4),
+    }
+    made = shift_table([("two", [shift])], "one")
+    assert made is not None
+    assert [r["at"] for r in made.rows[:4]] == [
+        "mean over lines",
+        "mean over lines at kind iron",
+        "mean over lines at kind tin",
+        "kind iron, heat 0.1",
+    ]
+    assert "mean over lines at kind tin" in "\n".join(made.lines())
+
+
 def test_several_sweeps_are_compared_along_one_axis() -> None:
     few = (axis("heat", *HEAT[::2], scale="log"), axis("load", *LOAD[::2], scale="linear"))
     narrow = (axis("heat", 0.6, 1.7, scale="log"), few[1])  # by itself it would be compared along heat

@@ -80,6 +80,14 @@ class Pair:
     codes: tuple[NDArray[np.int64], NDArray[np.int64]]
     """Class of either side -> index among `Comparison.labels`."""
 
+    def shares(self) -> tuple[float, float, float, float]:
+        """The shares of the box in which the classes differ, and do outside both bands, and that lie in either band."""
+        at = lattice(PROBES, len(self.axes))
+        bands = [self.in_band(which, at) for which in (0, 1)]
+        differ = self.label(0, at) != self.label(1, at)
+        share, sure, *unsure = (float(mask.mean()) for mask in (differ, differ & ~bands[0] & ~bands[1], *bands))
+        return share, sure, unsure[0], unsure[1]
+
     def side(self, which: int) -> FittedSlice:
         """The slice of side 0 or 1."""
         return (self.first, self.second)[which]
@@ -128,6 +136,8 @@ class Comparison:
     """The share in which they differ outside both bands (at least 95% belief on either side)."""
     unsure: tuple[float, float]
     """The share that lies in the band of either side."""
+    by_slice: tuple[tuple[float, float], ...]
+    """`area` and `sure_area` of each pair."""
     cells: tuple[tuple[int, float, float] | None, tuple[int, float, float] | None]
     """Of either side that is a grid: its settings in the common box, and the shares of them at which most replicates
     show another class than the other side's map, and than its own map."""
@@ -171,12 +181,7 @@ def compare(first: Side, second: Side) -> Comparison:
     alone += [f"{second.name}: {_called(other)}" for other in others.values()]
     if not pairs:
         raise NotComparable(f"no slice has the same axes in both: {'; '.join(alone) or 'neither has a map'}")
-    shares = []
-    for pair in pairs:
-        at = lattice(PROBES, len(pair.axes))
-        bands = [pair.in_band(which, at) for which in (0, 1)]
-        differ = pair.label(0, at) != pair.label(1, at)
-        shares.append([float(mask.mean()) for mask in (differ, differ & ~bands[0] & ~bands[1], *bands)])
+    shares = [pair.shares() for pair in pairs]
     area, sure_area, *unsure = np.mean(shares, axis=0).tolist()
     return Comparison(
         first=first,
@@ -186,6 +191,7 @@ def compare(first: Side, second: Side) -> Comparison:
         area=area,
         sure_area=sure_area,
         unsure=(unsure[0], unsure[1]),
+        by_slice=tuple((share, sure) for share, sure, *_ in shares),
         cells=(_cells(first, pairs, 0), _cells(second, pairs, 1)),
         unmatched=tuple(alone),
         differences=_differences(first, second, pairs),
@@ -286,6 +292,9 @@ def report(comparison: Comparison) -> list[str]:
         without = f"; left out: {'; '.join(of.left_out)}" if of.left_out else ""
         lines.append(f"{which}  {of.name}: {trials:,} trials with a result, {settings:,} settings ({kind}){without}")
     lines += findings(comparison)
+    if len(comparison.pairs) > 1:
+        for pair, (share, sure) in zip(comparison.pairs, comparison.by_slice, strict=True):
+            lines.append(f"      at {pair.title}: {share:.2%} of the area, {sure:.2%} outside both bands")
     lines += [f"in one of them only: {text}" for text in comparison.unmatched]
     if comparison.differences:
         lines.append(

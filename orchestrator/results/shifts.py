@@ -74,6 +74,9 @@ class Shift:
     lines: tuple[Crossed, ...]
     mean: Estimate
     """Over the lines."""
+    slices: tuple[tuple[str, Estimate], ...] = ()
+    """Where there are several other axes: the values of all but the first numeric one, and the mean over the lines that
+    have them."""
     how: str
     """How the intervals were made."""
     level: float
@@ -164,7 +167,7 @@ def _on_grids(first: Side, second: Side, along: str) -> list[Shift]:
         for name in dict.fromkeys((*crossed[0], *crossed[1])):
             line = _Line(at=at, ends=(crossed[0].get(name, {}), crossed[1].get(name, {})))
             known.setdefault(name, []).append(line)
-    others = tuple((axis.name, axis.kind == "log") for axis in first.diagram.axes if axis.name != along)
+    others = _others(first, along)
     same = first.note.job == second.note.job and first.note.seed is not None and first.note.seed == second.note.seed
     made = [_shift(name, along, own, is_ratio=is_ratio, same_seeds=same, others=others) for name, own in known.items()]
     return [shift for shift in made if shift is not None]
@@ -211,12 +214,13 @@ def _shift(
         low, high = percentile_interval(resampled, level) if fewest > 1 else (math.nan, math.nan)
         return Estimate(value=float(value), low=low, high=high, level=LEVEL)
 
+    moved, drawn_moved = middles[1] - middles[0], drawn[1] - drawn[0]
     crossed = tuple(
         Crossed(
             at=line.at,
             first=estimate(middles[0][k], drawn[0][:, k]),
             second=estimate(middles[1][k], drawn[1][:, k]),
-            shift=estimate(middles[1][k] - middles[0][k], drawn[1][:, k] - drawn[0][:, k]),
+            shift=estimate(moved[k], drawn_moved[:, k]),
             seeds=fewest,
         )
         for k, line in enumerate(complete)
@@ -227,7 +231,11 @@ def _shift(
         along=along,
         is_ratio=is_ratio,
         lines=crossed,
-        mean=estimate((middles[1] - middles[0]).mean(), (drawn[1] - drawn[0]).mean(axis=1)),
+        mean=estimate(moved.mean(), drawn_moved.mean(axis=1)),
+        slices=tuple(
+            (where, estimate(moved[own].mean(), drawn_moved[:, own].mean(axis=1)))
+            for where, own in _slices([line.at for line in complete], others)
+        ),
         how=f"bootstrap over {what}" if fewest > 1 else f"{what}: one seed has no interval",
         level=LEVEL,
         left_out=len(lines) - len(complete),
@@ -262,18 +270,17 @@ def _fitted(first: Side, second: Side, along: str) -> list[Shift]:
                 )
                 moved = Estimate(value=b.value - a.value, low=b.low - a.high, high=b.high - a.low, level=BAND_LEVEL)
                 lines.setdefault(name, []).append(Crossed(at=at, first=a, second=b, shift=moved, seeds=0))
-    others = tuple((axis.name, axis.kind == "log") for axis in first.diagram.axes if axis.name != along)
+    others = _others(first, along)
     return [
         Shift(
             boundary=name,
             along=along,
             is_ratio=is_ratio,
             lines=tuple(own),
-            mean=Estimate(
-                value=float(np.mean([each.shift.value for each in own])),
-                low=float(np.mean([each.shift.low for each in own])),
-                high=float(np.mean([each.shift.high for each in own])),
-                level=BAND_LEVEL,
+            mean=_mean_band(own),
+            slices=tuple(
+                (where, _mean_band([own[k] for k in lines_of]))
+                for where, lines_of in _slices([each.at for each in own], others)
             ),
             how="fitted boundaries, their bands given these seeds added",
             level=BAND_LEVEL,
@@ -281,6 +288,31 @@ def _fitted(first: Side, second: Side, along: str) -> list[Shift]:
         )
         for name, own in lines.items()
     ]
+
+
+def _mean_band(lines: Sequence[Crossed]) -> Estimate:
+    value, low, high = (
+        float(np.mean([getattr(line.shift, end) for line in lines])) for end in ("value", "low", "high")
+    )
+    return Estimate(value=value, low=low, high=high, level=BAND_LEVEL)
+
+
+def _others(first: Side, along: str) -> tuple[tuple[str, bool], ...]:
+    """The other axes, those of numbers first, and whether they are logarithmic."""
+    own = [axis for axis in first.diagram.axes if axis.name != along]
+    return tuple((axis.name, axis.kind == "log") for axis in sorted(own, key=lambda axis: not axis.numeric))
+
+
+def _slices(lines: Sequence[Mapping[str, Scalar]], others: Sequence[tuple[str, bool]]) -> list[tuple[str, list[int]]]:
+    """The slices of these lines (see `Shift.slices`), and the lines of each by index; none where one axis is left."""
+    held, slices = [name for name, _ in others[1:]], dict[str, list[int]]()
+    for k, at in enumerate(lines if held else ()):
+        slices.setdefault(_where({name: at[name] for name in held}), []).append(k)
+    return list(slices.items())
+
+
+def _where(at: Mapping[str, Scalar]) -> str:
+    return ", ".join(f"{name} {_text(value)}" for name, value in at.items())
 
 
 def _at(value: float, is_ratio: bool) -> float:
@@ -304,8 +336,10 @@ def shift_table(compared: Sequence[tuple[str, Sequence[Shift]]], first: str) -> 
     made = [(name, each) for name, each in every if each.is_ratio == shift.is_ratio]
     rows: list[dict[str, Cell]] = []
     for name, shift in made:
-        for line in (None, *shift.lines):
-            where = MEAN if line is None else ", ".join(f"{k} {_text(v)}" for k, v in line.at.items()) or "the line"
+        made_of: list[tuple[str, Crossed | None, Estimate]] = [(MEAN, None, shift.mean)]
+        made_of += [(f"{MEAN} at {where}", None, mean) for where, mean in shift.slices]
+        made_of += [(_where(line.at) or "the line", line, line.shift) for line in shift.lines]
+        for where, line, moved in made_of:
             rows.append(
                 {
                     "sweep": name,
@@ -314,8 +348,8 @@ def shift_table(compared: Sequence[tuple[str, Sequence[Shift]]], first: str) -> 
                     "along": shift.along,
                     "first": None if line is None else _in_units(line.first, shift),
                     "second": None if line is None else _in_units(line.second, shift),
-                    "shift": _in_units(shift.mean if line is None else line.shift, shift),
-                    "seeds": (shift.lines[0] if line is None else line).seeds,
+                    "shift": _in_units(moved, shift),
+                    "seeds": (line or shift.lines[0]).seeds,
                 }
             )
         if len(shift.lines) == 1 and not shift.others:
