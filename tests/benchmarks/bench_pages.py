@@ -3,7 +3,7 @@
 `python tests/benchmarks/bench_pages.py [--trials 5000,20000] [--turns N] [--driver-turns N] [--driver-trials N]`. The
 records are real: trials of the job `grokking` over weight decay and learning rate, two replicates each, whose curves (5
 metrics, 20 steps) are a formula, reduced as usual and written by the tracker into a SQLite file. The browser is
-Debian's Chromium. The cost of `ui` is the ratio of the processor time of `phasefront run --inline` with the page open to
+Debian's Chromium. The cost of `ui` is the processor time of `phasefront run --inline` with the page open, compared with
 that without it, in turns.
 """
 
