@@ -33,6 +33,7 @@ from orchestrator.checkpoints.saving import Saved, Saving, file_of
 from orchestrator.checkpoints.store import FolderStore, StoreError, below, open_store
 from orchestrator.commands.wiring import make_checkpoints
 from orchestrator.dispatch.base import Event, PackEnded, PackProgress, PackTask
+from orchestrator.dispatch.environment import IN_ONE_PIECE, TrainingRecord
 from orchestrator.dispatch.inline import InlineDispatcher
 from orchestrator.dispatch.ray_engine import _is_set
 from orchestrator.dispatch.source import source_of
@@ -344,6 +345,23 @@ def test_trials_from_several_checkpoints_and_new_ones_share_a_pack(tmp_path: Pat
     assert set(saved.steps) >= {a.id, b.id}, "what has not begun is in the new checkpoint, too"
     rest, last = ran(pack_of([a, new, c, b], tmp_path, **continues))
     assert isinstance(last, PackEnded) and rows(rest) == undisturbed
+
+
+def test_a_result_says_with_which_trials_it_was_trained_and_where_it_was_continued(tmp_path: Path) -> None:
+    a, b, new = walk(0.1), walk(0.2), walk(0.4)
+
+    def trained(events: Sequence[PackProgress]) -> dict[str, TrainingRecord]:
+        return {r.trial_id: TrainingRecord.parse(r.trained) for event in events for r in event.results}
+
+    whole = trained(ran(task([a, b]))[0])
+    assert {record.continued for record in whole.values()} == {IN_ONE_PIECE}
+    saved = latest(ran(pack_of([a, b], tmp_path), until=1)[0])
+    found = trained(ran(pack_of([a, new, b], tmp_path, **dict.fromkeys(saved.steps, saved.file)))[0])
+    for trial, at in ((a, 0), (b, 1)):
+        record = found[trial.id]
+        assert record == replace(whole[trial.id], continued=saved.steps[trial.id]) and (record.at, record.of) == (at, 2)
+    alone = trained(ran(task([new]))[0])
+    assert found[new.id] == alone[new.id]
 
 
 def test_a_damaged_checkpoint_costs_the_work_and_not_the_trial(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jobs.job import Curves
 from orchestrator.cli import EXIT_MISTAKE, EXIT_OUTAGE, main
 from orchestrator.commands import wiring
-from orchestrator.dispatch.environment import Environment, TrainingRecord, environment_of, pack_digest
+from orchestrator.dispatch.environment import IN_ONE_PIECE, Environment, TrainingRecord, environment_of, pack_digest
 from orchestrator.replay import compare
 
 SWEEP = """
@@ -115,6 +115,29 @@ def test_in_another_environment_the_tolerance_applies(record: Query, capsys: pyt
     assert "beyond the tolerance of 1e-06: train_loss from step" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("continued", [20, None])
+def test_a_trial_that_may_have_been_continued_may_differ_within_the_tolerance(
+    record: Query, capsys: pytest.CaptureFixture[str], continued: int | None
+) -> None:
+    """Its first part may have been trained in another pack. A record of an earlier version does not say (None)."""
+    run = trial_runs(record)[0]
+    trained = json.loads(_tag(record, run))
+    assert trained.pop("continued") == IN_ONE_PIECE
+    text = json.dumps(trained if continued is None else trained | {"continued": continued}, separators=(",", ":"))
+    record(f"UPDATE tags SET value = '{text}' WHERE run_uuid = '{run}' AND key = 'phasefront.trained'")
+    what = "at step 20, from a checkpoint" if continued else "does not say whether the trial was continued"
+    assert replay(run) == 0
+    said = capsys.readouterr().out
+    assert "bit for bit" in said and (what in said) == (continued is not None)
+    record(f"UPDATE metrics SET value = value * 1.001 WHERE run_uuid = '{run}' AND key = 'train_loss'")
+    assert replay(run) == 0
+    said = capsys.readouterr().out
+    assert "the same within 0.02" in said and what in said and "DIFFERENT" not in said
+    record(f"UPDATE metrics SET value = value * 2 WHERE run_uuid = '{run}' AND key = 'train_loss'")
+    assert replay(run) == 1
+    assert "DIFFERENT beyond the tolerance" in capsys.readouterr().out
+
+
 def test_a_row_that_is_missing_is_found(record: Query, capsys: pytest.CaptureFixture[str]) -> None:
     run = trial_runs(record)[0]
     record(f"DELETE FROM metrics WHERE run_uuid = '{run}' AND step = 1 AND key = 'test_loss'")
@@ -170,6 +193,10 @@ def test_a_damaged_tag_of_another_trial_of_the_pack_is_treated_alike(
         (f"UPDATE tags SET value = '{'[' * 7000}' WHERE key = 'phasefront.params'", "nested too deeply"),
         (
             "UPDATE tags SET value = replace(value, '\"at\":', '\"at\":99') WHERE key = 'phasefront.trained'",
+            "no record of a training",
+        ),
+        (
+            "UPDATE tags SET value = replace(value, ':-1', ':true') WHERE key = 'phasefront.trained'",
             "no record of a training",
         ),
         (
@@ -292,6 +319,7 @@ def test_how_a_trial_was_trained_reads_back() -> None:
         seed=2**64 - 1,
         version=3,
         environment=environment_of("double_descent", "cpu"),
+        continued=2**62,
     )
     assert TrainingRecord.parse(trained.text()) == trained
     assert len(trained.text()) < 400, "it goes with every trial"

@@ -58,6 +58,16 @@ class _Train(Protocol):
     def __call__(self, pack: Sequence[Member[Any]], /) -> Iterator[Report]: ...
 
 
+class _Curves(Protocol):
+    """What takes the reports."""
+
+    def together(self, positions: Sequence[int], /) -> None:
+        """These members train together; called before their first report."""
+
+    def restore(self, position: int, saved: SavedTrial, /) -> None:
+        """This member continues; called before its first report."""
+
+
 def file_of(trial_ids: Sequence[str]) -> str:
     """The name of a pack's file; the same trials have the same."""
     return hashlib.blake2b(",".join(trial_ids).encode(), digest_size=12).hexdigest() + SUFFIX
@@ -103,13 +113,8 @@ class PackSaver:
 
     # --- continue ---
 
-    def reports(
-        self, train: _Train, members: Sequence[Member[Any]], restore: Callable[[int, SavedCurve], None]
-    ) -> Iterator[Report]:
-        """The reports of the pack; what continues at the same step trains together, one group after another.
-
-        `restore` takes the earlier rows of a trial, before its first report.
-        """
+    def reports(self, train: _Train, members: Sequence[Member[Any]], curves: _Curves) -> Iterator[Report]:
+        """The reports of the pack; what continues at the same step trains together, one group after another."""
         if not self._saving.continues:
             yield from train(members)
             return
@@ -120,7 +125,8 @@ class PackSaver:
             saved = self._continued.get(position)
             groups.setdefault(0 if saved is None else saved.state.step, []).append(position)
         for _, positions in sorted(groups.items(), reverse=True):
-            yield from self._group(train, members, np.array(positions, dtype=np.int64), restore)
+            curves.together(positions)
+            yield from self._group(train, members, np.array(positions, dtype=np.int64), curves)
 
     def _read(self) -> dict[int, SavedTrial]:
         found: dict[int, SavedTrial] = {}
@@ -148,11 +154,7 @@ class PackSaver:
         return found
 
     def _group(
-        self,
-        train: _Train,
-        members: Sequence[Member[Any]],
-        positions: Positions,
-        restore: Callable[[int, SavedCurve], None],
+        self, train: _Train, members: Sequence[Member[Any]], positions: Positions, curves: _Curves
     ) -> Iterator[Report]:
         saved = {p: self._continued[p] for p in positions.tolist() if p in self._continued}
         if saved:
@@ -169,7 +171,7 @@ class PackSaver:
             self._waiting.difference_update(positions.tolist())
             if saved and first is not None:
                 for position, trial in saved.items():
-                    restore(position, trial.curve)
+                    curves.restore(position, trial)
                 yield _placed(first, positions)
                 for report in reports:
                     yield _placed(report, positions)

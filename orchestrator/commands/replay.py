@@ -16,13 +16,14 @@ MOST_THREADS = 1024
 def replay(arguments: argparse.Namespace) -> int:
     """Exit code 0 if the curve equals the recorded one, 1 otherwise.
 
-    The curves must be equal bit for bit in the same environment and pack, and within the tolerance otherwise.
+    The curves must be equal bit for bit in the same environment and pack, unless the trial was continued from a
+    checkpoint, and within the tolerance otherwise.
     """
     from jobs.function import described
     from jobs.job import Member, ParamError
     from orchestrator.commands.recorded_job import FOLDER, recorded_job
     from orchestrator.commands.wiring import reading_patience
-    from orchestrator.dispatch.environment import environment_of
+    from orchestrator.dispatch.environment import IN_ONE_PIECE, environment_of
     from orchestrator.dispatch.worker import prepare
     from orchestrator.host import visible_gpus
     from orchestrator.printable import last_line
@@ -66,6 +67,9 @@ def replay(arguments: argparse.Namespace) -> int:
         print(f"pack      alone: {why}" if trial.trained.of > 1 else "pack      alone, as recorded")
     changes = f"another environment (recorded, now): {'; '.join(differences)}"
     print(f"machine   {changes if differences else 'the same environment as recorded'}")
+    continued = trial.trained.continued
+    if continued is not None and continued != IN_ONE_PIECE:
+        print(f"continued at step {continued}, from a checkpoint: until then it may have had another pack or machine")
     same_environment = not differences and (whole or trial.trained.of == 1)
     try:
         again = train_again(job, members, trial.trained.at if whole else 0, device=device)
@@ -83,7 +87,7 @@ def replay(arguments: argparse.Namespace) -> int:
     if comparison.exact:
         print("result    the same curve, bit for bit")
         return 0
-    if same_environment:
+    if same_environment and continued == IN_ONE_PIECE:
         print("result    DIFFERENT, although environment and pack are the same")
         return 1
     if not comparison.within:
@@ -91,6 +95,8 @@ def replay(arguments: argparse.Namespace) -> int:
         print(f"result    DIFFERENT beyond the tolerance of {arguments.tolerance:g}: {first}")
         return 1
     print(f"result    the same within {arguments.tolerance:g} of the value, plus {arguments.tolerance:g}")
+    if same_environment and continued is None:
+        print("          the record does not say whether the trial was continued from a checkpoint")
     return 0
 
 

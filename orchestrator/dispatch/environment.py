@@ -40,26 +40,32 @@ class Environment:
         return [f"{name}: {own}, {value}" for name, own, value in pairs if own != value]
 
 
+IN_ONE_PIECE = -1
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRecord:
     """How one trial was trained."""
 
     pack: str
-    """Digest of the pack's trial ids in order."""
+    """Digest of the ids, in order, of the trials that were trained with it, its own included."""
     at: int
-    """The trial's position in the pack, from 0."""
+    """The trial's position among them, from 0."""
     of: int
-    """Number of trials in the pack."""
+    """Their number."""
     seed: int
     """The 64-bit random key of the trial."""
     version: int
     """The job's version."""
     environment: Environment
+    continued: int | None = None
+    """The step at which it was last continued from a checkpoint, IN_ONE_PIECE if it never was; None: not recorded."""
 
     def text(self) -> str:
         """The recorded form."""
-        content = {"pack": self.pack, "at": self.at, "of": self.of, "seed": str(self.seed), "version": self.version}
-        return json.dumps(content | asdict(self.environment), separators=(",", ":"))
+        content: dict[str, Any] = asdict(self)
+        content |= {"seed": str(self.seed)} | content.pop("environment")
+        return json.dumps(content, separators=(",", ":"))
 
     @classmethod
     def parse(cls, text: str) -> TrainingRecord:
@@ -71,9 +77,12 @@ class TrainingRecord:
         try:
             content: dict[str, Any] = json.loads(text)
             own = {name: content.pop(name) for name in ("pack", "at", "of", "version")}
+            own["continued"] = content.pop("continued", None)
             record = cls(seed=int(content.pop("seed")), environment=Environment(**content), **own)
-            numbers = (record.at, record.of, record.version, record.environment.threads)
+            numbers = [record.at, record.of, record.version, record.environment.threads]
             texts = (record.pack, record.environment.device)
+            if record.continued is not None:
+                numbers.append(record.continued)
             if set(map(type, numbers)) != {int} or set(map(type, texts)) != {str} or not 0 <= record.at < record.of:
                 raise TypeError("a value of another kind")
             return record

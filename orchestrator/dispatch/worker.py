@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from jobs.catalogue import load_job
 from jobs.function import described, running_stack, shown
 from jobs.job import LARGEST_STEP, Curves, Job, Member, Observations, Params, Report, params_from
-from orchestrator.checkpoints.contents import SavedCurve
+from orchestrator.checkpoints.contents import SavedCurve, SavedTrial
 from orchestrator.checkpoints.saving import PackSaver
 from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackProgress, PackTask
-from orchestrator.dispatch.environment import TrainingRecord, environment_of, pack_digest
+from orchestrator.dispatch.environment import IN_ONE_PIECE, TrainingRecord, environment_of, pack_digest
 from orchestrator.dispatch.source import source_of
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.reduce import reduce_curves
@@ -120,7 +120,7 @@ def execute(
     flushed = clock()
     deadline = _Deadline(task.timeout_s, clock)
     try:
-        for report in train(members) if saver is None else saver.reports(train, members, curves.restore):
+        for report in train(members) if saver is None else saver.reports(train, members, curves):
             curves.add(report)
             if deadline.passed(report):
                 yield from curves.flush_rest()
@@ -222,7 +222,12 @@ class _OpenCurves:
         self, task: PackTask, job: Job[Any], members: Sequence[Member[Any]], thresholds: Params, device: str
     ) -> None:
         self._task, self._job, self._members, self._thresholds = task, job, members, thresholds
-        self._device, self._pack = device, pack_digest(task.trial_ids)
+        self._device = device
+        self._group: dict[int, tuple[str, int, int]] = {}
+        """Member -> digest of the members that train together, its place among them, and their number."""
+        self.together(range(len(members)))
+        self._continued: dict[int, int] = {}
+        """Member -> the step at which it was continued."""
         self._metrics: list[str] = list(job.metrics_of(members[0].params))
         self._column = {name: k for k, name in enumerate(self._metrics)}
         self._names_as_it_goes = not self._metrics
@@ -298,13 +303,15 @@ class _OpenCurves:
                 status = Status.FINISHED
             except Exception as raised:  # the job's own code: the trial fails with what it raised
                 error = described(raised)
+        pack, at, of = self._group[position]
         trained = TrainingRecord(
-            pack=self._pack,
-            at=position,
-            of=len(self._members),
+            pack=pack,
+            at=at,
+            of=of,
             seed=self._task.seeds[position],
             version=self._job.version,
             environment=environment_of(self._task.job, self._device),
+            continued=self._continued.get(position, IN_ONE_PIECE),
         ).text()
         trial_id = self._task.trial_ids[position]
         self._results.append(TrialResult(trial_id, status, phase, observations, error, trained))
@@ -323,8 +330,14 @@ class _OpenCurves:
         for position in list(self._open):
             self._end(position, error)
 
-    def restore(self, position: int, curve: SavedCurve) -> None:
+    def together(self, positions: Sequence[int]) -> None:
+        """These members train together, without the others."""
+        pack = pack_digest([self._task.trial_ids[p] for p in positions])
+        self._group.update({position: (pack, at, len(positions)) for at, position in enumerate(positions)})
+
+    def restore(self, position: int, saved: SavedTrial) -> None:
         """The rows of a trial that continues; they are sent again, because its curve starts again in the record."""
+        self._continued[position], curve = saved.state.step, saved.curve
         place = [self._place_of(name) for name in curve.metrics]
         one = np.array([position], dtype=np.int64)
         for step, values, present in zip(curve.step.tolist(), curve.values, curve.present, strict=True):
