@@ -149,9 +149,12 @@ class Runner:
                 pass
             if self._started is not None:
                 self._summary.seconds = self._clock() - self._started
-            if self._checkpoints is not None and self._checkpoints.releases and not self._stop.is_set():
-                self._tracker.flush()  # files of the last packs are deleted at the end
-                self._take_refusals()
+            if self._checkpoints is not None and not self._stop.is_set():
+                if not self._summary.gave_up:
+                    self._checkpoints.complete()
+                if self._checkpoints.releases:
+                    self._tracker.flush()  # files of the last packs are deleted at the end
+                    self._take_refusals()
             broke = False
         finally:
             # Record first: a stopped job has three seconds, of which disconnecting from Ray takes one or two.

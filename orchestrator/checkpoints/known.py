@@ -48,6 +48,8 @@ class Checkpoints:
         """Files that are not needed once what is recorded is safe."""
         self._in_earlier: set[str] = set()
         """Files that were found in the earlier store, and are continued."""
+        self._began = self._wrote = False
+        """Whether a pack was dispatched, and whether one was saved."""
         self._said: set[str] = set()
         self._deletes: SimpleQueue[str | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -55,7 +57,7 @@ class Checkpoints:
     def find(self, unfinished: Iterable[str]) -> int:
         """Look for checkpoints of trials that an earlier run began; return how many continue.
 
-        Files that hold no such trial are deleted, and what killed writers have left.
+        What killed writers have left is deleted, and before the first pack also the files that hold no such trial.
         """
         wanted = set(unfinished)
         for folder in (self._folder, self._earlier) if self._earlier else (self._folder,):
@@ -73,7 +75,7 @@ class Checkpoints:
                 for trial, step in steps.items():
                     if trial in wanted and step > self._step_of.get(trial, -1):
                         self._put(trial, name, step)
-                if folder == self._folder and name not in self._held:
+                if folder == self._folder and name not in self._held and not self._began:
                     self._released.append(name)
                 if folder == self._earlier and name in self._held:
                     self._in_earlier.add(name)
@@ -110,12 +112,14 @@ class Checkpoints:
 
     def saving(self, trials: Sequence[str]) -> Saving:
         """How a pack of these trials is saved, and what it continues from."""
+        self._began = True
         continues = {trial: self._file_of[trial] for trial in trials if trial in self._file_of}
         earlier = self._earlier if self._in_earlier else ""
         return Saving(folder=self._folder, earlier=earlier, continues=continues, interval_s=self._interval_s)
 
     def saved(self, saved: Saved, *, left: Container[str]) -> None:
         """A pack has written a checkpoint; `left` are the trials that have not ended."""
+        self._wrote = True
         for trial, step in saved.steps.items():
             if trial in left:
                 self._put(trial, saved.file, step)
@@ -124,6 +128,14 @@ class Checkpoints:
         """These trials have ended, and the tracker has their results."""
         for trial in trials:
             self._drop(trial)
+
+    def complete(self) -> None:
+        """No pack is left: release what workers wrote that were lost before they could say so."""
+        if self._wrote:
+            with contextlib.suppress(StoreError):  # files that are left take room, and no more
+                self._released += [
+                    name for name in open_store(self._folder).names() if name not in {*self._held, *self._released}
+                ]
 
     def note(self, text: str) -> None:
         """Show lines; those that differ in the name of a file alone, once."""

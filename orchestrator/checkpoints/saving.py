@@ -6,7 +6,9 @@ notice says so.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -27,6 +29,8 @@ ASK_S = 1.0
 """How often a worker looks whether it was asked to save its pack."""
 ASK_AFTER_S = 20.0
 """A younger pack loses little: it does not look."""
+KEPT = 2
+"""Checkpoints of a pack that its worker leaves: the newest, and the one of which the driver knows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +72,10 @@ class _Curves(Protocol):
         """This member continues; called before its first report."""
 
 
-def file_of(trial_ids: Sequence[str]) -> str:
-    """The name of a pack's file; the same trials have the same."""
-    return hashlib.blake2b(",".join(trial_ids).encode(), digest_size=12).hexdigest() + SUFFIX
+def new_file(trial_ids: Sequence[str]) -> str:
+    """A name for a pack's next checkpoint, which no other has."""
+    pack = hashlib.blake2b(",".join(trial_ids).encode(), digest_size=12).hexdigest()
+    return f"{pack}-{uuid.uuid4().hex[:12]}{SUFFIX}"
 
 
 class PackSaver:
@@ -94,7 +99,8 @@ class PackSaver:
     ) -> None:
         self._saving, self._trial_ids, self._source, self._clock, self._asked = saving, trial_ids, source, clock, asked
         self._rhythm = Rhythm(began=clock(), fixed_s=saving.interval_s, life_s=saving.life_s)
-        self._file = file_of(trial_ids)
+        self._own: list[str] = []
+        """The files that it has written last."""
         self._store: Store | None = None
         self._continued: dict[int, SavedTrial] = {}
         """Position -> what it continues from."""
@@ -209,8 +215,10 @@ class PackSaver:
             if not states:
                 return None, ""
             trials = list(self._trials(states, so_far))
-            self._open().write(self._file, encoded(trials, source=self._source))
-            saved = Saved(file=self._file, steps={trial.trial_id: trial.state.step for trial in trials})
+            file, store = new_file(self._trial_ids), self._open()
+            store.write(file, encoded(trials, source=self._source))
+            saved = Saved(file=file, steps={trial.trial_id: trial.state.step for trial in trials})
+            self._keep(file, store)
         except Exception as error:  # of the job's states, of any library or of the store: training goes on
             self._broken = True
             notice = (
@@ -220,6 +228,14 @@ class PackSaver:
         now = self._clock()
         self._rhythm.saved(now, cost_s=now - began)
         return saved, notice
+
+    def _keep(self, file: str, store: Store) -> None:
+        """The driver deletes what it has replaced; where it is busy for long, files would become many."""
+        self._own.append(file)
+        for old in self._own[:-KEPT]:
+            with contextlib.suppress(StoreError):
+                store.delete(old)
+        self._own = self._own[-KEPT:]
 
     def _trials(self, states: Mapping[int, TrialState], so_far: Callable[[int], SavedCurve]) -> Iterator[SavedTrial]:
         for position, state in sorted(states.items()):
