@@ -733,5 +733,5 @@ def test_statuses_of_a_continued_pack_are_those_of_any_other(tmp_path: Path) -> 
 
 def test_a_worker_that_is_killed_again_and_again_loses_an_interval_each_time(tmp_path: Path) -> None:
     """Real processes and SIGKILL; `python -m tests.benchmarks.checkpoints` does it twenty times, and on Ray."""
-    found = killed_processes(tmp_path, kills=3, steps=150, wait_s=0.01, interval_s=0.3, seed=2)
+    found = killed_processes(tmp_path, kills=3, steps=400, wait_s=0.01, interval_s=0.3, seed=2)
     assert found.wrong == [] and found.kills == {"process": 3}
