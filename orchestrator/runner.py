@@ -160,7 +160,7 @@ class Runner:
             # Record first: a stopped job has three seconds, of which disconnecting from Ray takes one or two.
             try:
                 if self._stop.is_set() and self._dispatcher is not None:
-                    self._dispatcher.ask_to_save()
+                    self._dispatcher.prepare_to_close()
                 self._end_as_killed()
                 self._summary.stopped = self._stop.is_set()
                 if broke or self._summary.stopped:

@@ -515,6 +515,16 @@ def test_closing_closes_the_engine_and_withdraws_the_request() -> None:
     assert bench.engine.requested == [3, 0]
 
 
+def test_a_run_that_is_stopped_withdraws_the_request_before_it_waits_for_anything() -> None:
+    bench = Bench(workers=3)
+    bench.submit("1")
+    bench.poll(6)
+    bench.pool.prepare_to_close()
+    assert bench.engine.requested == [3, 0] and not bench.engine.closed
+    bench.pool.close()
+    assert bench.engine.requested == [3, 0]
+
+
 # --- checkpoints ---
 
 
@@ -541,13 +551,13 @@ def test_a_stopped_run_waits_for_the_packs_that_are_worth_it() -> None:
     bench.submit(saved_task("old"), scripted_task("not saved"))
     bench.poll(ASK_AFTER_S)
     bench.submit(saved_task("young"))
-    bench.pool.ask_to_save()
+    bench.pool.prepare_to_close()
     assert bench.engine.asked == [bench.engine.holder("old")]
     began = bench.engine.now
     bench.engine.save("old")
     bench.pool.await_saved(60.0)
     assert bench.engine.now - began < 1.0
-    bench.pool.ask_to_save()
+    bench.pool.prepare_to_close()
     bench.pool.await_saved(3.0)
     assert 3.0 <= bench.engine.now - began < 5.0, "one that does not answer is not waited for for long"
 

@@ -133,12 +133,15 @@ class Dispatcher(ABC):
         """The packs that are being trained now; None if that is not known."""
         return None
 
-    def ask_to_save(self) -> None:
-        """Ask for a checkpoint of every pack that has run for a while; does not block."""
+    def prepare_to_close(self) -> None:
+        """Ask for a checkpoint of every pack that has run for a while, and for no more nodes; does not block.
+
+        A stopped run calls it first, because its process may be ended before `close`.
+        """
         return
 
     def await_saved(self, timeout_s: float) -> None:
-        """Wait until the packs that were asked are saved or have ended. Events are dropped meanwhile."""
+        """Wait until the packs that `prepare_to_close` asked are saved or have ended. Events are dropped meanwhile."""
         return
 
     @property

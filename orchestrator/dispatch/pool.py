@@ -142,8 +142,9 @@ class PooledDispatcher(Dispatcher):
         self._polled = now
         return events
 
-    def ask_to_save(self) -> None:
-        """The first pack of each worker, where it is old enough to be worth it."""
+    def prepare_to_close(self) -> None:
+        """Saved is the first pack of each worker, where it is old enough to be worth it."""
+        self._roster.withdraw()
         now = self._clock()
         for worker in self._roster.workers.values():
             held = worker.packs[0] if worker.packs else None
@@ -152,7 +153,7 @@ class PooledDispatcher(Dispatcher):
                 self._asked.add(held.task.pack_id)
 
     def await_saved(self, timeout_s: float) -> None:
-        """Wait for the packs of `ask_to_save`; one that was saved just before does not answer."""
+        """Wait for the packs of `prepare_to_close`; one that was saved just before does not answer."""
         end = self._clock() + timeout_s
         while self._asked and (left_s := end - self._clock()) > 0:
             for happened in self._engine.wait(min(left_s, 0.1)):
@@ -182,8 +183,7 @@ class PooledDispatcher(Dispatcher):
         self._placement.clear()
         self._roster.clear()
         try:
-            if self._roster.requested:
-                self._engine.request(0)
+            self._roster.withdraw()
         finally:
             self._engine.close()
 

@@ -245,10 +245,16 @@ class Roster:
         if not self.grows:
             return
         wanted = packs if self._wanted is None else self._wanted
-        request = wanted if wanted > capacity else 0
-        if request != self.requested:
-            self.requested = request
-            self._engine.request(request)
+        self._request(wanted if wanted > capacity else 0)
+
+    def withdraw(self) -> None:
+        """Announce that no more workers are needed."""
+        self._request(0)
+
+    def _request(self, workers: int) -> None:
+        if workers != self.requested:
+            self.requested = workers
+            self._engine.request(workers)
 
     def _give_up(self, usable: Iterable[str]) -> None:
         """End the run if no worker can live anywhere."""
