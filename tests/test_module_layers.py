@@ -94,6 +94,18 @@ class Buffered(nn.Module):
         return self.read(torch.tanh(x @ self.features)) * (1 + self.calls / 100)
 
 
+class Asking(nn.Module):
+    """Its control flow depends on values that all models share, which vmap allows and a recording does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = torch.arange(x.shape[1])
+        return self.read(x * 2 if (place.diff() == 1).all() else x)
+
+
 def image(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (1, 6, 6)), nn.Conv2d(1, 4, 3, padding=1), *layers)
 
@@ -115,6 +127,7 @@ MODELS: Mapping[str, Any] = {
     "gru_cell": Recurrent,
     "tied": Tied,
     "buffers": Buffered,
+    "asking": Asking,
     "dropout": lambda: nn.Sequential(
         nn.Linear(6, 8), nn.Dropout(0.4), nn.ReLU(), nn.Dropout1d(0.2), nn.Linear(8, CLASSES)
     ),
@@ -160,13 +173,15 @@ def test_a_packed_trial_is_the_trial_for_every_kind_of_layer(kind: str) -> None:
     assert_packed_is_solo(job, trained)
 
 
-@pytest.mark.parametrize("kind", ["linear", "batch_norm", "attention_dropout", "buffers", "conv"])
+@pytest.mark.parametrize("kind", ["linear", "batch_norm", "attention_dropout", "buffers", "conv", "asking"])
 def test_a_recording_computes_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Layers()
     trained = members(job, kind=kind)
     eager = curves_of(job, trained)
-    monkeypatch.setattr(packs, "_way", lambda *_: Way(size=3, recorded=True))
+    way = Way(size=3, recorded=True)
+    monkeypatch.setattr(packs, "_way", lambda *_: way)
     recorded = curves_of(job, trained)
+    assert way.graphs and all((graph is None) == (kind == "asking") for graph in way.graphs.values())
     for position in eager:
         assert_same_curves(eager[position], recorded[position], rtol=1e-5, atol=1e-6)
 

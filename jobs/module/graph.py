@@ -2,7 +2,7 @@
 
 Stacked models of small networks spend their time in Python: in the forward pass of the module, in `torch.func.vmap` and
 in autograd. `torch.fx` records the operations that these launch, those of the gradient included; the recording computes
-the same numbers. It is bound to the shapes of its inputs.
+the same numbers. It is bound to the shapes of its inputs. A function that cannot be recorded is called instead.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-Graphs = dict[tuple[Any, ...], Callable[..., Any]]
-"""(name of a function, shapes of its inputs) -> its recording."""
+Graphs = dict[tuple[Any, ...], Callable[..., Any] | None]
+"""(name of a function, shapes of its inputs) -> its recording; None: it cannot be recorded."""
 
 
 class Recorded:
@@ -31,11 +31,14 @@ class Recorded:
         key = (self._name, *(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves))
         if key not in self._graphs:
             self._graphs[key] = _record(self._function, leaves, structure)
+        recording = self._graphs[key]
         with torch.no_grad():
-            return self._graphs[key]([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+            if recording is None:
+                return self._function(*arguments)
+            return recording([leaf for leaf in leaves if isinstance(leaf, Tensor)])
 
 
-def _record(function: Callable[..., Any], leaves: list[Any], structure: pytree.TreeSpec) -> Callable[..., Any]:
+def _record(function: Callable[..., Any], leaves: list[Any], structure: pytree.TreeSpec) -> Callable[..., Any] | None:
     from torch.fx.experimental.proxy_tensor import make_fx  # takes more than a second to import
 
     def of_tensors(tensors: list[Tensor]) -> Any:
@@ -45,7 +48,10 @@ def _record(function: Callable[..., Any], leaves: list[Any], structure: pytree.T
 
     # The recording runs the function: buffers that it changes must not be those of the models.
     copies = [leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)]
-    graph = make_fx(of_tensors)(copies)
+    try:
+        graph = make_fx(of_tensors)(copies)
+    except Exception:  # control flow by a value that all models share; any other error the function raises itself
+        return None
     _simplify(graph)
     return graph
 
