@@ -128,6 +128,7 @@ MODELS: Mapping[str, Any] = {
     "tied": Tied,
     "buffers": Buffered,
     "asking": Asking,
+    "padding": lambda: nn.Sequential(nn.Embedding(7, 8, padding_idx=-1), nn.Flatten(), nn.Linear(40, CLASSES)),
     "dropout": lambda: nn.Sequential(
         nn.Linear(6, 8), nn.Dropout(0.4), nn.ReLU(), nn.Dropout1d(0.2), nn.Linear(8, CLASSES)
     ),
@@ -138,7 +139,17 @@ MODELS: Mapping[str, Any] = {
         nn.Linear(40, CLASSES),
     ),
 }
-TOKENS = {"attention", "attention_dropout", "attention_weights", "sdpa", "sdpa_dropout", "gru_cell", "tied", "encoder"}
+TOKENS = {
+    "attention",
+    "attention_dropout",
+    "attention_weights",
+    "sdpa",
+    "sdpa_dropout",
+    "gru_cell",
+    "tied",
+    "encoder",
+    "padding",
+}
 IMAGES = {"conv", "conv_stride", "group_norm", "batch_norm"}
 
 
@@ -327,4 +338,45 @@ def test_a_module_that_computes_something_else_when_stacked_trains_alone() -> No
     job = Forgetful()
     trained = members(job)
     assert "assign to a buffer" in why_alone(job, trained[0].params)
+    assert_packed_is_solo(job, trained, rtol=0, atol=0)
+
+
+class OfTheFirst(torch.autograd.Function):
+    """A product whose rule for vmap is wrong: it has the first model's factor."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        return x * w
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return grad[0] * w, (grad[0] * x).sum(0)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, w: Tensor) -> tuple[Tensor, int]:
+        return OfTheFirst.apply(x, w[0]), 0
+
+
+class Wrong(Layers):
+    def model(self, params: Any) -> nn.Module:
+        class Product(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.w, self.read = nn.Parameter(3 * torch.randn(6)), nn.Linear(6, CLASSES)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.read(OfTheFirst.apply(x, self.w))
+
+        return Product()
+
+
+def test_a_module_that_is_wrong_for_all_stacked_models_but_the_first_trains_alone() -> None:
+    job = Wrong()
+    trained = members(job)
+    assert "computes something else" in why_alone(job, trained[0].params)
     assert_packed_is_solo(job, trained, rtol=0, atol=0)

@@ -2,7 +2,8 @@
 
 PyTorch draws the masks of dropout in a vectorised module from one generator, in an order that depends on the pack. Here
 a mask is a function of the trial's seed, of the step and of the position of the call in the forward pass. Fused
-attention and recurrent cells have no rule for `torch.func.vmap`; stacked models compute them from their parts.
+attention and recurrent cells have no rule for `torch.func.vmap`; stacked models compute them from their parts. The rule
+of an embedding leaves the gradient of its padding out for the first model alone; here it is left out for all.
 `nn.Dropout`, `nn.MultiheadAttention`, `nn.GRUCell` and a user's own calls find the replacements in
 `torch.nn.functional` and `torch._VF`.
 """
@@ -100,6 +101,14 @@ def _lstm_cell(x: Tensor, states: tuple[Tensor, Tensor], *w: Tensor) -> tuple[Te
 
 
 _ATTENTION: Callable[..., Tensor] = functional.scaled_dot_product_attention
+_EMBEDDING: Callable[..., Tensor] = functional.embedding
+
+
+def _embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None, *rest: Any, **options: Any) -> Tensor:
+    rows = _EMBEDDING(input, weight, None, *rest, **options)
+    if padding_idx is None:
+        return rows
+    return torch.where((input == padding_idx % len(weight)).unsqueeze(-1), rows.detach(), rows)
 
 
 @contextlib.contextmanager
@@ -117,6 +126,7 @@ def replaced(random: Random | None, *, stacked: bool) -> Iterator[None]:
         "dropout2d": calls.channels(2),
         "dropout3d": calls.channels(3),
         "scaled_dot_product_attention": calls.attention,
+        **({"embedding": _embedding} if stacked else {}),
     }
     before = {name: getattr(functional, name) for name in new}
     cells: dict[str, Any] = {"gru_cell": _gru_cell, "lstm_cell": _lstm_cell} if stacked else {}

@@ -230,22 +230,23 @@ def _why_alone(job: ModuleScience, params: Any) -> str:
         return "it has an optimiser of PyTorch"
     try:
         with _without_fallback():
-            stacked = _first_measured(job, trials, StackedBlock)
+            stacked = _last_measured(job, trials, StackedBlock)
     except Exception as error:  # whatever vmap or the user's code raises under it
         lines = str(error).strip().splitlines() or [type(error).__name__]
         sentence, place = lines[0].partition(". ")[0], _place(error)
         return f"{place}: {sentence}" if place else sentence
-    alone = _first_measured(job, [trial_of(job, 0, trials[0].member)], SingleBlock)
+    # Not the first: stacked models have its attributes, and a wrong rule for vmap may be right for it.
+    alone = _last_measured(job, [trial_of(job, 0, trials[-1].member)], SingleBlock)
     same = all(torch.isclose(alone[name], stacked[name], rtol=1e-2, atol=1e-2, equal_nan=True) for name in alone)
     return "" if same else "it computes something else when it is stacked; does it assign to a buffer in `forward`?"
 
 
-def _first_measured(job: ModuleScience, trials: Sequence[Trial], kind: type[ModuleBlock]) -> dict[str, Tensor]:
-    """The losses of the first trial after two steps."""
+def _last_measured(job: ModuleScience, trials: Sequence[Trial], kind: type[ModuleBlock]) -> dict[str, Tensor]:
+    """The losses of the last trial after two steps."""
     networks, data = [t.network for t in trials], [t.data for t in trials]
     block = kind(job, [t.member for t in trials], networks, data, "cpu", 1024.0)
     block.advance(0, 2)
-    return {name: value[0].double() for name, value in block.measure().items() if name.endswith("loss")}
+    return {name: value[-1].double() for name, value in block.measure().items() if name.endswith("loss")}
 
 
 @contextlib.contextmanager
