@@ -438,7 +438,7 @@ class Job(ABC, Generic[P]):
         """The cost of a pack of `models` trials like `params`, each padded to `extent`."""
 
     def remarks(self, params: Sequence[P], *, measure: bool = False) -> Sequence[str]:
-        """Lines that `plan` prints about trials with these parameters; none by default.
+        """Lines that `plan` and `verify-job` print about trials with these parameters; none by default.
 
         `measure`: for `check --rehearse`, which lets the job train for some seconds.
         """

@@ -7,14 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from jobs.job import Cost, Job, Params, Report
+from jobs.job import Cost, Job, Member, Params, Report
+from jobs.module import ModuleJob
+from jobs.module.pack import why_alone
 from orchestrator.cli import main
-from orchestrator.commands.starting import _MODULE
+from orchestrator.commands.starting import _MODULE, _MODULE_SWEEP
 from tests.driving import environment
+from tests.packing import assert_packed_is_solo
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "modules.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 BAD = """
 class Branching(Parity):
@@ -49,9 +54,31 @@ def phasefront(*arguments: str, cwd: Path, code: int = 0) -> str:
 
 
 def test_the_page_has_the_job_that_new_writes() -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    source = BLOCKS[0]
     assert source.strip() == _MODULE.partition('"""\n\n')[2].strip()
     assert len(source.strip().splitlines()) <= 25
+    sweep, (shown,) = (
+        yaml.safe_load(_MODULE_SWEEP.format(name="parity")),
+        re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL),
+    )
+    assert yaml.safe_load(shown).items() <= sweep.items()
+
+
+def jobs_of(block: str) -> list[type[ModuleJob]]:
+    names: dict[str, object] = {}
+    exec(block, names)
+    return [v for v in names.values() if isinstance(v, type) and issubclass(v, ModuleJob) and v is not ModuleJob]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[re.findall(r"(\w+)\(ModuleJob", block)[0] for block in BLOCKS])
+def test_the_jobs_of_the_page_are_stacked(block: str) -> None:
+    if "transformers" in block:
+        pytest.importorskip("transformers", reason="transformers is not a dependency")
+    (job,) = jobs_of(block)
+    values = {"steps": 6, "curve_points": 3, "optimiser": "sgd"}
+    trained = [Member(params=job().params_for(values), seed=k) for k in range(3)]
+    assert why_alone(job(), trained[0].params) == ""
+    assert_packed_is_solo(job(), trained)
 
 
 def test_new_writes_a_module_job(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +167,13 @@ def test_a_job_whose_trials_depend_on_their_pack_is_found(capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "differ        a pack and each trial alone: at most 6.0e-01 (loss; allowed 0.001)" in text
     assert text.splitlines()[-1] == "verdict       the curves of a trial depend on its pack"
+
+
+def test_verify_job_says_that_a_module_trains_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify-job", "tests.test_module_job:Branching", "--steps", "5"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"alone +all trials train one at a time: \S*test_module_job.py:\d+: vmap", text), text
+    assert text.splitlines()[-1] == "verdict       a packed trial is the trial"
 
 
 def test_a_good_job_is_verified(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,8 @@ def verify_job(arguments: argparse.Namespace) -> int:
     members = [Member(params=_varied(job, short, k), seed=k + 1) for k in range(MODELS)]
     whole = _curves(job, members, "cpu")
     print(f"{arguments.job}: {MODELS} trials of {_text(short)}")
+    for line in job.remarks([short]):
+        print(line)
     alone = [_curves(job, [member], "cpu")[0] for member in members]
     other = _curves(job, members[:0:-1], "cpu")
     verdicts = [
