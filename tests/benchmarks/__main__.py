@@ -12,6 +12,7 @@ BENCHMARKS = (
     ["bench_tracking.py", "--postgres"],
     ["bench_scale.py"],
     ["bench_results.py"],
+    ["bench_pages.py"],
     ["bench_cluster.py"],
 )
 
