@@ -135,8 +135,7 @@ def test_a_head_refuses_clients_without_the_token(head: Head, tmp_path: Path) ->
 
 
 def test_a_head_prints_the_next_commands(head: Head) -> None:
-    submit = "ray job submit --working-dir . -- python -m orchestrator run configs/"
-    for command in ("cluster/local/worker.sh ", submit, "cluster/local/stop.sh"):
+    for command in ("cluster/local/worker.sh ", "phasefront submit FILE --set tracking.uri=", "cluster/local/stop.sh"):
         assert command in head.said
 
 

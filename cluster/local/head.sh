@@ -47,9 +47,9 @@ Ray head is running: ${address:-port $port} (log: $directory/head.log)
 On each further machine, with the same token in ~/.ray/auth_token (\`ray get-auth-token\` prints it):
     cluster/local/worker.sh ${address:-THIS_MACHINE:$port}
 
-To submit a sweep from the project's folder (the job runs in a copy of it, so the record needs an absolute path):
+To submit a sweep from its folder (the job runs in a copy of it, so the record needs an absolute path):
     export RAY_AUTH_MODE=$RAY_AUTH_MODE RAY_API_SERVER_ADDRESS=$api
-    ray job submit --working-dir . -- python -m orchestrator run configs/demo_grokking.yaml --set tracking.uri=sqlite:///\$PWD/mlflow.db
+    phasefront submit FILE --set tracking.uri=sqlite:///\$PWD/mlflow.db
 
 To stop this head and its worker on this machine:
     cluster/local/stop.sh
