@@ -21,7 +21,7 @@ PAGES = {
     "ARCHITECTURE.md": "architecture.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "cluster/README.md": "cluster.md",
+    "cluster/README.md": "cluster-files.md",
     "configs/README.md": "published-sweeps.md",
     "tests/benchmarks/RESULTS.md": "measured/benchmarks.md",
     "tests/chaos/RESULTS.md": "measured/chaos.md",

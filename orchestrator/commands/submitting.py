@@ -107,7 +107,7 @@ def _followed(server: JobServer, prefix: str, number: int, arguments: argparse.N
         raise UserError(
             "phasefront is not installed on the head of this cluster",
             place=server.address,
-            next_step="install the same version on every node (see cluster/README.md), or submit from a folder "
+            next_step="install the same version on every node (see docs/cluster.md), or submit from a folder "
             "that holds the packages orchestrator and jobs",
         )
     if attempt.state == "STOPPED":
