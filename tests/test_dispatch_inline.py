@@ -1,10 +1,35 @@
 """The inline dispatcher keeps the contract."""
 
-from orchestrator.dispatch.base import Dispatcher
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from orchestrator.dispatch.base import Dispatcher, PackProgress
 from orchestrator.dispatch.inline import InlineDispatcher
 from tests.dispatch_contract import DispatchContract
+from tests.test_checkpoints import Clock, pack_of, walk
 
 
 class TestInline(DispatchContract):
     def make(self) -> Dispatcher:
         return InlineDispatcher(flush_s=0.0)
+
+
+def test_a_pack_that_has_run_for_a_while_is_saved_when_the_run_is_stopped(tmp_path: Path) -> None:
+    """Also where the signal came between two of its events; a young pack is not waited for."""
+    for before, asked in ((3, "poll"), (3, "await_saved"), (0, "poll")):
+        folder, stopped = tmp_path / f"{before}-{asked}", threading.Event()
+        dispatcher = InlineDispatcher(flush_s=0.0, clock=Clock(), stopping=stopped.is_set)
+        pack = pack_of([walk(0.1, steps=400)], folder)
+        dispatcher.submit([replace(pack, saving=replace(pack.saving, interval_s=1e9))])  # type: ignore[type-var]
+        for _ in range(before * 10):
+            assert len(dispatcher.poll(0.0)) == 1
+        assert not list(folder.glob("*"))
+        stopped.set()
+        events = dispatcher.poll(0.0) if asked == "poll" else dispatcher.await_saved(0.0)
+        if events is not None:
+            assert [isinstance(e, PackProgress) and e.saved is not None for e in events[-1:]] == [before > 0]
+        assert len(list(folder.glob("*.safetensors"))) == (before > 0)
+        dispatcher.await_saved(0.0)
+        assert len(list(folder.glob("*.safetensors"))) == (before > 0), "once"
+        dispatcher.close()

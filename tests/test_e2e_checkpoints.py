@@ -24,18 +24,21 @@ def test_a_sweep_whose_workers_and_driver_are_killed_is_the_sweep(tmp_path: Path
     assert code == 0, text
 
 
-def test_a_run_that_is_told_to_end_saves_first(tmp_path: Path) -> None:
-    """SIGUSR1, by which Slurm announces the end of a job's time."""
+@pytest.mark.parametrize(
+    ("number", "more"), [(signal.SIGUSR1, []), (signal.SIGTERM, ["--inline"]), (signal.SIGINT, ["--inline"])]
+)
+def test_a_run_that_is_told_to_end_saves_first(tmp_path: Path, number: signal.Signals, more: list[str]) -> None:
+    """SIGUSR1, by which Slurm announces the end of a job's time; in one process, any signal that stops the run."""
     sweep_file(tmp_path, steps=2600, wait_s=0.01, interval_s=1e6)
-    with driving.driver("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ=environ()) as run:
+    with driving.driver("run", "sweep.yaml", "--no-map", *more, cwd=tmp_path, environ=environ()) as run:
         driving.wait_for("a step", lambda: bool(log_lines(tmp_path)), run)
         began = log_lines(tmp_path)[0][3]
         driving.wait_for("a while", lambda: log_lines(tmp_path)[-1][3] - began > 25.0, run)
-        run.popen.send_signal(signal.SIGUSR1)
-        assert "stopped" in run.finish() and run.popen.returncode == 128 + signal.SIGUSR1
+        run.popen.send_signal(number)
+        assert "stopped" in run.finish() and run.popen.returncode == 128 + number
     assert list(tmp_path.rglob("*.safetensors"))
     before = len(log_lines(tmp_path))
-    code, text = driving.run("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ=environ())
+    code, text = driving.run("run", "sweep.yaml", "--no-map", *more, cwd=tmp_path, environ=environ())
     assert code == 0 and re.search(r"\d trials continue from checkpoints", text), text
     lines = log_lines(tmp_path)
     begun = {line[0] for line in lines[:before]}

@@ -44,6 +44,8 @@ LEAVE_AFTER_S = 2.0
 """Ray kills a stopped job after three seconds; shutting down a Ray that was started here may take longer."""
 ANNOUNCED_S = 90.0
 """The same after SIGUSR1, by which a scheduler announces the end: there is time for checkpoints."""
+_ALARM = getattr(signal, "SIGALRM", None)
+"""It ends a pack that is to be saved first, and is not in time."""
 SAMPLE = 64
 """Trials of a search from which costs are estimated before it starts."""
 
@@ -69,6 +71,7 @@ class Stopper:
         self.at_once = True
         """Whether a signal raises `Interrupted`: before and after the trials, as starting Ray can take long, and in
         `training`."""
+        self._worth_saving: Callable[[], bool] = lambda: False
         self._before: dict[int, Any] = {}
         self._signals = [signal.SIGINT] if embedded else [signal.SIGINT, signal.SIGTERM]
         if embedded and threading.current_thread() is not threading.main_thread():
@@ -94,18 +97,23 @@ class Stopper:
     def restore(self) -> None:
         """Reinstall the handlers that were there before."""
         for number, handler in self._before.items():
+            if number == _ALARM:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def training(self) -> Iterator[None]:
-        """Inside, a trial trains in this process, which may take long: the first signal ends the block."""
+    def training(self, worth_saving: Callable[[], bool]) -> Iterator[None]:
+        """Inside, a trial trains in this process, which may take long: the first signal ends the block.
+
+        If the pack is `worth_saving` then, it has `leave_after_s` for it.
+        """
         try:
-            self.at_once = True
+            self._worth_saving, self.at_once = worth_saving, True
             yield
         except Interrupted:
             pass
         finally:
-            self.at_once = False
+            self.at_once, self._worth_saving = False, lambda: False
 
     @contextlib.contextmanager
     def at_leisure(self) -> Iterator[None]:
@@ -135,6 +143,14 @@ class Stopper:
             leave = threading.Timer(self.leave_after_s, self._leave)
             leave.daemon = True
             leave.start()
+        if self.at_once and _ALARM is not None and not self._embedded and self._worth_saving():
+            self._before.setdefault(_ALARM, signal.signal(_ALARM, self._overdue))
+            signal.setitimer(signal.ITIMER_REAL, self.leave_after_s)
+        elif self.at_once:
+            raise Interrupted
+
+    def _overdue(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
         if self.at_once:
             raise Interrupted
 

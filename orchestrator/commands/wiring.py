@@ -199,7 +199,7 @@ def make_pool(
     sweep: Sweep,
     *,
     inline: bool,
-    training: Callable[[], AbstractContextManager[object]] = nullcontext,
+    training: Callable[[Callable[[], bool]], AbstractContextManager[object]] = nullcontext,
     connected: Callable[[], None] = lambda: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Callable[[], Dispatcher]:
@@ -212,7 +212,7 @@ def make_pool(
             from orchestrator.dispatch.worker import prepare
 
             prepare(threads=max(1, int(sweep.resources.cpus_per_worker)), job=sweep.job)
-            return InlineDispatcher(device=inline_device(sweep), training=training)
+            return InlineDispatcher(device=inline_device(sweep), training=training, stopping=stopping)
         from orchestrator.dispatch.ray_pool import RayDispatcher
 
         return RayDispatcher(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from orchestrator.dispatch.base import Dispatcher, Event, PackTask
+from orchestrator.checkpoints.saving import ASK_AFTER_S
+from orchestrator.dispatch.base import Dispatcher, Event, PackProgress, PackTask
 from orchestrator.dispatch.worker import execute
 
 
@@ -20,7 +22,9 @@ class InlineDispatcher(Dispatcher):
         device: where packs train.
         flush_s: how often a pack's measurements become an event.
         clock: seconds, monotonic.
-        training: entered for each event of a job; a signal may end such a block early, and its pack with it.
+        training: entered for each event of a job, with a function that says whether the pack is worth saving; a signal
+            may end such a block early, and its pack with it.
+        stopping: whether the run is being stopped; then a pack that is worth it goes on until it is saved.
     """
 
     workers = 1
@@ -31,9 +35,12 @@ class InlineDispatcher(Dispatcher):
         device: str = "cpu",
         flush_s: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
-        training: Callable[[], AbstractContextManager[object]] = nullcontext,
+        training: Callable[[Callable[[], bool]], AbstractContextManager[object]] = nullcontext,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._device, self._flush_s, self._clock, self._training = device, flush_s, clock, training
+        self._stopping = stopping
+        self._worth_saving_at = math.inf
         self._queue: deque[PackTask] = deque()
         self._running: Generator[Event, None, None] | None = None
 
@@ -43,20 +50,39 @@ class InlineDispatcher(Dispatcher):
 
     def poll(self, timeout_s: float) -> list[Event]:
         """Run until the next event and return it; return nothing if no pack is left, or if a signal ended one."""
+        events: list[Event] = []
         while self._running is not None or self._queue:
             if self._running is None:
-                task = self._queue.popleft()
-                self._running = execute(task, device=self._device, flush_s=self._flush_s, clock=self._clock)
+                self._begin(self._queue.popleft())
             event, ended = None, False
-            with self._training():
-                event = next(self._running, None)
+            with self._training(self._is_worth_saving):
+                event = next(self._running, None)  # type: ignore[arg-type]
                 ended = event is None
             if event is not None:
-                return [event]
+                events.append(event)
+                if isinstance(event, PackProgress) and event.saved is not None:
+                    self._worth_saving_at = self._clock() + ASK_AFTER_S
+                if not (self._stopping() and self._is_worth_saving()):
+                    break
+                continue
             self._running = None
-            if not ended:
+            if not ended or events:
                 break
-        return []
+        return events
+
+    def await_saved(self, timeout_s: float) -> None:
+        """Go on with a pack that is worth saving, where the signal came between two of its events."""
+        if self._running is not None and self._is_worth_saving():
+            self.poll(timeout_s)
+
+    def _begin(self, task: PackTask) -> None:
+        self._running = execute(
+            task, device=self._device, flush_s=self._flush_s, clock=self._clock, asked=self._stopping
+        )
+        self._worth_saving_at = math.inf if task.saving is None else self._clock() + ASK_AFTER_S
+
+    def _is_worth_saving(self) -> bool:
+        return self._clock() >= self._worth_saving_at
 
     def close(self) -> None:
         """Drop the queue and end the running pack."""
