@@ -263,18 +263,21 @@ class MLPBlock(Block):
         """
         data = self.data
         examples = self.batches.most
-        train = self._evaluate(data.x_SND[:, :examples], data.y_MN[:, :examples], self.batches.counts)
+        ragged = self.batches.fewest < examples
+        train = self._evaluate(data.x_SND[:, :examples], data.y_MN[:, :examples], self.batches.counts, ragged=ragged)
         tests = torch.full_like(self.batches.counts, data.xt_STD.shape[1])
         test = self._evaluate(data.xt_STD, data.yt_ST[data.source_M], tests)
         return {"train_loss": train[0], "train_error": train[1], "test_loss": test[0], "test_error": test[1]}
 
-    def _evaluate(self, x_SND: Tensor, y_MN: Tensor, counts_M: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate(
+        self, x_SND: Tensor, y_MN: Tensor, counts_M: Tensor, *, ragged: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(M,) mean loss and error over the first examples of each model; `ragged`: not all of some models."""
         models, examples = len(y_MN), x_SND.shape[1]
         widest = max([x_SND.shape[2], *(w.shape[2] for w in self._weights)])
         rows = max(64, min(examples, evaluation_bytes(_EVALUATION_BYTES, self._device.type) // (4 * widest * models)))
         loss = torch.zeros(models, dtype=torch.float64, device=self._device)
         error = torch.zeros_like(loss)
-        ragged = bool((counts_M != examples).any())
         for start in range(0, examples, rows):
             x = x_SND[:, start : start + rows]
             x = x.expand(models, -1, -1) if len(x) == 1 else x[self.data.source_M]

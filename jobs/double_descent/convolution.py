@@ -199,7 +199,7 @@ def initialise(
 
 def alignment(device: torch.device | str) -> int:
     """Numbers at a multiple of which each layer's parameters begin (`FlatParameters`)."""
-    return 4 if torch.device(device).type == "cuda" else 1
+    return 1 if torch.device(device).type == "cpu" else 4
 
 
 @contextmanager

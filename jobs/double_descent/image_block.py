@@ -197,7 +197,7 @@ class ImageBlock(Block):
         pixels = data.x_NCHW.shape[2] * data.x_NCHW.shape[3] * models
         chunk = max(16, _EVALUATION_PIXELS // pixels)
         train, test = torch.zeros(2, 2, models, dtype=torch.float64, device=self._device)
-        longest = int(counts.max())
+        longest = min(self.batches.most, self._params.train_evaluated or self.batches.most)
         for start in range(0, longest, chunk):
             column = torch.arange(start, min(start + chunk, longest), device=self._device)
             held = column < counts[:, None]

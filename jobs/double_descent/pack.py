@@ -47,7 +47,8 @@ def _data(params: Sequence[DoubleDescentParams], seeds: Sequence[int], device: s
     # Equal seeds of the data (and noise) share one data set.
     keys = [(_data_seed(p, seed), p.noise_std) for seed, p in zip(seeds, params, strict=True)]
     distinct = list(dict.fromkeys(keys))
-    source = torch.tensor([distinct.index(key) for key in keys], device=device)
+    source_of = [distinct.index(key) for key in keys]
+    source = torch.tensor(source_of, device=device)
     own = [seed for seed, _ in distinct]
     if first.data == "mnist1d" or first.data in SOURCES:
         sets = [mnist1d(train, test, seed) for seed in own] if first.data == "mnist1d" else [_pixels(first)]
@@ -66,7 +67,9 @@ def _data(params: Sequence[DoubleDescentParams], seeds: Sequence[int], device: s
     if first.data != "gaussian_linear":
         rates = [p.label_noise for p in params]
         labels = noisy_labels(labels, seeds, rates, first.outputs, first.noise_convention)
-    return _subsets(PackData(x_SND=x, y_MN=labels, xt_STD=x_test, yt_ST=y_test, source_M=source), params, seeds)
+    return _subsets(
+        PackData(x_SND=x, y_MN=labels, xt_STD=x_test, yt_ST=y_test, source_M=source), source_of, params, seeds
+    )
 
 
 def _data_seed(params: DoubleDescentParams, seed: int) -> int:
@@ -87,7 +90,9 @@ def _pixels(
     return x, images.y, x_test, images.y_test
 
 
-def _subsets(data: PackData, params: Sequence[DoubleDescentParams], seeds: Sequence[int]) -> PackData:
+def _subsets(
+    data: PackData, source_of: Sequence[int], params: Sequence[DoubleDescentParams], seeds: Sequence[int]
+) -> PackData:
     """Each model's own random subset, in random order, where one uses less than the pool."""
     used = [p.used for p in params]
     order = subset_rows(seeds, used, data.x_SND.shape[1], data.y_MN.device)
@@ -95,7 +100,7 @@ def _subsets(data: PackData, params: Sequence[DoubleDescentParams], seeds: Seque
         return data
     order = order[:, : max(used)]
     return PackData(
-        x_SND=torch.stack([data.x_SND[s][rows] for s, rows in zip(data.source_M.tolist(), order, strict=True)]),
+        x_SND=torch.stack([data.x_SND[s][rows] for s, rows in zip(source_of, order, strict=True)]),
         y_MN=data.y_MN.gather(1, order),
         xt_STD=data.xt_STD[data.source_M],
         yt_ST=data.yt_ST[data.source_M],

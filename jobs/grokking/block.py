@@ -64,7 +64,7 @@ class ModularBlock(RepeatableBlock):
         models = len(pairs.order_MP)
         if pairs.official:
             # The train set of each model, then the test set; the rest of the table is not measured.
-            most = int(count.max())
+            most = self.batches.most
             tests = torch.arange(len(pairs.x_P) - pairs.official, len(pairs.x_P), device=count.device)
             self._rows: Tensor | None = torch.cat([pairs.order_MP[:, :most], tests.expand(models, -1)], 1)
             column = torch.arange(self._rows.shape[1], device=count.device)

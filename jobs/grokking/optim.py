@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jobs.grokking.params import GrokkingParams
 from jobs.packed import optim
-from jobs.packed.optim import Adam, FlatParameters, Optimiser, OptimiserSettings
+from jobs.packed.optim import Adam, FlatParameters, Optimiser, OptimiserSettings, all_equal
 
 
 def make_optimiser(params: Sequence[GrokkingParams], parameters: FlatParameters) -> Optimiser:
@@ -39,11 +39,13 @@ class ChangedAdam(Adam):
         first, device = params[0], parameters.flat.device
         self._perp, self._decay_embedding = first.perp_grad, first.decay_embedding
         self._one_vector = _one_vector(first)
-        self._lambda = torch.tensor([p.grokfast_lambda for p in params], device=device)
-        self._alpha = torch.tensor([p.grokfast_alpha for p in params], device=device)
+        lambdas = torch.tensor([p.grokfast_lambda for p in params])
+        alphas = torch.tensor([p.grokfast_alpha for p in params])
+        self._host_lambda, self._host_alpha = lambdas.numpy(), alphas.numpy()
+        self._lambda, self._alpha = lambdas.to(device), alphas.to(device)
         self._embedding_rate = torch.tensor([p.embedding_learning_rate for p in params], device=device)
         """(M,) learning rate of the first layer; 0 where it is that of the others."""
-        self._split = not first.decay_embedding or bool((self._embedding_rate > 0).any())
+        self._split = not first.decay_embedding or any(p.embedding_learning_rate > 0 for p in params)
         self._average = FlatParameters.like(parameters) if first.grokfast_lambda > 0 else None
         super().__init__(OptimiserSettings.of(params, first.epsilon), parameters)
 
@@ -59,16 +61,18 @@ class ChangedAdam(Adam):
         return {**super()._saved(), **({"average": self._average} if self._average else {})}
 
     def keep(self, index: Tensor) -> None:
-        index = index.to(self._lambda.device)
-        self._lambda, self._alpha = self._lambda[index], self._alpha[index]
-        self._embedding_rate = self._embedding_rate[index]
+        here = index.numpy()
+        self._host_lambda, self._host_alpha = self._host_lambda[here], self._host_alpha[here]
+        there = index.to(self._lambda.device)
+        self._lambda, self._alpha = self._lambda[there], self._alpha[there]
+        self._embedding_rate = self._embedding_rate[there]
         super().keep(index)
 
     def _prepare(self) -> None:
         super()._prepare()
         if self._average is not None:
-            self._lambda_flat = self.parameters.spread(self._lambda)
-            self._alpha_flat = self.parameters.spread(1 - self._alpha)
+            self._lambda_flat = self.parameters.spread(self._lambda, equal=all_equal(self._host_lambda))
+            self._alpha_flat = self.parameters.spread(1 - self._alpha, equal=all_equal(1 - self._host_alpha))
         if not self._split:
             return
         rest = self.learning_rate * self._rate

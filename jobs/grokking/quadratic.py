@@ -42,7 +42,8 @@ class QuadraticBlock(ModularBlock):
             # The pairs that use each table row, row after row, and where each row's list starts.
             used = self._fixed_rows.flatten()
             self._users = used.argsort(stable=True) // 2
-            counts = torch.bincount(used, minlength=rows)
+            # As torch.bincount, which reads the largest value back from the device.
+            counts = torch.zeros(rows, dtype=torch.int64, device=device).index_add_(0, used, torch.ones_like(used))
             self._first_user = counts.cumsum(0) - counts
 
     def _table_rows(self, x_MB: Tensor, y_MB: Tensor) -> Tensor:

@@ -104,12 +104,12 @@ class ModuleBlock(Block):
         return params[0]
 
     @abstractmethod
-    def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        """(M,) losses of a batch and their gradients, before the step after `at` steps."""
+    def _losses(self, parts: Parts, step: int, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """(M,) losses of a batch and their gradients, after `step` steps; `at` is that number on the device."""
 
     @abstractmethod
-    def _fresh(self, at: Tensor) -> Parts:
-        """The batch of a job that draws its own."""
+    def _fresh(self, step: int, at: Tensor) -> Parts:
+        """The batch of a job that draws its own, at this step."""
 
     @abstractmethod
     def _weight_masks(self) -> dict[str, Tensor]:
@@ -137,8 +137,8 @@ class ModuleBlock(Block):
                 if rows_KMB is not None:
                     parts = self._train.gather(rows_KMB[k])
                 else:
-                    parts = self._fresh(at_K[k]) if self._whole is None else self._whole
-                self._step(parts, at_K[k])
+                    parts = self._fresh(step + k, at_K[k]) if self._whole is None else self._whole
+                self._step(parts, step + k, at_K[k])
                 self._prune()
             step += steps
             count -= steps
@@ -150,8 +150,8 @@ class ModuleBlock(Block):
                     if name in self._masks:
                         view.mul_(self._masks[name])
 
-    def _step(self, parts: Parts, at: Tensor) -> None:
-        _, gradients = self._losses(parts, at)
+    def _step(self, parts: Parts, step: int, at: Tensor) -> None:
+        _, gradients = self._losses(parts, step, at)
         optimiser = self._optimiser
         with torch.no_grad():
             scale_M = optimiser.gradient_scale
@@ -222,10 +222,10 @@ class ModuleBlock(Block):
         self._batches.keep(index)
         self._parameters.keep(index)
         self._optimiser.keep(index)
+        self._seeds = [self._seeds[k] for k in index.tolist()]
         index = index.to(self._device)
         self._train, self._test = self._train.keep(index), self._test.keep(index)
         self._keys, self._fixed = self._keys[index], [tensor[index] for tensor in self._fixed]
-        self._seeds = [self._seeds[k] for k in index.tolist()]
         self._masks = {name: mask[index] for name, mask in self._masks.items()}
         self._bind()
 
@@ -267,11 +267,11 @@ class StackedBlock(ModuleBlock):
             gradients = torch.autograd.grad(losses.sum(), weights, materialize_grads=True)
         return losses.detach(), gradients
 
-    def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        step: tuple[Tensor, Sequence[Tensor]] = self._step_of(self._weights, self._fixed, parts, self._keys, at)
-        return step
+    def _losses(self, parts: Parts, step: int, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        losses: tuple[Tensor, Sequence[Tensor]] = self._step_of(self._weights, self._fixed, parts, self._keys, at)
+        return losses
 
-    def _fresh(self, at: Tensor) -> Parts:
+    def _fresh(self, step: int, at: Tensor) -> Parts:
         parts: Parts = vmap(self._one.fresh, in_dims=(0, None), out_dims=self._out_dims())(self._keys, at)
         return parts
 
@@ -326,32 +326,32 @@ class SingleBlock(ModuleBlock):
     def save(self) -> Mapping[str, Tensor]:
         return {} if self._own is not None else super().save()
 
-    def _losses(self, parts: Parts, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    def _losses(self, parts: Parts, step: int, at: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         x, y, mask = _first(parts)
-        with self._seeded(f"module/step {int(at)}"):
+        with self._seeded(f"module/step {step}"):
             loss = self._one.batch_loss((), (), x, y, mask, self._keys[0], at)
         gradients = torch.autograd.grad(loss, self._leaves, materialize_grads=True)
         return loss[None], [g[None] for g in gradients]
 
-    def _step(self, parts: Parts, at: Tensor) -> None:
+    def _step(self, parts: Parts, step: int, at: Tensor) -> None:
         if self._own is None:
-            super()._step(parts, at)
+            super()._step(parts, step, at)
             return
 
-        def closure() -> float:
-            (loss,), gradients = self._losses(parts, at)
+        def closure() -> Any:  # a tensor, as usual: to read it would wait for the device
+            (loss,), gradients = self._losses(parts, step, at)
             for leaf, gradient in zip(self._leaves, gradients, strict=True):
                 leaf.grad = gradient[0]
             if self._shared.clip_norm:
                 nn.utils.clip_grad_norm_(self._leaves, self._shared.clip_norm)
-            return float(loss.detach())
+            return loss.detach()
 
         for group, rate in zip(self._own.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._optimiser.rate
         self._own.step(closure)
 
-    def _fresh(self, at: Tensor) -> Parts:
-        with self._seeded(f"module/batch {int(at)}"):
+    def _fresh(self, step: int, at: Tensor) -> Parts:
+        with self._seeded(f"module/batch {step}"):
             x, y, mask = self._one.fresh(self._keys[0], at)
         inputs = x[None] if isinstance(x, Tensor) else tuple(tensor[None] for tensor in x)
         return inputs, y[None], None if mask is None else mask[None]

@@ -88,7 +88,7 @@ class Batches:
 
     def keep(self, index: Tensor) -> None:
         """Keep these models only."""
-        here = index.cpu().numpy()  # numpy takes a tensor with one element for a number
+        here = index.numpy()  # numpy takes a tensor with one element for a number
         self._host_counts, self._host_sizes = self._host_counts[here], self._host_sizes[here]
         index = index.to(self.sizes.device)
         self._keys, self.counts, self.sizes = self._keys[index], self.counts[index], self.sizes[index]

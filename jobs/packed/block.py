@@ -18,7 +18,10 @@ class Block(ABC):
 
     @abstractmethod
     def advance(self, step: int, count: int) -> None:
-        """Train every model for `count` steps; `step` is the number of optimiser steps done so far."""
+        """Train every model for `count` steps; `step` is the number of optimiser steps done so far.
+
+        It reads nothing back from the device (`jobs.packed.host`) and copies nothing to it: both wait for the device.
+        """
 
     @abstractmethod
     def measure(self) -> Mapping[str, Tensor]:
@@ -26,7 +29,7 @@ class Block(ABC):
 
     @abstractmethod
     def keep(self, index: Tensor) -> None:
-        """Keep these models only, in this order; (m,) int64 positions in the block."""
+        """Keep these models only, in this order; (m,) int64 positions in the block, on the host."""
 
     def save(self) -> Mapping[str, Tensor]:
         """What training has changed and the step does not determine: name -> (M, ...) tensors.

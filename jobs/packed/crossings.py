@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.packed.block import Block
+from jobs.packed.host import to_host
 from jobs.packed.state import per_model
 from jobs.state import TrialState, fitted
 
@@ -161,4 +162,4 @@ class CrossingSearch:
 
 
 def _numbers(measured: Mapping[str, Tensor]) -> dict[str, NDArray[np.float64]]:
-    return {name: value.detach().double().cpu().numpy() for name, value in measured.items()}
+    return {name: to_host(value.double()) for name, value in measured.items()}

@@ -21,6 +21,7 @@ from torch import Tensor
 from jobs.job import Member, P, Report
 from jobs.packed.block import Block
 from jobs.packed.crossings import CrossingSearch, RepeatableBlock
+from jobs.packed.host import to_host
 from jobs.packed.state import common_step, per_model
 from jobs.state import StateError, TrialState
 
@@ -208,7 +209,7 @@ class _BlockState:
         self.next_step = int(self._due.min()) if len(self._due) else -1
 
     def reports(self, step: int, watch: str, stop: Mapping[str, float] | None) -> Iterator[Report]:
-        measured = {name: value.detach().double().cpu().numpy() for name, value in self.block.measure().items()}
+        measured = {name: to_host(value.double()) for name, value in self.block.measure().items()}
         due = self._due == step
         for at, models, values in self._search.rows(step, due, measured) if self._search else ():
             yield Report(step=at, members=self.positions[models], values=values, finished=self.positions[:0])

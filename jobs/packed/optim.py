@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -98,9 +99,14 @@ class FlatParameters:
         values = [first_M, *[rest_M] * (len(self._sizes) - 1)]
         return self._joined([v.repeat_interleave(size) for v, size in zip(values, self._sizes, strict=True)])
 
-    def spread(self, values_M: Tensor) -> Tensor:
-        """One value per model laid out over its parameters; a scalar tensor where all models have the same value."""
-        return values_M[0] if bool((values_M == values_M[0]).all()) else self.spread_two(values_M, values_M)
+    def spread(self, values_M: Tensor, *, equal: bool) -> Tensor:
+        """One value per model laid out over its parameters; a scalar tensor where all models have an `equal` value."""
+        return values_M[0] if equal else self.spread_two(values_M, values_M)
+
+
+def all_equal(values_M: NDArray[Any]) -> bool:
+    """Whether all models have the same value."""
+    return bool((values_M == values_M[0]).all())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +116,9 @@ class OptimiserSettings:
     kind: str
     """"sgd", "adam" or "adamw"."""
     learning_rate: Tensor
-    """(M,)"""
+    """(M,), on the host."""
     weight_decay: Tensor
-    """(M,) factor of an L2 term in the gradient (sgd, adam), or decoupled (adamw)."""
+    """(M,), on the host: factor of an L2 term in the gradient (sgd, adam), or decoupled (adamw)."""
     momentum: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -170,6 +176,8 @@ class Optimiser(ABC):
         device = parameters.flat.device
         self.settings = settings
         self.parameters = parameters
+        # Known to the host too: while a pack trains, nothing is read back from the device.
+        self._host_rate, self._host_decay = settings.learning_rate.numpy(), settings.weight_decay.numpy()
         self.learning_rate = settings.learning_rate.to(device)
         self.weight_decay = settings.weight_decay.to(device)
         self.gradient = FlatParameters.like(parameters)
@@ -190,7 +198,8 @@ class Optimiser(ABC):
     def flat_scale(self) -> Tensor | None:
         """`gradient_scale` laid out over the parameters."""
         if self._flat_scale is None and self.gradient_scale is not None:
-            self._flat_scale = self.parameters.spread(self.gradient_scale)
+            equal = all_equal(self._host_rate * self._rate)
+            self._flat_scale = self.parameters.spread(self.gradient_scale, equal=equal)
         return self._flat_scale
 
     @abstractmethod
@@ -203,7 +212,7 @@ class Optimiser(ABC):
 
     def _prepare(self) -> None:
         """Compute what depends on the rate and on the remaining models."""
-        self._any_decay = bool((self.weight_decay != 0).any())
+        self._any_decay = bool((self._host_decay != 0).any())
         self._flat_scale = None
 
     def _states(self) -> list[FlatParameters]:
@@ -242,6 +251,8 @@ class Optimiser(ABC):
 
     def keep(self, index: Tensor) -> None:
         """Keep these models only. The owner of `parameters` calls its `keep` before this."""
+        here = index.numpy()
+        self._host_rate, self._host_decay = self._host_rate[here], self._host_decay[here]
         index = index.to(self.learning_rate.device)
         self.learning_rate, self.weight_decay = self.learning_rate[index], self.weight_decay[index]
         for state in self._states():
@@ -268,7 +279,8 @@ class SGD(Optimiser):
         super()._prepare()
         self.accumulate = self.settings.momentum
         self.gradient_scale = self.learning_rate * self._rate
-        self._decay = self.parameters.spread(self.gradient_scale * self.weight_decay)
+        equal = all_equal(self._host_rate * self._rate * self._host_decay)
+        self._decay = self.parameters.spread(self.gradient_scale * self.weight_decay, equal=equal)
 
     def update(self) -> None:
         """w <- w - v, v = momentum * v + learning rate * (gradient + weight decay * w)."""
@@ -298,7 +310,7 @@ class Adam(Optimiser):
         self.second = FlatParameters.like(parameters)
         self._steps = 0
         device = parameters.flat.device
-        self._count = torch.zeros((), dtype=torch.float64, device=device) if device.type == "cuda" else None
+        self._count = torch.zeros((), dtype=torch.float64, device=device) if device.type != "cpu" else None
         super().__init__(settings, parameters)
 
     def copy(self) -> Self:
@@ -323,11 +335,14 @@ class Adam(Optimiser):
     def _prepare(self) -> None:
         super()._prepare()
         rate_M = self.learning_rate * self._rate
-        self._step_size = self.parameters.spread(rate_M)
-        self._uniform = self._step_size.dim() == 0
-        self._scalar_step = float(self._step_size) if self._uniform else 0.0
+        host_rate_M = self._host_rate * self._rate
+        self._uniform = all_equal(host_rate_M)
+        self._scalar_step = float(host_rate_M[0]) if self._uniform else 0.0
+        self._step_size = self.parameters.spread(rate_M, equal=self._uniform)
+        decoupled = self.settings.kind == "adamw"
         self._decay = self.parameters.spread(
-            1 - rate_M * self.weight_decay if self.settings.kind == "adamw" else self.weight_decay
+            1 - rate_M * self.weight_decay if decoupled else self.weight_decay,
+            equal=all_equal(1 - host_rate_M * self._host_decay if decoupled else self._host_decay),
         )
 
     def update(self) -> None:

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jobs.packed.host import to_host
 from jobs.state import StateError, TrialState, fitted
 
 
 def per_model(tensors: Mapping[str, Tensor], models: int) -> list[dict[str, NDArray[Any]]]:
     """The arrays of each model, from tensors (M, ...); on a CPU they share memory with the tensors."""
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    arrays = {name: to_host(tensor) for name, tensor in tensors.items()}
     return [{name: array[model] for name, array in arrays.items()} for model in range(models)]
 
 

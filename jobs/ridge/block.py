@@ -11,16 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jobs.packed.block import Block
+from jobs.packed.host import to_host
 from jobs.packed.state import fill
 from jobs.ridge.designs import Population, Tensors
 from jobs.state import TrialState
 
 _CHECK_STEPS = 64
-"""Steps between two checks of whether a crossing is still to be found: a check waits for the device."""
+"""Steps between two checks of whether a crossing is still to be found, on a CPU; on a GPU, which a check would have to
+wait for, it is checked at reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,20 +88,22 @@ class RidgeBlock(Block):
         self._wide, self._tracked = wide, tracked
         self._step = 0
         self._problems, self._hyper = problems, hyper
-        self._source_M = torch.tensor(source_M, device=problems.x_SNP.device)
-        self._place()
+        self._on_cpu = problems.x_SNP.device.type == "cpu"
+        self._looking = tracked
+        self._place(source_M)
         self._theta_SPK = problems.start_SP[:, :, None] * self._lay(hyper.init_scale)[:, None, :]
         self._crossed = [torch.full_like(self._lay(hyper.init_scale).double(), torch.nan) for _ in range(2)]
 
-    def _place(self) -> None:
-        """Set the column of each model among those of its data set, and what a step needs."""
-        problems, source = self._problems, self._source_M
+    def _place(self, source_M: Sequence[int]) -> None:
+        """Set the data set of each model, its column among those of the data set, and what a step needs."""
+        problems = self._problems
         counts: dict[int, int] = {}
         columns = []
-        for s in source.tolist():
+        for s in source_M:
             columns.append(counts.get(s, 0))
             counts[s] = columns[-1] + 1
-        self._column_M = torch.tensor(columns, device=source.device)
+        self._host_source_M = np.asarray(source_M)
+        self._source_M, self._column_M = (torch.tensor(m, device=problems.x_SNP.device) for m in (source_M, columns))
         self._width = max(counts.values())
         x, y = problems.x_SNP, problems.y_SN
         self._rate_S1K = self._lay(self._hyper.learning_rate)[:, None, :]
@@ -121,20 +126,21 @@ class RidgeBlock(Block):
         return values_SK[self._source_M, self._column_M]
 
     def keep(self, index: Tensor) -> None:
+        kept_sets, source_M = np.unique(self._host_source_M[index.numpy()], return_inverse=True)
         index = index.to(self._source_M.device)
         theta_MP = self._theta_SPK.transpose(1, 2)[self._source_M, self._column_M][index]
         crossed = [self._of_models(c)[index] for c in self._crossed]
-        sets, self._source_M = torch.unique(self._source_M[index], return_inverse=True)
         self._hyper = self._hyper.map(lambda values: values[index])
-        if len(sets) < len(self._problems.x_SNP):
+        if len(kept_sets) < len(self._problems.x_SNP):
+            sets = torch.from_numpy(kept_sets).to(index.device)
             self._problems = self._problems.map(lambda values: values[sets])
-        self._place()
-        shape = (len(sets), self._width, theta_MP.shape[1])
+        self._place(source_M.tolist())
+        shape = (len(kept_sets), self._width, theta_MP.shape[1])
         laid = torch.zeros(shape, dtype=theta_MP.dtype, device=theta_MP.device)
         laid[self._source_M, self._column_M] = theta_MP
         self._theta_SPK = laid.transpose(1, 2).contiguous()
         for which, values_M in enumerate(crossed):
-            laid_SK = torch.full((len(sets), self._width), torch.nan, dtype=torch.float64, device=theta_MP.device)
+            laid_SK = torch.full((len(kept_sets), self._width), torch.nan, dtype=torch.float64, device=theta_MP.device)
             laid_SK[self._source_M, self._column_M] = values_M
             self._crossed[which] = laid_SK
 
@@ -150,24 +156,23 @@ class RidgeBlock(Block):
         self._theta_SPK.transpose(1, 2)[self._source_M, self._column_M] = saved["coefficients"]
         for which, crossed in enumerate(self._crossed if self._tracked else ()):
             crossed[self._source_M, self._column_M] = saved["crossed"][:, which]
-        self._step = states[0].step
+        self._step, self._looking = states[0].step, self._tracked
 
     @torch.no_grad()
     def advance(self, step: int, count: int) -> None:
         theta, x, y_SN1 = self._theta_SPK, self._problems.x_SNP, self._problems.y_SN[:, :, None]
         x_t = x.transpose(1, 2)
-        looking = False
         for k in range(step, step + count):
-            if self._tracked and (k - step) % _CHECK_STEPS == 0:
-                looking = self._uncrossed()
+            if self._tracked and self._on_cpu and (k - step) % _CHECK_STEPS == 0:
+                self._looking = self._uncrossed()
             if self._wide:
                 residual = torch.baddbmm(y_SN1, x, theta, beta=-1.0)
-                if looking:
+                if self._looking:
                     self._note(k, residual.square().sum(1))
                 gradient = torch.bmm(x_t, residual)
             else:
                 gradient = torch.baddbmm(self._moment_SP1, self._gram_SPP, theta, beta=-1.0)
-                if looking:
+                if self._looking:
                     self._note(k, ((gradient - self._moment_SP1) * theta).sum(1) + self._power_S1)
             theta.mul_(self._shrink_S1K).sub_(gradient.mul_(self._rate_S1K))
         self._step = step + count
@@ -177,7 +182,7 @@ class RidgeBlock(Block):
             (self._of_models(crossed.isnan()) & (self._of_models(level) > 0)).any()
             for crossed, level in zip(self._crossed, self._levels, strict=True)
         ]
-        return bool(pending[0] | pending[1])
+        return bool(to_host(pending[0] | pending[1]))
 
     def _note(self, step: int, train_loss_SK: Tensor) -> None:
         """Record the step where it is the first at which a level is reached."""
@@ -195,6 +200,7 @@ class RidgeBlock(Block):
         train_SK = residual.square().sum(1)
         if self._tracked:
             self._note(self._step, train_SK)
+            self._looking = self._on_cpu or self._uncrossed()
         excess_SK = problems.population.excess_risk(theta)
         hyper = self._hyper
         eigen = problems.eigenvalues_SR[self._source_M].double()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jobs.job import Member, Report, log_spaced_steps
 from jobs.packed.cost import CACHE_BYTES
+from jobs.packed.host import to_host
 from jobs.packed.loop import run_blocks
 from jobs.ridge.block import PaddedProblems, RidgeBlock, RidgeHyperparameters, effective_parameters
 from jobs.ridge.cost import problem_bytes
@@ -50,7 +51,7 @@ def _solve_all(pack: Sequence[Member[RidgeParams]], groups: Groups, device: str)
         source = torch.tensor([s for s, group in enumerate(part) for _ in group], device=device)
         values = _solve(problems, source, [pack[position].params.weight_decay for position in positions])
         at = np.asarray(positions, dtype=np.int64)
-        measured = {name: value.double().cpu().numpy() for name, value in values.items()}
+        measured = {name: to_host(value.double()) for name, value in values.items()}
         yield Report(step=1, members=at, values=measured, finished=at)
 
 
