@@ -22,7 +22,7 @@ RUN_STAMP := .venv/.installed-run-$(KEY)
 DEV_STAMP := .venv/.installed-dev-$(KEY)
 DEMOS := configs/demo_double_descent.yaml configs/demo_grokking.yaml
 
-.PHONY: help install install-dev demo docs test lint bench coverage kill-points simulate chaos science clean
+.PHONY: help install install-dev demo docs test lint gpu-dry bench coverage kill-points simulate chaos science clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -64,6 +64,9 @@ lint: $(DEV_STAMP)  ## check format, style, types and import rules
 
 test: lint  ## lint, then all tests; a test is skipped, with the reason, if its system package is missing
 	$(BIN)/python -m pytest -n $(or $(TEST_PROCESSES),3) --dist loadfile $(PYTEST_ARGS)
+
+gpu-dry: $(DEV_STAMP)  ## train every job on a device without values; exit code 1 if a step would wait for a GPU or mix devices
+	$(BIN)/python -m tests.gpu_dry
 
 bench: $(DEV_STAMP)  ## run the benchmarks; print the results with hardware and versions
 	$(BIN)/python -m tests.benchmarks
