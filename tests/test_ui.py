@@ -24,12 +24,12 @@ import numpy as np
 import pytest
 from browsing import PAGE_TEXTS, PLOT_TEXTS, chromium, opened, overlaps
 from runner_kit import RAMP
-from servers import empty_sqlite
+from servers import empty_sqlite, mlflow_server
 
 from jobs.job import Curves
 from orchestrator.cli import main
 from orchestrator.commands.ui import _Live, _stopping
-from orchestrator.commands.wiring import sweep_record
+from orchestrator.commands.wiring import open_tracker, sweep_record
 from orchestrator.errors import UserError
 from orchestrator.live.app import Document, application
 from orchestrator.live.content import MOST_POINTS, _lines
@@ -344,6 +344,25 @@ def look_at(page: Any, width: int) -> None:
     assert overlaps(page, f"#curves :is({PLOT_TEXTS})", least=4) == []
     assert overlaps(page, PAGE_TEXTS, least=10) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.slow
+def test_over_an_mlflow_server_the_page_shows_trials_that_begin_after_it_was_opened(tmp_path: Path) -> None:
+    database = empty_sqlite(tmp_path / "mlflow.db")
+    with mlflow_server(f"phasefront-sqlite:///{database}", tmp_path / "artifacts") as uri:
+        (tmp_path / "sweep.yaml").write_text(json.dumps(SWEEP | {"tracking": {"uri": uri}}))
+        with ui(tmp_path, "--no-mlflow") as address:
+            sweep = Sweep.load(tmp_path / "sweep.yaml", [])
+            with closing(open_tracker(sweep)) as tracker:
+                tracker.open_sweep(sweep_record(sweep))
+                for done, trial in enumerate(sweep.trials()[:2], start=1):
+                    tracker.begin([trial])
+                    tracker.end([TrialResult(trial.id, Status.FINISHED, "high")])
+                    for _ in range(240):
+                        if (state := json.loads(answer(f"{address}state")[2]))["counts"]["finished"] == done:
+                            break
+                        time.sleep(0.5)
+                    assert state["counts"]["finished"] == done, state
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ class _Live:
         if time.monotonic() - self._asked_at > UNWATCHED_S:
             self._rest_s = EVERY_S / 4  # so that a browser that comes back sees something new soon
             return
-        began, trouble, lease = self._spent(), "", None
+        began, trouble, lease, first = self._spent(), "", None, self._watch is None
         try:
             lease = self._read()
         except (Outage, UserError) as error:
@@ -163,7 +163,8 @@ class _Live:
             _close(self._tracker)
             _close(self._reader)
             self._tracker = self._reader = None
-        self._rest_s = max(EVERY_S, LEAST_REST * (self._spent() - began))
+        # The first reading also imports libraries, connects and reads all that has ended: no measure of the next one.
+        self._rest_s = EVERY_S if first else max(EVERY_S, LEAST_REST * (self._spent() - began))
         if self._watch is not None:
             self._draw()
         self._say(trouble, lease)
