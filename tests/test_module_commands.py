@@ -97,7 +97,9 @@ def test_new_writes_a_module_job(folder: Path, capsys: pytest.CaptureFixture[str
     finally:
         sys.path.remove(monkey_path)
         sys.modules.pop("my_models", None)
-    assert "16 trials of my_models:Parity" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "16 trials of my_models:Parity" in text
+    assert "next:  cd first && phasefront verify-job my_models:Parity && phasefront check first.yaml" in text
 
 
 @pytest.mark.slow

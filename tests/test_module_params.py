@@ -15,7 +15,6 @@ from jobs.module import Data, Random
 from jobs.module.network import Network
 from jobs.module.pack import why_alone
 from jobs.module.remarks import remarks
-from orchestrator.commands.verifying import _varied
 from tests.packing import assert_packed_is_solo, curves_of
 
 
@@ -62,14 +61,6 @@ def test_trials_of_equal_values_are_stacked_and_the_plan_names_what_is_read() ->
     assert (
         line == "apart     trials that differ in label_noise, learning_rate train apart: a method of the job reads it"
     )
-
-
-def test_verify_job_varies_what_trials_of_a_pack_may_differ_in() -> None:
-    job = Small()
-    params = job.params_for({"steps": 30, "weight_decay": 0.1, "label_noise": 0.2})
-    varied = [_varied(job, params, k) for k in range(4)]
-    for name in ("learning_rate", "weight_decay", "label_noise", "steps"):
-        assert len({getattr(each, name) for each in varied}) == 4, name
 
 
 class Scalars(Small):

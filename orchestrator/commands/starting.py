@@ -133,7 +133,8 @@ def new(arguments: argparse.Namespace) -> int:
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")
         print(folder / file)
-    print(f"next:  cd {folder} && phasefront check {name}.yaml --rehearse && phasefront run {name}.yaml")
+    verify = "phasefront verify-job my_models:Parity && " if arguments.module else ""
+    print(f"next:  cd {folder} && {verify}phasefront check {name}.yaml --rehearse && phasefront run {name}.yaml")
     return 0
 
 

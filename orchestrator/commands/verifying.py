@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from jobs.catalogue import load_job
 from jobs.job import Job, JobNotFound, Member, ParamError, as_dict
+from orchestrator.commands.varying import Variation, members_of, variation
 from orchestrator.errors import UserError
 from orchestrator.host import visible_gpus
 
-MODELS = 4
 REPORTS = 6
 TOLERANCE = 1e-3
 """Largest difference of two values, plus this share of the value; rounding stays below it for some dozens of steps."""
@@ -29,22 +29,33 @@ def verify_job(arguments: argparse.Namespace) -> int:
     """Train the same trials in several ways; 0 if their curves agree, 1 if they do not."""
     job, params = _job(arguments)
     short = job.shortened(params, steps=arguments.steps, reports=REPORTS) or params
-    members = [Member(params=_varied(job, short, k), seed=k + 1) for k in range(MODELS)]
-    whole = _curves(job, members, "cpu")
-    print(f"{arguments.job}: {MODELS} trials of {_text(short)}")
-    for line in job.remarks([short]):
+    members, alone, varies = _trials(job, short)
+    print(f"{arguments.job}: {len(members)} trials of {_text(as_dict(short))}")
+    _describe(varies, short)
+    for line in job.remarks([member.params for member in members]):
         print(line)
-    alone = [_curves(job, [member], "cpu")[0] for member in members]
-    other = _curves(job, members[:0:-1], "cpu")
+    named = _names(members, varies)
+    try:
+        whole = _curves(job, members, "cpu")
+        reverse, other = (_curves(job, pack, "cpu") for pack in (members[::-1], members[1:]))
+    except Exception as error:  # by the job's own code
+        print(f"differ        each trial trains alone, and a pack of them does not: {_cause(error)}")
+        for line in named:
+            print(f"{'':<13} {line}")
+        return _end(False)
     verdicts = [
-        _verdict("a pack and each trial alone", whole, alone),
-        _verdict("a pack and another pack, as after a resume", whole[:0:-1], other),
+        _verdict("a pack and each trial alone", whole, alone, named),
+        _verdict("a pack and the same trials in another order", whole, reverse[::-1], named),
+        _verdict("a pack and another pack, as after a resume", whole[1:], other, named[1:]),
     ]
     if visible_gpus():
-        verdicts.append(_verdict("CPU and GPU", whole, _curves(job, members, "cuda")))
+        verdicts.append(_verdict("CPU and GPU", whole, _curves(job, members, "cuda"), named))
     else:
         print("not compared  CPU and GPU: no GPU is visible")
-    good = all(verdicts)
+    return _end(all(verdicts))
+
+
+def _end(good: bool) -> int:
     print("verdict       " + ("a packed trial is the trial" if good else "the curves of a trial depend on its pack"))
     return 0 if good else 1
 
@@ -66,28 +77,59 @@ def _job(arguments: argparse.Namespace) -> tuple[Job[Any], Any]:
         raise UserError(str(error), place="--set", next_step="give it by --set NAME=VALUE") from error
 
 
-def _varied(job: Job[Any], params: Any, k: int) -> Any:
-    """The k-th of trials that differ in what trials of one pack usually may differ in.
+def _trials(job: Job[Any], params: Any) -> tuple[list[Member[Any]], list[Curve], Variation]:
+    """Trials of one pack, the curve of each trained alone, and what they differ in.
 
-    A rate that is 0 stays 0: label noise is not defined for every job.
+    A parameter keeps its value if no trial can be trained with the other one, such as label noise without labels.
     """
-    factor = 1 - 0.1 * k
-    for name in ("learning_rate", "weight_decay", "label_noise", "steps"):
-        value = as_dict(params).get(name)
-        if not value or isinstance(value, str):
-            continue
-        other = max(1, value - k) if name == "steps" else value * factor
-        try:
-            varied = dataclasses.replace(params, **{name: other})
-        except ParamError:
-            continue
-        if job.pack_key(varied) == job.pack_key(params):
-            params = varied
-    return params
+    varies = variation(job, params)
+    first = _alone(job, params, 1)
+    try:
+        members = members_of(job, params, varies.others)
+        return members, [first, *(_alone(job, each.params, each.seed) for each in members[1:])], varies
+    except Exception:  # by the job's own code
+        failing = {}
+        for name, value in varies.others.items():
+            try:
+                _alone(job, dataclasses.replace(params, **{name: value}), 1)
+            except Exception as error:
+                failing[name] = f"with {value} a trial fails: {_cause(error)}"
+        if not failing:
+            raise
+    varies = varies.without(failing)
+    members = members_of(job, params, varies.others)
+    return members, [first, *(_alone(job, each.params, each.seed) for each in members[1:])], varies
 
 
-def _text(params: Any) -> str:
-    return ", ".join(f"{name}={value}" for name, value in as_dict(params).items())
+def _alone(job: Job[Any], params: Any, seed: int) -> Curve:
+    return _curves(job, [Member(params=params, seed=seed)], "cpu")[0]
+
+
+def _cause(error: Exception) -> str:
+    """The last line of what the job's code raised, or of the traceback that it reported."""
+    text = error.mistakes[0].rule if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return text.rstrip().rpartition("\n")[2]
+
+
+def _describe(varies: Variation, params: Any) -> None:
+    values = {name: f"{getattr(params, name)} and {value}" for name, value in varies.others.items()}
+    print("varied        seed" + "".join(f", {name} ({text})" for name, text in values.items()))
+    if varies.equal:
+        print(f"equal         {', '.join(varies.equal)}: trials that differ in them share no pack (pack_key)")
+    for name, reason in varies.kept.items():
+        print(f"not varied    {name}: {reason}")
+
+
+def _names(members: Sequence[Member[Any]], varies: Variation) -> list[str]:
+    """How a message names each trial: by its place in the pack, and by what it may differ in."""
+    return [
+        f"trial {k}: " + _text({"seed": each.seed, **{name: getattr(each.params, name) for name in varies.others}})
+        for k, each in enumerate(members, 1)
+    ]
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _curves(job: Job[Any], members: Sequence[Member[Any]], device: str) -> list[Curve]:
@@ -103,20 +145,33 @@ def _curves(job: Job[Any], members: Sequence[Member[Any]], device: str) -> list[
     return curves
 
 
-def _verdict(what: str, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> bool:
-    """Print how much the curves differ at most; whether they agree."""
-    worst, where = 0.0, ""
-    for one, other in zip(first, second, strict=True):
-        for name in {**one, **other}:
-            if [step for step, _ in one.get(name, [])] != [step for step, _ in other.get(name, [])]:
-                print(f"{'differ':<13} {what}: {name} is reported at other steps")
-                return False
-            difference = _difference(*(np.array([value for _, value in c[name]]) for c in (one, other)))
-            if difference >= worst:
-                worst, where = difference, name
-    good = worst <= TOLERANCE
-    print(f"{'agree' if good else 'differ':<13} {what}: at most {worst:.1e} ({where}; allowed {TOLERANCE:g})")
-    return good
+def _verdict(
+    what: str, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], named: Sequence[str]
+) -> bool:
+    """Print how much the curves differ at most, and the trials that differ; whether they agree."""
+    worst, where, differ = 0.0, "", []
+    for one, other, name in zip(first, second, named, strict=True):
+        largest, metric = _largest(one, other)
+        if largest > TOLERANCE:
+            differ.append(f"{name} ({metric})")
+        if largest >= worst:
+            worst, where = largest, metric
+    print(f"{'differ' if differ else 'agree':<13} {what}: at most {worst:.1e} ({where}; allowed {TOLERANCE:g})")
+    for line in differ:
+        print(f"{'':<13} {line}")
+    return not differ
+
+
+def _largest(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, str]:
+    """The largest difference of two trials' curves, and its metric; infinite if they are reported at other steps."""
+    largest, where = 0.0, ""
+    for name in {**one, **other}:
+        if [step for step, _ in one.get(name, [])] != [step for step, _ in other.get(name, [])]:
+            return float("inf"), f"{name} is reported at other steps"
+        difference = _difference(*(np.array([value for _, value in c[name]]) for c in (one, other)))
+        if difference >= largest:
+            largest, where = difference, name
+    return largest, where
 
 
 def _difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
