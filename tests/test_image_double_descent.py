@@ -98,14 +98,18 @@ def test_a_packed_one_dimensional_network_is_the_network() -> None:
         "momentum": 0.9,
         "learning_rate": 0.01,
         "batch_size": 100,
-        "steps": 20,
         "curve_points": 4,
         "pool": 1000,
         "test_count": 300,
     }
     members = [
-        Member(params=ImageParams(width=width, label_noise=noise, data_seed=data, **common), seed=seed)
-        for width, noise, seed, data in ((2, 0.0, 1, 0), (9, 0.15, 2, -1), (24, 0.15, 3, 0), (4, 0.0, 3, -1))
+        Member(params=ImageParams(width=width, label_noise=noise, data_seed=data, steps=steps, **common), seed=seed)
+        for width, noise, seed, data, steps in (
+            (2, 0.0, 1, 0, 20),
+            (9, 0.15, 2, -1, 20),
+            (24, 0.15, 3, 0, 10),
+            (4, 0.0, 3, -1, 20),
+        )
     ]
     packed = assert_packed_is_solo(JOB, members, rtol=2e-3, atol=2e-4)
     published = Member(params=dataclasses.replace(members[3].params, data_seed=0), seed=3)

@@ -62,7 +62,7 @@ class FlatParameters:
         """A tensor laid out like `flat` from one tensor (M * size,) per layer."""
         if self._align != 1:
             parts = [functional.pad(part, (0, -len(part) % self._align)) for part in parts]
-        return torch.cat(list(parts))
+        return torch.cat(list(parts)) if parts else self.flat  # a network without normalisations has no such layers
 
     def views(self) -> list[Tensor]:
         """One contiguous (M, *shape) view per layer."""
