@@ -111,7 +111,7 @@ def test_a_correct_job_is_verified_and_what_it_varies_is_printed(capsys: pytest.
     assert (
         "varied        seed, coupling (1.0 and 0.5), spread (0.0 and 0.1), order (1 and 2), shape (round and flat), "
         "reflected (False and True), steps (20 and 10)\n"
-        "equal         kind: trials that differ in them share no pack (pack_key)\n"
+        "equal         kind: every other value that was tried has another pack_key\n"
         "not varied    label: text\n"
         "not varied    only: no other value found is valid\n"
     ) in text
@@ -183,6 +183,17 @@ def test_a_value_that_no_trial_can_be_trained_with_is_kept_and_named(capsys: pyt
     assert main(["verify-job", f"{__name__}:Partial"]) == 0
     text = capsys.readouterr().out
     assert "not varied    reflected: with True a trial fails: ValueError: a reflected curve needs a mirror\n" in text
+
+
+class Broken(Oscillator):
+    def train(self, pack: Any, *, device: str) -> Iterator[Report]:
+        raise ValueError("nothing can be trained")
+
+
+def test_a_trial_that_fails_alone_is_a_mistake_of_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify-job", f"{__name__}:Broken"]) == 2
+    error = capsys.readouterr().err
+    assert "ValueError: nothing can be trained\n" in error and "coupling=1.0" in error and "correct the job" in error
 
 
 def narrow(*, rate: float = 0.1, width: int = 8, seed: int, report: Any) -> None:

@@ -21,7 +21,7 @@ class Variation:
     others: dict[str, Scalar]
     """Parameter -> its other value, for those that vary."""
     equal: tuple[str, ...]
-    """Parameters that are equal in each pack: every other value gives another pack key."""
+    """Parameters that are equal in each pack: every other value that was tried gives another pack key."""
     kept: dict[str, str]
     """Parameter -> why it keeps its value, for the rest."""
 
@@ -106,7 +106,7 @@ def _candidates(spec: ParamSpec, value: Any) -> Iterator[Scalar]:
     elif spec.type is bool:
         yield not value
     elif spec.type is int and value == 0:
-        yield from (2**n for n in range(21))
+        yield from (1, *(factor << n for n in range(20) for factor in (2, 3)))
     elif spec.type is int:
         yield from (each for each in (value // 2, value * 3 // 2, value - 1, value + 1) if each != value)
     elif spec.type is float:

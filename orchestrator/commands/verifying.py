@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,12 +88,12 @@ def _trials(job: Job[Any], params: Any) -> tuple[list[Member[Any]], list[Curve],
     try:
         members = members_of(job, params, varies.others)
         return members, [first, *(_alone(job, each.params, each.seed) for each in members[1:])], varies
-    except Exception:  # by the job's own code
+    except UserError:
         failing = {}
         for name, value in varies.others.items():
             try:
                 _alone(job, dataclasses.replace(params, **{name: value}), 1)
-            except Exception as error:
+            except UserError as error:
                 failing[name] = f"with {value} a trial fails: {_cause(error)}"
         if not failing:
             raise
@@ -102,7 +103,13 @@ def _trials(job: Job[Any], params: Any) -> tuple[list[Member[Any]], list[Curve],
 
 
 def _alone(job: Job[Any], params: Any, seed: int) -> Curve:
-    return _curves(job, [Member(params=params, seed=seed)], "cpu")[0]
+    try:
+        return _curves(job, [Member(params=params, seed=seed)], "cpu")[0]
+    except UserError:
+        raise
+    except Exception as error:
+        rule = f"a trial failed:\n{traceback.format_exc()}".rstrip()
+        raise UserError(rule, place="JOB", value=_text(as_dict(params)), next_step="correct the job") from error
 
 
 def _cause(error: Exception) -> str:
@@ -115,7 +122,7 @@ def _describe(varies: Variation, params: Any) -> None:
     values = {name: f"{getattr(params, name)} and {value}" for name, value in varies.others.items()}
     print("varied        seed" + "".join(f", {name} ({text})" for name, text in values.items()))
     if varies.equal:
-        print(f"equal         {', '.join(varies.equal)}: trials that differ in them share no pack (pack_key)")
+        print(f"equal         {', '.join(varies.equal)}: every other value that was tried has another pack_key")
     for name, reason in varies.kept.items():
         print(f"not varied    {name}: {reason}")
 
