@@ -181,12 +181,15 @@ def test_the_files_of_the_how_tos_are_valid(
         ),
         "finer.yaml": (how_to("how-to/refine-map.md", "yaml", 0), 30 * 16 * 3),
         "figure.yaml": (demo + how_to("how-to/paper-figure.md", "yaml"), 512),
+        "sweep.yaml": (how_to("sweep-files.md", "yaml"), 512),
+        "figures.yaml": (how_to("sweep-files.md", "yaml") + how_to("sweep-files.md", "yaml", 1), 512),
         "images.yaml": (given + how_to("how-to/own-data.md", "yaml"), 2),
     }
     for name, (text, trials) in files.items():
         Path(name).write_text(text)
         assert main(["check", name]) == 0, capsys.readouterr().err
         assert re.search(rf"valid\. ({trials}|{trials:,}) trials", capsys.readouterr().out), name
+    assert files["figures.yaml"][0].count("\nfigure:\n") == 1
     Path("search.yaml").write_text(how_to("how-to/refine-map.md", "yaml", 1))
     assert main(["check", "search.yaml"]) == 0, capsys.readouterr().err
     assert "at most 900 trials" in capsys.readouterr().out
