@@ -52,6 +52,22 @@ def short_horizons(
     )
 
 
+def gap_out_of_reach(steps: Sequence[float], gap: float) -> Caution | None:
+    """A gap from which on a trial is grokking, where no trial is as long.
+
+    Args:
+        steps: of each setting.
+        gap: steps from memorisation to generalisation from which on a trial is grokking.
+    """
+    if not steps or max(steps) > gap:
+        return None
+    return Caution(
+        what=f"grokking_gap {gap:g} is not below steps {max(steps):g}: no trial can be labelled grokking",
+        source="a trial is grokking if it generalises at least grokking_gap steps after it has memorised",
+        next_step=f"set phases.grokking_gap below {max(steps):g}, or train for more steps",
+    )
+
+
 def peak_outside(
     ratios: Sequence[float], *, low: float, high: float, source: str, sized: str | Callable[[float], str]
 ) -> Caution | None:

@@ -10,6 +10,7 @@ import pytest
 
 from jobs.cautions import short_horizons
 from jobs.job import Censored
+from orchestrator.cli import main
 from orchestrator.commands.advising import CHART_POINTS, cautions, cost_line, few_replicates, many_points, small_budget
 from orchestrator.dispatch.capacity import Need, Shape
 from orchestrator.plan.calibration import Calibration
@@ -47,6 +48,31 @@ ADAM = "job: grokking\naxes: {weight_decay: [0.01]}\nfixed: {steps: 2000, learni
 @pytest.mark.parametrize("text", [GROKKING.format(decays="[0, 0.1, 1]", steps=2000), ADAM])
 def test_a_horizon_that_is_long_enough_is_not(tmp_path: Path, text: str) -> None:
     assert "horizon" not in warned(tmp_path, text)
+
+
+SHORT = "job: grokking\naxes: {{{axes}}}\n"
+GAP = "grokking_gap 1000 is not below steps"
+
+
+@pytest.mark.parametrize("search", ["", "search: {kind: boundary, budget: 90}\n"])
+def test_a_sweep_too_short_for_any_trial_to_be_grokking_is_warned_of(tmp_path: Path, search: str) -> None:
+    axes = "weight_decay: {scale: log, from: 1, to: 9, points: 3}, data_fraction: {scale: linear, from: 0.3, to: 0.7, points: 3}"
+    text = SHORT.format(axes=axes) + "fixed: {steps: 600}\n" + search
+    said = warned(tmp_path, text)
+    assert f"{GAP} 600: no trial can be labelled grokking | set phases.grokking_gap below 600" in said
+    assert "grokking_gap" not in warned(tmp_path, text + "phases: {grokking_gap: 500}\n")
+
+
+@pytest.mark.parametrize(("steps", "short"), [("[500, 1000]", True), ("[600, 2000]", False)])
+def test_a_sweep_with_some_trials_long_enough_to_be_grokking_is_not(tmp_path: Path, steps: str, short: bool) -> None:
+    assert (GAP in warned(tmp_path, SHORT.format(axes=f"steps: {steps}, data_fraction: [0.3, 0.7]"))) is short
+
+
+def test_check_says_what_is_likely_to_go_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "short.yaml"
+    file.write_text(SHORT.format(axes="data_fraction: [0.3, 0.7]") + "fixed: {steps: 600}\n")
+    assert main(["check", str(file)]) == 0
+    assert f"warning: {GAP} 600" in capsys.readouterr().out
 
 
 def test_finished_trials_replace_the_usual_constant(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs import curves as reductions
-from jobs.cautions import Caution, short_horizons
+from jobs.cautions import Caution, gap_out_of_reach, short_horizons
 from jobs.grokking import cost
 from jobs.grokking.params import BASE_METRICS, GrokkingParams, GrokkingThresholds
 from jobs.job import (
@@ -125,7 +125,7 @@ class Grokking(Job[GrokkingParams]):
     def cautions(
         self, settings: Sequence[tuple[GrokkingParams, Observations | None]], thresholds: Any
     ) -> Sequence[Caution]:
-        """Horizons that are short for the weight decay; the law is of decoupled decay, and of SGD with it."""
+        """Horizons that are short for the weight decay, by a law of decoupled decay and of SGD, or for grokking."""
         decays, reached = [], []
         for params, observations in settings:
             if params.weight_decay <= 0 or params.optimiser == "adam":
@@ -135,8 +135,8 @@ class Grokking(Job[GrokkingParams]):
                 decays.append((params.learning_rate, params.weight_decay, float(params.steps)))
             elif isinstance(step, float):
                 reached.append(params.learning_rate * params.weight_decay * step)
-        found = short_horizons(decays, reached)
-        return () if found is None else (found,)
+        gap = gap_out_of_reach([params.steps for params, _ in settings], thresholds.grokking_gap)
+        return [each for each in (short_horizons(decays, reached), gap) if each is not None]
 
     def phase(self, params: GrokkingParams, observations: Observations, thresholds: Any) -> str:
         """The phases of `jobs.curves.learning_phase`, or "diverged".

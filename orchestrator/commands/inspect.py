@@ -41,8 +41,10 @@ def check(arguments: argparse.Namespace) -> int:
     trials = f"{most}{count} of {sweep.job} ({axes}; replicates {sweep.replicates})"
     trials += f"; extends {sweep.extends}" if sweep.extends else ""
     print("\n".join([f"{arguments.file}: valid. {trials}", *search_lines(sweep)]))
+    some = sweep.sample(SAMPLE) if sweep.is_search else sweep.trials()
+    for line in caution_lines(cautions(sweep, some, {})):
+        print(line)
     if arguments.rehearse:
-        some = sweep.sample(SAMPLE) if sweep.is_search else sweep.trials()
         shape = resources_at_hand(sweep, inline=True)
         planner = make_planner(sweep, measured(sweep, some, shape.device), shape=shape)
         say_rehearsal(rehearsed(planner, sweep, some, shape=shape, known=True), sweep, str(arguments.file))
