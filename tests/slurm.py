@@ -82,14 +82,19 @@ class Slurm:
         self.start_now(job)
 
     def start_now(self, job: str) -> None:
-        """Start a job that was requeued for the first time; Slurm itself waits two minutes."""
+        """Start a job that was requeued; Slurm itself waits two minutes."""
 
         def runs() -> bool:
-            with contextlib.suppress(AssertionError):  # refused while the job is completing
-                self.command("scontrol", "update", f"jobid={job}", "starttime=now")
-            return self.shown(job, "Restarts") == "1" and self.state(job) == "RUNNING"
+            if self.shown(job, "Reason") == "BeginTime":
+                with contextlib.suppress(AssertionError):  # it is completing, or has just started
+                    self.command("scontrol", "update", f"jobid={job}", "starttime=now")
+                time.sleep(2.0)
+            return self.shown(job, "Restarts") != "0" and self.state(job) == "RUNNING"
 
-        wait_for(f"job {job} to start", runs)
+        try:
+            wait_for(f"job {job} to start", runs)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.command('scontrol', 'show', 'job', job)}") from None
 
     def start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("wb") as out:

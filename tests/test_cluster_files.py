@@ -162,3 +162,4 @@ def test_a_worker_without_an_address_reports_what_is_missing(tmp_path: Path) -> 
 def test_stopping_when_nothing_runs_is_not_an_error(tmp_path: Path) -> None:
     done = run_script("stop.sh", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"nothing was started from {tmp_path}; PHASEFRONT_RAY_DIR names another folder\n"

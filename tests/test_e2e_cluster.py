@@ -139,11 +139,28 @@ def test_a_head_prints_the_next_commands(head: Head) -> None:
         assert command in head.said
 
 
-def test_a_worker_joins_and_leaves_while_the_head_stays(head: Head, tmp_path: Path) -> None:
+USES_EVERY_NODE = """\
+import os, time, ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+@ray.remote(num_cpus=0)
+class Actor:
+    def ready(self):
+        return True
+ray.init()
+for node in ray.nodes():
+    actor = Actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+    assert ray.get(actor.ready.remote())
+    ray.kill(actor)
+time.sleep(5)
+print("still", os.listdir())
+"""
+"""A job whose working folder each node has used and released before the job ends."""
+
+
+def test_a_worker_on_the_head_s_machine_joins_and_leaves_and_jobs_keep_their_folder(head: Head, tmp_path: Path) -> None:
     found = re.search(r"cluster/local/worker.sh (\S+:\d+)", head.said)
     assert found
     scripts = ROOT / "cluster" / "local"
-    environ = {**head.environ, "PHASEFRONT_RAY_DIR": head.environ["PHASEFRONT_RAY_DIR"] + "-worker"}
     options = ["--num-cpus=1", f"--dashboard-agent-listen-port={free_ports(1)[0]}", "--object-store-memory=100000000"]
 
     def alive() -> int:
@@ -152,12 +169,16 @@ def test_a_worker_joins_and_leaves_while_the_head_stays(head: Head, tmp_path: Pa
         return sum(node["state"] == "ALIVE" for node in json.loads(listed.stdout))
 
     command = [scripts / "worker.sh", found[1], *options]
-    joined = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=180)
+    joined = subprocess.run(command, env=head.environ, capture_output=True, text=True, timeout=180)
     try:
         assert joined.returncode == 0, joined.stderr
         wait_for("two nodes", lambda: alive() == 2)
+        (tmp_path / "job.py").write_text(USES_EVERY_NODE)
+        job = head.ray("job", "submit", "--working-dir=.", "--", "python", "job.py", cwd=tmp_path)
+        assert "still ['job.py']" in job.stdout, job.stdout + job.stderr
     finally:
-        left = subprocess.run([scripts / "stop.sh"], env=environ, capture_output=True, text=True, timeout=120)
+        command = [scripts / "stop.sh", "worker"]
+        left = subprocess.run(command, env=head.environ, capture_output=True, text=True, timeout=120)
     assert (left.returncode, left.stdout) == (0, "worker stopped\n")
     wait_for("one node", lambda: alive() == 1)
 

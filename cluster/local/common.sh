@@ -18,20 +18,20 @@ directory="${PHASEFRONT_RAY_DIR:-/tmp/phasefront-ray-$(id -u)}"
 umask 077
 mkdir -p "$directory"
 
-# start_ray ROLE ARGUMENT...: run `ray start` in the background, in a new session, and wait until it is up.
+# start_ray ROLE FOLDER ARGUMENT...: run `ray start` in the background, in a new session, and wait until it is up.
 start_ray() {
-    local role="$1" pid_file="$directory/$1.pid" log="$directory/$1.log"
-    shift
+    local role="$1" folder="$2" pid_file="$directory/$1.pid" log="$directory/$1.log"
+    shift 2
     if [ -e "$pid_file" ] && kill -0 "$(cat "$pid_file")" 2> /dev/null; then
         echo "a $role is already running from $directory (pid $(cat "$pid_file")); stop it with cluster/local/stop.sh," \
             "or set PHASEFRONT_RAY_DIR to another folder to start a second one" >&2
         exit 2
     fi
-    setsid nohup ray start --block --temp-dir="$directory" --log-style=record "$@" < /dev/null > "$log" 2>&1 &
+    setsid nohup ray start --block --temp-dir="$folder" --log-style=record "$@" < /dev/null > "$log" 2>&1 &
     local pid=$!
     echo "$pid" > "$pid_file"
     for _ in $(seq 240); do
-        grep -q "block forever" "$log" && return 0
+        grep -qs "block forever" "$log" && return 0
         kill -0 "$pid" 2> /dev/null || break
         sleep 0.5
     done

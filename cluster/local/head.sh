@@ -19,7 +19,25 @@ if [ "$RAY_AUTH_MODE" = token ]; then
     ray get-auth-token --generate > /dev/null
 fi
 
-start_ray head --head --port="$port" --dashboard-host="$dashboard_host" --dashboard-port="$dashboard_port" "$@"
+agent=()
+case " $*" in
+    *" --dashboard-agent-listen-port"*) ;;
+    *)
+        # The agent starts jobs. Where its port is in use, by another Ray for example, the head runs but refuses every job.
+        agent_port="$(python -c '
+import socket
+with socket.socket() as probe:
+    try:
+        probe.bind(("", 52365))
+    except OSError:
+        probe.bind(("", 0))
+    print(probe.getsockname()[1])
+')"
+        [ "$agent_port" = 52365 ] || agent=(--dashboard-agent-listen-port="$agent_port")
+        ;;
+esac
+start_ray head "$directory" --head --port="$port" --dashboard-host="$dashboard_host" --dashboard-port="$dashboard_port" \
+    ${agent[@]+"${agent[@]}"} "$@"
 
 reach="$dashboard_host"
 [ "$reach" = 0.0.0.0 ] && reach=127.0.0.1
@@ -52,5 +70,5 @@ To submit a sweep from its folder (the job runs in a copy of it, so the record n
     phasefront submit FILE --set tracking.uri=sqlite:///\$PWD/mlflow.db
 
 To stop this head and its worker on this machine:
-    cluster/local/stop.sh
+    ${PHASEFRONT_RAY_DIR:+PHASEFRONT_RAY_DIR=$PHASEFRONT_RAY_DIR }cluster/local/stop.sh
 TEXT

@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
 # Stop the head and the worker that head.sh and worker.sh started from the same PHASEFRONT_RAY_DIR, and nothing else.
+#
+#   cluster/local/stop.sh [worker|head]
+#
 # (`ray stop` would end every Ray process on the machine, including those of other users.)
 set -euo pipefail
 
@@ -25,12 +28,14 @@ alive() {
     done
 }
 
-for role in worker head; do
+found=""
+for role in ${1:-worker head}; do
     pid_file="$directory/$role.pid"
     [ -e "$pid_file" ] || continue
+    found=1
     pid="$(cat "$pid_file")"
     # The pid may have been reused by another program. -ww: COLUMNS, where it is exported, would cut the line.
-    if ! ps -ww -o args= -p "$pid" | grep -q "ray start --block --temp-dir=$directory "; then
+    if ! ps -ww -o args= -p "$pid" | grep -qE "ray start --block --temp-dir=$directory(/w)? "; then
         echo "the $role is no longer running"
         rm -f "$pid_file"
         continue
@@ -46,3 +51,4 @@ for role in worker head; do
     rm -f "$pid_file"
     echo "$role stopped"
 done
+[ -n "$found" ] || echo "nothing was started from $directory; PHASEFRONT_RAY_DIR names another folder"

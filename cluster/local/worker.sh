@@ -22,5 +22,6 @@ if [ "$RAY_AUTH_MODE" = token ] && ! ray get-auth-token > /dev/null 2>&1; then
     echo "no token on this machine: copy the head's ~/.ray/auth_token here ('ray get-auth-token' prints it there)" >&2
     exit 2
 fi
-start_ray worker --address="$address" "$@"
+# A folder of its own: where a head shares it, each of the two deletes the working folders of jobs that it does not use.
+start_ray worker "$directory/w" --address="$address" "$@"
 echo "this machine is a worker of $address (log: $directory/worker.log); cluster/local/stop.sh stops it"
