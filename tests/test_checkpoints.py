@@ -29,7 +29,7 @@ from orchestrator.checkpoints.contents import (
 )
 from orchestrator.checkpoints.interval import DEFAULT_S, LEAST_S, NodeLives, Rhythm, interval_s
 from orchestrator.checkpoints.known import Checkpoints
-from orchestrator.checkpoints.saving import Saved, Saving
+from orchestrator.checkpoints.saving import KEPT, Saved, Saving
 from orchestrator.checkpoints.store import FolderStore, StoreError, below, open_store
 from orchestrator.commands.wiring import make_checkpoints
 from orchestrator.dispatch.base import Event, PackEnded, PackProgress, PackTask
@@ -334,13 +334,13 @@ def test_a_pack_that_lost_its_worker_continues(tmp_path: Path) -> None:
 
 
 def test_no_two_checkpoints_share_a_name(tmp_path: Path) -> None:
-    """So no file changes while it is read, and one worker of a pack replaces nothing of another. Two are kept."""
+    """So no file changes while it is read, and one worker of a pack replaces nothing of another. A few are kept."""
     events, _ = ran(pack_of(TRIALS, tmp_path))
     again, _ = ran(pack_of(TRIALS, tmp_path))
     files = [event.saved.file for event in (*events, *again) if event.saved is not None]
     assert len(files) >= 6 and len(set(files)) == len(files)
     own = [event.saved.file for event in again if event.saved is not None]
-    assert {path.name for path in tmp_path.iterdir()} & set(own) == set(own[-2:])
+    assert {path.name for path in tmp_path.iterdir()} & set(own) == set(own[-KEPT:])
 
 
 def test_a_worker_that_was_given_up_does_no_harm(tmp_path: Path) -> None:
@@ -678,7 +678,7 @@ def checkpoints_of(folder: Path, *, experiment: str = "e", steps: int = 40, kept
         f"tracking: {{uri: 'sqlite:///{folder}/mlflow.db', experiment: {experiment}}}\n"
         f"resources: {{checkpoints: '{kept if '://' in kept else folder / kept}', checkpoint_interval: 10}}\n"
     )
-    checkpoints = make_checkpoints(Sweep.load(file), say=print)
+    checkpoints = make_checkpoints(Sweep.load(file), parent=32 * experiment, say=print)
     assert checkpoints is not None
     return checkpoints
 

@@ -29,8 +29,9 @@ ASK_S = 1.0
 """How often a worker looks whether it was asked to save its pack."""
 ASK_AFTER_S = 20.0
 """A younger pack loses little: it does not look."""
-KEPT = 2
-"""Checkpoints of a pack that its worker leaves: the newest, and the one of which the driver knows."""
+KEPT = 6
+"""Checkpoints of a pack that its worker leaves: the newest, and those that may be on their way to the driver, which may
+be four events behind (`orchestrator.dispatch.ray_engine.EVENTS_AHEAD`), and the one of which it knows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ import uuid
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from orchestrator.checkpoints.contents import TableOfContents, header_bytes, table_of
@@ -128,11 +128,19 @@ class FolderStore(Store):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def _new(self, part: Path) -> BinaryIO:
+        """The file, opened in the folder, which another process may remove at any time where it is empty."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return part.open("wb")
+        except FileNotFoundError:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return part.open("wb")
+
     def write(self, name: str, data: bytes) -> None:
         part = self._folder / f".{part_of(name)}"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with self._new(part) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

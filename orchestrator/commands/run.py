@@ -220,7 +220,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                     first=FirstTrials(
                         sweep.job_object(), sweep.thresholds(), place=sweep.label_place, say=progress.say
                     ),
-                    checkpoints=make_checkpoints(sweep, say=progress.say),
+                    checkpoints=make_checkpoints(sweep, parent=parent, say=progress.say),
                     save_s=lambda: stopper.leave_after_s,
                 )
                 summary = runner.run()

@@ -227,14 +227,14 @@ def make_pool(
     return make
 
 
-def make_checkpoints(sweep: Sweep, *, say: Callable[[str], None]) -> Checkpoints | None:
+def make_checkpoints(sweep: Sweep, *, parent: str, say: Callable[[str], None]) -> Checkpoints | None:
     """The checkpoints of a sweep in its record; None where there are none.
 
+    `parent` is the id of the sweep's run: the same by whatever address the record is reached, and another in another record.
     Without an address they are in the output folder, where all workers are on this machine.
     """
     from orchestrator.checkpoints.known import Checkpoints
     from orchestrator.checkpoints.store import below
-    from orchestrator.tracking.address import record_digest
 
     address, name = sweep.resources.checkpoints, f"{sweep.name}-{sweep.id[:8]}"
     if address is None or (address == "auto" and on_cluster()):
@@ -243,9 +243,8 @@ def make_checkpoints(sweep: Sweep, *, say: Callable[[str], None]) -> Checkpoints
         address, name = str(sweep.output.absolute()), f"checkpoints-{sweep.id[:8]}"
     elif "://" not in address:
         address = str(Path(address).expanduser().absolute())
-    record = record_digest(sweep.tracking.uri, sweep.tracking.experiment)
     return Checkpoints(
-        below(address, f"{name}-{record}"),
+        below(address, f"{name}-{parent[:8]}"),
         earlier=below(address, name),
         interval_s=sweep.resources.checkpoint_interval,
         say=say,

@@ -41,6 +41,8 @@ class InlineDispatcher(Dispatcher):
         self._device, self._flush_s, self._clock, self._training = device, flush_s, clock, training
         self._stopping = stopping
         self._worth_saving_at = math.inf
+        self._until = math.inf
+        """How long a stopped run goes on for a checkpoint."""
         self._queue: deque[PackTask] = deque()
         self._running: Generator[Event, None, None] | None = None
 
@@ -53,6 +55,8 @@ class InlineDispatcher(Dispatcher):
         events: list[Event] = []
         while self._running is not None or self._queue:
             if self._running is None:
+                if self._stopping():
+                    break
                 self._begin(self._queue.popleft())
             event, ended = None, False
             with self._training(self._is_worth_saving):
@@ -60,9 +64,11 @@ class InlineDispatcher(Dispatcher):
                 ended = event is None
             if event is not None:
                 events.append(event)
-                if isinstance(event, PackProgress) and event.saved is not None:
+                if not isinstance(event, PackProgress):
+                    self._worth_saving_at = math.inf  # it has ended
+                elif event.saved is not None:
                     self._worth_saving_at = self._clock() + ASK_AFTER_S
-                if not (self._stopping() and self._is_worth_saving()):
+                if not (self._stopping() and self._is_worth_saving() and self._clock() < self._until):
                     break
                 continue
             self._running = None
@@ -72,6 +78,7 @@ class InlineDispatcher(Dispatcher):
 
     def await_saved(self, timeout_s: float) -> None:
         """Go on with a pack that is worth saving, where the signal came between two of its events."""
+        self._until = self._clock() + timeout_s
         if self._running is not None and self._is_worth_saving():
             self.poll(timeout_s)
 
