@@ -56,7 +56,8 @@ GAP = "grokking_gap 1000 is not below steps"
 
 @pytest.mark.parametrize("search", ["", "search: {kind: boundary, budget: 90}\n"])
 def test_a_sweep_too_short_for_any_trial_to_be_grokking_is_warned_of(tmp_path: Path, search: str) -> None:
-    axes = "weight_decay: {scale: log, from: 1, to: 9, points: 3}, data_fraction: {scale: linear, from: 0.3, to: 0.7, points: 3}"
+    axes = "weight_decay: {scale: log, from: 1, to: 9, points: 3}, "
+    axes += "data_fraction: {scale: linear, from: 0.3, to: 0.7, points: 3}"
     text = SHORT.format(axes=axes) + "fixed: {steps: 600}\n" + search
     said = warned(tmp_path, text)
     assert f"{GAP} 600: no trial can be labelled grokking | set phases.grokking_gap below 600" in said

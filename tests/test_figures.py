@@ -1,6 +1,7 @@
 """Figures for a paper: format, width, names, colours and panels, in every kind of figure."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import phasefront
 from jobs.job import specs
 from orchestrator.cli import main
 from orchestrator.errors import UserError
+from orchestrator.live.content import state_of
 from orchestrator.phases.compare import compare
 from orchestrator.phases.diagram import phase_diagram
 from orchestrator.phases.draw.png_compare import draw_comparison
@@ -22,7 +24,7 @@ from orchestrator.phases.draw.png_map import draw_map
 from orchestrator.phases.layout import lay_out
 from orchestrator.phases.style import FigureStyle, drawn_as, formula_error
 from orchestrator.phases.table import collect
-from orchestrator.phases.text import on_page
+from orchestrator.phases.text import on_page, plain
 from orchestrator.sweep.sweep import Sweep
 from tests.test_compare import a_side
 from tests.test_phases_plots import varied
@@ -129,6 +131,31 @@ def test_texts_of_a_page_do_not_overlap_and_can_be_read(draw: str, width: object
     assert min(t.get_fontsize() for t in kept[0].findobj(Text) if t.get_text().strip()) >= 6.5
     legends = [legend for ax in kept[0].axes if (legend := ax.get_legend()) is not None and ax.lines]
     assert not legends, "a legend covers no curve"
+
+
+@pytest.mark.parametrize("draw", ["map", "lines"])
+def test_titles_of_panels_have_the_names_of_the_style(draw: str) -> None:
+    axes = [axis("width", 2, 3, 5, 9), axis("load", 0.2, 0.4)]
+    if draw == "map":
+        axes.append(axis("heat", 1, 2, 3))
+    trials = product(axes, replicates=1)
+    diagram = phase_diagram("melting", axes, Melt.phases, collect(trials, varied(trials)), specs(MeltParams))
+    kept: list[Figure] = []
+    with drawn_as(FigureStyle(labels={"load": r"training fraction $\alpha$"}), diagram.labels):
+        if draw == "map":
+            draw_map(diagram, lay_out(diagram), Melt.headline, kept.append)
+        else:
+            draw_curves(diagram, lay_out(diagram), Melt.headline, {}, kept.append)
+    titles = [title for ax in kept[0].axes if (title := ax.get_title(loc="left"))]
+    assert titles == [r"training fraction $\alpha$ 0.2", r"training fraction $\alpha$ 0.4"]
+
+
+def test_the_page_of_a_run_has_the_names_of_the_style() -> None:
+    shown = state_of(
+        name="x", counts={}, most=1, known=1, phases=Counter(late=1), colours={"late": "#000000"}, lines=(),
+        called={"late": plain(r"above $\alpha_{c}$")}, failures=(), failed=0, driven=False, map_version="", mlflow={},
+    )  # fmt: skip
+    assert [phase["label"] for phase in shown["phases"]] == ["above αc"]
 
 
 def test_panels_choose_what_is_drawn() -> None:

@@ -13,6 +13,8 @@ from runner_kit import RAMP
 from servers import empty_sqlite
 
 from orchestrator.cli import main
+from orchestrator.phases.draw.png import figure
+from orchestrator.phases.style import FigureStyle, drawn_as
 from orchestrator.report import page as report_page
 from orchestrator.report.content import Failure, Picture, Report, Table, cost_of, shortened, tables_of
 from orchestrator.report.page import page as rendered
@@ -58,6 +60,21 @@ def test_figures_beyond_the_limit_are_links(tmp_path: Path, monkeypatch: pytest.
     text = write_report(Report(name="x", state=(), asked=(), pictures=tuple(pictures)), tmp_path / "r.html").read_text()
     assert text.count("data:image/png;base64,") == 1
     assert 'href="second%20one.png"' in text and "figure second one.png" in text
+
+
+@pytest.mark.parametrize(("width", "inches"), [("single", "3.50"), ("double", "7.20")])
+def test_a_figure_of_a_page_is_shown_in_its_own_width(tmp_path: Path, width: str, inches: str) -> None:
+    file = tmp_path / "figure.png"
+    with drawn_as(FigureStyle.model_validate({"width": width})), figure(file, "", "", (4, 3)):
+        pass
+    report = Report(name="x", state=(), asked=(), pictures=(Picture(file=file, caption="map"),))
+    assert f'alt="map" style="width: {inches}in"' in rendered(report)
+
+
+def test_the_next_step_of_a_warning_is_a_line_of_its_own() -> None:
+    text = rendered(Report(name="x", state=(), asked=(), warnings=("lost\n  next:  look",)))
+    assert "Warning: lost\n  next:  look</p>" in text
+    assert re.search(r"\.warning \{[^}]*white-space: pre-line", text)
 
 
 def test_results_of_analyses_are_read_with_their_intervals(tmp_path: Path) -> None:

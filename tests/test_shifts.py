@@ -6,12 +6,15 @@ import csv
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from jobs_for_phases import axis, by_id, row, trial
+from matplotlib.figure import Figure
 
+from orchestrator.analyses.view import draw
 from orchestrator.analysis.estimate import Estimate
 from orchestrator.axes import Axis
 from orchestrator.cli import main
@@ -19,6 +22,7 @@ from orchestrator.commands.compare import _shifts
 from orchestrator.phases.compare import Side, side
 from orchestrator.phases.diagram import phase_diagram
 from orchestrator.phases.map.surface_map import FittedMap
+from orchestrator.phases.style import FigureStyle, drawn_as
 from orchestrator.phases.table import TableNote, TrialTable, collect, write_table
 from orchestrator.results.shifts import Shift, shift_table, shifts
 
@@ -99,6 +103,30 @@ def test_one_seed_has_no_interval(sides: dict[str, Side]) -> None:
     one = only(shifts(sides["first"], sides["one seed"], "load"))
     assert math.isnan(one.mean.low) and "one seed has no interval" in one.how
     assert one.mean.value == pytest.approx(0.2, abs=0.05)
+
+
+@pytest.mark.parametrize("width", ["single", "double"])
+def test_the_figure_of_shifts_on_a_page_is_legible_and_has_the_names_of_the_style(
+    sides: dict[str, Side], width: str
+) -> None:
+    shift = only(shifts(sides["first"], sides["moved"], "load"))
+    labels = {"solid": "a crystalline solid", "liquid": "melt", "load": r"training fraction $\alpha \beta$"}
+    kept: list[Figure] = []
+    with drawn_as(FigureStyle.model_validate({"width": width, "labels": labels})):
+        both = [shift, replace(shift, boundary="a further solid | gas")]
+        table = shift_table([("moved", both)], "the first of the sweeps")
+        assert table is not None
+        draw("first", table, kept.append)
+    kept[0].draw_without_rendering()
+    page, texts = kept[0].bbox, [text for ax in kept[0].axes for text in (ax.yaxis.label, ax._left_title)]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    assert len(boxes) >= 3
+    for box in boxes:
+        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
+    assert [ax.get_title(loc="left").replace("\n", " ") for ax in kept[0].axes] == [
+        "a crystalline solid | melt",
+        "a further solid | gas",
+    ]
 
 
 def test_on_a_logarithmic_axis_it_is_a_ratio_and_lines_without_a_crossing_are_left_out(sides: dict[str, Side]) -> None:

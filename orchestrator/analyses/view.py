@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,12 +40,14 @@ def wants_log(source: Source, name: str) -> bool:
     return positive and (axis.scale in ("log", "integer") or max(values) >= 20 * min(values))
 
 
-def draw(sweep: str, result: Result, path: Path) -> None:
+def draw(sweep: str, result: Result, path: png.Output) -> None:
     """Write the figure of a result as PNG. `result.figure` is not None and has panels."""
     figure = result.figure
     assert figure is not None
     panels = figure.panels
     across = png.columns_for(len(panels))
+    if png.titles_across([panel.title for panel in panels]) < across:
+        across = 1
     rows = -(-len(panels) // across)
     widths = [6.4] if across == 1 else [4.6] * across
     labels = {line.label for panel in panels for line in panel.lines} | {what for p in panels for _, what in p.marks}
@@ -110,7 +111,7 @@ def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
         png.set_round_ticks(ax.xaxis, 7)
     if figure.y_log:
         png.set_round_ticks(ax.yaxis, 7)
-    ax.set_title(panel.title)
+    ax.set_title(png.wrapped(ax, "x", panel.title, 12))
     ax.set_xlabel(figure.x_label)
-    ax.set_ylabel(figure.y_label)
+    ax.set_ylabel(png.wrapped(ax, "y", figure.y_label, 11.5))
     ax.grid(axis="y")

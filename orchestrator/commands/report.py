@@ -18,7 +18,7 @@ from orchestrator.commands.publishing import SUMMARY, publish_record
 from orchestrator.commands.searching import history, known_trials
 from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, relabelled, sweep_record
 from orchestrator.failures import signature
-from orchestrator.phases.text import label_colour, words
+from orchestrator.phases.text import label_colour, plain, words
 from orchestrator.records import Status
 from orchestrator.report.content import (
     Failure,
@@ -106,7 +106,11 @@ def keep_report(
         state=tuple((status.lower(), f"{count:,}") for status, count in Counter(table.status).items()),
         asked=_asked(sweep),
         phases=tuple(
-            (label, labels[label], sweep.figure.colours.get(label, label_colour(k)))
+            (
+                plain(sweep.figure.labels.get(label, label)),
+                labels[label],
+                sweep.figure.colours.get(label, label_colour(k)),
+            )
             for k, label in enumerate(sweep.job_object().phases)
             if labels[label]
         ),

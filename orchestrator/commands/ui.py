@@ -22,7 +22,7 @@ from orchestrator.commands.status import driver_lines
 from orchestrator.commands.wiring import load_sweep, open_tracker, reading_patience
 from orchestrator.errors import Outage, UserError
 from orchestrator.phases.style import drawn_as
-from orchestrator.phases.text import label_colour
+from orchestrator.phases.text import label_colour, plain
 from orchestrator.secrets import secrets_in
 from orchestrator.tracking.address import PREFIX
 from orchestrator.tracking.factory import MEMORY, open_reader
@@ -275,6 +275,7 @@ class _Live:
             known=known,
             phases=watch.phases if watch is not None else Counter(),
             colours=self._colours,
+            called={name: plain(label) for name, label in sweep.figure.labels.items()},
             lines=lines,
             failures=failures_of(sweep, [trial for trial in failed if trial.id in errors], errors),
             failed=len(failed),

@@ -30,6 +30,7 @@ def state_of(
     known: int,
     phases: Counter[str],
     colours: Mapping[str, str],
+    called: Mapping[str, str],
     lines: Sequence[tuple[str, str]],
     failures: Iterable[Failure],
     failed: int,
@@ -47,6 +48,7 @@ def state_of(
         known: Those that it has so far.
         phases: Finished trials by phase.
         colours: Label -> its colour.
+        called: Label -> what it is called, where that is something else.
         lines: What is said below the counts: (heading, text).
         failures: Kinds of errors.
         failed: Failed trials.
@@ -64,7 +66,8 @@ def state_of(
             "missing": max(known - sum(counts.values()), 0),
         },
         "phases": [
-            {"label": label, "count": phases[label], "colour": colours.get(label, "#999999")} for label in labels
+            {"label": called.get(label, label), "count": phases[label], "colour": colours.get(label, "#999999")}
+            for label in labels
         ],
         "lines": [{"name": heading, "text": text} for heading, text in lines],
         "failures": [{"count": one.count, "first": one.first, "text": one.text} for one in failures],

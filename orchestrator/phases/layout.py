@@ -34,6 +34,11 @@ class Panel:
     cells: NDArray[np.int64]
     """Indices of its cells."""
 
+    @property
+    def called(self) -> str:
+        """The title in a figure, with the names of its style."""
+        return ", ".join(f"{named(name)} {text}" for name, text in zip(self.fixed, self.where.values(), strict=True))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:

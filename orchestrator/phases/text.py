@@ -99,6 +99,11 @@ def on_page(label: str) -> str:
     return re.sub(r"\$([^$]+)\$", plain, label)
 
 
+def plain(label: str) -> str:
+    """A label with formulas as text, with Greek letters and without subscripts."""
+    return re.sub(r"\$[^$]+\$", lambda formula: re.sub("</?su[bp]>", "", on_page(formula[0])), label)
+
+
 def localised(text: str) -> str:
     """The text of a tick with the style's decimal separator."""
     return text.replace(".", ",") if look().style.decimal == "comma" else text

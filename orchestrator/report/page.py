@@ -37,15 +37,28 @@ def page(report: Report) -> str:
     return environment.get_template("page.html").render(report=report, pictures=_sources(report.pictures))
 
 
-def _sources(pictures: tuple[Picture, ...]) -> list[tuple[Picture, str]]:
-    """Each figure with the address of its image; "" where it is not embedded."""
+def _sources(pictures: tuple[Picture, ...]) -> list[tuple[Picture, str, float | None]]:
+    """Each figure with the address of its image, "" where it is not embedded, and its width in inches if it has one."""
     left, found = EMBEDDED_BYTES, []
     for picture in pictures:
         encoded = base64.b64encode(picture.file.read_bytes()).decode()
         fits = len(encoded) <= left
         left -= len(encoded) if fits else 0
-        found.append((picture, f"data:{_TYPES[picture.file.suffix]};base64,{encoded}" if fits else ""))
+        found.append(
+            (picture, f"data:{_TYPES[picture.file.suffix]};base64,{encoded}" if fits else "", _inches(picture.file))
+        )
     return found
+
+
+def _inches(file: Path) -> float | None:
+    """The width of an image on paper; None where its file does not say, as of an SVG, which browsers know."""
+    from PIL import Image
+
+    if file.suffix != ".png":
+        return None
+    with Image.open(file) as image:
+        dpi = image.info.get("dpi")
+        return image.width / dpi[0] if dpi else None
 
 
 def _write(path: Path, text: str) -> None:

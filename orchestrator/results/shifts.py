@@ -405,7 +405,7 @@ def _figure(made: Sequence[tuple[str, Shift]], first: str) -> Figure | None:
                 order = np.argsort(x)
                 columns = [np.array([getattr(e, end) for e in own])[order] for end in ("value", "low", "high")]
                 curves.append(Curve(x=x[order], y=columns[0], label=name, low=columns[1], high=columns[2]))
-        panels.append(Panel(title=boundary, lines=tuple(curves), level=1.0 if shift.is_ratio else 0.0))
+        panels.append(Panel(title=_called(boundary), lines=tuple(curves), level=1.0 if shift.is_ratio else 0.0))
     what = "ratio" if shift.is_ratio else "difference"
     return Figure(
         x_label=named(other),
@@ -414,6 +414,11 @@ def _figure(made: Sequence[tuple[str, Shift]], first: str) -> Figure | None:
         band=f"{100 * shift.level:g}% interval",
         panels=tuple(panels),
     )
+
+
+def _called(boundary: str) -> str:
+    """A boundary between phases as the style calls them."""
+    return " | ".join(named(part, part) for part in boundary.split(" | "))
 
 
 def _in_units(of: Estimate, shift: Shift) -> Estimate:

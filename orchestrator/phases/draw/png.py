@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,6 +148,22 @@ def most_across() -> int:
     """The most panels side by side: any on a screen, on a page as many as are wide enough to be read."""
     width = look().style.width_inches
     return 100 if width is None else max(1, int(width / NARROWEST_PANEL))
+
+
+def wrapped(ax: Any, which: str, text: str, size: float) -> str:
+    """Text along a side of a panel, on a page in as many lines as it needs; formulas are not broken."""
+    if not on_page():
+        return text
+    whole = re.sub(r"\$[^$]+\$", lambda formula: formula[0].replace(" ", "\0"), text)
+    most = max(8, int(_room(ax, which) * 72 / (0.6 * points(size))))
+    return textwrap.fill(whole, most, break_long_words=False).replace("\0", " ")
+
+
+def titles_across(titles: Sequence[str]) -> int:
+    """The most of these titles that fit side by side: any on a screen."""
+    width = look().style.width_inches
+    longest = 0.6 * points(12) / 72 * max(map(len, titles), default=0)
+    return 100 if width is None else max(1, int(width / (longest + 0.3)))
 
 
 def shared_labels(axes: Sequence[Any], across: int) -> None:

@@ -121,7 +121,7 @@ def _draw_lines(
     png.set_round_ticks(ax.yaxis, 7)
     ax.minorticks_off()
     places = "; ".join(mark.text for mark in marked) if several else ""
-    ax.set_title("\n".join(filter(None, (panel.title, places))), fontsize=png.points(10.5) if places else None)
+    ax.set_title("\n".join(filter(None, (panel.called, places))), fontsize=png.points(10.5) if places else None)
     ax.grid(axis="y")
     grid = grid_of(diagram, panel, x, None)
     assert grid is not None

@@ -49,7 +49,7 @@ def draw_map(
     ):
         axes = [fig.add_subplot(grid[k // across, k % across]) for k in range(len(panels) * phase)]
         for ax, panel in zip(axes, panels[: len(axes)], strict=True):
-            draw_panel(ax, diagram, panel, layout, panel.title or (named(PHASE) if beside else ""), theory)
+            draw_panel(ax, diagram, panel, layout, panel.called or (named(PHASE) if beside else ""), theory)
         png.shared_labels(axes, max(across, 1))
         for k, name in enumerate(beside):
             ax, under = fig.add_subplot(grid[0, across + k]), fig.add_subplot(grid[1, across + k])
@@ -71,7 +71,7 @@ def draw_panel(
     if layout.x is None:
         _draw_bars(ax, diagram)
     else:
-        _draw_labels(ax, diagram, panel, layout.x, layout.y, panel.title if title is None else title, theory)
+        _draw_labels(ax, diagram, panel, layout.x, layout.y, panel.called if title is None else title, theory)
 
 
 def _chosen(wanted: Sequence[str], diagram: PhaseDiagram) -> tuple[tuple[str, ...], bool]:
