@@ -67,14 +67,14 @@ class Slurm:
     def state(self, job: str) -> str:
         return self.command("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}")
 
-    def shown(self, job: str, name: str) -> str:
+    def _shown(self, job: str, name: str) -> str:
         """A field of what `scontrol show job` prints."""
         words = self.command("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.partition("=")[::2] for word in words)[name]
 
     def exit_code(self, job: str) -> int:
         """Of a job that has ended."""
-        return int(self.shown(job, "ExitCode").partition(":")[0])
+        return int(self._shown(job, "ExitCode").partition(":")[0])
 
     def requeue(self, job: str) -> None:
         """Requeue a running job, without the two minutes that Slurm then waits."""
@@ -82,19 +82,16 @@ class Slurm:
         self.start_now(job)
 
     def start_now(self, job: str) -> None:
-        """Start a job that was requeued; Slurm itself waits two minutes."""
+        """Start a job that was requeued; Slurm itself waits two minutes, as it does where this comes too early."""
 
-        def runs() -> bool:
-            if self.shown(job, "Reason") == "BeginTime":
-                with contextlib.suppress(AssertionError):  # it is completing, or has just started
-                    self.command("scontrol", "update", f"jobid={job}", "starttime=now")
-                time.sleep(2.0)
-            return self.shown(job, "Restarts") != "0" and self.state(job) == "RUNNING"
+        def waits() -> bool:
+            with contextlib.suppress(AssertionError):  # the job is still completing
+                self.command("scontrol", "update", f"jobid={job}", "starttime=now")
+                return True
+            return False
 
-        try:
-            wait_for(f"job {job} to start", runs)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.command('scontrol', 'show', 'job', job)}") from None
+        wait_for(f"job {job} in the queue", lambda: self.state(job) in ("PENDING", "RUNNING"))
+        wait_for(f"job {job} to start", waits)
 
     def start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("wb") as out:
