@@ -52,7 +52,7 @@ def test_a_local_ray_that_dies_ends_the_run_resumably(tmp_path: Path, victim: st
         os.kill(process(running, victim), signal.SIGKILL)
         text = running.finish()
         assert running.popen.returncode == 75, text
-        assert not running.left_behind()
+        wait_for("the end of all that it started", lambda: not running.left_behind())
     assert f"the local Ray has died: its process {victim} ended" in text
     assert "run the same command again" in text
     assert "Traceback" not in text

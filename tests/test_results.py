@@ -1,7 +1,6 @@
 """`import phasefront`: tables of trials and curves, counted against SQL on a real record of an earlier version."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -249,10 +248,7 @@ def test_a_sweep_is_loaded_by_the_run_of_its_parent_or_of_a_trial() -> None:
 @pytest.mark.slow
 def test_a_sweep_is_loaded_by_the_address_of_its_run_on_a_server(folder: Path, tmp_path: Path) -> None:
     expected = phasefront.load("grid.yaml")
-    query = "SELECT run_uuid, experiment_id, artifact_uri FROM runs WHERE name = 'earlier-grid'"
-    parent, experiment, artifacts = sql(query)[0]
-    Path(artifacts).mkdir(parents=True, exist_ok=True)
-    shutil.copy("grid.yaml", Path(artifacts, "sweep.yaml"))
+    parent, experiment = sql("SELECT run_uuid, experiment_id FROM runs WHERE name = 'earlier-grid'")[0]
     with mlflow_server(f"phasefront-sqlite:///{folder}/record.db", tmp_path / "artifacts") as uri:
         loaded = phasefront.load(f"{uri}/#/experiments/{experiment}/runs/{parent}")
         assert loaded.sweep.tracking.uri == uri

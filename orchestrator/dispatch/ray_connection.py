@@ -100,6 +100,19 @@ def _reaped() -> Iterator[str]:
         del os.environ[reaper.MARK]
 
 
+def _name_agents() -> None:
+    """Tell the reaper of the children of the raylet that has just started: its agents among them."""
+    from ray._private import worker
+
+    node = worker._global_node
+    for watch in _reapers:
+        if node is not None and watch.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # somebody has ended the reaper
+                for raylet in node.all_processes["raylet"]:
+                    watch.stdin.write(reaper.named(reaper.children(raylet.process.pid)))
+                watch.stdin.flush()
+
+
 _reapers: list[subprocess.Popen[bytes]] = []
 _sessions: list[Session] = []
 
@@ -164,6 +177,7 @@ def connect(local: Node | None = None) -> bool:
             except Exception as error:  # Ray raises many types here
                 disconnect()  # ends what has started already
                 raise _not_started(error) from error
+        _name_agents()
         session = Session(Path(context.address_info["session_dir"]), mark)
         _sessions.append(session)
         remove_left(session.folder.parent, lives=reaper.marked)

@@ -2,7 +2,8 @@
 
 For a local Ray: Ray's own processes follow a killed driver, but its agents take a minute to notice. The reaper waits on
 a pipe that closes when the driver ends, however it ends, and then kills every process that carries the driver's mark in
-its environment. For a worker it waits for the end of its process, and kills what trials have started and left there.
+its environment, and every child of the raylet that the driver has named: Ray's agents set their title, which can
+overwrite the mark. For a worker it waits for the end of its process, and kills what trials have started and left there.
 Standard library only: it must start quickly.
 """
 
@@ -51,6 +52,22 @@ def _stat(folder: Path) -> list[int]:
     return [0, *map(int, numbers)]
 
 
+def children(parent: int) -> list[tuple[int, int]]:
+    """The children of a process, each with its start time in clock ticks, which tells it from a later one of its id."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            numbers = _stat(folder)
+            if numbers[1] == parent:
+                found.append((int(folder.name), numbers[19]))
+    return found
+
+
+def named(known: list[tuple[int, int]]) -> bytes:
+    """The processes as a line for the input of `after_driver`."""
+    return b" ".join(b"%d:%d" % process for process in known) + b"\n"
+
+
 def guard_children() -> None:
     """Have everything killed that this process starts, and that still runs when it has ended, however it ends."""
     if not Path("/proc/self/environ").exists():
@@ -68,11 +85,18 @@ def guard_children() -> None:
 def after_driver(mark: str, driver: int) -> None:
     """Wait for the end of the driver, then kill what is left of its Ray.
 
+    The driver sends lines of `named`, and `CLEAN` after the last of them if it has shut down its Ray.
+
     A driver that was killed before it could mark its session folder leaves one that no later run would remove: the
     folder has the driver's process id at the end of its name, and is newer than this process.
     """
     began = time.time()
-    clean = sys.stdin.buffer.read() == CLEAN
+    *lines, last = sys.stdin.buffer.read().split(b"\n")
+    clean = last == CLEAN
+    for pid, _, started in (process.partition(b":") for line in lines for process in line.split()):
+        with contextlib.suppress(OSError):
+            if _stat(Path(f"/proc/{int(pid)}"))[19] == int(started):
+                os.kill(int(pid), signal.SIGKILL)
     _kill(mark, MARK, 0, quiet_s=0.0 if clean else QUIET_S)
     folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"  # as Ray has it
     for session in () if clean else folder.glob(f"session_*_{driver}"):
