@@ -158,6 +158,16 @@ def test_the_page_of_a_run_has_the_names_of_the_style() -> None:
     assert [phase["label"] for phase in shown["phases"]] == ["above αc"]
 
 
+@pytest.mark.parametrize(
+    ("classifier", "entry"), [(False, "boundary (equal shares)"), (True, "boundary (equal belief)")]
+)
+def test_the_legend_of_a_map_names_its_boundary(classifier: bool, entry: str) -> None:
+    figure = phasefront.load("grid.yaml").map(classifier=classifier).figure()
+    named = [text.get_text() for legend in (*figure.legends, *(ax.get_legend() for ax in figure.axes)) if legend
+             for text in legend.get_texts()]  # fmt: skip
+    assert entry in named
+
+
 def test_panels_choose_what_is_drawn() -> None:
     sweep = phasefront.load("styled.yaml")
     made = phasefront.load("grid.yaml").map()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.path import Path as Outline
 
-from orchestrator.phases.map.contour import boundary, half_level, outlines_of_labels
+from orchestrator.phases.map.contour import boundary, outlines_of_labels
 from orchestrator.phases.scale import AxisScale, axis_scale
 
 
@@ -23,57 +23,74 @@ def two_phases(share: np.ndarray) -> np.ndarray:
     return np.stack([share, 1 - share], axis=2)
 
 
+def lines_of(u: np.ndarray, v: np.ndarray, share: np.ndarray) -> list[np.ndarray]:
+    return boundary(scale(u.tolist()), scale(v.tolist()), share if share.ndim == 3 else two_phases(share))
+
+
+def one_hot(label: np.ndarray, labels: int) -> np.ndarray:
+    return np.eye(labels)[label]
+
+
 def test_the_boundary_of_a_plane_is_a_straight_line_where_it_is_a_half() -> None:
     u, v = np.arange(6.0), np.arange(5.0)
-    share = (u[:, None] + 2 * v[None]) / 13
-    (line,) = half_level(u, v, share)
-    np.testing.assert_allclose(line[:, 0] + 2 * line[:, 1], 6.5, atol=1e-12)
+    (line,) = lines_of(u, v, (u[:, None] + 2 * v[None]) / 13)
+    np.testing.assert_allclose(line[:, 0] + 2 * line[:, 1], 6.5, atol=1e-8)
     assert np.ptp(line[:, 1]) == pytest.approx(2.5)
 
 
 def test_the_boundary_of_a_hill_is_one_closed_line_about_it() -> None:
     u = np.linspace(-1, 1, 41)
-    share = 1 - 2 * (u[:, None] ** 2 + u[None] ** 2)
-    (line,) = half_level(u, u, share)
+    (line,) = lines_of(u, u, np.clip(1 - 2 * (u[:, None] ** 2 + u[None] ** 2), 0, 1))
     np.testing.assert_array_equal(line[0], line[-1])
     np.testing.assert_allclose(np.hypot(*line.T), 0.5, atol=2e-3)
 
 
-@given(share=arrays(float, (5, 6), elements=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])))
-def test_two_phases_have_the_same_boundary(share: np.ndarray) -> None:
-    u, v = np.arange(5.0), np.arange(6.0)
-    first = half_level(u, v, share, share >= 0.5, joined=True)
-    second = half_level(u, v, 1 - share, share < 0.5)
-    points, again = ({tuple(p) for line in lines for p in line.round(9).tolist()} for lines in (first, second))
-    assert points == again
-    drawn = boundary(scale(range(5)), scale(range(6)), two_phases(share))
-    assert {tuple(p) for line in drawn for p in line.round(9).tolist()} == points
+def points_of(lines: list[np.ndarray]) -> set[tuple[float, ...]]:
+    return {tuple(p) for line in lines for p in line.round(6).tolist()}
 
 
-@given(share=arrays(float, (5, 5), elements=st.sampled_from([0.0, 0.2, 0.8, 1.0])))
-def test_the_boundary_parts_every_two_neighbours_on_different_sides_and_no_others(share: np.ndarray) -> None:
-    lines = half_level(np.arange(5.0), np.arange(5.0), share)
-    crossed = {tuple(p) for line in lines for p in line.round(9).tolist()}
+@given(label=arrays(np.int64, (5, 5), elements=st.sampled_from([0, 1, 2, 3])))
+def test_the_boundary_parts_every_two_neighbours_of_different_phases_and_no_others(label: np.ndarray) -> None:
+    crossed = points_of(lines_of(np.arange(5.0), np.arange(5.0), one_hot(label, 4)))
     for i, j in itertools.product(range(5), range(5)):
         for k, m in ((i + 1, j), (i, j + 1)):
             if k < 5 and m < 5:
-                between = any((y == j and i < x < k) if m == j else (x == i and j < y < m) for x, y in crossed)
-                assert between == ((share[i, j] > 0.5) != (share[k, m] > 0.5))
+                assert (((i + k) / 2, (j + m) / 2) in crossed) == (label[i, j] != label[k, m])
+
+
+@given(label=arrays(np.int64, (5, 5), elements=st.sampled_from([0, 1, 2, 3])))
+def test_a_line_ends_at_the_edge_or_where_three_phases_meet_and_nothing_is_drawn_twice(label: np.ndarray) -> None:
+    lines = lines_of(np.arange(5.0), np.arange(5.0), one_hot(label, 4))
+    steps = Counter(frozenset(map(tuple, pair)) for line in lines for pair in itertools.pairwise(line.tolist()))
+    assert set(steps.values()) <= {1}
+    for x, y in Counter(tuple(end) for line in lines for end in (line[0].tolist(), line[-1].tolist())):
+        met = sum((x, y) in step for step in steps)
+        around = {int(label[i, j]) for i in {math.floor(x), math.ceil(x)} for j in {math.floor(y), math.ceil(y)}}
+        assert met != 1 or x in (0, 4) or y in (0, 4)
+        assert met < 3 or len(around) >= 3
+
+
+def test_three_phases_meet_in_one_point() -> None:
+    label = np.array([[0, 0, 0], [1, 1, 2], [1, 1, 2]])
+    lines = lines_of(np.arange(3.0), np.arange(3.0), one_hot(label, 3))
+    ends = Counter(tuple(end) for line in lines for end in (line[0].round(6).tolist(), line[-1].round(6).tolist()))
+    (meeting,) = (point for point, count in ends.items() if count == 3)
+    assert 0.5 < meeting[0] < 1 and meeting[1] == 1.5
+    assert sorted(count for count in ends.values()) == [1, 1, 1, 3]
 
 
 def test_with_one_replicate_it_runs_half_way_on_a_log_axis_too() -> None:
     x, y = scale([1.0, 100.0], "log"), scale([0.0, 1.0, 2.0])
     lines = boundary(x, y, two_phases(np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])))
-    for line in lines:
-        np.testing.assert_allclose(line[:, 0], 1.0)  # log10 of the geometric mean
-    assert len(lines) == 2
+    (line,) = lines
+    np.testing.assert_allclose(line[:, 0], 1.0)  # log10 of the geometric mean
 
 
 def test_no_line_is_drawn_beside_a_hole() -> None:
     share = np.array([[1.0, 1, 1, 1], [0, 0, 0, 0]])
     share[0, 0] = np.nan
     lines = boundary(scale([0.0, 1.0]), scale(range(4)), two_phases(share))
-    assert [line[:, 1].min() for line in lines] == [1, 1]
+    assert [line[:, 1].min() for line in lines] == [1]
 
 
 def test_no_line_crosses_the_gap_to_a_column_set_apart_or_a_text_axis() -> None:
@@ -86,7 +103,7 @@ def test_no_line_crosses_the_gap_to_a_column_set_apart_or_a_text_axis() -> None:
 def test_an_island_is_enclosed() -> None:
     share = np.zeros((7, 7))
     share[2:5, 2:5] = 1
-    (line,) = half_level(np.arange(7.0), np.arange(7.0), share)
+    (line,) = lines_of(np.arange(7.0), np.arange(7.0), share)
     inside = Outline(line)
     assert inside.contains_point((3, 3))
     assert not inside.contains_point((1, 3))
@@ -96,7 +113,7 @@ def test_an_island_is_enclosed() -> None:
 @pytest.mark.parametrize(("low", "joined"), [(0.4, True), (0.0, False)])
 def test_in_a_saddle_the_mean_decides_which_corners_are_joined(turned: bool, low: float, joined: bool) -> None:
     share = np.array([[0.9, low], [low, 0.9]])[:, :: -1 if turned else 1]
-    lines = half_level(np.arange(2.0), np.arange(2.0), share)
+    lines = lines_of(np.arange(2.0), np.arange(2.0), share)
     assert len(lines) == 2
     # Each line cuts off one corner: the low ones where the high ones are joined, and the other way round.
     cut = {(round(float(line[:, 0].mean())), round(float(line[:, 1].mean()))) for line in lines}

@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 
 from jobs.job import Scalar
 from orchestrator.phases.diagram import CellValues, PhaseDiagram
+from orchestrator.phases.map.contour import Line, boundary
 from orchestrator.phases.scale import AxisScale
 from orchestrator.phases.text import named, number, plural, words
 
 FEW = 6
 """A second axis with at most this many values is also shown as one line plot per value."""
+BOUNDARY = "boundary (equal shares)"
+"""What the line between the phases of a grid is called in legends."""
 _GRID_FILL = 0.25
 """A map is drawn as a grid if at least this fraction of its cells exists, else as points."""
 
@@ -98,6 +101,15 @@ def grid_of(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None) -> NDArr
     grid = np.full(shape, -1, dtype=np.int64)
     grid[diagram.codes[panel.cells, x], diagram.codes[panel.cells, y]] = panel.cells
     return grid
+
+
+def boundary_of(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None) -> list[Line]:
+    """The lines between the phases of a panel, in drawing positions; none where it is not a grid."""
+    grid = None if y is None else grid_of(diagram, panel, x, y)
+    if grid is None or y is None:
+        return []
+    share = np.where(grid[:, :, None] < 0, np.nan, diagram.share[grid])
+    return boundary(diagram.axes[x], diagram.axes[y], share)
 
 
 def mesh_of(

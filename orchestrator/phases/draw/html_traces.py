@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.phases.diagram import CellValues, PhaseDiagram
-from orchestrator.phases.layout import Panel, along, grid_of, markers, mesh_of, value_range
-from orchestrator.phases.map.contour import boundary
+from orchestrator.phases.layout import BOUNDARY, Panel, along, boundary_of, grid_of, markers, mesh_of, value_range
 from orchestrator.phases.scale import AxisScale, round_values
 from orchestrator.phases.table import TrialTable
 from orchestrator.phases.text import (
@@ -139,9 +138,8 @@ def label_traces(diagram: PhaseDiagram, panel: Panel, x: int, y: int | None, the
         split = cells[diagram.runner_up[cells] >= 0]
         traces += _marks(diagram, split, x, y, "replicates disagree", symbol="diamond-open", size=6, line={"width": 1})
     if grid is not None and y is not None:
-        share = np.where(grid[:, :, None] < 0, np.nan, diagram.share[grid])
-        if lines := boundary(diagram.axes[x], diagram.axes[y], share):
-            traces.append(polylines(lines, "boundary (share 1/2)", INK, 1.6))
+        if lines := boundary_of(diagram, panel, x, y):
+            traces.append(polylines(lines, BOUNDARY, INK, 1.6))
         predicted = theory.map_of(diagram, panel, x, y) if theory is not None else None
         if predicted is not None:
             text = caption(predicted.compared, predicted.differ)

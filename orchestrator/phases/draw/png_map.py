@@ -10,8 +10,17 @@ from numpy.typing import NDArray
 
 from orchestrator.phases.diagram import PhaseDiagram
 from orchestrator.phases.draw import png
-from orchestrator.phases.layout import Layout, Panel, grid_of, headline, mesh_of, summary, value_range
-from orchestrator.phases.map.contour import boundary
+from orchestrator.phases.layout import (
+    BOUNDARY,
+    Layout,
+    Panel,
+    boundary_of,
+    grid_of,
+    headline,
+    mesh_of,
+    summary,
+    value_range,
+)
 from orchestrator.phases.style import PHASE, look
 from orchestrator.phases.text import INK, NOT_REACHED, SOFT, label_colour, named, plural, rgb
 from orchestrator.phases.theory.overlay import COLOURS, DASH, Overlay, caption
@@ -111,10 +120,9 @@ def _draw_labels(
         ax.add_collection(PolyCollection(list(triangles), facecolors=face, linewidths=0, antialiaseds=False))
     if y is None:
         return
-    share = np.where(grid[:, :, None] < 0, np.nan, diagram.share[grid])
     # On a fine grid a bold line would hide the cells it runs between.
     width = float(np.clip(75 / max(grid.shape), 0.4, 1.5))
-    png.draw_edged(ax, boundary(diagram.axes[x], diagram.axes[y], share), width, 1.7 if width > 1 else 0)
+    png.draw_edged(ax, boundary_of(diagram, panel, x, y), width, 1.7 if width > 1 else 0)
     predicted = theory.map_of(diagram, panel, x, y) if theory is not None else None
     if predicted is not None:
         png.draw_predicted(ax, predicted.lines, width + 0.4)
@@ -171,6 +179,9 @@ def _handles(diagram: PhaseDiagram, panels: Sequence[Panel], layout: Layout, the
         return handles
     cells = np.concatenate([panel.cells for panel in panels])
     holes = diagram.majority[cells] < 0
+    x, y = layout.x, layout.y
+    if any(boundary_of(diagram, panel, x, y) for panel in panels):
+        handles.append(png.stroke(BOUNDARY, INK, linewidth=1.5))
     if (diagram.runner_up[cells] >= 0).any():
         pale = max(len(panel.cells) for panel in panels) > _SPLIT_UP_TO
         text = f"replicates disagree ({'paler' if pale else 'split cell'})"
@@ -179,7 +190,7 @@ def _handles(diagram: PhaseDiagram, panels: Sequence[Panel], layout: Layout, the
         handles.append(png.swatch("failed", "white", edgecolor=INK, hatch="xxxx", linewidth=0.5))
     if (holes & (diagram.failed[cells] == 0)).any():
         handles.append(png.swatch("missing", "white", edgecolor="#AAAAAA", hatch="////", linewidth=0.5))
-    maps = [theory.map_of(diagram, panel, layout.x, layout.y) for panel in panels] if theory is not None else []
+    maps = [theory.map_of(diagram, panel, x, y) for panel in panels] if theory is not None else []
     if predicted := [one for one in maps if one is not None]:
         text = caption(sum(p.compared for p in predicted), sum(p.differ for p in predicted))
         handles.append(png.stroke(text, COLOURS[0], linestyle=DASH, linewidth=2))

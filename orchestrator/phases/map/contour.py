@@ -1,8 +1,9 @@
 """Boundaries as polylines: between the settings of a grid, and between the classes that a classifier believes in.
 
-On a grid, a boundary is the line on which a phase's share of the replicates is 1/2, interpolated linearly between the
-centres of the cells in the axes' own coordinates (log10 on a log axis). With one replicate it runs half-way between
-neighbouring settings whose labels differ: its position is known no better than the grid.
+On a grid, a boundary is the line on which the most frequent phase changes. Between neighbouring settings whose most
+frequent phases differ, it runs where the shares of these two are equal, interpolated linearly in the axes' own
+coordinates (log10 on a log axis). With one replicate that is half-way: its position is known no better than the grid.
+Between four settings that have three or four phases, the lines meet in one point.
 
 In a classifier's plane, a boundary is the line on which two classes are believed equally. Its topology comes from the
 raster of leading classes; each vertex is then located on its edge of the raster by bisection of the belief itself. With
@@ -12,7 +13,7 @@ more than two classes, a line runs between the two that lead on its two sides.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -46,31 +47,62 @@ def boundary(x: AxisScale, y: AxisScale, share: NDArray[np.float64]) -> list[Lin
         return []
     inner = share[x.special :, y.special :]
     u, v = x.position[x.special :], y.position[y.special :]
-    winner = np.nan_to_num(inner).argmax(axis=2)
-    present = np.flatnonzero(np.nan_to_num(inner).max(axis=(0, 1), initial=0) > 0)
+    known = ~np.isnan(inner).any(axis=2)
+    label = np.where(known, leading(np.nan_to_num(inner)), -1)
+    corners = np.stack([label[:-1, :-1], label[1:, :-1], label[1:, 1:], label[:-1, 1:]])
+    crossed = (corners.min(axis=0) != corners.max(axis=0)) & (corners.min(axis=0) >= 0)
+    steps: list[Line] = []
+    for i, j in np.argwhere(crossed).tolist():
+        at = (i, j), (i + 1, j), (i + 1, j + 1), (i, j + 1)
+        share_at = np.array([inner[corner] for corner in at])
+        steps += _in_square(np.array(at, dtype=np.float64), share_at, [int(label[corner]) for corner in at])
+    where = np.arange(len(u)), np.arange(len(v))
     return [
-        line
-        for label in present
-        # Of two labels that share a tie the first has it, as on the map: so their boundaries coincide.
-        for line in half_level(u, v, inner[:, :, label], winner == label, joined=bool(label == present[0]))
+        np.column_stack([np.interp(line[:, k], where[k], axis) for k, axis in enumerate((u, v))])
+        for line in _joined(steps)
     ]
 
 
-def half_level(
-    u: NDArray[np.float64],
-    v: NDArray[np.float64],
-    share: NDArray[np.float64],
-    ties: NDArray[np.bool_] | bool = False,
-    *,
-    joined: bool = False,
-) -> list[Line]:
-    """Polylines where `share` (U, V), given at the points u x v, is 1/2; a hole is NaN.
+def _in_square(points: Points, share: NDArray[np.float64], label: Sequence[int]) -> list[Line]:
+    """The boundary between four settings: their places (4, 2) in a ring, shares (4, L) and most frequent labels."""
+    crossing: dict[int, NDArray[np.float64]] = {}
+    for k, (a, b) in enumerate(zip(label, [*label[1:], label[0]], strict=True)):
+        if a != b:
+            first, second = share[k, a] - share[k, b], share[k - 3, b] - share[k - 3, a]
+            crossing[k] = points[k] + first / (first + second) * (points[k - 3] - points[k])
+    at = list(crossing.values())
+    if len(at) == 2:
+        return [np.array(at)]
+    if len(at) == 4 and (label[0] == label[2] or label[1] == label[3]):
+        # A saddle: the corners of the same phase are joined; of two such pairs, those that are surer, then the first.
+        top = np.sort(share, axis=1)
+        sure = np.round((top[:, -1] - top[:, -2]).reshape(2, 2).sum(axis=0), 9).tolist()
+        odd = label[0] != label[2] or (label[1] == label[3] and (sure[1], label[0]) > (sure[0], label[1]))
+        return [np.array([at[k], at[k - 3]]) for k in ((1, 3) if odd else (0, 2))]
+    return [np.array([end, np.mean(at, axis=0)]) for end in at]
 
-    A share of exactly 1/2 counts as above where `ties` (U, V) says so. In a saddle the mean of the four corners decides
-    which of them are connected; where that is 1/2 too, the upper ones are if `joined`.
-    """
-    above = np.where((share == 0.5) & ties, np.nextafter(0.5, 1), share)
-    return _contours(above, np.nextafter(0.5, 0) if joined else 0.5, u, v)
+
+def _joined(steps: Sequence[Line]) -> list[Line]:
+    """Steps between two points of a lattice, as lines that begin and end where other than two steps meet."""
+    kept = {frozenset(ends): ends for step in steps if len(set(ends := [tuple(p) for p in step.round(9).tolist()])) > 1}
+    at: dict[tuple[float, ...], list[frozenset[tuple[float, ...]]]] = {}
+    for step in kept:
+        for point in step:
+            at.setdefault(point, []).append(step)
+
+    def walk(here: tuple[float, ...]) -> Iterator[tuple[float, ...]]:
+        yield here
+        while (step := next((step for step in at[here] if step in kept), None)) is not None:
+            del kept[step]
+            (here,) = step - {here}
+            yield here
+            if len(at[here]) != 2:
+                return
+
+    lines = [list(walk(point)) for point, met in at.items() if len(met) != 2 for _ in met]
+    while kept:  # closed lines
+        lines.append(list(walk(next(iter(kept.values()))[0])))
+    return [np.array(line) for line in lines if len(line) > 1]
 
 
 def band_edges(raster: Raster) -> list[Line]:
