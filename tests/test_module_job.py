@@ -1,6 +1,6 @@
 """Jobs of users' torch modules: a packed trial is the trial, alone and as a plain PyTorch loop trains it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,25 @@ def test_a_packed_trial_is_the_trial(values: dict[str, Any]) -> None:
     job = Small()
     assert not why_alone(job, members(job, 1, **values)[0].params)
     assert_packed_is_solo(job, members(job, 4, **values))
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
+def test_momentum_betas_and_clipping_are_each_trials_own(optimiser: str) -> None:
+    """One trial ends early, one has no clipping."""
+    job = Small()
+    of_each = {
+        "momentum": (0.9, 0.0, 0.5, 0.9),
+        "beta1": (0.9, 0.0, 0.5, 0.95),
+        "beta2": (0.999, 0.9, 0.95, 0.99),
+        "clip_norm": (0.3, 0.05, 0.0, 1.0),
+        "steps": (24, 24, 24, 9),
+        "curve_points": (5, 5, 4, 5),
+    }
+    trained = [
+        Member(params=replace(m.params, **{name: values[k] for name, values in of_each.items()}), seed=m.seed)
+        for k, m in enumerate(members(job, 4, optimiser=optimiser, schedule="inverse_sqrt", warmup_steps=3))
+    ]
+    assert_packed_is_solo(job, trained)
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])

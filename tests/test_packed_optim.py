@@ -1,6 +1,7 @@
-"""Each packed optimiser equals PyTorch's, with one learning rate and one weight decay per model."""
+"""Each packed optimiser equals PyTorch's, with hyperparameters per model."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from jobs.packed.optim import FlatParameters, Optimiser, OptimiserSettings, make
 SHAPES = [(5, 3), (1, 3), (3, 2)]
 RATES = [0.05, 0.003, 0.2]
 DECAYS = [0.0, 0.1, 0.03]
+EACH = {"momentum": [0.9, 0.0, 0.5], "beta1": [0.8, 0.0, 0.95], "beta2": [0.95, 0.999, 0.9]}
 STEPS = 200
 KINDS = ["sgd", "adam", "adamw"]
 
@@ -25,6 +27,12 @@ def settings_of(
         beta1=0.8,
         beta2=0.95,
     )
+
+
+def settings_of_each(kind: str) -> OptimiserSettings:
+    """All hyperparameters differ between the models."""
+    each = {name: torch.tensor(values, dtype=torch.float64) for name, values in EACH.items()}
+    return replace(settings_of(kind), momentum=each["momentum"], beta1=each["beta1"], beta2=each["beta2"])
 
 
 def start(models: int = 3, align: int = 1) -> FlatParameters:
@@ -51,10 +59,14 @@ def feed(optimiser: Optimiser, gradient_MP: torch.Tensor) -> None:
     """Give a gradient as a block does: scaled, and added to what the optimiser wants kept."""
     if optimiser.gradient_scale is not None:
         gradient_MP = gradient_MP * optimiser.gradient_scale.reshape(-1, 1)
+    if optimiser.accumulate_flat is not None:
+        optimiser.gradient.flat.mul_(optimiser.accumulate_flat)
     done = 0
     for view in optimiser.gradient.views():
         size = view[0].numel()
-        view.mul_(optimiser.accumulate).add_(gradient_MP[:, done : done + size].reshape(view.shape))
+        if optimiser.accumulate_flat is None:
+            view.mul_(optimiser.accumulate)
+        view.add_(gradient_MP[:, done : done + size].reshape(view.shape))
         done += size
     optimiser.update()
 
@@ -79,11 +91,14 @@ def torch_steps(
     """One model with torch.optim, in float64."""
     weights = torch.nn.Parameter(initial.double().clone())
     rate, decay = RATES[model], float(settings.weight_decay.double()[model])
-    betas = (settings.beta1, settings.beta2)
+    momentum, *betas = (
+        float(value[model]) if isinstance(value, torch.Tensor) else value
+        for value in (settings.momentum, settings.beta1, settings.beta2)
+    )
     kinds = {
-        "sgd": lambda: torch.optim.SGD([weights], lr=rate, momentum=settings.momentum, weight_decay=decay),
-        "adam": lambda: torch.optim.Adam([weights], lr=rate, betas=betas, weight_decay=decay),
-        "adamw": lambda: torch.optim.AdamW([weights], lr=rate, betas=betas, weight_decay=decay),
+        "sgd": lambda: torch.optim.SGD([weights], lr=rate, momentum=momentum, weight_decay=decay),
+        "adam": lambda: torch.optim.Adam([weights], lr=rate, betas=(betas[0], betas[1]), weight_decay=decay),
+        "adamw": lambda: torch.optim.AdamW([weights], lr=rate, betas=(betas[0], betas[1]), weight_decay=decay),
     }
     optimiser = kinds[settings.kind]()
     for step in range(steps):
@@ -138,6 +153,29 @@ def test_those_who_stay_keep_their_state(kind: str) -> None:
         torch.testing.assert_close(rows(parameters)[place].double(), expected, rtol=2e-5, atol=5e-6)
 
 
+def rate_of(step: int) -> float:
+    """A warm-up, a plateau and a decay by steps."""
+    return min(1.0, (step + 1) / 10) if step < 40 else 0.5 ** ((step - 20) // 20)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_momentum_and_betas_are_each_models_own(kind: str) -> None:
+    """Under a schedule; one model leaves, and then all but one."""
+    settings, parameters = settings_of_each(kind), start()
+    initial = rows(parameters).clone()
+    optimiser = make_optimiser(settings, parameters)
+    models, done = [0, 1, 2], 0
+    for until, stay in ((30, [2, 1]), (50, [1]), (70, [0])):
+        packed_steps(optimiser, models, done, until, rate_of)
+        for place, model in enumerate(models):
+            expected = torch_steps(settings, initial[model], model, until, rate_of)
+            torch.testing.assert_close(rows(parameters)[place].double(), expected, rtol=2e-5, atol=5e-6)
+        models, done = [models[k] for k in stay if k < len(models)], until
+        kept = torch.tensor([k for k in stay if k < optimiser.parameters.models])
+        parameters.keep(kept)
+        optimiser.keep(kept)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_weight_without_gradient_and_without_value_stays_zero(kind: str) -> None:
     """What exact padding stands on."""
@@ -152,16 +190,12 @@ def test_a_weight_without_gradient_and_without_value_stays_zero(kind: str) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_schedule_is_torchs_with_that_learning_rate(kind: str) -> None:
-    """A warm-up, a plateau and a decay by steps; the rate is set before every step."""
+    """The rate is set before every step."""
     settings, parameters = settings_of(kind), start()
     initial = rows(parameters).clone()
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / 10) if step < 40 else 0.5 ** ((step - 20) // 20)
-
-    packed_steps(make_optimiser(settings, parameters), [0, 1, 2], 0, 100, rate)
+    packed_steps(make_optimiser(settings, parameters), [0, 1, 2], 0, 100, rate_of)
     for model in range(3):
-        expected = torch_steps(settings, initial[model], model, 100, rate)
+        expected = torch_steps(settings, initial[model], model, 100, rate_of)
         torch.testing.assert_close(rows(parameters)[model].double(), expected, rtol=2e-5, atol=5e-6)
 
 

@@ -269,6 +269,7 @@ def test_a_module_of_a_user_continues(optimiser: str, offered: Callable[[], None
     job = Small()
     pack = members(job, 5, optimiser=optimiser, warmup_steps=5)
     pack[3] = replace(pack[3], params=replace(pack[3].params, steps=9))
+    pack[1] = replace(pack[1], params=replace(pack[1].params, momentum=0.5, beta1=0.5, beta2=0.9))
     assert len({job.pack_key(member.params) for member in pack}) == 1
     undisturbed, _ = trained(job, pack)
     offered()

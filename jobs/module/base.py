@@ -19,7 +19,17 @@ from jobs.job import AnyParams, Job, as_dict, log_spaced_steps
 from jobs.module.data import Data, Random
 from jobs.module.params import ModuleParams
 
-_PER_MODEL = {"learning_rate", "weight_decay", "label_noise", "steps", "curve_points"}
+_PER_MODEL = {
+    "learning_rate",
+    "weight_decay",
+    "momentum",
+    "beta1",
+    "beta2",
+    "clip_norm",
+    "label_noise",
+    "steps",
+    "curve_points",
+}
 """Parameters of every module job in which the models of a pack may differ."""
 
 

@@ -79,6 +79,8 @@ class ModuleBlock(Block):
             view.copy_(torch.stack([network.trained[name] for network in networks]))
         self._fixed = [torch.stack([network.fixed[name] for network in networks]).to(device) for name in first.fixed]
         self._optimiser = make_optimiser(OptimiserSettings.of(params), self._parameters)
+        self._clips = any(p.clip_norm for p in params)
+        self._limits_M = torch.tensor([p.clip_norm for p in params], device=device)
         self._keys = random.stream_keys(self._seeds, "module", device)
         self._live = torch.arange(len(members))
         self._one = OneNetwork(
@@ -155,15 +157,19 @@ class ModuleBlock(Block):
         optimiser = self._optimiser
         with torch.no_grad():
             scale_M = optimiser.gradient_scale
-            if self._shared.clip_norm:
+            if self._clips:
                 norm_M = sum(g.reshape(len(g), -1).square().sum(1) for g in gradients)
                 assert isinstance(norm_M, Tensor)
-                factor_M = (self._shared.clip_norm / (norm_M.sqrt() + 1e-6)).clamp(max=1.0)
+                factor_M = (self._limits_M / (norm_M.sqrt() + 1e-6)).clamp(max=1.0)
+                factor_M = torch.where(self._limits_M > 0, factor_M, 1.0)
                 scale_M = factor_M if scale_M is None else factor_M * scale_M
             if scale_M is not None:
                 gradients = [g * scale_M.view(-1, *(1,) * (g.dim() - 1)) for g in gradients]
-            if optimiser.accumulate:
-                torch._foreach_mul_(self._gradients, optimiser.accumulate)
+            if optimiser.accumulate or optimiser.accumulate_flat is not None:
+                if optimiser.accumulate_flat is not None:
+                    optimiser.gradient.flat.mul_(optimiser.accumulate_flat)
+                else:
+                    torch._foreach_mul_(self._gradients, optimiser.accumulate)
                 torch._foreach_add_(self._gradients, list(gradients))
             else:
                 torch._foreach_copy_(self._gradients, list(gradients))
@@ -225,7 +231,8 @@ class ModuleBlock(Block):
         self._seeds = [self._seeds[k] for k in index.tolist()]
         index = index.to(self._device)
         self._train, self._test = self._train.keep(index), self._test.keep(index)
-        self._keys, self._fixed = self._keys[index], [tensor[index] for tensor in self._fixed]
+        self._keys, self._limits_M = self._keys[index], self._limits_M[index]
+        self._fixed = [tensor[index] for tensor in self._fixed]
         self._masks = {name: mask[index] for name, mask in self._masks.items()}
         self._bind()
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -111,7 +112,7 @@ def all_equal(values_M: NDArray[Any]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserSettings:
-    """Hyperparameters of an optimiser. Learning rate and weight decay are per model, the rest is shared by the pack."""
+    """Hyperparameters of an optimiser, per model; a single number is that of all models."""
 
     kind: str
     """"sgd", "adam" or "adamw"."""
@@ -119,22 +120,23 @@ class OptimiserSettings:
     """(M,), on the host."""
     weight_decay: Tensor
     """(M,), on the host: factor of an L2 term in the gradient (sgd, adam), or decoupled (adamw)."""
-    momentum: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
+    momentum: float | Tensor = 0.0
+    """Where models differ (M,) float64, on the host; and so both betas."""
+    beta1: float | Tensor = 0.9
+    beta2: float | Tensor = 0.999
     epsilon: float = 1e-8
+    """Of all models."""
 
     @classmethod
     def of(cls, params: Sequence[Any], epsilon: float = 1e-8) -> OptimiserSettings:
         """From the parameters of a pack's trials (fields of `jobs.packed.fields`)."""
-        first = params[0]
         return cls(
-            kind=first.optimiser,
+            kind=params[0].optimiser,
             learning_rate=torch.tensor([p.learning_rate for p in params]),
             weight_decay=torch.tensor([p.weight_decay for p in params]),
-            momentum=first.momentum,
-            beta1=first.beta1,
-            beta2=first.beta2,
+            momentum=torch.tensor([p.momentum for p in params], dtype=torch.float64),
+            beta1=torch.tensor([p.beta1 for p in params], dtype=torch.float64),
+            beta2=torch.tensor([p.beta2 for p in params], dtype=torch.float64),
             epsilon=epsilon,
         )
 
@@ -169,6 +171,8 @@ class Optimiser(ABC):
     """(M,) factor that the caller must apply to the loss gradient; None: 1."""
     accumulate: float = 0.0
     """Factor by which the caller must multiply what `gradient` holds before adding the new gradient."""
+    accumulate_flat: Tensor | None = None
+    """That factor laid out over the parameters, in place of `accumulate`, where the models' momenta differ."""
 
     _flat_scale: Tensor | None
 
@@ -178,10 +182,13 @@ class Optimiser(ABC):
         self.parameters = parameters
         # Known to the host too: while a pack trains, nothing is read back from the device.
         self._host_rate, self._host_decay = settings.learning_rate.numpy(), settings.weight_decay.numpy()
+        factors = (settings.momentum, settings.beta1, settings.beta2)
+        self._host_factors = np.stack([np.broadcast_to(np.asarray(f), len(self._host_rate)) for f in factors])
         self.learning_rate = settings.learning_rate.to(device)
         self.weight_decay = settings.weight_decay.to(device)
         self.gradient = FlatParameters.like(parameters)
         self._rate = 1.0
+        self._settle()
         self._prepare()
 
     @property
@@ -209,6 +216,10 @@ class Optimiser(ABC):
     @abstractmethod
     def skip(self, steps: int) -> Update:
         """Count these steps, which the caller does instead of `update`, and say what they must do."""
+
+    def _settle(self) -> None:
+        """Compute what depends on the remaining models alone."""
+        self._momentum, self._beta1, self._beta2 = self._host_factors[:, 0].tolist()
 
     def _prepare(self) -> None:
         """Compute what depends on the rate and on the remaining models."""
@@ -253,10 +264,12 @@ class Optimiser(ABC):
         """Keep these models only. The owner of `parameters` calls its `keep` before this."""
         here = index.numpy()
         self._host_rate, self._host_decay = self._host_rate[here], self._host_decay[here]
+        self._host_factors = self._host_factors[:, here]
         index = index.to(self.learning_rate.device)
         self.learning_rate, self.weight_decay = self.learning_rate[index], self.weight_decay[index]
         for state in self._states():
             state.keep(index)
+        self._settle()
         self._prepare()
 
 
@@ -273,11 +286,18 @@ class SGD(Optimiser):
     def set_rate(self, factor: float) -> None:
         before = self._rate
         super().set_rate(factor)
-        self.accumulate = self.settings.momentum * factor / before
+        self.accumulate = self._momentum * factor / before
+        self.accumulate_flat = None if self._momenta is None else self._momenta * (factor / before)
+
+    def _settle(self) -> None:
+        super()._settle()
+        momenta = self._host_factors[0]
+        each_M = torch.from_numpy(momenta).float().to(self.learning_rate.device)
+        self._momenta = None if all_equal(momenta) else self.parameters.spread(each_M, equal=False)
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.accumulate = self.settings.momentum
+        self.accumulate, self.accumulate_flat = self._momentum, self._momenta
         self.gradient_scale = self.learning_rate * self._rate
         equal = all_equal(self._host_rate * self._rate * self._host_decay)
         self._decay = self.parameters.spread(self.gradient_scale * self.weight_decay, equal=equal)
@@ -332,6 +352,17 @@ class Adam(Optimiser):
         if self._count is not None:
             self._count.fill_(self._steps)
 
+    def _settle(self) -> None:
+        super()._settle()
+        betas = self._host_factors[1:]
+        self._betas: Tensor | None = None
+        """(2, M) float64 where the models' betas differ."""
+        if not (betas == betas[:, :1]).all():
+            self._betas = torch.from_numpy(betas.copy()).to(self.learning_rate.device)
+            self._first_new, self._second_new = (
+                self.parameters.spread(new_M, equal=False) for new_M in (1 - self._betas).float()
+            )
+
     def _prepare(self) -> None:
         super()._prepare()
         rate_M = self.learning_rate * self._rate
@@ -347,38 +378,57 @@ class Adam(Optimiser):
 
     def update(self) -> None:
         """One step with PyTorch's order of operations; on a GPU the step is counted there, for CUDA graphs."""
-        s = self.settings
+        beta1, beta2, epsilon = self._beta1, self._beta2, self.settings.epsilon
         self._steps += 1
         flat, gradient = self.parameters.flat, self.gradient.flat
         if self._any_decay:
-            if s.kind == "adamw":
+            if self.settings.kind == "adamw":
                 flat.mul_(self._decay)
             else:
                 gradient.addcmul_(flat, self._decay)
-        self.first.flat.lerp_(gradient, 1 - s.beta1)
-        self.second.flat.mul_(s.beta2).addcmul_(gradient, gradient, value=1 - s.beta2)
+        if self._betas is not None:
+            self._update_each(self._betas)
+            return
+        self.first.flat.lerp_(gradient, 1 - beta1)
+        self.second.flat.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         # The gradient is no longer needed: its memory holds the denominator.
         denominator = torch.sqrt(self.second.flat, out=gradient)
         if self._count is not None:
             self._count.add_(1)
-            correction_1, correction_2 = 1 - s.beta1**self._count, 1 - s.beta2**self._count
-            denominator.mul_(correction_1 * correction_2.rsqrt()).add_(correction_1 * s.epsilon)
+            correction_1, correction_2 = 1 - beta1**self._count, 1 - beta2**self._count
+            denominator.mul_(correction_1 * correction_2.rsqrt()).add_(correction_1 * epsilon)
             flat.sub_(torch.div(self.first.flat, denominator, out=denominator).mul_(self._step_size))
             return
-        denominator.mul_((1 - s.beta2**self._steps) ** -0.5).add_(s.epsilon)
-        correction = 1 - s.beta1**self._steps
+        denominator.mul_((1 - beta2**self._steps) ** -0.5).add_(epsilon)
+        correction = 1 - beta1**self._steps
         if self._uniform:
             flat.addcdiv_(self.first.flat, denominator, value=-self._scalar_step / correction)
         else:
             torch.div(self.first.flat, denominator, out=denominator).mul_(self._step_size)
             flat.sub_(denominator, alpha=1 / correction)
 
+    def _update_each(self, betas: Tensor) -> None:
+        """The step of models whose betas differ: the corrections are in the step size and in epsilon."""
+        gradient = self.gradient.flat
+        if self._count is not None:
+            self._count.add_(1)
+        first_M, second_M = 1 - betas ** (self._steps if self._count is None else self._count)
+        epsilon_M = (second_M.sqrt() * self.settings.epsilon).float()
+        step_M = (second_M.sqrt() / first_M).float() * self.learning_rate * self._rate
+        self.first.flat.lerp_(gradient, self._first_new)
+        self.second.flat.lerp_(gradient.square_(), self._second_new)
+        torch.sqrt(self.second.flat, out=gradient)
+        layers = (self.parameters, self.first, self.gradient)
+        for weights, first, denominator in zip(*(layer.views() for layer in layers), strict=True):
+            shape = (-1, *(1,) * (weights.dim() - 1))
+            weights.sub_((first / denominator.add_(epsilon_M.view(shape))).mul_(step_M.view(shape)))
+
     def skip(self, steps: int) -> Update:
-        s = self.settings
+        beta1, beta2 = self._beta1, self._beta2
         rate_M = self.learning_rate * self._rate
         count_K = torch.arange(1, steps + 1, dtype=torch.float64, device=rate_M.device)
         count_K += self._steps if self._count is None else self._count
-        first_K, second_K = 1 - s.beta1**count_K, 1 - s.beta2**count_K
+        first_K, second_K = 1 - beta1**count_K, 1 - beta2**count_K
         self._steps += steps
         if self._count is not None:
             self._count.add_(steps)
@@ -386,11 +436,11 @@ class Adam(Optimiser):
             first=self.first.flat,
             second=self.second.flat,
             rate_M=rate_M,
-            decay_M=1 - rate_M * self.weight_decay if s.kind == "adamw" else self.weight_decay,
-            keep=1 - s.beta1,
-            second_keep=s.beta2,
-            second_new=1 - s.beta2,
-            corrections_K2=torch.stack([first_K * second_K.rsqrt(), first_K * s.epsilon], 1).float(),
+            decay_M=1 - rate_M * self.weight_decay if self.settings.kind == "adamw" else self.weight_decay,
+            keep=1 - beta1,
+            second_keep=beta2,
+            second_new=1 - beta2,
+            corrections_K2=torch.stack([first_K * second_K.rsqrt(), first_K * self.settings.epsilon], 1).float(),
         )
 
 
