@@ -4,6 +4,7 @@
 #   CHAOS=300 SEED=1         how many faults `make chaos` injects, and which
 #   INSTANCES=20 TRIALS=128,256,512   the searches of `make coverage`: instances of each problem, and trials
 #   SCHEDULES=5000 SEED=1    how many schedules `make simulate` runs, and the seed of the first
+#   ROW=3                    the one row of `make gallery` that is run
 #   PYTEST_ARGS='-k map'     further arguments for pytest in `make test`
 #   TEST_PROCESSES=3         how many processes run tests; many tests wait for servers, so one more than two cores
 
@@ -22,7 +23,7 @@ RUN_STAMP := .venv/.installed-run-$(KEY)
 DEV_STAMP := .venv/.installed-dev-$(KEY)
 DEMOS := configs/demo_double_descent.yaml configs/demo_grokking.yaml
 
-.PHONY: help install install-dev demo docs test lint gpu-dry bench coverage kill-points simulate chaos science clean
+.PHONY: help install install-dev demo docs test lint gpu-dry bench coverage kill-points simulate chaos science gallery clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -85,6 +86,9 @@ kill-points: $(DEV_STAMP)  ## end the driver at every SQL statement and HTTP req
 
 science: $(DEV_STAMP)  ## check closed forms against trained models; exit code 1 if one deviates
 	$(BIN)/python -m tests.science
+
+gallery: $(DEV_STAMP)  ## run a sweep of every phenomenon in docs/gallery.md and compare it with what is expected (ROW=3 for one); exit code 1 if one is off
+	$(BIN)/python -m tests.gallery $(if $(ROW),-k $(ROW))
 
 clean:  ## remove .venv and caches; keep results (mlflow.db, phasefront-out)
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench

@@ -15,7 +15,7 @@ import numpy as np
 from jobs.curves import gap
 from jobs.job import Censored, Prediction, log_spaced_steps
 from jobs.ridge.params import RidgeParams
-from jobs.theory import descent, minimum_norm, ridge_grokking
+from jobs.theory import descent, equivalent, minimum_norm, ridge_grokking
 from jobs.theory.domain import Floats
 
 DRAWS = 9
@@ -62,7 +62,7 @@ def _problem(params: RidgeParams) -> _Problem:
 def _solution(params: RidgeParams) -> Mapping[str, Prediction]:
     """Minimum-norm least squares, isotropic Gaussian design: exact at any size."""
     if params.weight_decay or params.design != "gaussian" or params.covariance != "isotropic":
-        return {}
+        return _equivalent(params)
     n, p = params.sample_count, params.fitted
     count, source = float(minimum_norm.effective_parameters(n, p)), "Curth et al. 2023, definition; Gaussian mean"
     effective = {"final_effective_parameters": Prediction(value=count, source=source)}
@@ -75,6 +75,28 @@ def _solution(params: RidgeParams) -> Mapping[str, Prediction]:
         "final_test_loss": Prediction(value=risk, source=source),
         "final_excess_risk": Prediction(value=risk - noise, source=source),
         **effective,
+    }
+
+
+def _equivalent(params: RidgeParams) -> Mapping[str, Prediction]:
+    """Any spectrum, with or without weight decay: the limit of many examples."""
+    if params.design != "gaussian" or params.teacher == "row_space":
+        return {}
+    problem, p, noise = _problem(params), params.fitted, params.noise_variance
+    left = float((problem.variances * problem.squares)[p:].sum())  # unused Gaussian inputs are noise
+    risk = left + float(
+        equivalent.excess_risk(
+            params.sample_count,
+            problem.variances[:p],
+            problem.squares[:p],
+            noise_variance=noise + left,
+            weight_decay=params.weight_decay,
+        )
+    )
+    source = "deterministic equivalent, Hastie et al. 2019, theorem 5"
+    return {
+        "final_test_loss": Prediction(value=risk + noise, source=source),
+        "final_excess_risk": Prediction(value=risk, source=source),
     }
 
 

@@ -1,0 +1,93 @@
+"""`make gallery`: runs the sweeps of every row, and prints what was expected and what was found; exit code 1 if a
+verdict is not the one that docs/gallery.md reports."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import resource
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import phasefront
+from tests.gallery.catalogue import ROWS
+from tests.gallery.row import Finding, Row
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def results_of(row: Row, folder: Path, *, inline: bool = False, changes: Sequence[str] = ()) -> list[Any]:
+    """The results of the row's sweeps, run as `phasefront run` does; what the folder has already is not run again."""
+    results = []
+    for name in row.sweeps:
+        output = [f"output={folder / Path(name).stem}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
+        overrides = [*output, *changes]
+        with contextlib.redirect_stdout(sys.stderr):
+            run = phasefront.run(CONFIGS / name, overrides=overrides, inline=inline, progress=False, draw=False)
+        results.append(run)
+    return results
+
+
+def line(finding: Finding) -> str:
+    """A finding as a line of the table."""
+    interval = f"{finding.found:.4g} [{finding.low:.4g}, {finding.high:.4g}], n = {finding.n}"
+    return f"  {finding.what:<66} {finding.expected:>16}  {interval:<42} {finding.verdict}"
+
+
+def draw(row: Row, findings: Sequence[Finding], path: Path) -> None:
+    """What was found, with its intervals, over the lines that were expected."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, ax = pyplot.subplots(figsize=(5, 3.4), layout="constrained")
+    for colour, series in enumerate(dict.fromkeys(f.series for f in findings if f.series)):
+        points = sorted((f for f in findings if f.series == series), key=lambda f: f.x)
+        x, y = [f.x for f in points], [f.found for f in points]
+        bars = [[f.found - f.low for f in points], [f.high - f.found for f in points]]
+        ax.errorbar(x, y, bars, fmt="o", ms=3, capsize=2, color=f"C{colour}", label=series)
+        ax.plot(x, [f.curve for f in points], color=f"C{colour}", lw=1)
+    ax.set(xscale="log", yscale="log", xlabel=row.axes[0], ylabel=row.axes[1])
+    ax.set_title("points: 95% interval; lines: expected", fontsize=8)
+    ax.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the rows; 0 if every verdict is the reported one, 1 if not, 2 if there is no such row."""
+    parser = argparse.ArgumentParser(prog="python -m tests.gallery", description=__doc__)
+    parser.add_argument(
+        "-k", metavar="TEXT", default="", help="only the rows whose number is TEXT, or name contains it"
+    )
+    parser.add_argument("--folder", type=Path, help="keep results and pictures here (default: a temporary folder)")
+    parser.add_argument("--inline", action="store_true", help="train in one process, without Ray")
+    options = parser.parse_args(arguments)
+    rows = [row for row in ROWS if options.k in (str(row.number), "") or options.k.casefold() in row.name]
+    if not rows:
+        print(f"no row is called {options.k!r}; there are: {', '.join(r.name for r in ROWS)}", file=sys.stderr)
+        return 2
+    off: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for row in rows:
+            print(f"{row.number}. {row.name} ({row.source})", flush=True)
+            findings = list(row.check(results_of(row, folder, inline=options.inline)))
+            print("\n".join(map(line, findings)), flush=True)
+            if any(finding.series for finding in findings):
+                draw(row, findings, folder / f"{row.name.replace(' ', '_')}.png")
+            off += [f"row {row.number}, {finding.what}: {finding.verdict}" for finding in row.off(findings)]
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    minutes = sum(use.ru_utime + use.ru_stime for use in used) / 60
+    print(f"{len(rows)} rows, {minutes:.1f} minutes of processor time: ", end="")
+    print("every verdict is the reported one" if not off else "NOT AS REPORTED:\n" + "\n".join(off))
+    return 1 if off else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,5 @@
+"""All rows."""
+
+from tests.gallery import benign, generations
+
+ROWS = (benign.ROW, generations.ROW)

@@ -1,0 +1,129 @@
+"""A row of the gallery: its sweeps, and what is found in their results beside what is expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+Verdict = Literal["shows", "does not show", "not shown (interval)"]
+SHOWS: Verdict = "shows"
+DOES_NOT: Verdict = "does not show"
+UNDECIDED: Verdict = "not shown (interval)"
+LEVEL = 0.95
+"""Of every interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One comparison of a row."""
+
+    what: str
+    expected: str
+    found: float
+    low: float
+    high: float
+    """The interval of `found`; both equal to it where it is exact."""
+    n: int
+    verdict: Verdict
+    series: str = ""
+    """Where the finding is a point of the row's picture: the line that it belongs to, its place and what is expected."""
+    x: float = math.nan
+    curve: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A phenomenon."""
+
+    number: int
+    name: str
+    source: str
+    sweeps: tuple[str, ...]
+    """Files in configs/."""
+    check: Callable[[Sequence[Any]], Iterable[Finding]]
+    """From the results of the sweeps, as of `phasefront.load`, in the order of `sweeps`."""
+    axes: tuple[str, str] = ("", "")
+    """Labels of the picture, whose axes are logarithmic."""
+    absent: Mapping[str, Verdict] | None = None
+    """What does not show at this size, by the name of the finding; docs/gallery.md reports it."""
+
+    def off(self, findings: Sequence[Finding]) -> list[Finding]:
+        """The findings whose verdict is not the reported one."""
+        absent = self.absent or {}
+        return [finding for finding in findings if finding.verdict != absent.get(finding.what, SHOWS)]
+
+
+def agrees(
+    what: str, sample: ArrayLike, expected: float, *, limit: float = 3.0, resolution: float = 0.25, **point: Any
+) -> Finding:
+    """The mean of independent values is within `limit` standard errors of what is expected.
+
+    An interval wider than `resolution` of the expected value on either side does not show it. Values that do not vary
+    are no sample: they show it only where they are exact.
+    """
+    values = np.asarray(sample, dtype=np.float64)
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    margin = error * float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
+    verdict = DOES_NOT if not abs(mean - expected) <= limit * error else SHOWS
+    if verdict == SHOWS and margin > resolution * abs(expected):
+        verdict = UNDECIDED
+    return Finding(
+        what=what,
+        expected=f"{expected:.4g}",
+        found=mean,
+        low=mean - margin,
+        high=mean + margin,
+        n=len(values),
+        verdict=verdict,
+        curve=expected,
+        **point,
+    )
+
+
+def below(what: str, found: float, low: float, high: float, bound: float, *, n: int, **point: Any) -> Finding:
+    """The whole interval is below the bound."""
+    verdict = SHOWS if high < bound else DOES_NOT if not low < bound else UNDECIDED
+    return Finding(what=what, expected=f"< {bound:.4g}", found=found, low=low, high=high, n=n, verdict=verdict, **point)
+
+
+def above(what: str, found: float, low: float, high: float, bound: float, *, n: int, **point: Any) -> Finding:
+    """The whole interval is above the bound."""
+    verdict = SHOWS if low > bound else DOES_NOT if not high > bound else UNDECIDED
+    return Finding(what=what, expected=f"> {bound:.4g}", found=found, low=low, high=high, n=n, verdict=verdict, **point)
+
+
+def within(what: str, found: float, low: float, high: float, first: float, last: float, *, n: int) -> Finding:
+    """The whole interval is between two bounds."""
+    verdict = SHOWS if first <= low and high <= last else DOES_NOT if high < first or last < low else UNDECIDED
+    expected = f"{first:.4g} to {last:.4g}"
+    return Finding(what=what, expected=expected, found=found, low=low, high=high, n=n, verdict=verdict)
+
+
+def every(what: str, holds: ArrayLike) -> Finding:
+    """Something holds for every trial; the interval of the share is Wilson's."""
+    trials = np.asarray(holds, dtype=np.bool_)
+    n, count = len(trials), int(trials.sum())
+    interval = stats.binomtest(count, n).proportion_ci(LEVEL, method="wilson")
+    return Finding(
+        what=what,
+        expected="1",
+        found=count / n,
+        low=float(interval.low),
+        high=float(interval.high),
+        n=n,
+        verdict=SHOWS if count == n else DOES_NOT,
+    )
+
+
+def mean_interval(sample: ArrayLike) -> tuple[float, float, float]:
+    """Mean and its t interval."""
+    values = np.asarray(sample, dtype=np.float64)
+    mean = float(values.mean())
+    margin = float(stats.sem(values) * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
+    return mean, mean - margin, mean + margin

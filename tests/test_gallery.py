@@ -1,0 +1,194 @@
+"""The checks of `make gallery` pass on parts of their sweeps, and fail where a formula, a label or the seeds are wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.theory import equivalent
+from tests.gallery import __main__ as program
+from tests.gallery import benign, generations
+from tests.gallery.catalogue import ROWS
+from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Row, above, agrees, below, every, within
+
+PARTS: dict[int, list[list[str]]] = {
+    3: [
+        ["axes.small_features=[250,4000]", "axes.inputs=[255,4005]", "axes.small_scale=[0.141421356,0.0353553391]"]
+        + ["axes.sample_count=[50,200]", "replicates=40"],
+        ["axes.sample_count=[50,200]", "axes.covariance_exponent=[1.5]", "replicates=30"],
+    ],
+    15: [["replicates=1000"]],
+}
+"""Of each row: changes to its sweeps that leave enough for every finding, in seconds."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], list[Any]]:
+    """The results of a part of a row's sweeps, trained once."""
+    trained: dict[int, list[Any]] = {}
+
+    def of(row: Row) -> list[Any]:
+        if row.number not in trained:
+            folder = tmp_path_factory.mktemp(f"row{row.number}")
+            parts = zip(row.sweeps, PARTS[row.number], strict=True)
+            trained[row.number] = [
+                result
+                for sweep, changes in parts
+                for result in program.results_of(
+                    dataclasses.replace(row, sweeps=(sweep,)), folder, inline=True, changes=changes
+                )
+            ]
+        return trained[row.number]
+
+    return of
+
+
+class Altered:
+    """Results whose tables are changed before the check reads them."""
+
+    def __init__(self, results: Any, change: Callable[[Any, Sequence[str]], Any]) -> None:
+        self._results, self._change = results, change
+
+    def trials(self) -> Any:
+        return self._change(self._results.trials(), list(self._results.axes))
+
+    def curves(self, metrics: Sequence[str], *, axes: bool) -> Any:
+        return self._change(self._results.curves(metrics, axes=axes), [*self._results.axes, "step"])
+
+
+def seedless(table: Any, keys: Sequence[str]) -> Any:
+    """Every replicate has the results of the first: a seed that nothing reads."""
+    table = table.copy()
+    values = [name for name in table.select_dtypes("float") if name not in keys]
+    table[values] = table.groupby(list(keys), observed=True)[values].transform("first")
+    return table
+
+
+def mislabelled(table: Any, keys: Sequence[str]) -> Any:
+    """The values of the last axis are exchanged, the largest for the smallest."""
+    table = table.copy()
+    name = [key for key in keys if key != "step"][-1]
+    values = sorted(table[name].unique())
+    table[name] = table[name].map(dict(zip(values, reversed(values), strict=True)))
+    return table
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_is_as_reported(row: Row, results: Callable[[Row], list[Any]]) -> None:
+    findings = list(row.check(results(row)))
+    assert findings and row.off(findings) == []
+
+
+@pytest.mark.parametrize("change", [seedless, mislabelled])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_of_wrong_results_is_off(
+    row: Row, change: Callable[[Any, Sequence[str]], Any], results: Callable[[Row], list[Any]]
+) -> None:
+    findings = list(row.check([Altered(result, change) for result in results(row)]))
+    assert row.off(findings)
+
+
+ORIGINAL_RISK = equivalent.excess_risk
+ORIGINAL_RIDGE = equivalent.implicit_ridge
+
+MUTATIONS: list[tuple[Row, Any, str, Callable[..., Any]]] = [
+    (benign.ROW, equivalent, "implicit_ridge", lambda n, variances, **_: float(np.sum(variances)) / n),
+    (
+        benign.ROW,
+        equivalent,
+        "excess_risk",
+        lambda n, v, b, *, noise_variance: ORIGINAL_RISK(n, v, b, noise_variance=0),
+    ),
+    (benign.ROW, equivalent, "excess_risk", lambda n, v, b, **noise: ORIGINAL_RISK(1.1 * n, v, b, **noise)),
+    (generations.ROW, generations, "expected", lambda data, designs, t: t * 20 / 39 if data == "replace" else 20 / 39),
+    (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(*which, d=21)),
+    (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(which[0], "repeated", which[2])),
+]
+ORIGINAL_GENERATIONS = generations.expected
+
+
+@pytest.mark.parametrize(
+    ("row", "module", "name", "wrong"),
+    [pytest.param(*m, id=f"{m[0].name}-{m[2]}-{k}") for k, m in enumerate(MUTATIONS)],
+)
+def test_a_wrong_formula_is_off(
+    row: Row,
+    module: Any,
+    name: str,
+    wrong: Callable[..., Any],
+    results: Callable[[Row], list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, name, wrong)
+    findings = list(row.check(results(row)))
+    assert row.off(findings) and all(np.isfinite(finding.found) for finding in findings)
+
+
+# The comparisons.
+
+NOISE = np.random.default_rng(0).standard_normal(400)
+NOISE = (NOISE - NOISE.mean()) / NOISE.std(ddof=1)
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected", "verdict"),
+    [
+        pytest.param(10 + NOISE, 10.1, SHOWS, id="2 standard errors"),
+        pytest.param(10 + NOISE, 10.2, DOES_NOT, id="4 standard errors"),
+        pytest.param(0.1 + NOISE, 0.1, UNDECIDED, id="an interval as wide as the value"),
+        pytest.param(np.full(50, 10.0), 10.1, DOES_NOT, id="no variation"),
+        pytest.param(np.full(50, 10.0), 10.0, SHOWS, id="exact"),
+        pytest.param([10.0, np.nan], 10.0, DOES_NOT, id="not a number"),
+    ],
+)
+def test_a_mean_agrees_within_its_standard_error(sample: Any, expected: float, verdict: str) -> None:
+    assert agrees("", sample, expected).verdict == verdict
+
+
+def test_a_bound_is_held_against_the_whole_interval() -> None:
+    verdicts = {(1.0, 2.0): (DOES_NOT, SHOWS), (3.0, 4.0): (SHOWS, DOES_NOT), (2.0, 3.0): (UNDECIDED, UNDECIDED)}
+    for (low, high), (is_above, is_below) in verdicts.items():
+        middle = (low + high) / 2
+        assert above("", middle, low, high, 2.5, n=9).verdict == is_above
+        assert below("", middle, low, high, 2.5, n=9).verdict == is_below
+    assert above("", np.nan, np.nan, np.nan, 2.5, n=9).verdict == DOES_NOT
+    assert below("", np.nan, np.nan, np.nan, 2.5, n=9).verdict == DOES_NOT
+    bounds = {(1.0, 2.0): SHOWS, (1.0, 2.1): UNDECIDED, (2.1, 3.0): DOES_NOT, (0.0, 0.9): DOES_NOT}
+    assert {i: within("", sum(i) / 2, *i, 1, 2, n=9).verdict for i in bounds} == bounds
+    assert every("", [True] * 9).verdict == SHOWS and every("", [True] * 8 + [False]).verdict == DOES_NOT
+
+
+# The program.
+
+
+@pytest.mark.parametrize(("expected", "code", "word"), [(1.0, 0, "the reported one"), (2.0, 1, "mean: does not show")])
+def test_the_program_prints_the_table_and_what_is_off(
+    expected: float,
+    code: int,
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def check(results: Sequence[Any]) -> Any:
+        yield agrees("mean", 1 + 0.1 * NOISE, expected, series="a", x=1.0)
+
+    row = Row(number=99, name="some law", source="nobody", sweeps=(), check=check)
+    monkeypatch.setattr(program, "ROWS", (row,))
+    assert program.main(["--folder", str(tmp_path)]) == code
+    said = capsys.readouterr().out
+    assert word in said and "n = 400" in said and "99. some law (nobody)" in said
+    assert (tmp_path / "some_law.png").stat().st_size > 5_000
+    assert program.main(["-k", "no such name"]) == 2
+    assert "some law" in capsys.readouterr().err
+
+
+def test_what_is_reported_as_absent_must_stay_absent() -> None:
+    row = Row(number=1, name="", source="", sweeps=(), check=lambda _: (), absent={"a": DOES_NOT})
+    shown, absent = every("a", [True]), every("a", [False])
+    assert row.off([shown]) == [shown] and row.off([absent]) == []
