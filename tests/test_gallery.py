@@ -1,4 +1,4 @@
-"""The checks of `make gallery` pass on parts of their sweeps, and fail where a formula, a label or the seeds are wrong."""
+"""The checks of `make gallery` pass on parts of their sweeps, and fail with a wrong formula, label or seed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Row, above, agrees, be
 
 PARTS: dict[int, list[list[str]]] = {
     3: [
-        ["axes.small_features=[250,4000]", "axes.inputs=[255,4005]", "axes.small_scale=[0.141421356,0.0353553391]"]
-        + ["axes.sample_count=[50,200]", "replicates=40"],
+        [
+            "axes.small_features=[250,4000]",
+            "axes.inputs=[255,4005]",
+            "axes.small_scale=[0.141421356,0.0353553391]",
+            "axes.sample_count=[50,200]",
+            "replicates=40",
+        ],
         ["axes.sample_count=[50,200]", "axes.covariance_exponent=[1.5]", "replicates=30"],
     ],
     15: [["replicates=1000"]],

@@ -32,7 +32,7 @@ class Finding:
     n: int
     verdict: Verdict
     series: str = ""
-    """Where the finding is a point of the row's picture: the line that it belongs to, its place and what is expected."""
+    """Where the finding is a point of the picture: the line that it belongs to, its place and what is expected."""
     x: float = math.nan
     curve: float = math.nan
 
