@@ -14,7 +14,7 @@ from jobs.job import Scalar
 from orchestrator.phases.diagram import CellValues, PhaseDiagram
 from orchestrator.phases.map.contour import Line, boundary
 from orchestrator.phases.scale import AxisScale
-from orchestrator.phases.text import named, number, plural, words
+from orchestrator.phases.text import named, number, place_text, plain, plural, words
 
 FEW = 6
 """A second axis with at most this many values is also shown as one line plot per value."""
@@ -40,7 +40,12 @@ class Panel:
     @property
     def called(self) -> str:
         """The title in a figure, with the names of its style."""
-        return ", ".join(f"{named(name)} {text}" for name, text in zip(self.fixed, self.where.values(), strict=True))
+        return place_text(self.fixed)
+
+    @property
+    def called_where(self) -> dict[str, str]:
+        """`where` on a page, with the names of its style."""
+        return {plain(named(name)): text for name, text in zip(self.fixed, self.where.values(), strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

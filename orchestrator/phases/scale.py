@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Scalar
-from orchestrator.phases.text import number
+from orchestrator.phases.text import number, value_text
 
 Kind = Literal["linear", "log", "category"]
 _GAP = 0.45
@@ -66,12 +66,7 @@ class AxisScale:
 
     def text(self, index: int) -> str:
         """A value as text."""
-        value = self.values[index]
-        if value is None:
-            return "not set"
-        if isinstance(value, bool):
-            return "true" if value else "false"
-        return value if isinstance(value, str) else number(value)
+        return value_text(self.values[index])
 
     def edges(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """(E + 1,) cell edges and the (E,) index of the value in each cell, -1 in a gap."""

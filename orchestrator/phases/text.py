@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import TypeGuard
 
-from jobs.job import ParamSpec
+from jobs.job import ParamSpec, Scalar
 from orchestrator.phases.style import look
 
 PALETTE = (
@@ -76,6 +76,20 @@ def words(name: str) -> str:
 def named(name: str, otherwise: str | None = None) -> str:
     """What a figure calls an axis, observation or phase: as the style says, else `otherwise` or its words."""
     return look().style.labels.get(name, words(name) if otherwise is None else otherwise)
+
+
+def value_text(value: Scalar | None) -> str:
+    """A parameter's value as text; None: it does not exist there."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else number(value)
+
+
+def place_text(values: Mapping[str, Scalar | None]) -> str:
+    """Where a slice is: the values of the axes that it fixes, with the names of the style."""
+    return ", ".join(f"{named(name)} {value_text(value)}" for name, value in values.items())
 
 
 def _letter(name: str) -> str:

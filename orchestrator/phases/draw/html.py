@@ -25,7 +25,7 @@ from orchestrator.phases.draw.html_traces import (
 )
 from orchestrator.phases.layout import Layout, alike, headline, lay_out, shared_words, summary, wants_log
 from orchestrator.phases.table import TrialTable
-from orchestrator.phases.text import label_colour, number, on_page, words
+from orchestrator.phases.text import label_colour, named, number, on_page, plain, words
 from orchestrator.phases.theory.overlay import Overlay
 
 
@@ -146,16 +146,24 @@ def _views(
         return [slices_view("phase", [("", _bars(diagram), base_layout())])]
     shape = map_layout(diagram.axes[x], None if y is None else diagram.axes[y])
     panels = layout.panels
-    where = [panel.where for panel in panels]
-    maps = [slices_view("phase", [(p.title, label_traces(diagram, p, x, y, theory), shape) for p in panels], where)]
+    where = [panel.called_where for panel in panels]
+    maps = [
+        slices_view("phase", [(plain(p.called), label_traces(diagram, p, x, y, theory), shape) for p in panels], where)
+    ]
     for name in names:
-        of_name = [(p.title, value_traces(diagram, p, x, y, name), shape) for p in panels]
-        maps.append(slices_view(words(name), of_name, where))
+        of_name = [(plain(p.called), value_traces(diagram, p, x, y, name), shape) for p in panels]
+        maps.append(slices_view(plain(named(name)), of_name, where))
     lines = []
     for group in [*alike(first), *alike([n for n in names if n not in first])] if layout.lines else ():
         shape = _line_layout(diagram, x, group)
-        slices = [(p.title, line_traces(diagram, p, group, x, metrics, theory), shape) for p in layout.lines]
-        lines.append(slices_view("lines: " + ", ".join(map(words, group)), slices, [p.where for p in layout.lines]))
+        slices = [(plain(p.called), line_traces(diagram, p, group, x, metrics, theory), shape) for p in layout.lines]
+        lines.append(
+            slices_view(
+                f"lines: {', '.join(plain(named(name)) for name in group)}",
+                slices,
+                [p.called_where for p in layout.lines],
+            )
+        )
     return [*lines, maps[0]] if lines and y is None else [*maps, *lines]
 
 

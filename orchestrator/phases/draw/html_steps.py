@@ -15,7 +15,7 @@ from orchestrator.phases.layout import value_range
 from orchestrator.phases.scale import round_values
 from orchestrator.phases.step_text import heading, peak_lines
 from orchestrator.phases.steps import MetricMap, StepMap, StepSlice
-from orchestrator.phases.text import INK, number, words
+from orchestrator.phases.text import INK, named, number, on_page, plain, words
 
 MOST_TEXTS = 40_000
 """Cells and steps up to which hovering shows the setting, the mean's interval and the number of replicates."""
@@ -26,8 +26,8 @@ def write_step_page(step_map: StepMap, path: Path) -> None:
     views = []
     for of in step_map.maps:
         layout = map_layout(step_map.axis, step_map.step_axis)
-        slices = [(one.panel.title, _traces(step_map, of, one), layout) for one in of.slices]
-        views.append(slices_view(words(of.metric), slices, [one.panel.where for one in of.slices]))
+        slices = [(plain(one.panel.called), _traces(step_map, of, one), layout) for one in of.slices]
+        views.append(slices_view(plain(named(of.metric)), slices, [one.panel.called_where for one in of.slices]))
     of = step_map.maps[0]
     numbers = [(of.metric, line) for of in step_map.maps for line in peak_lines(step_map, of)]
     write_page(path, f"{step_map.diagram.name}: step as an axis", heading(step_map, of), views, numbers=numbers)
@@ -36,7 +36,11 @@ def write_step_page(step_map: StepMap, path: Path) -> None:
 def _traces(step_map: StepMap, of: MetricMap, one: StepSlice) -> list[Trace]:
     across, up = step_map.axis, step_map.step_axis
     low, high, log = value_range(of.metric, of.mean)
-    bar: dict[str, Any] = {"title": {"text": words(of.metric), "side": "right"}, "thickness": 14, "outlinewidth": 0}
+    bar: dict[str, Any] = {
+        "title": {"text": on_page(named(of.metric)), "side": "right"},
+        "thickness": 14,
+        "outlinewidth": 0,
+    }
     padded = np.full((len(of.mean) + 1, len(step_map.steps) + 1), np.nan)
     padded[:-1, :-1] = of.mean
     if log:

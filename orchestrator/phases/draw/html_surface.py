@@ -31,8 +31,8 @@ from orchestrator.phases.draw.panels import (
     RidgePanel,
 )
 from orchestrator.phases.map.progress_curve import ProgressCurve
-from orchestrator.phases.map.surface_map import FittedMap
-from orchestrator.phases.text import INK, SOFT, label_colour, named, on_page, tinted, words
+from orchestrator.phases.map.surface_map import FittedMap, Plane
+from orchestrator.phases.text import INK, SOFT, label_colour, named, on_page, plain, tinted
 from orchestrator.phases.theory.overlay import COLOURS
 from orchestrator.phases.theory.plane import plane_caption
 
@@ -66,8 +66,12 @@ def map_view(fitted: FittedMap, panels: Sequence[MapPanel], diagram: PhaseDiagra
             cross = {"symbol": "x-thin", "size": 8, "line": {"width": 1.4, "color": INK}}
             x, y = panel.drawn(panel.failed).T
             traces.append(scatter("markers", x, y, "failed", marker=cross, hoverinfo="name"))
-        slices.append((panel.plane.title, traces, map_layout(panel.plane.x.scale, panel.plane.y.scale)))
+        slices.append((_titled(panel.plane), traces, map_layout(panel.plane.x.scale, panel.plane.y.scale)))
     return slices_view("phase, drawn by the classifier", slices)
+
+
+def _titled(panel: Plane | RidgePanel) -> str:
+    return plain("  ·  ".join(filter(None, (panel.called, panel.shown))))
 
 
 def _field(panel: MapPanel) -> Trace:
@@ -93,7 +97,7 @@ def ridge_view(panels: Sequence[RidgePanel], metric: str) -> dict[str, Any]:
     for panel in panels:
         side = np.linspace(0, 1, len(panel.mean))
         field: Trace = {"type": "heatmap", "x": as_list(panel.x.drawn(side)), "y": as_list(panel.y.drawn(side))}
-        text = {"hovertemplate": f"{words(metric)} %{{z}}<extra></extra>", "name": ""}
+        text = {"hovertemplate": f"{on_page(named(metric))} %{{z}}<extra></extra>", "name": ""}
         marker = {"size": 5, "color": "white", "line": {"width": 1, "color": INK}}
         traces = [
             field | {"z": np.round(panel.mean.T, 6).tolist()} | bar | text,
@@ -102,8 +106,8 @@ def ridge_view(panels: Sequence[RidgePanel], metric: str) -> dict[str, Any]:
             _white(panel, panel.middle, "peak (median)", 3, "solid"),
             scatter("markers", panel.trials[:, 0], panel.trials[:, 1], "trials", marker=marker),
         ]
-        slices.append((panel.title, traces, map_layout(panel.x.scale, panel.y.scale)))
-    return slices_view(f"{words(metric)}, drawn by the surface", slices)
+        slices.append((_titled(panel), traces, map_layout(panel.x.scale, panel.y.scale)))
+    return slices_view(f"{plain(named(metric))}, drawn by the surface", slices)
 
 
 def _white(panel: RidgePanel, y: Floats, name: str, width: float, dash: str) -> Trace:

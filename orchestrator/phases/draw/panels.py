@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.phases.map.boundary_data import BoundaryLine, ridge_lines
+from jobs.job import Scalar
+from orchestrator.phases.map.boundary_data import BoundaryLine, ridge_cuts, ridge_lines
 from orchestrator.phases.map.box import BoxAxis
 from orchestrator.phases.map.contour import band_edges
 from orchestrator.phases.map.raster import SURE, Raster, in_chunks
-from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, Plane, planes, ridge_of, without_result
-from orchestrator.phases.text import number, words
+from orchestrator.phases.map.surface_map import (
+    FittedMap,
+    FittedSlice,
+    Plane,
+    Spread,
+    planes,
+    ridge_of,
+    spread_of,
+    trials_text,
+    without_result,
+)
+from orchestrator.phases.text import place_text
 from orchestrator.phases.theory.plane import TheoryPlane
 from orchestrator.surface.base import ClassSurface, Points, RidgeSurface
 
@@ -88,7 +99,10 @@ def panels_of(fitted_map: FittedMap, failed: Sequence[int]) -> list[MapPanel]:
 class RidgePanel:
     """The expected metric over a plane, and the line of its peaks; positions are drawing positions."""
 
-    title: str
+    fixed: Mapping[str, Scalar | None]
+    """Axis -> value of what is held in it."""
+    spread: Spread
+    """Of the trials."""
     x: BoxAxis
     y: BoxAxis
     mean: NDArray[np.float64]
@@ -104,26 +118,42 @@ class RidgePanel:
     value: NDArray[np.float64]
     """(n,) the metric of each trial; NaN if it has none."""
 
+    @property
+    def called(self) -> str:
+        """Where it is, with the names of the style."""
+        return place_text(self.fixed)
+
+    @property
+    def shown(self) -> str:
+        """Which trials are drawn in it; empty where nothing is cut."""
+        return trials_text(len(self.trials), self.spread)
+
 
 def ridge_panels(fitted_map: FittedMap) -> list[RidgePanel]:
     """A panel for every line of every ridge."""
     ridges = [(fitted, ridge) for fitted in fitted_map.fitted if (ridge := ridge_of(fitted)) is not None]
-    return [_ridge_panel(fitted, ridge, line) for fitted, ridge in ridges for line in ridge_lines(fitted, ridge)]
+    return [
+        _ridge_panel(fitted, ridge, line, held, near)
+        for fitted, ridge in ridges
+        for line, (held, near) in zip(ridge_lines(fitted, ridge), ridge_cuts(fitted, ridge), strict=True)
+    ]
 
 
-def _ridge_panel(fitted: FittedSlice, ridge: RidgeSurface, line: BoundaryLine) -> RidgePanel:
+def _ridge_panel(
+    fitted: FittedSlice, ridge: RidgeSurface, line: BoundaryLine, held: Mapping[int, float], near: NDArray[np.int64]
+) -> RidgePanel:
     axes = fitted.slice.axes
     by_name = {axis.name: axis for axis in axes}
     x, y = by_name[line.axes[0]], by_name[line.axes[1]]
     over = axes.index(x)
     side = np.linspace(0, 1, RIDGE_RASTER)
-    held = [float(a.unit(np.array(line.fixed[a.name]))) if a.name in line.fixed else 0.0 for a in axes]
-    at = np.tile(np.array(held), (RIDGE_RASTER**2, 1))
+    at = np.tile(np.array([held.get(a, 0.0) for a in range(len(axes))]), (RIDGE_RASTER**2, 1))
     at[:, over], at[:, ridge.along] = (grid.ravel() for grid in np.meshgrid(side, side, indexing="ij"))
     low, middle, high = (y.drawn(y.unit(points[:, 1])) for points in (line.at_5, line.points, line.at_95))
-    trials = fitted.evidence.x
+    trials = fitted.evidence.x[near]
     return RidgePanel(
-        title=", ".join(f"{words(n)} {number(v) if isinstance(v, float) else v}" for n, v in line.fixed.items()),
+        fixed=line.fixed,
+        spread=spread_of(axes, held, trials),
         x=x,
         y=y,
         mean=in_chunks(ridge.mean, at).reshape(RIDGE_RASTER, RIDGE_RASTER),
@@ -132,5 +162,5 @@ def _ridge_panel(fitted: FittedSlice, ridge: RidgeSurface, line: BoundaryLine) -
         middle=middle,
         high=high,
         trials=np.column_stack([x.drawn(trials[:, over]), y.drawn(trials[:, ridge.along])]),
-        value=fitted.evidence.value,
+        value=fitted.evidence.value[near],
     )

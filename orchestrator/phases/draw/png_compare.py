@@ -14,7 +14,7 @@ from orchestrator.phases.draw.panels import MapPanel
 from orchestrator.phases.draw.png_surface import band_swatch, draw_fields, draw_trials, frame
 from orchestrator.phases.map.contour import crossings
 from orchestrator.phases.map.raster import Belief, rasterise
-from orchestrator.phases.map.surface_map import Plane, held_positions
+from orchestrator.phases.map.surface_map import Plane, held_positions, held_values
 from orchestrator.phases.style import with_labels
 from orchestrator.phases.text import INK, SOFT, label_colour, named, tinted
 from orchestrator.surface.base import ClassSurface, Points
@@ -68,7 +68,7 @@ def _draw(comparison: Comparison, path: png.Output) -> None:
             for panel, colour, style in ((panels[0], INK, "-"), (panels[1], _SECOND, _DASH)):
                 ax.add_collection(LineCollection(panel.lines, colors=colour, linewidths=1.2, linestyles=[style]))
             ax.set_ylabel("" if beside else ax.get_ylabel())
-            ax.set_title("difference" + (f", {pair.title}" if pair.title else ""))
+            ax.set_title(", ".join(filter(None, ("difference", panels[0].plane.called))))
         png.draw_legend(fig.add_subplot(grid[len(heights) - 1, :]), _handles(comparison, shown), 6)
 
 
@@ -97,20 +97,21 @@ def _handles(comparison: Comparison, shown: set[int]) -> list[Any]:
 
 
 def _panel(comparison: Comparison, pair: Pair, which: int) -> MapPanel:
-    """One side in the common box, with its further axes held at their middle."""
+    """One side in the common box, with its further axes held near their middle."""
     mine = (pair.first, pair.second)[which]
-    held = held_positions(np.zeros((0, len(pair.axes))), len(pair.axes), 1)[0][0]
+    held = held_positions(np.zeros((0, len(pair.axes))), pair.axes, 1)[0][0]
     belief = _belief(comparison, pair, which, held)
     x, y = pair.axes[:2]
     at = _in_common(pair, which)
     inside = ((at >= -1e-9) & (at <= 1 + 1e-9)).all(axis=1)
     for axis in held:
-        inside &= np.abs(at[:, axis] - 0.5) <= 1 / 6
+        inside &= np.abs(at[:, axis] - held[axis]) <= 1 / 6
     near = np.flatnonzero(inside)
     labels = np.where(mine.evidence.label[near] >= 0, pair.codes[which][mine.evidence.label[near]], -1)
     raster = rasterise(belief, at[near][:, :2] if not held else np.zeros((0, 2)), labels)
     lines, at = tuple(crossings(belief, raster)), at[near][:, :2]
-    plane = Plane(title="", fixed={}, x=x, y=y, raster=raster, lines=lines, belief=belief, near=near, at=at)
+    fixed = {**mine.slice.fixed, **held_values(pair.axes, held)}
+    plane = Plane(fixed=fixed, spread={}, x=x, y=y, raster=raster, lines=lines, belief=belief, near=near, at=at)
     return MapPanel(of=mine, plane=plane, labels=labels, rows=mine.rows[near], failed=np.zeros((0, 2)))
 
 

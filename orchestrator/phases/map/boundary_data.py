@@ -27,7 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Scalar
-from orchestrator.phases.map.surface_map import FittedMap, FittedSlice, Plane, held_positions, planes, ridge_of
+from orchestrator.phases.map.surface_map import (
+    FittedMap,
+    FittedSlice,
+    Plane,
+    held_positions,
+    held_values,
+    planes,
+    ridge_of,
+)
 from orchestrator.phases.text import is_number
 from orchestrator.surface.base import ClassSurface, RidgeSurface
 
@@ -106,17 +114,16 @@ def ridge_lines(fitted: FittedSlice, ridge: RidgeSurface) -> list[BoundaryLine]:
     x, y = axes[others[0]], axes[along]
     over = np.linspace(0, 1, RIDGE_POINTS)
     lines = []
-    for held, _ in held_positions(fitted.evidence.x[:, [others[0], along, *others[1:]]], len(axes), most=9):
-        at = np.column_stack([over, *(np.full(len(over), value) for value in held.values())])
+    for held, _ in ridge_cuts(fitted, ridge):
+        at = np.column_stack([over, *(np.full(len(over), held[axis]) for axis in others[1:])])
         median, low, high = ridge.peak(at)
-        values = {axes[others[k - 1]].name: float(axes[others[k - 1]].value(np.array(v))) for k, v in held.items()}
         points, at_5, at_95 = (np.column_stack([x.value(over), y.value(peak)]) for peak in (median, low, high))
         no_band = np.full_like(points, np.nan)
         lines.append(
             BoundaryLine(
                 labels=None,
                 axes=(x.name, y.name),
-                fixed={**fitted.slice.fixed, **values},
+                fixed={**fitted.slice.fixed, **held_values(axes, held)},
                 points=points,
                 at_5=at_5,
                 at_95=at_95,
@@ -127,6 +134,15 @@ def ridge_lines(fitted: FittedSlice, ridge: RidgeSurface) -> list[BoundaryLine]:
             )
         )
     return lines
+
+
+def ridge_cuts(fitted: FittedSlice, ridge: RidgeSurface) -> list[tuple[dict[int, float], NDArray[np.int64]]]:
+    """Where the axes of a ridge that are not drawn are cut, and the trials of each part; see `held_positions`."""
+    axes = fitted.slice.axes
+    first, *others = (a for a in range(len(axes)) if a != ridge.along)
+    order = [first, ridge.along, *others]
+    cuts = held_positions(fitted.evidence.x[:, order], [axes[a] for a in order], most=9)
+    return [({order[k]: at for k, at in held.items()}, near) for held, near in cuts]
 
 
 def write_parquet(lines: Sequence[BoundaryLine], path: Path) -> None:

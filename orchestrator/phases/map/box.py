@@ -22,6 +22,8 @@ from orchestrator.phases.text import is_number, words
 
 FEWEST_VALUES = 3
 """A numeric axis with fewer values is not interpolated: each value is a slice."""
+MOST_WHOLE = 100
+"""An axis of whole numbers that is no longer has them as its values, where a search may choose among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,32 @@ class BoxAxis:
     low: float
     """Axis units."""
     high: float
+    listed: tuple[float, ...] = ()
+    """Its own values, in axis units and in order; empty where trials may lie anywhere between the ends."""
+
+    def cuts(self, most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where at most so many panels cut the axis, and the bounds between the trials of one and of the next.
+
+        Both are positions in the unit interval, (P,) and (P - 1,). The panels are at values of the axis, spread over
+        it; where it has none, in the middle of equal parts, at a value with few digits.
+        """
+        middles = (np.arange(most) + 0.5) / most
+        within = np.array([value for value in self.listed if self.low <= value <= self.high])
+        if len(within) < 2:
+            return np.array([self._rounded(float(at), 0.25 / most) for at in middles]), np.arange(1, most) / most
+        units = self.unit(within)
+        if len(units) > most:
+            units = np.unique(units[np.abs(units - middles[:, None]).argmin(axis=1)])
+        return units, (units[1:] + units[:-1]) / 2
+
+    def _rounded(self, at: float, away: float) -> float:
+        """The position nearest `at` whose value has the fewest digits, among those not farther `away`."""
+        value = float(self.value(np.array(at)))
+        for digits in range(1, 5):
+            unit = float(self.unit(np.array(float(f"{value:.{digits}g}"))))
+            if abs(unit - at) <= away:
+                return unit
+        return at
 
     @property
     def span(self) -> tuple[float, float]:
@@ -134,6 +162,11 @@ def _box_axis(scale: AxisScale, axis: Axis | None, listed: bool) -> BoxAxis | No
         return None
     values = [*scale.values[scale.special :], *(axis.values if axis is not None else ())]
     placed = [float(v) for v in values if is_number(v) and (scale.kind != "log" or v > 0)]
+    low, high = min(placed, default=0.0), max(placed, default=0.0)
     if len(set(placed)) < (2 if listed else FEWEST_VALUES):
         return None
-    return BoxAxis(name=scale.name, label=scale.label, kind=scale.kind, low=min(placed), high=max(placed))
+    own = tuple(sorted(set(placed)))
+    if axis is None or axis.between:
+        whole = axis is not None and axis.scale == "integer" and high - low <= MOST_WHOLE
+        own = tuple(float(value) for value in range(round(low), round(high) + 1)) if whole else ()
+    return BoxAxis(name=scale.name, label=scale.label, kind=scale.kind, low=low, high=high, listed=own)

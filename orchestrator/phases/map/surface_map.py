@@ -17,12 +17,15 @@ from jobs.job import Scalar
 from orchestrator.phases.map.box import BoxAxis, TrialSlice
 from orchestrator.phases.map.contour import Crossing, crossings
 from orchestrator.phases.map.raster import Belief, Raster, in_chunks, plane, rasterise
-from orchestrator.phases.text import number, words
+from orchestrator.phases.text import named, number, place_text, plural
 from orchestrator.surface.base import ClassSurface, Evidence, Points, RidgeSurface, Surface, lattice
 from orchestrator.surface.seeds import SeedBands, SeedSurface, fit_bands
 
 Fit = Callable[[Evidence], Surface]
 """Fits a surface to trials: the same for search, map and comparison."""
+
+Spread = Mapping[str, tuple[float, float] | None]
+"""Axis that is held -> the smallest and the largest value of the trials that are drawn; None: all are where it is."""
 
 MOST_SHOWN = {3: 6, 4: 9}
 """Planes drawn of a slice of so many axes."""
@@ -83,7 +86,6 @@ class FittedMap:
 class Plane:
     """Two axes of a slice, the others held at a position: what one panel shows."""
 
-    title: str
     fixed: Mapping[str, Scalar | None]
     """Axis -> value, in axis units, of everything that is held."""
     x: BoxAxis
@@ -101,12 +103,24 @@ class Plane:
     """(len(near), 2) where they are in it."""
     part: int = 0
     """Its part of the further axes, in the order of `held_positions`."""
+    spread: Spread
+    """Of those trials."""
+
+    @property
+    def called(self) -> str:
+        """Where it is, with the names of the style."""
+        return place_text(self.fixed)
+
+    @property
+    def shown(self) -> str:
+        """Which trials are drawn in it; empty where nothing is cut."""
+        return trials_text(len(self.near), self.spread)
 
 
 def planes(fitted: FittedSlice, *, stack: bool = False) -> list[Plane]:
     """The planes of a slice, over its first two axes: those to draw, or the stack to write as data.
 
-    A further axis is cut in the middle of equal parts: three parts, say, at 1/6, 1/2 and 5/6 of its length.
+    A further axis is cut at its values, or in equal parts where it has none (see `BoxAxis.cuts`).
     """
     surface = fitted.surface
     if not isinstance(surface, ClassSurface):
@@ -116,7 +130,7 @@ def planes(fitted: FittedSlice, *, stack: bool = False) -> list[Plane]:
     coarse, halvings = (KEEPING if stack else DRAWING).get(len(axes), DRAWING[2])
     labels = fitted.evidence.label
     made = []
-    for part, (held, near) in enumerate(held_positions(fitted.evidence.x, len(axes), most)):
+    for part, (held, near) in enumerate(held_positions(fitted.evidence.x, axes, most)):
         belief = plane(surface, 0, 1, held)
         at = fitted.evidence.x[near][:, :2]
         labelled = labels[near] >= 0
@@ -125,11 +139,9 @@ def planes(fitted: FittedSlice, *, stack: bool = False) -> list[Plane]:
         given = over = None
         if fitted.bands is not None:
             given, over = (_band_raster(band, held, halvings) for band in fitted.bands.both)
-        title, fixed = _held(fitted.slice, held)
         made.append(
             Plane(
-                title=title,
-                fixed=fixed,
+                fixed={**fitted.slice.fixed, **held_values(axes, held)},
                 x=axes[0],
                 y=axes[1],
                 raster=raster,
@@ -148,6 +160,7 @@ def planes(fitted: FittedSlice, *, stack: bool = False) -> list[Plane]:
                 near=near,
                 at=at,
                 part=part,
+                spread=spread_of(axes, held, fitted.evidence.x[near]),
             )
         )
     return made
@@ -160,26 +173,50 @@ def _band_raster(band: SeedSurface | None, held: Mapping[int, float], halvings: 
     return rasterise(plane(band, 0, 1, held), *none, coarse=BAND_COARSE, halvings=halvings)
 
 
-def held_positions(x: Points, dimensions: int, most: int) -> list[tuple[dict[int, float], NDArray[np.int64]]]:
+def held_positions(x: Points, axes: Sequence[BoxAxis], most: int) -> list[tuple[dict[int, float], NDArray[np.int64]]]:
     """Where the axes beyond the first two are cut, and which of the positions `x` (n, d) lie in each part."""
-    others = range(2, dimensions)
+    others = range(2, len(axes))
     if not others:
         return [({}, np.arange(len(x)))]
     parts = max(1, round(most ** (1 / len(others))))
-    part = np.clip((x[:, 2:] * parts).astype(np.int64), 0, parts - 1)
+    cuts = [axes[axis].cuts(parts) for axis in others]
+    part = np.column_stack(
+        [np.searchsorted(bounds, x[:, a], "right") for a, (_, bounds) in zip(others, cuts, strict=True)]
+    )
     return [
         (
-            {axis: (k + 0.5) / parts for axis, k in zip(others, chosen, strict=True)},
+            {axis: float(at[k]) for axis, k, (at, _) in zip(others, chosen, cuts, strict=True)},
             np.flatnonzero((part == np.array(chosen)).all(axis=1)),
         )
-        for chosen in itertools.product(range(parts), repeat=len(others))
+        for chosen in itertools.product(*(range(len(at)) for at, _ in cuts))
     ]
 
 
-def _held(of: TrialSlice, held: Mapping[int, float]) -> tuple[str, dict[str, Scalar | None]]:
-    values = {of.axes[axis].name: float(of.axes[axis].value(np.array(at))) for axis, at in held.items()}
-    title = ", ".join([of.title] * bool(of.title) + [f"{words(name)} {number(v)}" for name, v in values.items()])
-    return title, {**of.fixed, **values}
+def held_values(axes: Sequence[BoxAxis], held: Mapping[int, float]) -> dict[str, float]:
+    """Axis -> value, in axis units, of the axes that are held."""
+    return {axes[axis].name: float(f"{axes[axis].value(np.array(at)):.12g}") for axis, at in held.items()}
+
+
+def trials_text(count: int, spread: Spread) -> str:
+    """See `Plane.shown`."""
+    if not spread:
+        return ""
+    parts = [plural(count, "trial")]
+    for name, ends in spread.items():
+        if ends is not None:
+            low, high = map(number, ends)
+            parts.append(f"{named(name)} " * (len(spread) > 1) + (low if low == high else f"{low} to {high}"))
+    return ", ".join(parts)
+
+
+def spread_of(axes: Sequence[BoxAxis], held: Mapping[int, float], x: Points) -> Spread:
+    """The spread of trials (n, d) about where axes are held."""
+    spread: dict[str, tuple[float, float] | None] = {}
+    for axis, at in held.items():
+        away = np.abs(x[:, axis] - at).max(initial=0) > 1e-9
+        low, high = axes[axis].value(np.array([x[:, axis].min(), x[:, axis].max()])).tolist() if away else (0, 0)
+        spread[axes[axis].name] = (low, high) if away else None
+    return spread
 
 
 def expected_error(surface: ClassSurface, *, points: int = 4096) -> float:
@@ -199,5 +236,5 @@ def ridge_of(fitted: FittedSlice) -> RidgeSurface | None:
 def without_result(fitted: FittedSlice, rows: Sequence[int], plane: Plane) -> Points:
     """(f, 2) where trials of these rows of the table, which have no result, lie in a plane that is drawn."""
     x = fitted.slice.x[np.isin(fitted.slice.rows, rows)]
-    most = MOST_SHOWN.get(len(fitted.slice.axes), 1)
-    return x[held_positions(x, len(fitted.slice.axes), most)[plane.part][1]][:, :2]
+    axes = fitted.slice.axes
+    return x[held_positions(x, axes, MOST_SHOWN.get(len(axes), 1))[plane.part][1]][:, :2]
