@@ -138,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"to repeat: python -m tests.chaos --seed {given.seed} --only {number}   # {result.plan.text}")
     where = given.results or (RESULTS if injected >= 300 and not given.only else None)
     if where is not None:
-        where.write_text(written)
+        _, heading, others = (where.read_text() if where.exists() else "").partition("\nOther soaks")
+        where.write_text(written + heading + others)
     print(f"{injected} faults of {len({k for r in results for k in r.injected})} kinds, {violations} violations")
     return 1 if violations else 0
 
