@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from jobs.grokking.job import Grokking
 from jobs.grokking.params import GrokkingParams
@@ -20,6 +21,7 @@ from orchestrator.analyses.times import TimesAnalysis
 from orchestrator.analyses.view import caption, draw
 from orchestrator.analysis.estimate import Estimate
 from orchestrator.axes import Axis
+from orchestrator.phases.style import FigureStyle, drawn_as
 from orchestrator.phases.table import collect
 from orchestrator.records import Recorded, Status
 from orchestrator.tracking.base import TrialRow
@@ -286,6 +288,27 @@ def test_a_critical_point_that_moves_with_the_size(tmp_path: Path) -> None:
     assert shift.low < 0.3 < shift.high and shift.high - shift.low < 0.2
     assert 1 < width.value < 1.3, "a factor, where the fit is in the logarithm"
     drawn(result, tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize("width", [None, "single"])
+def test_the_figure_of_a_critical_point_shows_points_with_intervals_and_the_fit(width: Any) -> None:
+    analysis = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction", size="modulus", level=0.8)
+    kept: list[Figure] = []
+    with drawn_as(FigureStyle(width=width, labels={"modulus": "$p$"})):
+        draw("sweep", analysis.compute(fractions(23, 97)), kept.append)
+    (legend,) = (legend for legend in (*kept[0].legends, *(a.get_legend() for a in kept[0].axes)) if legend is not None)
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "$p$ 23, share of 20 trials", "$p$ 97, share of 20 trials", "fitted logistic curve", "half of the trials",
+        "critical point, 80% interval", "80% interval of each share",
+    ]  # fmt: skip
+    panel = kept[0].axes[0]
+    curves = [line for line in panel.lines if len(line.get_xdata()) == 201]  # type: ignore[arg-type]
+    points = [line for line in panel.lines if line.get_marker() == "o"]
+    assert len(points) == len(curves) == len(panel.collections) == 2
+    assert [p.get_color() for p in points] == [c.get_color() for c in curves]
+    for one, bars in zip(points, panel.collections, strict=True):
+        for y, ((_, low), (_, high)) in zip(one.get_ydata(), bars.get_segments(), strict=True):  # type: ignore[arg-type, attr-defined]
+            assert low <= y <= high and high > low
 
 
 def test_a_critical_point_that_is_not_reached_is_no_number() -> None:

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.analysis.critical import Link, collapse, quality, scaled_threshold, share_errors, threshold
+from orchestrator.analysis.critical import (
+    Link,
+    collapse,
+    quality,
+    scaled_threshold,
+    share_errors,
+    share_interval,
+    threshold,
+)
 
 GLM = pytest.importorskip("statsmodels.genmod.generalized_linear_model", reason="statsmodels is a test dependency").GLM
 families = pytest.importorskip("statsmodels.genmod.families")
@@ -55,10 +63,45 @@ def test_the_ends_of_the_interval_are_where_the_likelihood_has_fallen() -> None:
         assert 2 * (found.log_likelihood - profile) == pytest.approx(2.7055, abs=2e-3)
 
 
+@pytest.mark.parametrize("link", ["logistic", "probit"])
+@pytest.mark.parametrize("rising", [True, False])
+def test_the_fitted_share_is_a_half_at_the_critical_point_and_three_quarters_half_a_width_on(
+    link: Link, rising: bool
+) -> None:
+    reached = counts(0, FRACTIONS, critical=0.33, scale=0.05, trials=TRIALS)
+    found = threshold(FRACTIONS, reached if rising else TRIALS - reached, TRIALS, rising=rising, link=link)
+    at = found.critical.value + found.width.value * np.array([-0.5, 0, 0.5])
+    assert found.share(at) == pytest.approx([0.25, 0.5, 0.75] if rising else [0.75, 0.5, 0.25])
+    log_share, log_rest = np.log(found.share(FRACTIONS)), np.log1p(-found.share(FRACTIONS))
+    yes = reached if rising else TRIALS - reached
+    assert float((yes * log_share + (TRIALS - yes) * log_rest).sum()) == pytest.approx(found.log_likelihood)
+
+
+@pytest.mark.parametrize("rising", [True, False])
+def test_the_fitted_shares_of_sizes_are_those_of_the_law(rising: bool) -> None:
+    found = scaled_threshold(SIZES, GRID, scaled_counts(0, 400, rising=rising), np.full(len(GRID), 400), rising=rising)
+    for size in (31, 151):
+        own = found.share(GRID[:9], size)
+        z = (GRID[:9] - 0.33) * 2 * size**0.5
+        assert own == pytest.approx(1 / (1 + np.exp(-z if rising else z)), abs=0.03)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 40), st.data(), st.sampled_from([0.8, 0.9, 0.95]))
+def test_the_interval_of_a_share_is_wilsons(trials: int, data: st.DataObject, level: float) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
+    reached = data.draw(st.integers(0, trials))
+    theirs = proportion_confint(reached, trials, alpha=1 - level, method="wilson")
+    ours = share_interval([reached], [trials], level=level)
+    assert [float(end[0]) for end in ours] == pytest.approx(theirs, abs=1e-12)
+
+
 def test_seeds_that_all_change_at_one_place_give_a_step() -> None:
     """Complete separation: a Wald interval does not exist, the profile likelihood's does."""
     found = threshold([0.2, 0.3, 0.4, 0.5], [0, 0, 5, 5], [5] * 4)
     assert found.width.value == 0 == found.width.low and 0 < found.width.high < 0.1
+    assert found.share([0.2, found.critical.value, 0.5]).tolist() == [0, 0.5, 1]
     assert found.critical.low == pytest.approx(0.3, abs=1e-3) and found.critical.high == pytest.approx(0.4, abs=1e-3)
 
 

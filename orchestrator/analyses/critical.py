@@ -14,10 +14,13 @@ from orchestrator.axes import key
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from orchestrator.analyses.result import Cell, Panel, Result
+    from orchestrator.analyses.result import Cell, Line, Panel, Result
     from orchestrator.analyses.source import Floats, Group, Source
     from orchestrator.analysis.critical import ScaledThreshold, Threshold
     from orchestrator.analysis.estimate import Estimate
+
+
+_HALF = "half of the trials"
 
 
 class CriticalAnalysis(Analysis):
@@ -96,13 +99,15 @@ class CriticalAnalysis(Analysis):
                 x_label=axis_label(source, self.along),
                 y_label=f"share that reaches {self.of.replace('_', ' ')}",
                 x_log=log,
+                band=f"{self.level:.0%} interval of each share",
                 panels=tuple(panels),
             ),
         )
 
     def _row(self, source: Source, group: Group, *, log: bool) -> tuple[dict[str, Cell], Panel]:
         from orchestrator.analyses.result import Line, Panel
-        from orchestrator.analysis.critical import scaled_threshold, threshold
+        from orchestrator.analysis.critical import scaled_threshold, share_interval, threshold
+        from orchestrator.phases.text import named
 
         above, to = source.bounds(group, self.of)
         x = source.amounts(group, self.along)
@@ -121,16 +126,26 @@ class CriticalAnalysis(Analysis):
         sizes, at = settings[:, 0], settings[:, 1]
         rising = _rising(at, yes / count)
         row["share"] = "rises" if rising else "falls"
-        lines = tuple(
-            Line(x=at[sizes == s], y=(yes / count)[sizes == s], label=f"{self.size} {s:g}" if self.size else "trials")
-            for s in np.unique(sizes)
-        )
+        low, high = share_interval(yes, count, level=self.level)
+        lines = [
+            Line(
+                x=at[own],
+                y=(yes / count)[own],
+                low=low[own],
+                high=high[own],
+                label=_number_of(count[own], f"{named(self.size)} {s:g}, " if self.size else ""),
+                points=True,
+                colour=k,
+            )
+            for k, s in enumerate(np.unique(sizes))
+            for own in [sizes == s]
+        ]
         position = np.log(at) if log else at
         marks: tuple[tuple[Estimate, str], ...] = ()
         obstacle = self._obstacle(sizes, at, yes, count)
         if obstacle:
             row["share"] = f"not fitted: {obstacle}"
-            return row, Panel(title=group.title, lines=lines, level=0.5)
+            return row, Panel(title=group.title, lines=tuple(lines), level=0.5, level_label=_HALF)
         try:
             if self.size:
                 scaled = scaled_threshold(
@@ -148,8 +163,10 @@ class CriticalAnalysis(Analysis):
             if log:
                 critical, width = _exponential(critical), _exponential(width)
             row |= {"critical": critical, "width": width}
-            marks = ((critical, f"critical point, {self.level:.0%} interval"),)
-        return row, Panel(title=group.title, lines=lines, marks=marks, level=0.5)
+            where = f" at {named(self.size)} {scaled.size:.3g}" if self.size and self.moves else ""
+            marks = ((critical, f"critical point{where}, {self.level:.0%} interval"),)
+            lines += _curves(found, np.unique(sizes), at, log=log)
+        return row, Panel(title=group.title, lines=tuple(lines), marks=marks, level=0.5, level_label=_HALF)
 
     def _obstacle(self, sizes: Floats, x: Floats, reached: NDArray[Any], trials: NDArray[Any]) -> str:
         """Why no curve can be fitted to the shares of these settings; "" if one can."""
@@ -162,6 +179,27 @@ class CriticalAnalysis(Analysis):
         if self.size and not 0 < reached.sum() < trials.sum():
             return f"{'all' if reached.any() else 'none'} of the trials reach it"
         return ""
+
+
+def _number_of(trials: NDArray[Any], what: str) -> str:
+    """How many trials each point is of."""
+    few, most = int(trials.min()), int(trials.max())
+    return f"{what}share of {few}" + (f" to {most}" if few < most else "") + " trials"
+
+
+def _curves(found: Threshold | ScaledThreshold, sizes: Floats, x: Floats, *, log: bool) -> list[Line]:
+    """The fitted share along the axis, for each size."""
+    from orchestrator.analyses.result import Line
+    from orchestrator.analysis.critical import ScaledThreshold
+
+    at = (np.geomspace if log else np.linspace)(x.min(), x.max(), 201)
+    position = np.log(at) if log else at
+    lines = []
+    for k, size in enumerate(sizes.tolist()):
+        share = found.share(position, size) if isinstance(found, ScaledThreshold) else found.share(position)
+        if np.isfinite(share).all():
+            lines.append(Line(x=at, y=share, label="" if k else "fitted logistic curve", colour=k))
+    return lines
 
 
 def _rising(x: Floats, share: Floats) -> bool:

@@ -40,6 +40,8 @@ class Line:
     """Whether y is constant from each x to the next."""
     points: bool = False
     """Whether points are drawn without a line."""
+    colour: int | None = None
+    """Its place in the palette; None: that in the panel."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +54,8 @@ class Panel:
     """Places on the x axis, with what they are."""
     level: float | None = None
     """A value of y that is marked by a line."""
+    level_label: str = ""
+    """What it is."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -51,6 +51,7 @@ def draw(sweep: str, result: Result, path: png.Output) -> None:
     rows = -(-len(panels) // across)
     widths = [6.4] if across == 1 else [4.6] * across
     labels = {line.label for panel in panels for line in panel.lines} | {what for p in panels for _, what in p.marks}
+    labels = {*labels, figure.band, *(panel.level_label for panel in panels)} - {""}
     room = max(sum(widths), 9.0)
     per_row, below = png.legend_rows(sorted(labels), room)
     with png.sheet(path, sweep, caption(result, figure), widths, [3.9] * rows + [below], least_width=9.0) as (
@@ -64,6 +65,14 @@ def draw(sweep: str, result: Result, path: png.Output) -> None:
             _draw_panel(ax, figure, panel)
         png.shared_labels(axes, across)
         handles = png.shared_legend(axes)
+        if figure.band:
+            bars = any(line.points and line.low is not None for panel in panels for line in panel.lines)
+            grey = (
+                png.stroke(figure.band, text.SOFT, linewidth=1)
+                if bars
+                else png.swatch(figure.band, text.SOFT, alpha=0.3)
+            )
+            handles.append(grey)
         png.draw_legend(fig.add_subplot(grid[rows, :]), handles, per_row, handlelength=2.2)
 
 
@@ -71,7 +80,7 @@ def caption(result: Result, figure: Figure) -> str:
     """What the figure shows, and how many of the settings; a setting may have several rows."""
     settings, panels = len({tuple(row[name] for name in result.setting) for row in result.rows}), len(figure.panels)
     more = "" if settings <= panels else f", {panels} of {settings} settings"
-    return f"{result.title}{more}" + (f"  ·  band: {figure.band}" if figure.band else "")
+    return f"{result.title}{more}"
 
 
 def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
@@ -80,7 +89,8 @@ def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
     if figure.y_log:
         ax.set_yscale("log")
     for k, line in enumerate(panel.lines):
-        colour = (text.INK, *text.PALETTE)[k % (1 + len(text.PALETTE))]
+        place = k if line.colour is None else line.colour
+        colour = (text.INK, *text.PALETTE)[place % (1 + len(text.PALETTE))]
         drawn = line.x > 0 if figure.x_log else np.ones(len(line.x), dtype=bool)
         x, y = line.x[drawn], line.y[drawn]
         style: dict[str, Any] = {"color": colour, "label": line.label, "linewidth": 1.6}
@@ -96,14 +106,14 @@ def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
                 step = "post" if line.steps else None
                 ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, step=step)
     if panel.level is not None:
-        ax.axhline(panel.level, color=text.SOFT, linewidth=1, linestyle=":")
+        ax.axhline(panel.level, color=text.SOFT, linewidth=1, linestyle=":", label=panel.level_label)
     left, right = ax.get_xlim()
-    for k, (place, what) in enumerate(panel.marks):
-        if not math.isfinite(place.value):
+    for k, (mark, what) in enumerate(panel.marks):
+        if not math.isfinite(mark.value):
             continue
         colour = text.PALETTE[(2 + k) % len(text.PALETTE)]
-        ax.axvline(place.value, color=colour, linewidth=1.3, linestyle="--", label=what)
-        low, high = max(place.low, left), min(place.high, right)
+        ax.axvline(mark.value, color=colour, linewidth=1.3, linestyle="--", label=what)
+        low, high = max(mark.low, left), min(mark.high, right)
         if math.isfinite(low) and math.isfinite(high):  # NaN: no interval; infinite: it lies beyond the axis
             ax.axvspan(low, high, color=colour, alpha=0.12, linewidth=0)
     ax.set_xlim(left, right)

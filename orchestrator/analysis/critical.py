@@ -33,6 +33,8 @@ _SHARPEST: Final = 1e-4
 """Least width, as a share of the smallest distance between two settings; below it the curve is a step."""
 _LEAST_OVERLAP: Final = 0.5
 _RESAMPLES: Final = 100
+_QUARTILE: Final = 0.6744897501960817
+"""Of the standard normal distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,17 @@ class Threshold:
     """Distance over which the share goes from 1/4 to 3/4; 0 if the settings allow a step."""
     log_likelihood: float
     trials: int
+    rising: bool
+    link: Link
+
+    def share(self, x: Any) -> Floats:
+        """(M,) the fitted share at settings; NaN where nothing limits the curve."""
+        z = _in_widths(x, self.critical.value, self.width.value, self.rising)
+        if self.link == "logistic":
+            return _logistic(2 * math.log(3) * z)
+        from scipy.special import ndtr
+
+        return np.asarray(ndtr(2 * _QUARTILE * z), dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +75,30 @@ class ScaledThreshold:
     """Distance in x from the share 1/4 to 3/4, at the geometric mean of the sizes."""
     quality: float
     """S of the collapse with these exponents; see `Collapse`."""
+    size: float
+    """The geometric mean of the sizes."""
+    rising: bool
+
+    def share(self, x: Any, size: float) -> Floats:
+        """(M,) the fitted share at settings of a size; NaN where nothing limits the curve."""
+        apart = math.log(size / self.size)
+        critical = self.critical.value - self.shift.value * apart
+        width = self.width.value * math.exp(-self.inverse_nu.value * apart)
+        return _logistic(2 * math.log(3) * _in_widths(x, critical, width, self.rising))
+
+
+def _in_widths(x: Any, critical: float, width: float, rising: bool) -> Floats:
+    """(M,) distances above a critical point in widths, negative where the share falls."""
+    above = np.asarray(x, dtype=np.float64) - critical
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance: Floats = np.where(above == 0, 0.0, above / width)  # the width of a step is 0
+    return distance if rising else -distance
+
+
+def _logistic(z: Floats) -> Floats:
+    from scipy.special import expit
+
+    return np.asarray(expit(z), dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +147,8 @@ def threshold(
         width=Estimate(value=width[0], low=width[1], high=width[2], level=level),
         log_likelihood=-float(best.value[0]),
         trials=int(n.sum()),
+        rising=rising,
+        link=link,
     )
 
 
@@ -123,7 +162,7 @@ class _ShareCurve:
         self.reached, self.missed = reached, trials - reached
         self.link = link
         # The distance between the shares 1/4 and 3/4, times the slope.
-        self.quartiles = 2 * math.log(3) if link == "logistic" else 2 * 0.6744897501960817
+        self.quartiles = 2 * math.log(3) if link == "logistic" else 2 * _QUARTILE
         closest = float(np.diff(np.unique(self.x)).min())
         self.steepest = math.log(self.quartiles / (_SHARPEST * closest))
         self.flattest = math.log(self.quartiles / 1e3)
@@ -306,7 +345,20 @@ def scaled_threshold(
         shift=estimates[3],
         width=estimates[2],
         quality=quality(log_size, rescaled, k / n, share_errors(k, n))[0],
+        size=float(np.exp(np.log(L).mean())),
+        rising=rising,
     )
+
+
+def share_interval(reached: Any, trials: Any, *, level: float = LEVEL) -> tuple[Floats, Floats]:
+    """(N,) each: the interval of shares by Wilson (1927, J. Am. Stat. Assoc. 22, 209), for independent trials."""
+    from scipy.special import ndtri
+
+    k, n = np.asarray(reached, dtype=np.float64), np.asarray(trials, dtype=np.float64)
+    z2 = float(ndtri(tails(level)[1])) ** 2
+    middle = (k + z2 / 2) / (n + z2)
+    half: Floats = np.sqrt(z2 * (k * (n - k) / n + z2 / 4)) / (n + z2)
+    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
 def share_errors(reached: Any, trials: Any) -> Floats:
