@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs.gallery.hull import is_inside
 from jobs.theory import equivalent
 from tests.gallery import __main__ as program
-from tests.gallery import benign, generations
+from tests.gallery import benign, generations, hull
 from tests.gallery.catalogue import ROWS
 from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Row, above, agrees, below, every, within
 
@@ -27,6 +29,7 @@ PARTS: dict[int, list[list[str]]] = {
         ],
         ["axes.sample_count=[50,200]", "axes.covariance_exponent=[1.5]", "replicates=30"],
     ],
+    11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
     15: [["replicates=1000"]],
 }
 """Of each row: changes to its sweeps that leave enough for every finding, in seconds."""
@@ -110,11 +113,15 @@ MUTATIONS: list[tuple[Row, Any, str, Callable[..., Any]]] = [
         lambda n, v, b, *, noise_variance: ORIGINAL_RISK(n, v, b, noise_variance=0),
     ),
     (benign.ROW, equivalent, "excess_risk", lambda n, v, b, **noise: ORIGINAL_RISK(1.1 * n, v, b, **noise)),
+    (hull.ROW, hull, "absorbed", lambda n, d: ORIGINAL_ABSORBED(n, d + 1)),
+    (hull.ROW, hull, "absorbed", lambda n, d: 1 - 2.0**-n * sum(math.comb(n, k) for k in range(d))),  # Wendel: cones
+    (hull.ROW, hull, "half", lambda d: 2.5 * 2 ** (d / 2)),
     (generations.ROW, generations, "expected", lambda data, designs, t: t * 20 / 39 if data == "replace" else 20 / 39),
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(*which, d=21)),
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(which[0], "repeated", which[2])),
 ]
 ORIGINAL_GENERATIONS = generations.expected
+ORIGINAL_ABSORBED = hull.absorbed
 
 
 @pytest.mark.parametrize(
@@ -132,6 +139,13 @@ def test_a_wrong_formula_is_off(
     monkeypatch.setattr(module, name, wrong)
     findings = list(row.check(results(row)))
     assert row.off(findings) and all(np.isfinite(finding.found) for finding in findings)
+
+
+def test_absorption_agrees_with_what_is_known_by_other_means() -> None:
+    assert hull.absorbed(9, 1) == pytest.approx(8 / 10)  # not the smallest or largest of ten
+    assert hull.orthant(3, -1 / 4) == pytest.approx((3 * math.acos(1 / 3) - math.pi) / (4 * math.pi))  # tetrahedron
+    inside = [is_inside(np.array(point), np.array([[0.0, 0], [1, 0], [0, 1]])) for point in ((0.2, 0.2), (0.6, 0.6))]
+    assert inside == [True, False]
 
 
 # The comparisons.

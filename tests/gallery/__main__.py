@@ -51,10 +51,13 @@ def draw(row: Row, findings: Sequence[Finding], path: Path) -> None:
         bars = [[f.found - f.low for f in points], [f.high - f.found for f in points]]
         ax.errorbar(x, y, bars, fmt="o", ms=3, capsize=2, color=f"C{colour}", label=series)
         ax.plot(x, [f.curve for f in points], color=f"C{colour}", lw=1)
-    ax.set(xscale="log", yscale="log", xlabel=row.axes[0], ylabel=row.axes[1])
-    places = sorted({finding.x for finding in findings if finding.series})
+    ax.set(xscale="log", yscale=row.scale, xlabel=row.axes[0], ylabel=row.axes[1])
+    places: list[float] = []
+    for place in sorted({finding.x for finding in findings if finding.series}):
+        if not places or place > 1.2 * places[-1]:  # labels would overlap
+            places.append(place)
     ax.set_xticks(places, [f"{place:g}" for place in places])
-    ax.minorticks_off()
+    ax.tick_params("x", which="minor", bottom=False, labelbottom=False)
     ax.set_title("points: 95% interval; lines: expected", fontsize=8)
     ax.legend(fontsize=7)
     figure.savefig(path, dpi=110)

@@ -1,5 +1,5 @@
 """All rows."""
 
-from tests.gallery import benign, generations
+from tests.gallery import benign, generations, hull
 
-ROWS = (benign.ROW, generations.ROW)
+ROWS = (benign.ROW, generations.ROW, hull.ROW)

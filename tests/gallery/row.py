@@ -49,7 +49,9 @@ class Row:
     check: Callable[[Sequence[Any]], Iterable[Finding]]
     """From the results of the sweeps, as of `phasefront.load`, in the order of `sweeps`."""
     axes: tuple[str, str] = ("", "")
-    """Labels of the picture, whose axes are logarithmic."""
+    """Labels of the picture."""
+    scale: Literal["log", "linear"] = "log"
+    """Of its vertical axis; the horizontal one is logarithmic."""
     absent: Mapping[str, Verdict] | None = None
     """What does not show at this size, by the name of the finding; docs/gallery.md reports it."""
 

@@ -1,0 +1,35 @@
+"""Whether fresh points lie in the convex hull of a sample: `job: jobs.gallery.hull:train`.
+
+Balestriero, Pesenti, LeCun 2021 (arXiv 2110.09485): in high dimension a test point is almost never interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def train(
+    *, dimension: int = 4, sample_count: int = 60, fresh: int = 20, seed: int, report: Callable[..., None]
+) -> None:
+    """Reports the share of `fresh` points that lie in the hull of `sample_count` others; all are N(0, I)."""
+    random = np.random.default_rng([seed, dimension])
+    points = random.standard_normal((fresh + sample_count, dimension))
+    hull, others = points[fresh:], points[:fresh]
+    report(1, inside=float(np.mean([is_inside(point, hull) for point in others])))
+
+
+train.metrics = ("inside",)  # type: ignore[attr-defined]
+
+
+def is_inside(point: Floats, hull: Floats) -> bool:
+    """Whether weights >= 0 of sum 1 on the (n, d) points of the hull give the point: a linear program."""
+    from scipy.optimize import linprog
+
+    equal = np.vstack([hull.T, np.ones(len(hull))])
+    done = linprog(np.zeros(len(hull)), A_eq=equal, b_eq=np.append(point, 1.0), method="highs")
+    return bool(done.status == 0)
