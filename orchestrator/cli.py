@@ -128,7 +128,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="show it again and again, every 5 seconds or as given, until the run ends",
     )
-    command("audit", "check that the record of a sweep is consistent, without writing anything")
+    audit = command("audit", "check that the record of a sweep is consistent, without writing anything")
+    audit.add_argument("--all", action="store_true", help="list every violation, instead of one line for each kind")
     map_ = command("map", "draw the phase diagram from the record, without running trials")
     map_.add_argument(
         "--classifier",

@@ -15,6 +15,7 @@ from servers import empty_sqlite, mlflow_server, postgres_server
 
 from orchestrator.audit import Invariant, check_right_trial, digests, passwords_in, regressed
 from orchestrator.cli import main
+from orchestrator.commands.audit import RUNS_SHOWN
 from orchestrator.commands.wiring import open_tracker, sweep_record
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking import layout
@@ -215,6 +216,27 @@ def test_damage_is_found(damage: str, sweep: Path, capsys: pytest.CaptureFixture
     assert violated(said) == broken, said
     assert SECRET not in said
     assert "run " in said
+
+
+def test_violations_of_the_same_kind_share_a_line(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect(sweep.parent / "r.db")) as connection:
+        children = "SELECT run_uuid FROM tags WHERE key = 'phasefront.trial_id'"
+        connection.executescript(
+            f"UPDATE latest_metrics SET value = 7 + rowid WHERE key = 'loss' AND run_uuid IN ({children})"
+        )
+        runs = {run for (run,) in connection.execute(children)}
+
+    def below(*more: str) -> list[str]:
+        assert main(["audit", str(sweep), *more]) == 1
+        said = capsys.readouterr().out
+        assert violated(said) == {Invariant.LATEST} and "result    8 violations" in said
+        assert ("--all" in said) == (not more)
+        return [line.strip() for line in said.splitlines() if line.startswith("          ")]
+
+    (line,) = below()
+    assert "; and 7 more like it, in runs " in line and line.endswith(", ...")
+    assert sum(run in line for run in runs) == RUNS_SHOWN
+    assert {line.split()[1].rstrip(",") for line in below("--all")} == runs
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"final_loss": "low"}', "[" * 7000])

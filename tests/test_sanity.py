@@ -293,7 +293,7 @@ def test_status_after_a_killed_driver_says_that_nothing_runs(folder: Path, capsy
         running.popen.wait()
     assert main(["status", "sweep.yaml", "--set", "fixed.seconds=600"]) == 0
     said = capsys.readouterr().out
-    assert "0 finished, 2 running" in said
+    assert "0 finished, 2 running when their driver ended, 0 failed" in said
     assert "driver    none: nothing runs\n" in said
     assert (
         "to run    2: 2 were running when their driver ended. "

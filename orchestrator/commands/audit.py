@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from orchestrator.audit import Expected, Invariant, Report, audit
+from orchestrator.audit import Expected, Invariant, Report, Violation, audit
 from orchestrator.commands.searching import known_trials
 from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, reading_patience
 from orchestrator.secrets import secrets_of
@@ -16,6 +17,11 @@ from orchestrator.secrets import secrets_of
 if TYPE_CHECKING:
     from orchestrator.sweep.sweep import Sweep
     from orchestrator.trial import Trial
+
+
+RUNS_SHOWN = 3
+"""Runs that are named of violations of the same kind."""
+_NUMBER = re.compile(r"\b[0-9a-f]{32}\b|\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 def audit_(arguments: argparse.Namespace) -> int:
@@ -35,7 +41,8 @@ def audit_(arguments: argparse.Namespace) -> int:
             secrets = {f"${name}": value for value, name in secrets_of(os.environ).items()}
             driver = reader.has_driver()
             report = audit(expected(sweep, trials), reader.runs(), tracker.curves, secrets, has_driver=driver)
-    print("\n".join([f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}", *lines(report)]))
+    said = lines(report, every=arguments.all)
+    print("\n".join([f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}", *said]))
     return 1 if report.violations else 0
 
 
@@ -51,19 +58,37 @@ def expected(sweep: Sweep, trials: Mapping[str, Trial]) -> Expected:
     )
 
 
-def lines(report: Report) -> list[str]:
-    """The report in words: one line for each invariant, with what breaks it below."""
+def lines(report: Report, *, every: bool = False) -> list[str]:
+    """The report in words: one line for each invariant, with what breaks it below.
+
+    Violations that are alike but for their numbers share a line, unless `every` one is asked for.
+    """
     states = ", ".join(f"{count} {status.lower()}" for status, count in sorted(report.statuses.items()))
     said = [f"read      {report.runs} runs of trials ({states or 'none'}), {report.rows:,} curve rows"]
     for invariant in Invariant:
         wrong = [violation for violation in report.violations if violation.invariant is invariant]
         if wrong:
             said.append(f"VIOLATED  {invariant.value}: {len(wrong)} of {report.checked[invariant]:,} checked")
-            said += [f"          {violation.text}" for violation in wrong]
+            kinds: dict[object, list[Violation]] = {}
+            for k, violation in enumerate(wrong):
+                kinds.setdefault(k if every else _NUMBER.sub("#", violation.what), []).append(violation)
+            said += [f"          {_said(alike)}" for alike in kinds.values()]
         elif report.checked[invariant]:
             said.append(f"ok        {invariant.value}: {report.checked[invariant]:,} checked")
     if report.skipped:
         labels = f"{report.skipped} trials are labelled under other thresholds (`phases:`)"
         said.append(f"note      {labels}; `phasefront map` relabels")
     wrong_count = len(report.violations)
+    if not every and wrong_count > sum(line.startswith("          ") for line in said):
+        said.append("note      violations of the same kind share a line; `--all` lists each of them")
     return [*said, f"result    {wrong_count} violations" if wrong_count else "result    consistent"]
+
+
+def _said(alike: list[Violation]) -> str:
+    """Violations of the same kind in one line: the first of them, how many more, and some of their runs."""
+    first, *more = alike
+    if not more:
+        return first.text
+    runs = list(dict.fromkeys(violation.run_id for violation in more if violation.run_id))
+    named = ", ".join(runs[: RUNS_SHOWN - 1]) + (", ..." if len(runs) >= RUNS_SHOWN else "")
+    return f"{first.text}; and {len(more):,} more like it" + (f", in runs {named}" if runs else "")

@@ -105,12 +105,13 @@ def _state(sweep: Sweep, arguments: argparse.Namespace) -> _State:
     lines += [f"parent    {parent or 'no run yet'}", *pages, *search_lines(sweep)]
     if study:
         lines.append(f"study     {study!r} in {sweep.storage_shown}: {len(by_id)} trials asked for")
-    numbers = [
-        f"{counts[s]} {s.value.lower()}" for s in (Status.FINISHED, Status.RUNNING, Status.FAILED, Status.KILLED)
-    ]
-    missing = len(by_id) - counts.total()
-    lines.append(f"trials    {len(by_id)}: {', '.join(numbers)}, {missing} missing")
     lease = None if parent is None else _lease(sweep)
+    words = {s: s.value.lower() for s in (Status.FINISHED, Status.RUNNING, Status.FAILED, Status.KILLED)}
+    if counts[Status.RUNNING] and (ended := _ended(lease)):
+        words[Status.RUNNING] = f"running {ended}"
+    missing = len(by_id) - counts.total()
+    numbers = ", ".join(f"{counts[s]} {text}" for s, text in words.items())
+    lines.append(f"trials    {len(by_id)}: {numbers}, {missing} missing")
     if parent is not None:
         lines += driver_lines(lease, counts, missing, command_line(arguments, "run"))
     if phases:
@@ -142,6 +143,14 @@ def _lease(sweep: Sweep) -> Lease | None:
         return reader.lease()
 
 
+def _ended(lease: Lease | None) -> str:
+    """When trials ran that are recorded as running; empty where a driver runs them now."""
+    if lease is None:
+        return "with no driver"
+    held = is_held(lease, Process.this())
+    return "" if held else "when their driver ended" if held is False else "at its last sign of life"
+
+
 def driver_lines(lease: Lease | None, counts: Mapping[Status, int], missing: int, run: str) -> list[str]:
     """Whether a driver writes to the experiment, and what runs when it is started again.
 
@@ -156,16 +165,13 @@ def driver_lines(lease: Lease | None, counts: Mapping[Status, int], missing: int
     if held and lease is not None:
         return [f"driver    {described(lease)} writes to this experiment"]
     lines = []
-    ended = "with no driver"
     if held is False:
         lines.append("driver    none: nothing runs")
-        ended = "when their driver ended"
     elif lease is not None:
         silent = duration(abs(lease.silent_ms) / 1000)
         lines.append(f"driver    not known: {described(lease)} gave its last sign of life {silent} ago")
-        ended = "then"
     parts = {
-        f"were running {ended}": running,
+        f"were running {_ended(lease)}": running,
         "failed": counts.get(Status.FAILED, 0),
         "were interrupted": counts.get(Status.KILLED, 0),
         "not begun": missing,
