@@ -12,15 +12,17 @@ from matplotlib.text import Text
 from recorded_sweeps import recorded_folder
 
 import phasefront
-from jobs.job import specs
+from jobs.job import Curves, specs
 from orchestrator.cli import main
 from orchestrator.errors import UserError
-from orchestrator.live.content import state_of
+from orchestrator.live.content import curves_of, state_of
 from orchestrator.phases.compare import compare
 from orchestrator.phases.diagram import phase_diagram
+from orchestrator.phases.draw.html_traces import hover_texts
 from orchestrator.phases.draw.png_compare import draw_comparison
 from orchestrator.phases.draw.png_lines import draw_curves
 from orchestrator.phases.draw.png_map import draw_map
+from orchestrator.phases.interactive import Interactive
 from orchestrator.phases.layout import lay_out
 from orchestrator.phases.style import FigureStyle, drawn_as, formula_error
 from orchestrator.phases.table import collect
@@ -88,6 +90,9 @@ def test_analyses_are_drawn_for_a_page_each_under_its_name(capsys: pytest.Captur
     assert main(["analyse", "laws.yaml", "-o", "laws.pdf"]) == 0
     made = sorted(path.name for path in Path().glob("laws*.pdf"))
     assert made == ["laws_one.pdf", "laws_two.pdf"], capsys.readouterr().out
+    Path("parts.yaml").write_text(Path("styled.yaml").read_text() + f"analysis: [{of}}}]\n")
+    assert main(["analyse", "parts.yaml", "-o", "parts.svg"]) == 0
+    assert re.search(r">\s*λ\s*<", Path("parts.svg").read_text()), "the titles of its panels"
     assert page_mm(Path("laws_one.pdf").read_bytes()) == pytest.approx(89, abs=0.1)
 
 
@@ -166,6 +171,30 @@ def test_the_legend_of_a_map_names_its_boundary(classifier: bool, entry: str) ->
     named = [text.get_text() for legend in (*figure.legends, *(ax.get_legend() for ax in figure.axes)) if legend
              for text in legend.get_texts()]  # fmt: skip
     assert entry in named
+
+
+def test_the_report_calls_the_phases_as_the_style_does() -> None:
+    assert main(["run", "styled.yaml", "--inline", "--quiet"]) == 0
+    report = Path("grid/report.html").read_text()
+    table = report[report.index("finished trials</th>") :].partition("</table>")[0]
+    assert "late" in table and "#123456" in table and "grokking" not in table
+
+
+def test_slices_and_texts_of_the_page_have_the_names_of_the_style() -> None:
+    axes = [axis("width", 2, 3, 5, 9), axis("load", 0.2, 0.4), axis("heat", 1, 2, 3)]
+    trials = product(axes, replicates=1)
+    table = collect(trials, varied(trials))
+    diagram = phase_diagram("melting", axes, Melt.phases, table, specs(MeltParams))
+    picture = Interactive(page={}, summary="", table=table, cell=diagram.cell)
+    curves = {trials[0].id: Curves(step=np.array([1]), values={"test_loss": np.array([1.0])})}
+    names = {"load": r"$\alpha_c$", "solid": "frozen", "peak_width": "$w$", "test_loss": r"$\ell$"}
+    with drawn_as(FigureStyle(labels=names)):
+        texts = hover_texts(diagram, table, ["peak_width"])
+        shown = curves_of(picture, int(diagram.cell[table.phase.index("solid")]), curves)
+    assert all(r"<b>α<sub>c</sub></b> 0." in text and "$" not in text for text in texts)
+    assert any("1 × frozen" in text for text in texts) and not any("solid" in text for text in texts)
+    assert [trial["phase"] for trial in shown["trials"]] == ["frozen"]
+    assert [group["title"] for group in shown["groups"]] == ["ell"]
 
 
 def test_panels_choose_what_is_drawn() -> None:

@@ -114,7 +114,7 @@ class FittingAnalysis(Analysis):
         if not len(x):
             row |= {"replicates": 0, "censored": "no trial", self.column: None}
             row |= {last: math.nan, "monotone": None, other: ""}
-            return row, Panel(title=group.title, lines=())
+            return row, Panel(title=group.called, lines=())
         found = self.place(x, values)
         edge = {Edge.INSIDE: "", Edge.ABOVE: ">=", Edge.BELOW: "<"}[found.edge]
         samples = found.samples
@@ -131,7 +131,7 @@ class FittingAnalysis(Analysis):
         error = np.sqrt(squares / np.maximum(count - 1, 1) / count)
         line = Line(x=x, y=mean, label=f"mean of {found.replicates}", low=mean - error, high=mean + error)
         mark = (samples, f"{self.mark} {edge}".strip())
-        return row, Panel(title=group.title, lines=(line,), marks=(mark,), level=self.error)
+        return row, Panel(title=group.called, lines=(line,), marks=(mark,), level=self.error)
 
 
 class ComplexityAnalysis(FittingAnalysis):

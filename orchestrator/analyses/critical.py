@@ -118,7 +118,7 @@ class CriticalAnalysis(Analysis):
         row |= {"inverse_nu": None, "quality": math.nan} if self.size else {}
         row |= {"shift": None} if self.moves else {}
         if not len(x):
-            return row | {"share": "no trial"}, Panel(title=group.title, lines=())
+            return row | {"share": "no trial"}, Panel(title=group.called, lines=())
         settings, place = np.unique(np.stack([size, x], 1), axis=0, return_inverse=True)
         place = place.reshape(-1)
         count = np.bincount(place)
@@ -145,7 +145,7 @@ class CriticalAnalysis(Analysis):
         obstacle = self._obstacle(sizes, at, yes, count)
         if obstacle:
             row["share"] = f"not fitted: {obstacle}"
-            return row, Panel(title=group.title, lines=tuple(lines), level=0.5, level_label=_HALF)
+            return row, Panel(title=group.called, lines=tuple(lines), level=0.5, level_label=_HALF)
         try:
             if self.size:
                 scaled = scaled_threshold(
@@ -166,7 +166,7 @@ class CriticalAnalysis(Analysis):
             where = f" at {named(self.size)} {scaled.size:.3g}" if self.size and self.moves else ""
             marks = ((critical, f"critical point{where}, {self.level:.0%} interval"),)
             lines += _curves(found, np.unique(sizes), at, log=log)
-        return row, Panel(title=group.title, lines=tuple(lines), marks=marks, level=0.5, level_label=_HALF)
+        return row, Panel(title=group.called, lines=tuple(lines), marks=marks, level=0.5, level_label=_HALF)
 
     def _obstacle(self, sizes: Floats, x: Floats, reached: NDArray[Any], trials: NDArray[Any]) -> str:
         """Why no curve can be fitted to the shares of these settings; "" if one can."""

@@ -155,7 +155,7 @@ class LawAnalysis(Analysis):
             _line(found, x[reached], x, to[reached], band=not several, best=found.law.name == best)
             for found in fits.values()
         ]
-        return list(rows.values()), Panel(title=group.title, lines=(points, *lines))
+        return list(rows.values()), Panel(title=group.called, lines=(points, *lines))
 
 
 def _line(found: Fit, reached: Floats, x: Floats, y: Floats, *, band: bool, best: bool) -> Line:

@@ -131,7 +131,7 @@ class MoreDataAnalysis(Analysis):
         others = [d for d in compared if not d.hurts(self.family_wise_error)]
         lines = [line(others, "not shown to hurt")] if others else []
         lines += [line(hurts, f"more data hurts ({self.family_wise_error:.0%} family-wise)")] if hurts else []
-        return Panel(title=group.title, lines=tuple(lines), level=0.0)
+        return Panel(title=group.called, lines=tuple(lines), level=0.0)
 
     def _notes(self, groups: Sequence[Group], compared: Sequence[Sequence[Doubling]]) -> tuple[str, ...]:
         """The regions where more data hurts: neighbouring sizes together."""

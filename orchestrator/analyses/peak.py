@@ -131,7 +131,7 @@ class PeakAnalysis(Analysis):
             row["p_value"] = search.p_value
             if peak is not None:
                 marks.append((peak.x, f"peak, {self.level:.0%} interval"))
-        return row, Panel(title=group.title, lines=_lines(whole, window, log=log), marks=tuple(marks))
+        return row, Panel(title=group.called, lines=_lines(whole, window, log=log), marks=tuple(marks))
 
     def _notes(self, rows: list[dict[str, Cell]]) -> tuple[str, ...]:
         notes = []

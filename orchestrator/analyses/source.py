@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from jobs.job import Curves, Job, Params, Scalar
 from orchestrator.axes import Axis
 from orchestrator.phases.table import TrialTable
-from orchestrator.phases.text import number, words
+from orchestrator.phases.text import number, place_text, words
 from orchestrator.records import Status
 
 Floats = NDArray[np.float64]
@@ -38,6 +38,11 @@ class Group:
     def title(self) -> str:
         """The setting in words."""
         return title_of(self.setting)
+
+    @property
+    def called(self) -> str:
+        """The title in a figure, with the names of its style."""
+        return place_text({name: value for name, value in self.setting.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

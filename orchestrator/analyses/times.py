@@ -229,8 +229,8 @@ def _end_of(value: Scalar | None, tried: Sequence[Scalar | None]) -> str:
 
 def _panel(group: Group, between: str | None, parts: Mapping[Scalar | None, Times]) -> Panel:
     from orchestrator.analyses.result import Line, Panel
-    from orchestrator.analyses.source import title_of
     from orchestrator.analysis.survival import turnbull
+    from orchestrator.phases.text import place_text
 
     lines: list[Line] = []
     for value, times in parts.items():
@@ -244,6 +244,6 @@ def _panel(group: Group, between: str | None, parts: Mapping[Scalar | None, Time
         start = min(start, float(x[0]) if len(x) else start)
         last = max([*x[-1:], *ends, start])
         x, y = np.array([start, *x, last]), np.array([1.0, *y, y[-1] if len(y) else 1.0])
-        label = f"{len(times)} trials" if between is None else f"{title_of({between: value})}, {len(times)} trials"
+        label = f"{len(times)} trials" if between is None else f"{place_text({between: value})}, {len(times)} trials"
         lines.append(Line(x=x, y=y, label=label, steps=True))
-    return Panel(title=group.title, lines=tuple(lines))
+    return Panel(title=group.called, lines=tuple(lines))

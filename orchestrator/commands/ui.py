@@ -142,7 +142,8 @@ class _Live:
                 _close(self._curves)
                 self._curves = None
                 raise LookupError(cell) from None
-        return Document.of(f"{version}.{cell}", curves_of(picture, cell, found))
+        with drawn_as(self._sweep.figure):
+            return Document.of(f"{version}.{cell}", curves_of(picture, cell, found))
 
     # --- on the main thread ---
 

@@ -12,7 +12,7 @@ from jobs.job import Curves
 from orchestrator.phases.draw.html_traces import as_list
 from orchestrator.phases.interactive import Interactive
 from orchestrator.phases.layout import alike
-from orchestrator.phases.text import words
+from orchestrator.phases.text import named, plain
 from orchestrator.records import Status
 from orchestrator.report.content import Failure
 
@@ -96,14 +96,17 @@ def curves_of(picture: Interactive, cell: int, curves: Mapping[str, Curves]) -> 
     trials = [
         {
             "name": f"replicate {int(table.replicate[row])}",
-            "phase": table.phase[row] or table.status[row].lower(),
+            "phase": table.status[row].lower() if not (label := table.phase[row]) else plain(named(label, label)),
             "run": table.run_id[row],
             "curves": _lines(curves[table.trial_id[row]]) if table.trial_id[row] in curves else {},
         }
         for row in rows[:MOST_CURVES]
     ]
     names = list(dict.fromkeys(name for of in curves.values() for name in of.values))
-    groups = [{"title": ", ".join(map(words, group)), "metrics": list(group)} for group in alike(sorted(names))]
+    groups = [
+        {"title": ", ".join(plain(named(name)) for name in group), "metrics": list(group)}
+        for group in alike(sorted(names))
+    ]
     return {"trials": trials, "more": max(len(rows) - MOST_CURVES, 0), "groups": groups}
 
 

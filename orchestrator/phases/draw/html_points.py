@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from orchestrator.phases.draw.html import write_page
-from orchestrator.phases.draw.html_traces import Trace, as_list, axis_layout, base_layout, scatter, slices_view
+from orchestrator.phases.draw.html_traces import Trace, as_list, axis_layout, base_layout, called, scatter, slices_view
 from orchestrator.phases.draw.png_points import MOST_GROUPS, group_colour
 from orchestrator.phases.points import PointFigure, PointGroup, position
-from orchestrator.phases.text import INK, number, words
+from orchestrator.phases.text import INK, named, number, on_page
 
 
 def write_points_page(figure: PointFigure, path: Path) -> None:
@@ -19,7 +19,11 @@ def write_points_page(figure: PointFigure, path: Path) -> None:
     traces: list[Trace] = []
     for g, group in enumerate(figure.groups):
         traces += _traces(figure, group, group_colour(g, len(figure.groups)), legend=len(figure.groups) <= MOST_GROUPS)
-    up: dict[str, Any] = {"title": {"text": words(figure.y_name)}, "gridcolor": "#E6E6E6", "zeroline": figure.zero}
+    up: dict[str, Any] = {
+        "title": {"text": on_page(named(figure.y_name))},
+        "gridcolor": "#E6E6E6",
+        "zeroline": figure.zero,
+    }
     layout = base_layout() | {
         "xaxis": axis_layout(figure.x_scale),
         "yaxis": up | {"type": "log" if figure.y_log else "linear"},
@@ -46,12 +50,12 @@ def _traces(figure: PointFigure, group: PointGroup, colour: str, *, legend: bool
 def _text(figure: PointFigure, group: PointGroup, p: int) -> str:
     codes = figure.diagram.codes[group.cells[p]]
     lines = [
-        f"<b>{words(axis.name)}</b> {axis.text(int(c))}" for axis, c in zip(figure.diagram.axes, codes, strict=True)
+        f"<b>{called(axis.name)}</b> {axis.text(int(c))}" for axis, c in zip(figure.diagram.axes, codes, strict=True)
     ]
     for name, value, low, high in (
         (figure.x_name, group.x[p], group.x_low[p], group.x_high[p]),
         (figure.y_name, group.y[p], group.low[p], group.high[p]),
     ):
         interval = f" [{number(float(low))}, {number(float(high))}]" if np.isfinite(low) and high > low else ""
-        lines.append(f"{words(name)}: {number(float(value))}{interval}")
+        lines.append(f"{called(name)}: {number(float(value))}{interval}")
     return "<br>".join([*lines, f"n = {group.count[p]}"])

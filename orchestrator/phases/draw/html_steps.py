@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from orchestrator.phases.draw.html import write_page
-from orchestrator.phases.draw.html_traces import Trace, as_list, map_layout, scatter, slices_view
+from orchestrator.phases.draw.html_traces import Trace, as_list, called, map_layout, scatter, slices_view
 from orchestrator.phases.draw.png_steps import ALONG_AXIS, ALONG_STEPS, legend_texts, peak_places
 from orchestrator.phases.layout import value_range
 from orchestrator.phases.scale import round_values
 from orchestrator.phases.step_text import heading, peak_lines
 from orchestrator.phases.steps import MetricMap, StepMap, StepSlice
-from orchestrator.phases.text import INK, named, number, on_page, plain, words
+from orchestrator.phases.text import INK, named, number, on_page, plain
 
 MOST_TEXTS = 40_000
 """Cells and steps up to which hovering shows the setting, the mean's interval and the number of replicates."""
@@ -80,8 +80,8 @@ def _text(step_map: StepMap, of: MetricMap, one: StepSlice, x: int, step: int) -
     cell = int(one.cell[x]) if x >= 0 else -1
     if cell < 0 or step < 0:
         return ""
-    lines = [f"<b>{words(step_map.axis.name)}</b> {step_map.axis.text(x)}", f"<b>step</b> {step_map.steps[step]:,}"]
+    lines = [f"<b>{called(step_map.axis.name)}</b> {step_map.axis.text(x)}", f"<b>step</b> {step_map.steps[step]:,}"]
     count = int(of.count[cell, step])
     mean, low, high = (float(part[cell, step]) for part in (of.mean, of.low, of.high))
     value = number(mean) + (f" [{number(low)}, {number(high)}]" if count > 1 else "") if count else "no finite value"
-    return "<br>".join([*lines, f"{words(of.metric)}: {value}", f"n = {count}"])
+    return "<br>".join([*lines, f"{called(of.metric)}: {value}", f"n = {count}"])

@@ -26,7 +26,6 @@ from orchestrator.phases.text import (
     named,
     number,
     on_page,
-    words,
 )
 from orchestrator.phases.theory.overlay import COLOURS, MEAN, Overlay, caption
 
@@ -81,18 +80,20 @@ def hover_texts(diagram: PhaseDiagram, table: TrialTable, shown: Sequence[str]) 
     for c in range(len(diagram.codes)):
         rows = order[start[c] : start[c] + many[c]]
         lines = [
-            f"<b>{_safe(words(axis.name))}</b> {_safe(axis.text(int(diagram.codes[c, a])))}"
+            f"<b>{called(axis.name)}</b> {_safe(axis.text(int(diagram.codes[c, a])))}"
             + ("" if diagram.joined == 1 or not axis.numeric else " and beside")
             for a, axis in enumerate(diagram.axes)
         ]
         for partner in (p for partners in diagram.partners.values() for p in partners):
-            lines.append(f"<b>{_safe(words(partner))}</b> {_safe(str(table.params[partner][rows[0]]))}")
-        counts = [(int(n), diagram.labels[i]) for i, n in enumerate(diagram.counts[c]) if n]
+            lines.append(f"<b>{called(partner)}</b> {_safe(str(table.params[partner][rows[0]]))}")
+        counts = [
+            (int(n), called(label, label)) for label, n in zip(diagram.labels, diagram.counts[c], strict=True) if n
+        ]
         counts += [(int(diagram.failed[c]), "failed")] * bool(diagram.failed[c])
         counts += [(int(diagram.missing[c]), "missing")] * bool(diagram.missing[c])
-        lines.append(", ".join(f"{n} × {_safe(label)}" for n, label in sorted(counts, key=lambda item: -item[0])))
+        lines.append(", ".join(f"{n} × {label}" for n, label in sorted(counts, key=lambda item: -item[0])))
         for name, values in observed:
-            lines.append(f"{_safe(words(name))}: {_median_text(values, c)}")
+            lines.append(f"{called(name)}: {_median_text(values, c)}")
         ids = [run for row in rows[: _RUNS_SHOWN + 1] if (run := table.run_id[row]) is not None]
         if ids:
             more = f" and {many[c] - _RUNS_SHOWN} more" if many[c] > _RUNS_SHOWN else ""
@@ -114,6 +115,11 @@ def _median_text(values: CellValues, c: int) -> str:
     if censored:
         text += f"; {censored} of {reached + censored + odd} not reached within {number(float(values.bound[c]))}"
     return text + (f"; {odd} not finite" if odd else "")
+
+
+def called(name: str, otherwise: str | None = None) -> str:
+    """What the page calls an axis, observation or phase when hovering."""
+    return on_page(_safe(named(name, otherwise)))
 
 
 def _safe(text: str) -> str:
@@ -208,7 +214,7 @@ def line_traces(
         off = values.not_reached & (values.censored > 0)
         if off.any():
             open_mark = {"symbol": "triangle-up-open", "size": 9, "color": colour}
-            text, on_hover = f"{words(name)}: lower bound, not reached", hover(cells[off].tolist())
+            text, on_hover = f"{on_page(named(name))}: lower bound, not reached", hover(cells[off].tolist())
             traces.append(scatter("markers", u[off], values.bound[off], text, marker=open_mark, **on_hover))
     for k, name in enumerate(names):
         if theory is not None and name in theory.lines:
