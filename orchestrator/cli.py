@@ -196,6 +196,10 @@ def parser() -> argparse.ArgumentParser:
         )
     compare.add_argument("further", metavar="C", nargs="*", help="further ones, which are compared with A too")
     compare.add_argument("--along", metavar="AXIS", help="the axis along which the shift of the boundary is measured")
+    figure = "change how the figures look, e.g. --set figure.decimal=comma; may be repeated"
+    compare.add_argument(
+        "--set", dest="overrides", metavar="figure.KEY=VALUE", action="append", default=[], help=figure
+    )
     compare.add_argument(
         "-o",
         "--output",

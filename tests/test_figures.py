@@ -82,6 +82,20 @@ def test_a_grid_is_two_columns_wide_unless_the_file_says_otherwise() -> None:
     assert "#123456" in Path("both.svg").read_text()
 
 
+def test_figures_of_a_comparison_are_set_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--set", "figure.width=single", "--set", "figure.colours.grokking='#654321'"]
+    assert main(["compare", "grid.yaml", "styled.yaml", "-o", "set.pdf", "--figures", "svg", *more]) == 0
+    assert page_mm(Path("set.pdf").read_bytes()) == pytest.approx(89, abs=0.1)
+    assert "#654321" in Path("set.svg").read_text()
+    for given, override, said in (
+        ("grid.yaml", "figure.width=triple", "must be single"),
+        ("grid.yaml", "replicates=3", "only `figure:` can be changed here"),
+        ("grid", "figure.width=single", "none is compared"),
+    ):
+        assert main(["compare", given, given, "-o", "set.pdf", "--set", override]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_analyses_are_drawn_for_a_page_each_under_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     of = "{kind: law, of: generalisation_step, along: data_fraction, form: power"
     Path("laws.yaml").write_text(

@@ -28,7 +28,8 @@ def compare(arguments: argparse.Namespace) -> int:
     output = output_of(arguments, FORMATS)
     assert output is not None
     given = [arguments.first, arguments.second, *arguments.further]
-    read = [_read(Path(each)) for each in given]
+    styled = _styled_by(given, arguments.overrides)
+    read = [_read(Path(each), arguments.overrides if each == styled else ()) for each in given]
     sides = [side for side, _ in read]
     style = next((style for _, style in read if style is not None), FigureStyle())
     if arguments.width is not None:
@@ -46,6 +47,27 @@ def compare(arguments: argparse.Namespace) -> int:
     for path in files:
         print(f"{'table' if path.suffix == '.csv' else 'picture'}: {path}")
     return 0
+
+
+def _is_sweep(given: str) -> bool:
+    return Path(given).suffix in (".yaml", ".yml")
+
+
+def _styled_by(given: Sequence[str], overrides: Sequence[str]) -> str | None:
+    """The sweep file whose `figure:` the figures follow; None without one.
+
+    Raises:
+        UserError: overrides have none to change, or change something else.
+    """
+    for override in overrides:
+        if not override.startswith("figure."):
+            rule, step = "only `figure:` can be changed here", "change the sweep file, run it, then compare"
+            raise UserError(rule, place="--set", value=override, choices=("figure.KEY=VALUE",), next_step=step)
+    styled = next(filter(_is_sweep, given), None)
+    if overrides and styled is None:
+        rule = "changes the `figure:` of a sweep file, and none is compared"
+        raise UserError(rule, place="--set", value=overrides[0], next_step="name a sweep file, or use --width")
+    return styled
 
 
 def _compared(
@@ -123,17 +145,17 @@ def _without_map(given: str, side: Side) -> UserError:
     )
 
 
-def _read(path: Path) -> tuple[Side, FigureStyle | None]:
+def _read(path: Path, overrides: Sequence[str]) -> tuple[Side, FigureStyle | None]:
     """A side, and how its sweep file says that figures look."""
-    if path.suffix in (".yaml", ".yml"):
-        return _of_sweep(path)
+    if _is_sweep(str(path)):
+        return _of_sweep(path, overrides)
     file = path / TABLE if path.is_dir() else path
     if not file.exists():
         raise UserError("is not there", place=str(file), choices=_VALID, next_step="name a sweep that was run")
     return _of_table(file), None
 
 
-def _of_sweep(path: Path) -> tuple[Side, FigureStyle]:
+def _of_sweep(path: Path, overrides: Sequence[str]) -> tuple[Side, FigureStyle]:
     """From the record alone, as `map` draws it."""
     from orchestrator.commands.searching import known_trials
     from orchestrator.commands.wiring import nothing_recorded, open_tracker
@@ -142,7 +164,7 @@ def _of_sweep(path: Path) -> tuple[Side, FigureStyle]:
     from orchestrator.records import Status
     from orchestrator.sweep.sweep import Sweep
 
-    sweep = Sweep.load(path)
+    sweep = Sweep.load(path, overrides)
     with contextlib.closing(open_tracker(sweep)) as tracker:
         trials = known_trials(sweep, tracker)
         rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
