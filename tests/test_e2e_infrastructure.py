@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -39,8 +40,12 @@ def statuses(folder: Path) -> Counter[str]:
     return Counter(trial.status for trial in trials(record(folder / "mlflow.db")))
 
 
-@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
-def test_a_local_ray_that_dies_ends_the_run_resumably(tmp_path: Path, victim: str) -> None:
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [("raylet", signal.SIGKILL), ("raylet", signal.SIGTERM), ("gcs_server", signal.SIGKILL)],
+)
+def test_a_local_ray_that_dies_ends_the_run_resumably(tmp_path: Path, victim: str, number: int) -> None:
+    """A raylet that is asked to end tells the cluster first, so that the node is gone before the process."""
     write_sweep(
         tmp_path,
         "for step in range(1, 5):\n    time.sleep(0.5)\n    report(step, loss=1.0)",
@@ -49,7 +54,7 @@ def test_a_local_ray_that_dies_ends_the_run_resumably(tmp_path: Path, victim: st
     )
     with driver("run", "sweep.yaml", "--no-map", cwd=tmp_path) as running:
         wait_for("rows", lambda: rows_recorded(tmp_path / "mlflow.db") > 4, running)
-        os.kill(process(running, victim), signal.SIGKILL)
+        os.kill(process(running, victim), number)
         text = running.finish()
         assert running.popen.returncode == 75, text
         wait_for("the end of all that it started", lambda: not running.left_behind())
@@ -63,3 +68,27 @@ def test_a_local_ray_that_dies_ends_the_run_resumably(tmp_path: Path, victim: st
     assert Counter(t.status for t in trials(record(tmp_path / "mlflow.db")) if t.status == "FINISHED") == {
         "FINISHED": 12
     }
+
+
+def test_a_worker_that_cannot_start_without_the_folder_of_ray_ends_the_run_resumably(tmp_path: Path) -> None:
+    """As when a service clears the temporary folder: Ray itself waits for ever."""
+    write_sweep(
+        tmp_path,
+        "while not Path('removed').exists():\n    time.sleep(0.05)\n"
+        "if not Path('died').exists():\n    Path('died').touch()\n    os._exit(1)\n"
+        "report(1, loss=1.0)",
+        count=2,
+        resources="{workers: 1}",
+    )
+    with driver("run", "sweep.yaml", "--no-map", cwd=tmp_path) as running:
+        wait_for("a trial", lambda: statuses(tmp_path)["RUNNING"] > 0, running)
+        words = Path(f"/proc/{process(running, 'raylet')}/cmdline").read_bytes().decode().split("\0")
+        (session,) = [Path(word.partition("=")[2]) for word in words if word.startswith("--session_dir=")]
+        shutil.rmtree(session)
+        (tmp_path / "removed").touch()
+        text = running.finish()
+        assert running.popen.returncode == 75, text
+    assert f"its folder {session} has been removed" in text
+    assert "Traceback" not in text
+    code, text = run("run", "sweep.yaml", "--no-map", cwd=tmp_path)
+    assert code == 0, text

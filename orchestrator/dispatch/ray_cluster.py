@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
+from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.dispatch.capacity import Need, fits
@@ -51,6 +52,7 @@ class RayCluster:
         """The last answer whose age was mentioned."""
         self._prefix = f"phasefront/{uuid.uuid4().hex}/"
         self._own = _own_node()
+        self._folder = _session_folder() if self.local else None
         self._nodes: Mapping[str, AliveNode] = alive_nodes()
         self.draining: frozenset[str] = frozenset()
         """The nodes that are going away, such as preempted ones, while they still live."""
@@ -89,21 +91,28 @@ class RayCluster:
         """Whether nothing is known to be wrong."""
         return not self._dead
 
-    def check(self) -> None:
+    def check(self, *, starting: bool = False) -> None:
         """See whether Ray is still there; cheap.
 
+        Args:
+            starting: whether a worker is awaited. A local Ray cannot start one without its folder.
+
         Raises:
-            Outage: a process of the local Ray has ended, this machine's part of the cluster is dead, or the head does
-                not answer.
+            Outage: a process of the local Ray has ended or its folder is gone, this machine's part of the cluster is
+                dead, or the head does not answer.
         """
         if not self._dead:
             self._dead = self._what_is_dead()
+        if not self._dead and starting and self._folder is not None and not self._folder.is_dir():
+            self._dead = f"the local Ray cannot start a worker: its folder {self._folder} has been removed"
         if self._dead:
             raise Outage(self._dead, next_step="run the same command again: it resumes where this run stopped")
 
     def _what_is_dead(self) -> str:
         if self.local:
             gone = _dead_processes()
+            if not gone and self._own not in self._nodes:
+                gone = ["raylet"]  # it said so before it ended
             return f"the local Ray has died: its process {' and '.join(gone)} ended" if gone else ""
         if self._own and self._own not in self._nodes:
             return "the Ray node of this driver has died: the cluster goes on, but this run cannot reach it"
@@ -207,6 +216,13 @@ def _own_node() -> str:
     from ray._private import worker
 
     return "" if worker._global_node is None else str(ray.get_runtime_context().get_node_id())
+
+
+def _session_folder() -> Path:
+    """Where a Ray that was started here keeps its sockets and logs."""
+    from ray._private import worker
+
+    return Path(worker._global_node.get_session_dir_path())
 
 
 def _dead_processes() -> list[str]:

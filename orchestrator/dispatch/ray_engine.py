@@ -207,7 +207,7 @@ class RayEngine(Engine):
         """At most one event of each worker."""
         import ray
 
-        self._cluster.check()
+        self._cluster.check(starting=any(actor.ready is not None for actor in self._actors.values()))
         happened: list[EngineEvent] = []
         now = time.monotonic()
         for actor in [actor for actor in self._actors.values() if actor.death is not None]:
