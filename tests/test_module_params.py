@@ -179,3 +179,15 @@ def test_an_optimiser_that_needs_a_closure() -> None:
     job = Quasi()
     curve = curves_of(job, members(job, 1, batch_size=0, steps=5))[0].values["train_loss"]
     assert curve[-1] < 0.9 * curve[0]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 16, 40])
+@pytest.mark.parametrize("shape", [(7,), (7, 5)], ids=["examples", "tokens"])
+def test_the_default_loss_is_cross_entropy(shape: tuple[int, ...], classes: int) -> None:
+    output = torch.randn(*shape, classes, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    target = torch.arange(output[..., 0].numel()).reshape(shape) % classes
+    loss = Small().loss(Small().params_for({}), output, target)
+    expected = functional.cross_entropy(output.flatten(0, -2), target.flatten(), reduction="none").reshape(shape)
+    torch.testing.assert_close(loss, expected)
+    gradient, theirs = (torch.autograd.grad(values.sum(), output)[0] for values in (loss, expected))
+    torch.testing.assert_close(gradient, theirs)

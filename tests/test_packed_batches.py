@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.packed.batches import ORDERS, Batches
+from jobs.packed import random
+from jobs.packed.batches import ORDERS, Batches, _sorted
 
 
 def make(seeds: list[int], counts: list[int], sizes: list[int], order: str) -> Batches:
@@ -158,3 +159,8 @@ def test_whole_epochs_end_with_a_smaller_batch(seed: int, count: int, size: int,
             seen += rows[step][real].tolist()
         assert sorted(seen) == list(range(count))
     assert torch.equal(batches.draw(first + 1, 1)[0], batches.draw(first, 2)[1]), "however the steps are asked for"
+
+
+def test_the_order_on_a_cpu_is_that_of_other_devices() -> None:
+    keys = random.bits(random.stream_keys([1, 2, 3], "batch"), torch.arange(5000)[None]).reshape(3, 1, 5000)
+    assert torch.equal(_sorted(keys), keys.argsort(dim=2, stable=True))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.func import vmap
 
 from jobs.job import Member
 from jobs.module.base import ModuleScience
+from jobs.module.cost import EVALUATION_BYTES
 from jobs.module.data import Data, Inputs
 from jobs.module.examples import Examples, train_examples
 from jobs.module.graph import Graphs, Recorded
@@ -24,14 +25,13 @@ from jobs.module.shared import shared_params
 from jobs.packed import random
 from jobs.packed.batches import Batches
 from jobs.packed.block import Block
+from jobs.packed.cost import evaluation_bytes
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 from jobs.packed.state import fill
 from jobs.state import TrialState
 
 _CHUNK_STEPS = 64
 """Steps whose batches are drawn at once."""
-EVALUATION_BYTES = 1 << 22
-"""Activations held at once while measuring."""
 COMPACT_BELOW = 0.75
 """A stacked block is made smaller once this share of its models is left: what is vectorised depends on their number."""
 
@@ -126,6 +126,11 @@ class ModuleBlock(Block):
         """(M,) sums over examples, as `OneNetwork.sums`."""
 
     def advance(self, step: int, count: int) -> None:
+        for _ in self.steps(step, count):
+            pass
+
+    def steps(self, step: int, count: int) -> Iterator[None]:
+        """Train as `advance`, one step at a time; the first of a chunk draws the batches of all its steps."""
         self._module.train()
         params = self._shared
         while count:
@@ -142,6 +147,7 @@ class ModuleBlock(Block):
                     parts = self._fresh(step + k, at_K[k]) if self._whole is None else self._whole
                 self._step(parts, step + k, at_K[k])
                 self._prune()
+                yield
             step += steps
             count -= steps
 
@@ -191,7 +197,8 @@ class ModuleBlock(Block):
         return {name: value[self._live.to(value.device)] for name, value in measured.items()}
 
     def _means(self, name: str, examples: Examples) -> dict[str, Tensor]:
-        rows = max(1, int(EVALUATION_BYTES / (self._parameters.models * self._row_bytes)))
+        held = evaluation_bytes(EVALUATION_BYTES, self._device.type)
+        rows = max(1, int(held / (self._parameters.models * self._row_bytes)))
         totals: dict[str, Tensor] = {}
         for start in range(0, len(examples), rows):
             for key, value in self._sums(examples, examples.part(start, min(start + rows, len(examples)))).items():

@@ -22,11 +22,15 @@ from jobs.module.base import ModuleScience
 from jobs.module.data import Random, tensors_of
 from jobs.module.network import Network, OneNetwork
 from jobs.packed import random
-from jobs.packed.cost import models_per_block
 
 _MOST_COUNTED = 8
 """Settings of one job that are counted; those of further ones are scaled."""
 _OPTIMISER_LAUNCHES = 25
+EVALUATION_BYTES = 1 << 24
+"""Activations held at once while measuring on a CPU: with few rows, a batched product costs more a row."""
+_STACK_BYTES = 64 << 20
+"""Working set of stacked models on a CPU. Up to about here a step of one model became shorter with each further model,
+or stayed as it was; at 300 MB it was longer (perceptrons, a transformer and a small CNN)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,13 @@ def profile_of(job: ModuleScience, params: Any) -> Profile:
     return _PROFILES[kind]
 
 
+def models_stacked(job: ModuleScience, params: Any, device: str) -> int:
+    """How many models are stacked at most: as many as fit `_STACK_BYTES`, at least 4; on a GPU all of them."""
+    if not device.startswith("cpu"):
+        return 1 << 30
+    return max(4, int(_STACK_BYTES / profile_of(job, params).model_bytes))
+
+
 def _count(job: ModuleScience, params: Any) -> Profile:
     member = Member(params=params, seed=0)
     network, data = Network.of(job, member), job.data(params, Random.of_seed(0))
@@ -142,10 +153,10 @@ def pack_cost(job: ModuleScience, params: Any, models: int) -> Cost:
     except Exception:  # the user's code: the rehearsal says what it raises, with the trial
         return Cost(launches=0.0, matmul_flop=0.0, element_visits=0.0, memory_bytes=0.0)
     p, steps, reports = profile, params.steps, job.report_steps(params)
-    blocks = math.ceil(models / models_per_block(p.model_bytes, "cpu"))
+    blocks = math.ceil(models / models_stacked(job, params, "cpu"))
     measured = reports * p.examples / p.batch * p.forward_share
     update = p.parameters * (3 if params.optimiser == "sgd" else 12)
-    passes = math.ceil(p.examples * p.row_bytes / (1 << 22)) + 1
+    passes = math.ceil(models / blocks * p.examples * p.row_bytes / EVALUATION_BYTES) + 1
     return Cost(
         launches=blocks * (steps * (p.launches + _OPTIMISER_LAUNCHES) + reports * passes * p.launches),
         matmul_flop=models * p.flop * (steps + measured),

@@ -1,7 +1,7 @@
 """Builds and trains the blocks of a pack: stacked models, or one model at a time where that is faster or necessary.
 
-How many models are stacked is measured: the fastest of one at a time and of a few numbers of stacked models, timed for
-the first pack of its kind in this process. All of them compute the same curves.
+How many models are stacked is measured: the fastest of one at a time, as many as memory is well used by, and a quarter
+of them, timed for the first pack of its kind in this process. All of them compute the same curves.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch import Tensor
 from jobs.job import Member, Report, log_spaced_steps
 from jobs.module.base import ModuleScience
 from jobs.module.block import ModuleBlock, SingleBlock, StackedBlock
-from jobs.module.cost import profile_of
+from jobs.module.cost import models_stacked, profile_of
 from jobs.module.data import Data, Random
 from jobs.module.examples import layout
 from jobs.module.graph import Graphs
 from jobs.module.network import Network
 from jobs.module.shared import ParamsDiffer, kind_of, shared_values
-from jobs.packed.cost import models_per_block
 from jobs.packed.loop import run_blocks
 
-_TIMED_STEPS = 6
+_TIMED_STEPS = 32
+"""Of all models that are timed together; at least 2 and at most 8 of each."""
 _SHORT_STEPS = 100
 """A pack of fewer steps is not timed."""
 _RECORDED_FROM_S = 10.0
@@ -158,15 +158,14 @@ def _way(job: ModuleScience, group: Sequence[Trial], device: str) -> Way:
         return Way(size=1)
     kind = (*kind_of(job, params), shared_values(job, params), device)
     if kind not in _CHOSEN:
-        guess = min(len(group), models_per_block(profile_of(job, params).model_bytes, device))
         if params.steps < _SHORT_STEPS:
-            return Way(size=guess)
-        _CHOSEN[kind] = fastest(job, group, guess, device)[0], group[0].network
+            return Way(size=min(len(group), models_stacked(job, params, device)))
+        _CHOSEN[kind] = fastest(job, group, device)[0], group[0].network
     way, network = _CHOSEN[kind]
     return way if not network.difference(group[0].network) else replace(way, graphs={})
 
 
-def fastest(job: ModuleScience, group: Sequence[Trial], guess: int, device: str) -> tuple[Way, dict[Way, float]]:
+def fastest(job: ModuleScience, group: Sequence[Trial], device: str) -> tuple[Way, dict[Way, float]]:
     """The way in which a step is shortest for each model, and the seconds of the ways that were timed.
 
     Those of one at a time are multiplied by `GAIN`.
@@ -175,16 +174,14 @@ def fastest(job: ModuleScience, group: Sequence[Trial], guess: int, device: str)
     times = {alone: _step_s(job, group[:1], device, alone) * GAIN}
     if why_alone(job, group[0].member.params):
         return alone, times
-    for size in (guess, 4 * guess, max(2, guess // 4)):
-        if size == 4 * guess and times.get(Way(size=guess), 0.0) > times[alone]:
-            continue
-        if 1 < size <= len(group):
-            times.setdefault(Way(size=size), _step_s(job, group[:size], device, Way(size=size)))
+    most = min(len(group), models_stacked(job, group[0].member.params, device))
+    for size in {most, max(2, most // 4)} - {1}:
+        times[Way(size=size)] = _step_s(job, group[:size], device, Way(size=size))
     best = min(times, key=lambda way: times[way])
     steps = sum(trial.member.params.steps for trial in group)
     if times[best] * steps > _RECORDED_FROM_S:
-        for size in {max(2, guess), max(2, best.size)}:
-            way = Way(size=min(size, len(group)), recorded=True)
+        for size in {most, max(2, best.size)}:
+            way = Way(size=size, recorded=True)
             times[way] = _step_s(job, group[: way.size], device, way)
         best = min(times, key=lambda way: times[way])
     return best, times
@@ -193,18 +190,22 @@ def fastest(job: ModuleScience, group: Sequence[Trial], guess: int, device: str)
 def _step_s(job: ModuleScience, trials: Sequence[Trial], device: str, way: Way) -> float:
     """Seconds of one step of one model in a block of these trials, which are not changed."""
     block = _block(job, [replace(t, network=Network.of(job, t.member)) for t in trials], device, way)
-    block.advance(0, 2)
+    count = min(8, max(2, _TIMED_STEPS // len(trials)))
+    steps = block.steps(0, 2 + 3 * count)
+    for _ in range(2):  # batches are drawn, operations recorded
+        next(steps)
     # On a CPU a worker trains in one thread; its own time leaves out waiting for a core.
     cuda = torch.device(device).type == "cuda"
     clock = time.perf_counter if cuda or torch.get_num_threads() > 1 else time.thread_time
     best = float("inf")
-    for turn in range(3):
+    for _ in range(3):
         began = clock()
-        block.advance(2 + turn * _TIMED_STEPS, _TIMED_STEPS)
+        for _ in range(count):
+            next(steps)
         if cuda:
             torch.cuda.synchronize()
         best = min(best, clock() - began)
-    return best / _TIMED_STEPS / len(trials)
+    return best / count / len(trials)
 
 
 _ALONE: dict[tuple[Any, ...], str] = {}

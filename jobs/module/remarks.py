@@ -16,7 +16,6 @@ from jobs.module.data import Random, tensors_of
 from jobs.module.network import Network, OneNetwork
 from jobs.module.pack import fastest, groups_of, trial_of, why_alone
 from jobs.module.shared import read_apart
-from jobs.packed.cost import models_per_block
 
 _MOST_KINDS = 6
 """Kinds of packs that are looked at, spread evenly over all."""
@@ -76,7 +75,7 @@ def _measured(job: ModuleScience, trials: Sequence[Any], params: Sequence[Any]) 
     group = groups_of(job, [trial_of(job, k, member) for k, member in enumerate(members)])[0]
     profile = profile_of(job, trials[0])
     with _one_thread():
-        way, times = fastest(job, group, min(len(group), models_per_block(profile.model_bytes, "cpu")), "cpu")
+        way, times = fastest(job, group, "cpu")
     stacked = "one at a time" if way.size == 1 else f"{way.size} stacked" + ", recorded" * way.recorded
     network, data = Network.of(job, members[0]), job.data(trials[0], Random.of_seed(1))
     inputs = tuple(tensor[:2] for tensor in tensors_of(data.train[:1]))
