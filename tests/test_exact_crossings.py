@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jobs.grokking.job import Grokking
 from jobs.grokking.params import GrokkingParams, GrokkingThresholds
-from jobs.job import AFTER, Curves, Member, identity
+from jobs.job import AFTER, Censored, Curves, Member, identity
 from jobs.packed.crossings import RepeatableBlock
 from jobs.packed.loop import run_blocks
 from orchestrator.analysis.survival import median_time
@@ -202,13 +202,17 @@ def every_step(trial: Member[GrokkingParams]) -> Curves:
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(pack=trials())
 def test_an_exact_crossing_is_that_of_a_curve_with_every_step(pack: list[Member[GrokkingParams]]) -> None:
-    """The first at or above the level since the report before, and all metrics there are those of the same training."""
+    """The first at or above the level since the report before, and all metrics there are those of the same training.
+
+    A level that is reached and lost between two reports is seen only where the other level's crossing is reported.
+    """
     curves = course_of(JOB, pack).curves
     for position, trial in enumerate(pack):
         params, curve, dense = trial.params, curves[position], every_step(trial)
         for name, values in curve.values.items():
             np.testing.assert_allclose(values, dense.values[name][curve.step - 1], rtol=1e-7, atol=1e-10)
         reports = [0, *(step for step in JOB.schedule(params).tolist() if step <= curve.step[-1])]
+        extra = set(curve.step.tolist()) - set(reports)
         _, seen = reduce_curves(JOB, params, curve, thresholds_of(params))
         for event, metric, level in (
             ("memorisation_step", "train_accuracy", params.train_level),
@@ -216,10 +220,30 @@ def test_an_exact_crossing_is_that_of_a_curve_with_every_step(pack: list[Member[
         ):
             above = np.array([False, *(dense.values[metric] >= level)])
             found = next(((a, b) for a, b in pairwise(reports) if above[b]), None)
-            if level and found:
-                first = found[0] + 1 + int(np.argmax(above[found[0] + 1 :]))
+            if not level:
+                continue
+            first = found[0] + 1 + int(np.argmax(above[found[0] + 1 :])) if found else params.steps + 1
+            if glimpsed := sorted(step for step in extra if step < first and above[step]):
+                before = max(step for step in (0, *curve.step.tolist()) if step < glimpsed[0])
+                assert seen[event] == glimpsed[0] and seen[event + AFTER] == before
+            elif found:
                 assert seen[event] == first
                 assert seen.get(event + AFTER, first - 1) == first - 1
+            else:
+                assert seen[event] == Censored(float(curve.step[-1]))
+
+
+def test_a_level_that_another_one_s_crossing_shows_is_known_by_the_reports_around_it() -> None:
+    """The training accuracy crosses at 14, which is reported with 13; there the test accuracy is above its level."""
+    params = GrokkingParams(**GROKS, train_level=0.9, test_level=0.5)
+    curve = Curves(
+        step=np.array([1, 10, 13, 14, 20]),
+        values={name: np.full(5, 0.1) for name in ("train_loss", "test_loss", "weight_norm")}
+        | {"train_accuracy": np.array([0, 0, 0, 1.0, 1]), "test_accuracy": np.array([0, 0, 0.6, 0.2, 0.2])},
+    )
+    _, seen = reduce_curves(JOB, params, curve, thresholds_of(params))
+    assert (seen["memorisation_step"], seen["memorisation_step" + AFTER]) == (14, 13)
+    assert (seen["generalisation_step"], seen["generalisation_step" + AFTER]) == (13, 10)
 
 
 def thresholds_of(params: GrokkingParams) -> GrokkingThresholds:
