@@ -23,6 +23,21 @@ class ReadingLoss(Small):
         return super().loss(params, output, target) * (1 + 20 * params.learning_rate + params.label_noise)
 
 
+class Smoothed(Small):
+    def training_loss(self, params: Any, output: Any, target: Tensor) -> Tensor:
+        return functional.cross_entropy(output, target, label_smoothing=0.9, reduction="none")
+
+
+def test_a_loss_that_is_trained_alone_is_not_measured() -> None:
+    """At the first step, whose batch is all the data, both jobs have one model; afterwards they differ."""
+    (member,) = members(Small(), 1, batch_size=0, steps=30, curve_points=30, learning_rate=0.01)
+    plain, smoothed = (curves_of(job, [member])[0].values["train_loss"] for job in (Small(), Smoothed()))
+    for losses in (plain, smoothed):
+        assert losses[0] == pytest.approx(plain[0], rel=0.02), "smoothing would more than double the distance to log 3"
+    assert plain[-1] < smoothed[-1] - 0.01
+    assert_packed_is_solo(Smoothed(), members(Smoothed(), 3))
+
+
 class ReadingRegulariser(Small):
     def regulariser(self, params: Any, weights: Any) -> Tensor:
         return params.weight_decay * sum(w.square().sum() for w in weights.values())

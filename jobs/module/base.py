@@ -63,6 +63,13 @@ class ModuleScience(Job[Any]):
             return squares.reshape(len(squares), -1).mean(1)
         return _cross_entropy(output, target)
 
+    def training_loss(self, params: Any, output: Any, target: Tensor) -> Tensor:
+        """What training decreases, of each example or token, where it is not `loss` (label smoothing, for example).
+
+        `train_loss` and `test_loss` are of `loss` in any case.
+        """
+        return self.loss(params, output, target)
+
     def right(self, params: Any, output: Any, target: Tensor) -> Tensor | None:
         """Whether each example (B,) or token (B, T) is predicted, for the accuracy; None: there is no accuracy."""
         if target.dtype.is_floating_point:

@@ -173,7 +173,7 @@ class OneNetwork:
     ) -> Tensor:
         """What a training step decreases: the mean loss of a batch, and the regulariser."""
         with replaced(Random(key, step), stacked=bool(weights)):
-            losses = self.job.loss(self.params, self.output(weights, fixed, x), y)
+            losses = self.job.training_loss(self.params, self.output(weights, fixed, x), y)
         if mask is None:
             loss = losses.mean()
         else:

@@ -142,7 +142,7 @@ def plan_lines(planner: Planner, packs: Sequence[Pack], *, workers: int, inline:
     if memory_bytes:
         lines.append(f"memory    about {amount_of_bytes(memory_bytes)} for all workers, beyond data and libraries")
     rows = planner.record_rows([trial for pack in packs for trial in pack.trials])
-    unknown = "unknown: the job does not state how often it reports"
+    unknown = "unknown: the job does not state what it reports, or how often"
     return [*lines, f"rows      {unknown if rows is None else f'{rows:,} in MLflow'}"]
 
 

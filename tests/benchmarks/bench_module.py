@@ -1,17 +1,21 @@
 """Module jobs against a plain PyTorch loop and the hand-written packed perceptron.
 
 `python -m tests.benchmarks.bench_module`. Both sides train in one thread, with the same steps and measurements;
-processor time is compared, so that the figures hold for one process per core. Start-up is apart: how a pack trains is
-chosen beforehand, as for 20,000 steps, and what that takes is printed. `--repeats N` repeats the whole; `--models M`
-trains M models a pack.
+processor time is compared, so that the figures hold for one process per core; it contains the drawing of the data.
+Start-up is apart: how a pack trains is chosen beforehand, as for 20,000 steps, and what that takes is printed.
+`--repeats N` repeats the whole; `--models M` trains M models a pack; `--jax PYTHON` compares the perceptrons with JAX
+too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +31,7 @@ from jobs.module import pack as packs
 PLAIN = 2
 """Models that the plain loop trains; its time is per model."""
 LONG = 20_000
+JAX = Path(__file__).parent / "peers" / "jax_vmap_mlp.py"
 GOALS = {"mlp 16": 4.0, "mlp 64": 2.3, "mlp 256": 1.2, "transformer 32": 0.95, "cnn 1-8-16": 0.95}
 STEPS = {"mlp 16": 1000, "mlp 64": 600, "mlp 256": 150, "transformer 32": 60, "cnn 1-8-16": 60}
 
@@ -80,10 +85,10 @@ class Bench(ModuleJob):
 def plain_s(job: Bench, member: Member[Any]) -> float:
     """Processor seconds of a plain PyTorch loop for one model."""
     p = member.params
-    torch.manual_seed(member.seed)
-    model, data = job.model(p), job.data(p, Random.of_seed(member.seed))
     reports = set(job.schedule(p).tolist())
     began = time.thread_time()
+    torch.manual_seed(member.seed)
+    model, data = job.model(p), job.data(p, Random.of_seed(member.seed))
     optimizer = torch.optim.SGD(model.parameters(), lr=p.learning_rate, momentum=p.momentum)
     (x, y), step = data.train, 0
     while step < p.steps:
@@ -148,12 +153,31 @@ def against_hand_written(models: int) -> tuple[str, float]:
     return f"{'hand-written 64':<16} {theirs / ours:5.2f} (goal 0.6)", theirs / ours
 
 
+def against_jax(python: str, kind: str, models: int) -> tuple[str, float]:
+    """Processor time of JAX by hand over that of a module job; compilation, and the choice how it trains, included."""
+    job, width = Bench(), kind.removeprefix("mlp ")
+    common = {"kind": kind, "optimiser": "sgd", "learning_rate": 0.01, "curve_points": 10, "steps": STEPS[kind]}
+    params = job.params_for(common)
+    reports = ",".join(map(str, job.schedule(params).tolist()))
+    command = [python, str(JAX), "--width", width, "--models", str(models), "--reports", reports]
+    jax = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    packs._CHOSEN.clear()
+    packs._ALONE.clear()
+    ours_s = models * packed_s(job, [Member(params=params, seed=k + 1) for k in range(models)])
+    again_s = models * packed_s(job, [Member(params=params, seed=k + 1) for k in range(models)])
+    later_s = jax["cpu_s"] - jax["first_report_cpu_s"]
+    ratio = jax["cpu_s"] / ours_s
+    text = f"{'jax, ' + kind:<16} {ratio:5.2f} (goal 2)  {jax['cpu_s']:.1f} -> {ours_s:.1f} s"
+    return f"{text}; without start-up {later_s:.2f} -> {again_s:.2f} s", ratio
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--models", type=int, default=32)
     parser.add_argument("--kinds", nargs="*", default=list(GOALS), choices=list(GOALS))
+    parser.add_argument("--jax", metavar="PYTHON", help="compare with JAX too, in the environment of this interpreter")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("ratio of processor time, plain PyTorch loop over module job")
@@ -163,6 +187,11 @@ def main() -> None:
             line, ratio = measured(kind, arguments.models)
             ratios.setdefault(kind, []).append(ratio)
             print(line, flush=True)
+        for kind in arguments.kinds if arguments.jax else ():
+            if kind.startswith("mlp"):
+                line, ratio = against_jax(arguments.jax, kind, arguments.models)
+                ratios.setdefault(f"jax, {kind}", []).append(ratio)
+                print(line, flush=True)
         if "mlp 64" in arguments.kinds:
             line, ratio = against_hand_written(arguments.models)
             ratios.setdefault("hand-written 64", []).append(ratio)
