@@ -169,16 +169,20 @@ class ModuleBlock(Block):
                 factor_M = (self._limits_M / (norm_M.sqrt() + 1e-6)).clamp(max=1.0)
                 factor_M = torch.where(self._limits_M > 0, factor_M, 1.0)
                 scale_M = factor_M if scale_M is None else factor_M * scale_M
-            if scale_M is not None:
-                gradients = [g * scale_M.view(-1, *(1,) * (g.dim() - 1)) for g in gradients]
-            if optimiser.accumulate or optimiser.accumulate_flat is not None:
-                if optimiser.accumulate_flat is not None:
-                    optimiser.gradient.flat.mul_(optimiser.accumulate_flat)
-                else:
-                    torch._foreach_mul_(self._gradients, optimiser.accumulate)
-                torch._foreach_add_(self._gradients, list(gradients))
-            else:
+            if optimiser.accumulate_flat is not None:
+                optimiser.gradient.flat.mul_(optimiser.accumulate_flat)
+            elif optimiser.accumulate:
+                optimiser.gradient.flat.mul_(optimiser.accumulate)
+            if scale_M is None:
                 torch._foreach_copy_(self._gradients, list(gradients))
+            else:
+                keeps = optimiser.accumulate_flat is not None or optimiser.accumulate > 0
+                for held, gradient in zip(self._gradients, gradients, strict=True):
+                    scale = scale_M.view(-1, *(1,) * (gradient.dim() - 1))
+                    if keeps:
+                        held.addcmul_(gradient, scale)
+                    else:
+                        torch.mul(gradient, scale, out=held)
             optimiser.update()
 
     @torch.no_grad()
