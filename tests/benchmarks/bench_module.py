@@ -165,6 +165,7 @@ def against_jax(python: str, kind: str, models: int) -> tuple[str, float]:
     packs._ALONE.clear()
     ours_s = models * packed_s(job, [Member(params=params, seed=k + 1) for k in range(models)])
     again_s = models * packed_s(job, [Member(params=params, seed=k + 1) for k in range(models)])
+    packs._CHOSEN.clear()  # it was for few steps
     later_s = jax["cpu_s"] - jax["first_report_cpu_s"]
     ratio = jax["cpu_s"] / ours_s
     text = f"{'jax, ' + kind:<16} {ratio:5.2f} (goal 2)  {jax['cpu_s']:.1f} -> {ours_s:.1f} s"
