@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import resource
 import sys
 import tempfile
@@ -58,7 +59,8 @@ def draw(row: Row, findings: Sequence[Finding], path: Path) -> None:
             places.append(place)
     ax.set_xticks(places, [f"{place:g}" for place in places])
     ax.tick_params("x", which="minor", bottom=False, labelbottom=False)
-    ax.set_title("points: 95% interval; lines: expected", fontsize=8)
+    lines = "; lines: expected" if any(math.isfinite(f.curve) for f in findings if f.series) else ""
+    ax.set_title(f"points: 95% interval{lines}", fontsize=8)
     ax.legend(fontsize=7)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -1,5 +1,5 @@
 """All rows."""
 
-from tests.gallery import benign, generations, hull
+from tests.gallery import benign, fold_back, generations, hull, parity, random_labels
 
-ROWS = (benign.ROW, generations.ROW, hull.ROW)
+ROWS = (random_labels.ROW, fold_back.ROW, benign.ROW, hull.ROW, parity.ROW, generations.ROW)

@@ -90,21 +90,27 @@ def agrees(
 
 def below(what: str, found: float, low: float, high: float, bound: float, *, n: int, **point: Any) -> Finding:
     """The whole interval is below the bound."""
-    verdict = SHOWS if high < bound else DOES_NOT if not low < bound else UNDECIDED
+    verdict = SHOWS if high < bound and varies(low, high) else DOES_NOT if not low < bound else UNDECIDED
     return Finding(what=what, expected=f"< {bound:.4g}", found=found, low=low, high=high, n=n, verdict=verdict, **point)
 
 
 def above(what: str, found: float, low: float, high: float, bound: float, *, n: int, **point: Any) -> Finding:
     """The whole interval is above the bound."""
-    verdict = SHOWS if low > bound else DOES_NOT if not high > bound else UNDECIDED
+    verdict = SHOWS if low > bound and varies(low, high) else DOES_NOT if not high > bound else UNDECIDED
     return Finding(what=what, expected=f"> {bound:.4g}", found=found, low=low, high=high, n=n, verdict=verdict, **point)
 
 
 def within(what: str, found: float, low: float, high: float, first: float, last: float, *, n: int) -> Finding:
     """The whole interval is between two bounds."""
-    verdict = SHOWS if first <= low and high <= last else DOES_NOT if high < first or last < low else UNDECIDED
+    inside, outside = first <= low and high <= last and varies(low, high), high < first or last < low
+    verdict = SHOWS if inside else DOES_NOT if outside else UNDECIDED
     expected = f"{first:.4g} to {last:.4g}"
     return Finding(what=what, expected=expected, found=found, low=low, high=high, n=n, verdict=verdict)
+
+
+def varies(low: float, high: float) -> bool:
+    """Whether an interval has a width; without one, the replicates are no sample."""
+    return not math.isclose(low, high, rel_tol=1e-9)
 
 
 def every(what: str, holds: ArrayLike) -> Finding:
