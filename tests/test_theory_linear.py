@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jobs.theory import descent, minimum_norm, ridge_grokking
+from jobs.theory import descent, equivalent, minimum_norm, ridge_grokking
 from jobs.theory.domain import DomainError
 
 sizes = st.integers(1, 12)
@@ -203,3 +203,21 @@ def test_the_time_to_generalise_is_inversely_proportional_to_the_weight_decay() 
 )
 def test_the_phases_are_those_of_lius_table(train: int | None, test: int | None, label: str) -> None:
     assert ridge_grokking.phase(ridge_grokking.Crossings(train=train, test=test), gap=100) == label
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 8.0])
+def test_the_deterministic_equivalent_of_isotropic_inputs_is_the_limit_of_hastie(gamma: float) -> None:
+    n = 400
+    p = int(gamma * n)
+    found = equivalent.excess_risk(n, np.ones(p), np.full(p, 2.0 / p), noise_variance=0.5)
+    assert found == pytest.approx(minimum_norm.hastie_excess_risk(gamma, signal=2.0, noise_variance=0.5), rel=1e-9)
+
+
+def test_the_implicit_ridge_solves_its_equation_and_is_the_weight_decay_for_many_examples() -> None:
+    variances = np.arange(1.0, 31.0) ** -1.5
+    for n, decay in ((10, 0.0), (10, 0.1), (100, 0.1)):
+        kappa = equivalent.implicit_ridge(n, variances, weight_decay=decay)
+        assert (variances / (variances + kappa)).sum() + n * decay / kappa == pytest.approx(n)
+    assert equivalent.implicit_ridge(1e9, variances, weight_decay=0.1) == pytest.approx(0.1)
+    assert equivalent.implicit_ridge(100, variances) == 0.0
+    assert np.isinf(equivalent.excess_risk(30, variances, variances, noise_variance=1.0))
