@@ -58,7 +58,7 @@ def load_job(spec: str) -> Job[Any]:
         return FunctionJob(job)
     names = sorted(
         name
-        for name, value in vars(module).items()
+        for name, value in getattr(module, "__dict__", {}).items()  # a module may have put anything in its place
         if (inspect.isclass(value) and issubclass(value, Job) and not inspect.isabstract(value))
         or (inspect.isfunction(value) and value.__module__ == module.__name__)
     )

@@ -383,17 +383,20 @@ class _Reporter:
         self.ended = False
         """Whether the function has ended; a thread that it has left behind may still report."""
 
-    def __call__(self, step: int, **metrics: float) -> None:
-        """Record metrics at a step.
+    def __call__(self, /, *at: int, **metrics: float) -> None:
+        """Record metrics at a step: `report(step, **metrics)`, where a metric may have any name, `step` too.
 
         Raises:
-            ReportError: the step is not a whole number up to `LARGEST_STEP` or does not increase, a metric is not a
-                number, or the function has ended.
+            ReportError: the step is missing, is not a whole number up to `LARGEST_STEP` or does not increase, a metric
+                is not a number, or the function has ended.
         """
         if self.ended:
             raise ReportError(f"{_place()}report: the trial has ended; a thread that it left behind still reports")
-        if type(step) is not int:
-            step = _whole(step)
+        if not at and "step" in metrics:  # as in report(step=1, loss=0.5)
+            at = (metrics.pop("step"),)  # type: ignore[assignment]
+        if len(at) != 1:
+            raise ReportError(f"{_place()}report: needs a step, then metrics by name, as in report(1, loss=0.5)")
+        step = at[0] if type(at[0]) is int else _whole(at[0])
         if not self.step < step <= LARGEST_STEP:
             if step > LARGEST_STEP:
                 rule = f"the step must be at most 2**62; got {shown(step)}"

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
@@ -330,6 +330,9 @@ def _version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
+    from orchestrator.output import guarded_output, open_missing_streams
+
+    open_missing_streams()
     # The surrogate of a few thousand trials takes many small products: threads would compete with the workers.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - `Path.home` raises, here and in libraries
@@ -343,26 +346,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_MISTAKE
     if folder not in sys.path:
         sys.path.insert(0, folder)  # `job: my_module:train` is in the folder of the command
-    from orchestrator.output import guarded_output
     from orchestrator.secrets import learn
 
     learn(*(sys.argv[1:] if arguments is None else arguments))
     try:
         with guarded_output(outlive=given.command == "run"):
-            code = _run(given)
-            sys.stdout.flush()
-            return code
+            return _run(given, sys.stdout)
     except BrokenPipeError:  # as in `phasefront status x.yaml | head`
         return EXIT_CLOSED_PIPE
 
 
-def _run(given: argparse.Namespace) -> int:
+def _run(given: argparse.Namespace, output: IO[str]) -> int:
     from orchestrator.errors import Outage, UserError
 
     try:
         from orchestrator.commands import run_command
 
-        return run_command(given)
+        code = run_command(given)
+        output.flush()  # not `sys.stdout`, which a job may have replaced
+        return code
     except UserError as error:
         print(f"phasefront {given.command}: {error.text}", file=sys.stderr)
         return EXIT_MISTAKE

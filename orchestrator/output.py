@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import sys
@@ -12,9 +11,6 @@ from typing import IO, Any
 
 from orchestrator.secrets import Hider
 
-_GONE = (errno.EPIPE, errno.EIO)
-"""The reader of a pipe has ended; the terminal was closed."""
-
 
 class GuardedStream:
     """A text stream around another one.
@@ -22,7 +18,8 @@ class GuardedStream:
     Args:
         stream: where the text goes.
         hide: takes the secrets out of a text.
-        outlive: whether to drop what is written once nobody can read it, instead of raising.
+        outlive: whether to drop what is written once the stream takes no more, instead of raising: the reader of a pipe
+            has ended, the terminal was closed, the disk is full.
     """
 
     def __init__(self, stream: IO[str], *, hide: Callable[[str], str], outlive: bool) -> None:
@@ -42,13 +39,17 @@ class GuardedStream:
         """Write what is buffered."""
         self._do(self._stream.flush)
 
+    def close(self) -> None:
+        """Write what is buffered; the stream stays open, whatever a job's module does on import."""
+        self.flush()
+
     def _do(self, action: Callable[[], object]) -> None:
-        if self._gone:
+        if self._gone or getattr(self._stream, "closed", False):
             return
         try:
             action()
-        except OSError as error:
-            if not self._outlive or error.errno not in _GONE:
+        except OSError:
+            if not self._outlive:
                 raise
             self._gone = True
 
@@ -56,19 +57,46 @@ class GuardedStream:
         return getattr(self._stream, name)
 
 
+def open_missing_streams() -> None:
+    """Open the null device for each standard stream that was closed when the process started.
+
+    Its number would otherwise be that of the next file opened, which would then get what the process prints.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            stream = open(number, mode, closefd=False, errors="backslashreplace")  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
+@contextlib.contextmanager
+def kept_streams() -> Iterator[None]:
+    """`sys.stdout` and `sys.stderr` are at the end what they were before, whatever a job's module sets on import."""
+    before = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 @contextlib.contextmanager
 def guarded_output(*, outlive: bool) -> Iterator[None]:
     """`sys.stdout` and `sys.stderr` are guarded, see `GuardedStream`; at the end they are as before.
 
-    A stream whose reader has gone is replaced by the null device, so that the interpreter's last flush is quiet.
+    Errors of `sys.stderr` are always outlived: the exit code says what happened. A stream that takes no more is
+    replaced by the null device, so that the interpreter's last flush is quiet.
     """
     before = sys.stdout, sys.stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As stderr: no character of a name or an error ends a command.
         sys.stdout.reconfigure(errors="backslashreplace")
     hide = Hider(os.environ)
-    guarded: Any = [GuardedStream(stream, hide=hide, outlive=outlive) for stream in before]
-    sys.stdout, sys.stderr = guarded
+    out: Any = GuardedStream(before[0], hide=hide, outlive=outlive)
+    err: Any = GuardedStream(before[1], hide=hide, outlive=True)
+    sys.stdout, sys.stderr = out, err
     try:
         yield
     finally:
@@ -78,6 +106,6 @@ def guarded_output(*, outlive: bool) -> Iterator[None]:
 def _usable(stream: Any) -> Any:
     try:
         stream.flush()
-    except OSError:
+    except (OSError, ValueError):  # the stream takes no more, or is closed
         return open(os.devnull, "w")  # noqa: PTH123 - it stays open until the process ends
     return stream

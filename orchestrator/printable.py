@@ -10,8 +10,10 @@ LONGEST_TEXT = 16_000
 """Characters of an error that are kept."""
 LONGEST_LINE = 500
 _LONG_LINE = re.compile(rf"[^\n]{{{LONGEST_LINE + 1},}}")
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters (a terminal would obey them), further line ends, and surrogates, which UTF-8 cannot hold."""
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters (a terminal would obey them), further line ends, characters that
+reverse the direction of what follows, and surrogates, which UTF-8 cannot hold."""
+_TRACEBACK = re.compile(r"^(  \+ Exception Group )?Traceback \(most recent call last\):\n", re.MULTILINE)
 
 
 def printable(text: str, *, longest: int = LONGEST_TEXT) -> str:
@@ -49,6 +51,15 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def last_line(error: str) -> str:
-    """The last line of a traceback, which names the exception."""
+    """The line of a traceback that names the exception, with the first line of its message.
+
+    Of another text, the last line; of a group of exceptions too, because `described` ends with its name.
+    """
+    tracebacks = [*_TRACEBACK.finditer(error)]
+    if tracebacks and not tracebacks[-1][1]:
+        after = error[tracebacks[-1].end() :].splitlines()
+        named = next((line for line in after if line.strip() and not line[0].isspace()), "")
+        if named:
+            return named.strip()
     lines = [line for line in error.strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else "unknown error"

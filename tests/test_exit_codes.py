@@ -267,3 +267,81 @@ def test_a_signal_while_workers_start_stops_the_run(folder: Path) -> None:
     assert "received at time" not in text, "Ray's own handler, with a stack trace"
     assert "Traceback" not in text
     assert {run.status for run in parents(record(folder / "mlflow.db"))} == {"KILLED"}
+
+
+def shell(command: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """The command with the shell's redirections; `phasefront` stands for this checkout's."""
+    root = str(Path(__file__).parents[1])
+    command = command.replace("phasefront", f'"{sys.executable}" -m orchestrator')
+    return subprocess.run(
+        ["sh", "-c", command],
+        cwd=cwd,
+        env=environment({"PYTHONPATH": root}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+@pytest.mark.parametrize("where", [">&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_a_run_without_output_ends_with_its_true_code(where: str, folder: Path) -> None:
+    done = shell(f"phasefront run sweep.yaml --inline --no-map {where}", folder)
+    assert (done.returncode, statuses(folder)) == (0, ["FINISHED", "FINISHED"]), done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    failing = shell(f"phasefront run sweep.yaml --inline --no-map --set 'axes.lr=[2.0, 3.0]' {where}", folder)
+    assert failing.returncode == 1
+
+
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+def test_a_check_whose_messages_go_nowhere_has_its_true_code(where: str, folder: Path) -> None:
+    assert shell(f"phasefront check sweep.yaml {where}", folder).returncode == 0
+    assert shell(f"phasefront check nosuch.yaml {where}", folder).returncode == 2
+
+
+def test_a_result_that_a_full_disk_does_not_take_is_the_machines_fault(folder: Path) -> None:
+    done = shell("phasefront check sweep.yaml >/dev/full", folder)
+    assert done.returncode == 75
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("deed", ["sys.stdout.close(); sys.stderr.close()", "sys.stdout = None; sys.stderr = None"])
+def test_a_job_that_breaks_the_streams_on_import_does_not_silence_check(deed: str, folder: Path) -> None:
+    (folder / "mine.py").write_text(f"import sys\n{deed}\n{JOB}")
+    done = shell("phasefront check sweep.yaml", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "valid. 2 trials of mine:train" in done.stdout
+    done = shell("phasefront check sweep.yaml --set job=mine:other", folder)
+    assert done.returncode == 2
+    assert "did you mean" in done.stderr or "mine:train" in done.stderr
+
+
+def test_what_is_no_regular_file_or_too_large_is_refused_and_a_pipe_of_the_shell_is_read(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.yaml")
+    with (folder / "large.yaml").open("wb") as file:
+        file.truncate(10_000_001)
+    for name, rule in (
+        ("pipe.yaml", "is not a regular file"),
+        ("/dev/zero", "is not a regular file"),
+        ("large.yaml", "is larger than 10 MB"),
+    ):
+        done = shell(f"phasefront check {name}", folder)
+        assert done.returncode == 2
+        assert f"{name}: {rule}" in done.stderr
+    assert shell("cat sweep.yaml | phasefront check /dev/stdin", folder).returncode == 0
+
+
+def test_the_next_step_names_the_users_module_or_value(folder: Path) -> None:
+    (folder / "mine.py").write_text(f"import sys\nsys.modules[__name__] = None\n{JOB}")
+    done = shell("phasefront check sweep.yaml", folder)
+    assert done.returncode == 2
+    assert "module 'mine' has no job 'train'" in done.stderr
+    (folder / "mine.py").write_text(JOB)
+    done = shell(f"phasefront check sweep.yaml --set 'fixed.wait=1{'0' * 400}'", folder)
+    assert done.returncode == 2
+    assert "a number must be below 1.8e308\n  value: '1000" in done.stderr
+    for text in (done.stdout, done.stderr):
+        assert str(Path(__file__).parents[1]) not in text

@@ -13,6 +13,7 @@ from jobs.catalogue import BUILT_IN, load_job
 from jobs.function import described
 from jobs.job import Job, JobNotFound
 from orchestrator.errors import UserError
+from orchestrator.output import kept_streams
 from orchestrator.printable import last_line
 
 FOLDER = "run the command in the folder of the job's module, with the code that trained the trial"
@@ -32,7 +33,8 @@ def recorded_job(spec: str, *, place: str) -> tuple[Job[Any], str]:
     """
     where = _checked(spec, place)
     try:
-        return load_job(spec), where
+        with kept_streams():
+            return load_job(spec), where
     except JobNotFound as error:
         raise UserError(str(error), place=place, value=spec, next_step=FOLDER) from error
     except KeyboardInterrupt:

@@ -181,7 +181,8 @@ def run_sweep(sweep: Sweep, arguments: argparse.Namespace, *, began: float, embe
         try:
             return _run(arguments, sweep, stopper, began)
         except Interrupted:
-            print(f"stopped. To resume: {command_line(arguments, 'run')}", file=sys.stderr)
+            if not stopper.recorded.is_set():  # otherwise said
+                print(f"stopped. To resume: {command_line(arguments, 'run')}", file=sys.stderr)
             return 128 + stopper.signal
 
 

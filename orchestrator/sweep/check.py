@@ -6,8 +6,10 @@ import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import jobs
 from jobs.catalogue import load_job
 from jobs.function import described
 from jobs.job import Job, JobNotFound, ParamError, Params, ParamSpec, Scalar, specs
@@ -24,11 +26,16 @@ from orchestrator.axes import (
 )
 from orchestrator.checkpoints.store import SCHEMES
 from orchestrator.errors import NOTHING, did_you_mean, show
+from orchestrator.output import kept_streams
 from orchestrator.printable import last_line
 from orchestrator.secrets import shown
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.sweep.file import parse_axis, unknown, valid_values
 from orchestrator.trial import Trial
+
+_JOBS = Path(jobs.__file__).parent
+"""The job's interface; the jobs themselves are in its folders."""
+_ORCHESTRATOR = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +61,8 @@ def find_job(document: Document) -> Vocabulary | None:
     if not isinstance(spec, str) or not spec or keys in document.broken:
         return None
     try:
-        job = load_job(spec)
+        with kept_streams():
+            job = load_job(spec)
         params = {} if job.open_params else specs(job.Params)
         return Vocabulary(job=job, spec=spec, params=params, thresholds=specs(job.Thresholds))
     except JobNotFound as error:
@@ -65,7 +73,7 @@ def find_job(document: Document) -> Vocabulary | None:
         raise
     except BaseException as error:  # whatever the user's module raises at import, SystemExit included
         rule = f"job {spec!r} cannot be loaded: {last_line(described(error))}"
-        document.add(keys, rule, value=spec, next_step=f"correct {_where(error)}")
+        document.add(keys, rule, value=spec, next_step=f"correct {_where(error, spec)}")
     return None
 
 
@@ -87,14 +95,19 @@ def check_checkpoints(document: Document) -> None:
     )
 
 
-def _where(error: BaseException) -> str:
-    """The last place outside of libraries: what they raise is rarely their mistake."""
+def _where(error: BaseException, spec: str) -> str:
+    """The last place outside of libraries and of this program: what they raise is rarely their mistake."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     libraries = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), "<")
-    last = ([frame for frame in frames if not frame.filename.startswith(libraries)] or frames)[-1:]
-    return f"{last[0].filename}:{last[0].lineno}" if last else "the module"
+    last = [frame for frame in frames if not frame.filename.startswith(libraries) and not _is_ours(frame.filename)][-1:]
+    return f"{last[0].filename}:{last[0].lineno}" if last else f"the module {spec.partition(':')[0]}"
+
+
+def _is_ours(filename: str) -> bool:
+    path = Path(filename)
+    return path.parent == _JOBS or _ORCHESTRATOR in path.parents
 
 
 def check_values(document: Document, known: Vocabulary) -> tuple[list[Axis], dict[str, Scalar], dict[str, Scalar]]:
@@ -301,7 +314,8 @@ def check_thresholds(document: Document, known: Vocabulary, phases: Mapping[str,
 
 def _refused(document: Document, known: Vocabulary, keys: Keys, error: Exception, values: Mapping[str, Scalar]) -> None:
     rule = f"job {known.spec!r} refuses these values: {type(error).__name__}: {error}"
-    document.add(keys, rule, key=True, value=dict(values), next_step=f"change the values, or correct {_where(error)}")
+    step = f"change the values, or correct {_where(error, known.spec)}"
+    document.add(keys, rule, key=True, value=dict(values), next_step=step)
 
 
 def combinations(

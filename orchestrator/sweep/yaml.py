@@ -8,6 +8,7 @@ text); `$${` stands for `${`.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from orchestrator.sweep.document import Document, Keys, Place
 _TAG = "tag:yaml.org,2002:"
 _MOST_NODES = 2_000_000
 """Limit on the expansion of aliases: a small file can stand for an unbounded number of values."""
+_MOST_BYTES = 10_000_000
 _NOT_RECORDED = re.compile("[\x00\ud800-\udfff]")
 """Characters that a database does not hold; a surrogate comes from an escape, or from a variable that is not UTF-8."""
 
@@ -124,7 +126,7 @@ def apply(document: Document, overrides: Sequence[str], environ: Mapping[str, st
 
 def _text(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        raw = _content(path)
     except FileNotFoundError:
         near, folder = _nearest_file(path), path.parent
         step = "name a sweep file" if folder.is_dir() else f"there is no folder {folder} either: name a sweep file"
@@ -142,6 +144,21 @@ def _text(path: Path) -> str:
         line, column = _line_column(before, len(before))
         rule, place = f"not UTF-8 text: byte 0x{raw[error.start]:02x}", f"{path}:{line}:{column}"
         raise UserError(rule, place=place, next_step="save the file in the encoding UTF-8") from None
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file, or of a pipe that the shell gave: `/dev/stdin`, `<(...)`."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError
+    if not stat.S_ISREG(mode) and not (stat.S_ISFIFO(mode) and path.is_relative_to("/dev")):
+        raise UserError("is not a regular file", place=str(path), next_step="name a sweep file (YAML)")
+    with path.open("rb") as file:
+        raw = file.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        rule, step = f"is larger than {_MOST_BYTES // 10**6} MB, the most of a sweep file", "name a sweep file (YAML)"
+        raise UserError(rule, place=str(path), next_step=step)
+    return raw
 
 
 def _nearest_file(path: Path) -> Path | None:
@@ -319,6 +336,8 @@ class _Builder:
             return _CONVERT[tag](text)
         except KeyError:
             return self._bad_tag(node, keys)
+        except OverflowError:
+            return self._broken(keys, "a number must be below 1.8e308", value=text)
         except ValueError:
             return self._broken(keys, f"does not read as {tag.removeprefix(_TAG)}", value=text)
 
@@ -366,7 +385,9 @@ class _Builder:
 
 
 def _integer(text: str) -> int:
-    return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
+    number = int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
+    float(number)  # what is larger is no number of a training, and `repr` refuses thousands of digits
+    return number
 
 
 def _float(text: str) -> float:
