@@ -24,9 +24,9 @@ _NAME = re.compile(
 _IN_A_FILE = re.compile(r"_(FILE|PATH|DIR)$")
 _USER_INFO = re.compile(r"(://[^/?#@:\s'\"]*):(?P<secret>.*)@")
 _USER_INFO_OF_A_SERVER = re.compile(r"(https?://[^/?#@:\s'\"]*):(?P<secret>[^/?#\s'\"]*)@")
-_USER_INFO_IN_TEXT = re.compile(r"(://[^/?#@:\s'\"]*):(?P<secret>(?!\d+[/?#])[^\s'\"]+)@")
+_USER_INFO_IN_TEXT = re.compile(r"(://[^/?#@:\s'\"]*):(?P<secret>(?!\d+[/?#])[^\s'\"]{1,500})@")
 """A port and a path may precede an `@` too: `http://host:5000/a@b`."""
-_TOKEN_AS_USER = re.compile(r"(https?://)(?P<secret>[^/?#@:\s'\"]+)@")
+_TOKEN_AS_USER = re.compile(r"(https?://)(?P<secret>[^/?#@:\s'\"]{1,500})@")
 _PARAMETER = re.compile(
     r"([?&;]"
     r"(?:[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|credential|signature|api_?key|access_?key)|sig|auth|key)"
