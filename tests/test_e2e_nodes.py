@@ -104,8 +104,10 @@ def test_a_node_with_another_version_of_phasefront_gets_no_trials(nodes: Nodes, 
         shutil.copytree(root / package, tmp_path / "other" / package, ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "other" / "jobs" / "ridge" / "job.py").open("a") as file:
         file.write("\n# another version\n")
+    # Long enough that the other node's worker, whichever starts first, is ready before all is trained.
     (tmp_path / "sweep.yaml").write_text(
-        "name: versions\njob: ridge\naxes: {sample_count: [10, 20, 40, 80]}\nreplicates: 3\ntracking: {uri: 'sqlite:///mlflow.db'}\n"
+        "name: versions\njob: ridge\naxes: {sample_count: [10, 20, 40, 80]}\nreplicates: 3\n"
+        "fixed: {solver: gradient_descent, steps: 200000}\ntracking: {uri: 'sqlite:///mlflow.db'}\n"
     )
     nodes.add(1, PYTHONPATH=str(tmp_path / "other"))
     nodes.add(1)
