@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from jobs.job import Censored, Curves, Job, Observations, Params
 from orchestrator.dispatch.environment import TrainingRecord
 from orchestrator.records import Status, phase_metric
 from orchestrator.reduce import reduce_curves
-from orchestrator.secrets import hide_addresses
+from orchestrator.secrets import finder, hide_addresses
 from orchestrator.tracking import layout
 from orchestrator.tracking.facts import RunFacts
 from orchestrator.trial import Trial
@@ -114,10 +115,11 @@ def audit(
         expected: The sweep.
         runs: Every run of its experiment; those of other sweeps are left out here.
         read_curves: Reads curves of trials.
-        secrets: Name -> value of what must not be recorded anywhere, in addition to passwords in addresses.
+        secrets: What must not be recorded anywhere, in addition to passwords in addresses -> what holds it.
         has_driver: Whether a driver holds the experiment; None: unknown.
     """
     report, whole = Report(), _WholeSweep(expected, has_driver)
+    patterns = _patterns(secrets)
     waiting: dict[str, RunFacts] = {}
 
     def reduce_waiting() -> None:
@@ -134,7 +136,7 @@ def audit(
         trial_id = run.tags.get(layout.TRIAL_ID)
         if run.tags.get(layout.SWEEP_ID) == expected.sweep_id and trial_id is None:
             whole.add_parent(run)
-            note(Invariant.NO_SECRET, 1, check_secrets(run, secrets))
+            note(Invariant.NO_SECRET, 1, check_secrets(run, patterns))
             note(Invariant.LATEST, len(run.latest), check_latest(run))
             continue
         if trial_id is None or not (trial_id in expected.trials or whole.may_own(run)):
@@ -145,7 +147,7 @@ def audit(
         whole.add_trial(run)
         trial = expected.trials.get(trial_id)
         note(Invariant.ROWS_ONCE, len(run.curves), check_rows_once(run))
-        note(Invariant.NO_SECRET, 1, check_secrets(run, secrets))
+        note(Invariant.NO_SECRET, 1, check_secrets(run, patterns))
         note(Invariant.ONE_TRAINING, len(run.curves), check_one_training(run, expected.job, trial))
         if run.status != Status.RUNNING:  # those of running trials are written every few seconds
             note(Invariant.LATEST, len(run.latest), check_latest(run))
@@ -294,7 +296,13 @@ def passwords_in(text: str) -> bool:
     return hide_addresses(text) != text
 
 
-def check_secrets(run: RunFacts, secrets: Mapping[str, str]) -> Iterator[Violation]:
+def _patterns(secrets: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
+    """What holds a secret -> what finds it in every form that is hidden elsewhere."""
+    held = {name: finder(secret for secret, holder in secrets.items() if holder == name) for name in secrets.values()}
+    return {name: pattern for name, pattern in held.items() if pattern is not None}
+
+
+def check_secrets(run: RunFacts, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Violation]:
     """No tag, parameter or name of a run has a password or the value of a secret; the message does not repeat it."""
     texts = {"its name": run.name, **{f"the tag {key}": value for key, value in run.tags.items()}}
     texts |= {f"the param {key}": value for key, value in (run.params or {}).items()}
@@ -303,8 +311,8 @@ def check_secrets(run: RunFacts, secrets: Mapping[str, str]) -> Iterator[Violati
     for place, text in texts.items():
         if passwords_in(text):
             yield _wrong(Invariant.NO_SECRET, run, f"{place} has an address with a password")
-        for name, value in secrets.items():
-            if value in text:
+        for name, pattern in patterns.items():
+            if pattern.search(text):
                 yield _wrong(Invariant.NO_SECRET, run, f"{place} has the value of {name}")
 
 

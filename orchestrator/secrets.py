@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote, quote_plus, unquote
 
 HIDDEN = "***"
 
@@ -14,6 +15,8 @@ _SHORTEST = 6
 """Characters below which a value is not looked for in other texts: it would be found in ordinary ones."""
 _LONG = 12
 """Characters from which it is looked for inside words too."""
+_SHORTEST_LINE = 8
+"""Characters below which a line of a secret, such as a private key, is not looked for by itself."""
 _ORDINARY = frozenset(("mlflow", "optuna", "password", "phasefront", "postgres", "postgresql", "secret", "sqlite"))
 """Passwords of test systems which are also words that this program prints."""
 
@@ -22,17 +25,22 @@ _NAME = re.compile(
     r"|(^|_)(TOKEN|PASS)$|_PWD$|AUTH_?TOKEN|CONNECTION_STRING"
 )
 _IN_A_FILE = re.compile(r"_(FILE|PATH|DIR)$")
-_USER_INFO = re.compile(r"(://[^/?#@:\s'\"]*):(?P<secret>.*)@")
-_USER_INFO_OF_A_SERVER = re.compile(r"(https?://[^/?#@:\s'\"]*):(?P<secret>[^/?#\s'\"]*)@")
+_USER_INFO = re.compile(r"(://[^/?#@:\s'\"]*):(?P<secret>.*)@", re.DOTALL)
+_USER_INFO_OF_A_SERVER = re.compile(r"(https?://[^/?#@:\s'\"]*):(?P<secret>(?!\d+[/?#\s])[^/?#]*)@")
+_MISTYPED = re.compile(
+    r"\A((?:(?:phasefront-)?(?:postgres\w*|https?)(?:\+\w+)?:?/*)?[^/?#@:\s]*):(?P<secret>.*)@", re.DOTALL
+)
+"""An address whose beginning is wrong, as in `postgresql:/user:password@host` or `user:password@host`."""
 _USER_INFO_IN_TEXT = re.compile(r"(://[^/?#@:\s'\"]*):(?P<secret>(?!\d+[/?#])[^\s'\"]{1,500})@")
 """A port and a path may precede an `@` too: `http://host:5000/a@b`."""
 _TOKEN_AS_USER = re.compile(r"(https?://)(?P<secret>[^/?#@:\s'\"]{1,500})@")
 _PARAMETER = re.compile(
     r"([?&;]"
-    r"(?:[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|credential|signature|api_?key|access_?key)|sig|auth|key)"
-    r"=)(?P<secret>[^&;#,)\s'\"]+)",
+    r"(?:[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|credential|signature|api_?key|access_?key)"
+    r"|pass|sig|auth|key)=)(?P<secret>\$\{[^{}\s]*\}|(?!\*\*\*)[^&#\s]+)",
     re.IGNORECASE,
 )
+"""What follows a value that is masked already is text."""
 _HEADER = re.compile(r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic)\s+)(?P<secret>[^\s'\"]+)", re.I)
 _REFERENCE = re.compile(r"\$\{(\w+)(:-[^{}]*)?\}")
 """As in a sweep file: `${NAME}`, `${NAME:-default}`."""
@@ -49,7 +57,7 @@ def shown(uri: str) -> str:
     """The address without its secrets, for messages and files; references to the environment (`${NAME}`) remain."""
     for pattern in _patterns(uri):
         uri = pattern.sub(_mask, uri)
-    return uri
+    return uri if "://" in uri else _MISTYPED.sub(_mask, uri)
 
 
 def _patterns(uri: str) -> tuple[re.Pattern[str], ...]:
@@ -85,6 +93,8 @@ def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
         if inside:
             found |= dict.fromkeys((*inside, *map(unquote, inside)), name)
         elif is_secret_name(name) and not (value.startswith("/") and Path(value).exists()):
+            lines = (line.strip() for line in value.splitlines())
+            found |= {line: name for line in lines if len(line) >= _SHORTEST_LINE and "-----" not in line}
             found[value.strip()] = name
     return {secret: name for secret, name in found.items() if _is_distinct(secret)}
 
@@ -93,18 +103,32 @@ def _is_distinct(secret: str) -> bool:
     return len(secret) >= _SHORTEST and secret.lower() not in _ORDINARY
 
 
+def finder(secrets: Iterable[str]) -> re.Pattern[str] | None:
+    """Finds any of the secrets, as they are and as Python, JSON and addresses write them; None where there are none."""
+    patterns = [_pattern(secret) for secret in sorted(secrets, key=len, reverse=True)]
+    return re.compile("|".join(patterns)) if patterns else None
+
+
 def _pattern(secret: str) -> str:
-    """It, or its form in an address; where it is short, as a word of its own."""
-    text = "|".join(
-        re.escape(form)
-        for form in sorted({secret, quote(secret, safe="", errors="surrogateescape")}, key=len, reverse=True)
-    )
+    """It, or an escaped form; where it is short, as a word of its own."""
+    forms = _escaped(secret)
+    forms.update(*map(_escaped, forms))  # such as JSON in the `repr` of an error's argument
+    text = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
     return f"(?:{text})" if len(secret) >= _LONG else rf"(?<!\w)(?:{text})(?!\w)"
+
+
+def _escaped(text: str) -> set[str]:
+    """The text, and as Python, JSON and addresses write it."""
+    addresses = (quote(text, safe="", errors="surrogateescape"), quote_plus(text, errors="surrogateescape"))
+    literals = (repr(text), ascii(text), json.dumps(text), json.dumps(text, ensure_ascii=False))
+    quoted = (repr(text + "'\"")[1:-4], ascii(text + "'\"")[1:-4])  # as within a text that has both quotation marks
+    return {text, *addresses, *(literal[1:-1] for literal in literals), *quoted}
 
 
 def holder(value: str, environ: Mapping[str, str]) -> str | None:
     """The variable whose secret stands in the value; None where none does."""
-    return next((name for secret, name in secrets_of(environ).items() if re.search(_pattern(secret), value)), None)
+    found = secrets_of(environ).items()
+    return next((name for secret, name in found if re.search(_pattern(secret), value)), None)
 
 
 def hide_addresses(text: str) -> str:
@@ -127,8 +151,7 @@ class Hider:
         """The text without secrets."""
         if len(_learnt) != self._learnt:
             self._learnt = len(_learnt)
-            secrets = sorted(self._of_environ | set(filter(_is_distinct, _learnt)), key=len, reverse=True)
-            self._known = re.compile("|".join(map(_pattern, secrets))) if secrets else None
+            self._known = finder(self._of_environ | set(filter(_is_distinct, _learnt)))
         text = hide_addresses(text)
         if "uthorization" in text or "UTHORIZATION" in text:
             text = _HEADER.sub(_mask, text)

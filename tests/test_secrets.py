@@ -7,18 +7,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
 from driving import environment
+from hypothesis import example, given
+from hypothesis import strategies as st
 from servers import postgres_server
 
-from orchestrator.cli import parser
+from orchestrator.cli import main, parser
 from orchestrator.commands.again import command_line
 from orchestrator.commands.browse import browse_lines
 from orchestrator.errors import UserError
 from orchestrator.output import GuardedStream
 from orchestrator.printable import printable
-from orchestrator.secrets import Hider, is_secret_name, learn, secrets_in, shown
+from orchestrator.secrets import HIDDEN, Hider, is_secret_name, learn, secrets_in, shown
 from orchestrator.sweep.sweep import Sweep
 
 TOKEN = "hf_canaryTOKEN0123456789"
@@ -256,3 +259,71 @@ def test_no_output_record_or_artifact_holds_a_secret(tmp_path: Path) -> None:
     assert any(where.endswith("sweep.yaml") and b"tracking" in content for where, content in found)
     leaks = {where: content for where, content in found if b"canary" in content.lower() or b"PassW0rd" in content}
     assert leaks == {}
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("postgresql://h:1/db?user=a&password=abc,d'e\"f);g&x=1", "postgresql://h:1/db?user=a&password=***&x=1"),
+        ("http://me:pass word@127.0.0.1:1", "http://me:***@127.0.0.1:1"),
+        ("postgresql:/u:tops@ecret@h/db", "postgresql:/u:***@h/db"),
+        ("postgresql//u:topsecret@h/db", "postgresql//u:***@h/db"),
+        ("postgresql:u:topsecret@h/db", "postgresql:u:***@h/db"),
+        ("u:topsecret@h/db", "u:***@h/db"),
+        ("http://h?pass=topsecret", "http://h?pass=***"),
+        ("http://h:5000/a@b", "http://h:5000/a@b"),
+        ("sqlite:////a:b@c.db", "sqlite:////a:b@c.db"),
+        ("postgresql://h/db?password=${PW}", "postgresql://h/db?password=${PW}"),
+    ],
+)
+def test_a_password_is_masked_in_mistyped_addresses_too(uri: str, expected: str) -> None:
+    assert shown(uri) == expected
+
+
+_SECRETS = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF), min_size=12, max_size=30)
+
+
+@given(_SECRETS, st.text("ab '\"\\\n", max_size=5), st.text("ab '\"\\\n", max_size=5))
+@example("p\\a\"s\u00f6s'word", "", "")
+def test_a_secret_is_hidden_in_the_forms_that_errors_write(secret: str, before: str, after: str) -> None:
+    """`repr` of an argument or a dictionary, `ascii`, JSON and its `repr`, and addresses."""
+    hide = Hider({"THE_PASSWORD": secret})
+    text = f"{before} {secret} {after}"
+    for written in (text, repr(text), ascii(text), json.dumps(text), json.dumps(text, ensure_ascii=False)):
+        for said in (written, repr(written), str(KeyError(written)), repr({"a": written})):
+            assert HIDDEN in hide(said), said
+    for form in (quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1], ascii(secret)[1:-1]):
+        assert form not in hide(f"{before} {form} {after}")
+
+
+@pytest.mark.parametrize("line", ["MIIEpAIBAAKCAQEA", "xxyyzz=="])
+def test_each_line_of_a_key_is_hidden(line: str) -> None:
+    hide = Hider({"SIGNING_KEY": "-----BEGIN KEY-----\nMIIEpAIBAAKCAQEA\nxxyyzz==\n-----END KEY-----"})
+    assert line not in hide(f"line 3: {line}")
+    assert hide("-----BEGIN KEY-----") == "-----BEGIN KEY-----"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://me:p@ss:w0rdlongxyz@127.0.0.1:1/db",
+        "postgresql://me:p@ssw0rdlongxyz@127.0.0.1:1/db",
+        "postgresql://u:w0rdlongxyz@h:notaport/db",
+        "postgresql://u:w0rdlongxyz@[::1/db",
+        "postgresql://u:w0rdlongxyz%00@127.0.0.1:1/db",
+        "postgresql+foo://u:w0rdlongxyz@h/db",
+        "http://u:w0rdlongxyz@[::1",
+        "http://u:w0rdlongxyz@h:notaport",
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "plan", "status", "run", "audit"])
+def test_an_address_that_cannot_be_read_is_answered_without_its_password(
+    command: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text("job: grokking\nfixed: {steps: 10}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert main([command, "sweep.yaml"]) == 2
+    said = "".join(capsys.readouterr())
+    assert "tracking.uri" in said and "next:" in said, said
+    assert "w0rdlongxyz" not in said and "Traceback" not in said, said

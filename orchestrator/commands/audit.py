@@ -38,7 +38,7 @@ def audit_(arguments: argparse.Namespace) -> int:
         patience = reading_patience(f"the record ({sweep.record_shown})")
         reader = open_reader(sweep.tracking.uri, experiment=sweep.tracking.experiment, patience=patience)
         with contextlib.closing(reader):
-            secrets = {f"${name}": value for value, name in secrets_of(os.environ).items()}
+            secrets = {value: f"${name}" for value, name in secrets_of(os.environ).items()}
             driver = reader.has_driver()
             report = audit(expected(sweep, trials), reader.runs(), tracker.curves, secrets, has_driver=driver)
     said = lines(report, every=arguments.all)

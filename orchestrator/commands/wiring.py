@@ -18,6 +18,7 @@ from orchestrator.errors import UserError
 from orchestrator.host import usable_cpus, usable_memory_bytes, visible_gpus
 from orchestrator.outages import READING_PATIENCE_S, RESUMES, Patience
 from orchestrator.plan.calibration import Calibration, Machine
+from orchestrator.tracking.address import check_address
 
 if TYPE_CHECKING:
     import argparse
@@ -54,6 +55,7 @@ def load_sweep(arguments: argparse.Namespace) -> Sweep:
     if getattr(arguments, "width", None) is not None:
         overrides.append(f"figure.width={arguments.width}")
     sweep = lasting(Sweep.load(Path(arguments.file), overrides), Path.cwd())
+    check_address(sweep.tracking.uri)
     for name in sweep.retired:
         say(
             f"warning: {sweep.metric_place}: '{name}' is read off a single trial's curve, where bumps count as peaks; "

@@ -17,6 +17,7 @@ from orchestrator.secrets import shown as shown
 PREFIX = "phasefront-"
 """Before `sqlite:` or `postgresql:` it makes MLflow's own client and server use the bulk store."""
 
+MEMORY = "memory:"
 CHOICES = (
     "sqlite:///mlflow.db",
     "postgresql://user:password@host/database",
@@ -46,13 +47,18 @@ def database_address(uri: str, *, place: str = "tracking.uri") -> DatabaseAddres
         UserError: The address is of another form, or no driver is installed.
     """
     from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
     plain = uri.removeprefix(PREFIX)
     try:
         url = make_url(plain)
-    except ArgumentError:
+        url.get_dialect()
+    except (ArgumentError, NoSuchModuleError):
         raise unknown_address(uri, place) from None
+    except ValueError:
+        raise _unreadable(uri, place) from None
+    if any(character in str(url.host or "") for character in "@[") or "\0" in f"{url.password}":
+        raise _unreadable(uri, place)
     backend, _, driver = url.drivername.partition("+")
     if backend == "sqlite" and driver in ("", "pysqlite"):
         if not url.database or url.database == ":memory:":
@@ -77,6 +83,36 @@ def database_address(uri: str, *, place: str = "tracking.uri") -> DatabaseAddres
         url = url.set(drivername=f"postgresql+{driver or _postgres_driver(uri, place)}")
         return DatabaseAddress(uri=url.render_as_string(hide_password=False), file=None)
     raise unknown_address(uri, place)
+
+
+def check_address(uri: str, *, place: str = "tracking.uri") -> None:
+    """Check the form of an address; nothing is opened.
+
+    Raises:
+        UserError: It is none of `CHOICES`, or cannot be read.
+    """
+    if uri == MEMORY:
+        return
+    if uri.startswith(("http://", "https://")):
+        try:
+            parts = urlsplit(uri)
+            readable = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            readable = False
+        if not readable:
+            raise _unreadable(uri, place)
+        return
+    database_address(uri, place=place)
+
+
+def _unreadable(uri: str, place: str) -> UserError:
+    return UserError(
+        "this address cannot be read",
+        place=place,
+        value=shown(uri),
+        choices=CHOICES,
+        next_step="write @ as %40, : as %3A, / as %2F and % as %25 in a user's name or a password; a port is a number",
+    )
 
 
 def _postgres_driver(uri: str, place: str) -> str:

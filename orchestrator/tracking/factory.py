@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from orchestrator.outages import Patience
+from orchestrator.tracking.address import MEMORY as MEMORY
 from orchestrator.tracking.address import PREFIX, unknown_address
 from orchestrator.tracking.base import Tracker
 from orchestrator.tracking.facts import RecordReader
-
-MEMORY = "memory:"
 
 
 def open_tracker(uri: str, *, experiment: str, artifacts: str | None = None, place: str = "tracking.uri") -> Tracker:
