@@ -82,11 +82,14 @@ class Slurm:
         self.start_now(job)
 
     def start_now(self, job: str) -> None:
-        """Start a job that was requeued; Slurm itself waits two minutes, as it does where this comes too early."""
+        """Start a job that was requeued; Slurm itself waits two minutes, as it does where this comes too early.
+
+        A node refuses a job's credential of the second in which it ended the job ("Job credential revoked").
+        """
 
         def waits() -> bool:
             with contextlib.suppress(AssertionError):  # the job is still completing
-                self.command("scontrol", "update", f"jobid={job}", "starttime=now")
+                self.command("scontrol", "update", f"jobid={job}", "starttime=now+3")
                 return True
             return False
 
