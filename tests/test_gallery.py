@@ -11,15 +11,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch.nn import functional
 
 from jobs.gallery.hull import is_inside
+from jobs.gallery.strings import StringParams, Strings
+from jobs.module import Data
+from jobs.module.data import Random
 from jobs.theory import equivalent, minimum_norm
 from tests.gallery import __main__ as program
-from tests.gallery import benign, fold_back, generations, hull, parity, random_labels
+from tests.gallery import benign, fold_back, generations, hull, parity, random_labels, strings
 from tests.gallery.catalogue import ROWS
 from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Row, above, agrees, below, every, within
 
-PARTS: dict[int, list[list[str]]] = {
+PARTS: dict[int, list[list[str] | None]] = {
+    1: [None],
     2: [["replicates=60"]],
     3: [
         [
@@ -31,14 +37,13 @@ PARTS: dict[int, list[list[str]]] = {
         ],
         ["axes.sample_count=[50,200]", "axes.covariance_exponent=[1.5]", "replicates=30"],
     ],
+    5: [[], None],
     11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
     13: [["axes.degree=[2,2,3,3,4,4]", "axes.bits=[10,25,10,25,10,17]", "replicates=6"]],
     15: [["replicates=1000"]],
 }
-"""Of each row: changes to its sweeps that leave enough for every finding, in seconds."""
-
-
-RECORDED = (1,)
+"""Of each row: changes to its sweeps that leave enough for every finding, in seconds; None: the trials were recorded,
+because training them takes a minute or more."""
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +54,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], list[An
     def of(row: Row) -> list[Any]:
         if row.number not in trained:
             folder = tmp_path_factory.mktemp(f"row{row.number}")
-            if row.number in RECORDED:
-                trained[row.number] = [Recorded()]
-                return trained[row.number]
             parts = zip(row.sweeps, PARTS[row.number], strict=True)
             trained[row.number] = [
                 result
                 for sweep, changes in parts
-                for result in program.results_of(
-                    dataclasses.replace(row, sweeps=(sweep,)), folder, inline=True, changes=changes
+                for result in (
+                    [Recorded(sweep)]
+                    if changes is None
+                    else program.results_of(
+                        dataclasses.replace(row, sweeps=(sweep,)), folder, inline=True, changes=changes
+                    )
                 )
             ]
         return trained[row.number]
@@ -66,12 +72,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], list[An
 
 
 class Recorded:
-    """The trials of row 1 as they were measured; training them takes a minute."""
+    """The trials of a sweep as they were measured; the columns before `replicate` are axes."""
 
-    axes = ("label_noise",)
+    def __init__(self, sweep: str) -> None:
+        name = Path(sweep).stem.removesuffix("_small")
+        self._trials = pd.read_csv(Path(__file__).parent / "gallery" / f"{name}.csv")
+        self.axes = tuple(self._trials.columns[: list(self._trials).index("replicate")])
 
     def trials(self) -> Any:
-        return pd.read_csv(Path(__file__).parent / "gallery" / "random_labels.csv")
+        return self._trials
 
 
 class Altered:
@@ -140,11 +149,17 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (hull.ROW, hull, "absorbed", lambda n, d: ORIGINAL_ABSORBED(n, d + 1)),
     (hull.ROW, hull, "absorbed", lambda n, d: 1 - 2.0**-n * sum(math.comb(n, k) for k in range(d))),  # Wendel: cones
     (hull.ROW, hull, "half", lambda d: 2.5 * 2 ** (d / 2)),
+    (strings.ROW, strings, "all_right", lambda p, length, tokens: p ** (length - 1)),
+    (strings.ROW, strings, "all_right", lambda p, length, tokens: p.mean() ** length + 0 * p),
+    (strings.ROW, strings, "none_right", lambda share: 1 - share),
+    (strings.ROW, strings, "none_right", lambda share: (1 - share) ** (strings.FEW // 5)),
+    (strings.ROW, strings, "at_half", lambda token, whole: ORIGINAL_HALF(token, token)),
     (generations.ROW, generations, "expected", lambda data, designs, t: t * 20 / 39 if data == "replace" else 20 / 39),
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(*which, d=21)),
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(which[0], "repeated", which[2])),
 ]
 ORIGINAL_GENERATIONS = generations.expected
+ORIGINAL_HALF = strings.at_half
 ORIGINAL_GROWTH = parity.growth
 ORIGINAL_ABSORBED = hull.absorbed
 
@@ -176,6 +191,26 @@ def test_absorption_agrees_with_what_is_known_by_other_means() -> None:
     assert hull.orthant(3, -1 / 4) == pytest.approx((3 * math.acos(1 / 3) - math.pi) / (4 * math.pi))  # tetrahedron
     inside = [is_inside(np.array(point), np.array([[0.0, 0], [1, 0], [0, 1]])) for point in ((0.2, 0.2), (0.6, 0.6))]
     assert inside == [True, False]
+
+
+def test_strings_are_of_the_digits_of_a_sum_or_of_images_that_are_not_trained_on() -> None:
+    job, random = Strings(), Random.of_seed(7)
+    data = job.data(StringParams(task="addition", length=4, sample_count=50, test_count=30), random)
+    assert len(data.train[0]) == 50 and len(data.test[0]) == 30
+    for inputs, digits in (data.train, data.test):
+        terms = inputs.reshape(-1, 2, 3, 10).argmax(-1)  # the digit of the units first
+        place = torch.tensor([1, 10, 100, 1000])
+        assert torch.equal((terms * place[:3]).sum((1, 2)), (digits * place).sum(1))
+    images = job.data(StringParams(length=5, sample_count=996), random)
+    assert len(images.train[0]) == 996 and len(images.test[0]) == 800  # of 801
+    rows = [{row.numpy().tobytes() for row in part[0]} for part in (images.train, images.test)]
+    assert rows[0].isdisjoint(rows[1])
+    # The first token of every string is wrong, but for the first string.
+    sums = Data(train=data.train, test=(data.test[0], data.test[1]))
+    wrong = data.test[1].clone()
+    wrong[1:, 0] = (wrong[1:, 0] + 1) % 10
+    probed = job.probe(StringParams(task="addition", length=4), lambda _: functional.one_hot(wrong, 10), {}, sums)
+    assert [float(probed[name]) for name in probed] == pytest.approx([1 / 30] * 3)
 
 
 # The comparisons.
