@@ -26,7 +26,7 @@ from jobs.packed import random
 _MOST_COUNTED = 8
 """Settings of one job that are counted; those of further ones are scaled."""
 _OPTIMISER_LAUNCHES = 25
-EVALUATION_BYTES = 1 << 24
+EVALUATION_BYTES = 1 << 23
 """Activations held at once while measuring on a CPU: with few rows, a batched product costs more a row."""
 _STACK_BYTES = 64 << 20
 """Working set of stacked models on a CPU. Up to about here a step of one model became shorter with each further model,

@@ -53,6 +53,7 @@ def _record(function: Callable[..., Any], leaves: list[Any], structure: pytree.T
     except Exception:  # control flow by a value that all models share; any other error the function raises itself
         return None
     _simplify(graph)
+    _untranspose(graph)
     return graph
 
 
@@ -76,6 +77,40 @@ def _simplify(graph: torch.fx.GraphModule) -> None:
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _untranspose(graph: torch.fx.GraphModule) -> None:
+    """Compute a product whose transpose is used as the product of the transposed factors: (A B)' = B' A'.
+
+    The gradient of a layer's weights is such a product; what is computed is then contiguous, as the optimiser reads it.
+    """
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if not _transposes(node):
+            continue
+        product = node.args[0]
+        if product.target is not aten.bmm.default or len(product.users) != 1:
+            continue
+        with graph.graph.inserting_before(product):
+            factors = [_transposed(graph.graph, factor) for factor in reversed(product.args)]
+            product.args = tuple(factors)
+        node.replace_all_uses_with(product)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _transposes(node: Any) -> bool:
+    """Whether a node exchanges both dimensions of a stack of matrices."""
+    if not isinstance(node, torch.fx.Node) or node.target is not torch.ops.aten.transpose.int:
+        return False
+    return {int(d) % 3 for d in node.args[1:]} == {1, 2} and node.meta["val"].dim() == 3  # type: ignore[arg-type]
+
+
+def _transposed(graph: torch.fx.Graph, factor: Any) -> Any:
+    if _transposes(factor):
+        return factor.args[0]
+    return graph.call_function(torch.ops.aten.transpose.int, (factor, 1, 2))
 
 
 def _changes(node: torch.fx.Node) -> bool:
