@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ _TIMED_STEPS = 32
 """Of all models that are timed together; at least 2 and at most 8 of each."""
 _SHORT_STEPS = 100
 """A pack of fewer steps is not timed."""
+_MEASURED_SHARE = 0.002
+"""Measurements a step from which on they are timed too: one can take as long as ten or twenty steps."""
 _RECORDED_FROM_S = 10.0
 """A group whose training takes less is not recorded: a recording takes a second or two."""
 GAIN = 0.97
@@ -175,12 +177,13 @@ def fastest(job: ModuleScience, group: Sequence[Trial], device: str) -> tuple[Wa
     if why_alone(job, group[0].member.params):
         return alone, times
     most = min(len(group), models_stacked(job, group[0].member.params, device))
-    for size in {most, max(2, most // 4)} - {1}:
+    sizes = {most, max(2, most // 4)} - {1}
+    for size in sizes:
         times[Way(size=size)] = _step_s(job, group[:size], device, Way(size=size))
     best = min(times, key=lambda way: times[way])
     steps = sum(trial.member.params.steps for trial in group)
     if times[best] * steps > _RECORDED_FROM_S:
-        for size in {most, max(2, best.size)}:
+        for size in sizes:
             way = Way(size=size, recorded=True)
             times[way] = _step_s(job, group[: way.size], device, way)
         best = min(times, key=lambda way: times[way])
@@ -188,24 +191,44 @@ def fastest(job: ModuleScience, group: Sequence[Trial], device: str) -> tuple[Wa
 
 
 def _step_s(job: ModuleScience, trials: Sequence[Trial], device: str, way: Way) -> float:
-    """Seconds of one step of one model in a block of these trials, which are not changed."""
+    """Seconds of one step of one model in a block of these trials, which are not changed, with its share of the
+    measurements where that matters."""
     block = _block(job, [replace(t, network=Network.of(job, t.member)) for t in trials], device, way)
     count = min(8, max(2, _TIMED_STEPS // len(trials)))
     steps = block.steps(0, 2 + 3 * count)
+
+    def train() -> None:
+        for _ in range(count):
+            next(steps)
+
+    def measure() -> None:
+        for value in block.measure().values():
+            value.tolist()
+
     for _ in range(2):  # batches are drawn, operations recorded
         next(steps)
+    of_one = _best_s(train, device, 3) / count
+    params = trials[0].member.params
+    share = len(log_spaced_steps(params.steps, params.curve_points)) / params.steps
+    if share >= _MEASURED_SHARE:
+        measure()
+        of_one += _best_s(measure, device, 2) * share
+    return of_one / len(trials)
+
+
+def _best_s(run: Callable[[], None], device: str, times: int) -> float:
+    """The shortest time of a function."""
     # On a CPU a worker trains in one thread; its own time leaves out waiting for a core.
     cuda = torch.device(device).type == "cuda"
     clock = time.perf_counter if cuda or torch.get_num_threads() > 1 else time.thread_time
     best = float("inf")
-    for _ in range(3):
+    for _ in range(times):
         began = clock()
-        for _ in range(count):
-            next(steps)
+        run()
         if cuda:
             torch.cuda.synchronize()
         best = min(best, clock() - began)
-    return best / count / len(trials)
+    return best
 
 
 _ALONE: dict[tuple[Any, ...], str] = {}
