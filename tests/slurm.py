@@ -84,17 +84,20 @@ class Slurm:
     def start_now(self, job: str) -> None:
         """Start a job that was requeued; Slurm itself waits two minutes, as it does where this comes too early.
 
-        A node refuses a job's credential of the second in which it ended the job ("Job credential revoked").
+        A node refuses a job's credential of the second in which it ended the job ("Job credential revoked"). A start
+        that is not due at once waits for the backfill, every 30 s.
         """
 
-        def waits() -> bool:
+        def waits(start: str) -> bool:
             with contextlib.suppress(AssertionError):  # the job is still completing
-                self.command("scontrol", "update", f"jobid={job}", "starttime=now+3")
+                self.command("scontrol", "update", f"jobid={job}", f"starttime={start}")
                 return True
             return False
 
         wait_for(f"job {job} in the queue", lambda: self.state(job) in ("PENDING", "RUNNING"))
-        wait_for(f"job {job} to start", waits)
+        wait_for(f"job {job} to end", lambda: waits("now+60"))
+        time.sleep(2)
+        wait_for(f"job {job} to start", lambda: waits("now") or self.state(job) == "RUNNING")
 
     def start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("wb") as out:

@@ -1,6 +1,7 @@
 """cluster/slurm/sweep.sbatch on a real Slurm of two nodes: requeued, stopped, beside another job."""
 
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,15 @@ def train(*, x=0.0, gate="", seconds=0.5, seed, report):
     while x > 0.5 and not pathlib.Path(gate).exists():
         time.sleep(0.1)
 train.metrics = ("value",)
+"""
+BEHEADING = """\
+#!/bin/bash
+if [[ "$*" == "-m orchestrator run"* ]] && [ ! -e "{once}" ]; then
+    touch "{once}"
+    pkill -KILL -f "gcs_server .*/pf-$SLURM_JOB_ID-"
+    sleep 2
+fi
+exec "{python}" "$@"
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -133,6 +143,22 @@ def test_a_lost_node_is_done_without(nodes: Slurm, tmp_path: Path) -> None:
     finally:
         nodes.start_node("n2")
         wait_for("the node", lambda: nodes.command("sinfo", "--noheader", "--format=%T %D") == "idle 2")
+
+
+def test_a_head_that_ends_before_the_driver_reaches_it_is_not_a_mistake(nodes: Slurm, tmp_path: Path) -> None:
+    folder = project(tmp_path, "beheaded")
+    (folder / "open").touch()
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(BEHEADING.format(once=folder / "once", python=sys.executable))
+    python.chmod(0o755)
+    path = f"{python.parent}:{nodes.environ['PATH']}"
+    job = nodes.submit("--cpus-per-task=2", f"--export=ALL,PATH={path}", str(SCRIPT), "sweep.yaml", cwd=folder)
+    wait_for("the requeue", lambda: "the head of Ray has ended" in log(folder) and "requeued" in log(folder))
+    nodes.start_now(job)
+    assert ended(nodes, job, folder).startswith("COMPLETED"), log(folder)
+    assert finished(folder) == 12
+    assert log(folder).count("starting Ray") == 2
 
 
 def test_a_mistake_is_told_and_not_repeated(nodes: Slurm, tmp_path: Path) -> None:
