@@ -265,6 +265,18 @@ def test_a_critical_point_has_an_interval(tmp_path: Path) -> None:
     drawn(result, tmp_path / "figure.png")
 
 
+def test_a_critical_point_beyond_the_settings_is_said_to_be_one() -> None:
+    made: list[Any] = []
+    for fraction, reached in ((0.2, 0), (0.3, 1), (0.4, 3)):
+        for replicate in range(10):
+            made.append(({"data_fraction": fraction}, replicate, step(500 if replicate < reached else 2 * HORIZON)))
+    given = source(made, axis("data_fraction", 0.2, 0.3, 0.4))
+    (row,) = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction").compute(given).rows
+    critical = row["critical"]
+    assert isinstance(critical, Estimate) and critical.value > 0.4
+    assert row["share"] == "rises; one half is beyond the settings, an extrapolation"
+
+
 def test_sizes_share_a_critical_point_and_have_an_exponent() -> None:
     given = fractions(23, 47, 97)
     analysis = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction", size="modulus")

@@ -163,6 +163,8 @@ class CriticalAnalysis(Analysis):
             if log:
                 critical, width = _exponential(critical), _exponential(width)
             row |= {"critical": critical, "width": width}
+            if math.isfinite(critical.value) and not at.min() <= critical.value <= at.max():
+                row["share"] = f"{row['share']}; one half is beyond the settings, an extrapolation"
             where = f" at {named(self.size)} {scaled.size:.3g}" if self.size and self.moves else ""
             marks = ((critical, f"critical point{where}, {self.level:.0%} interval"),)
             lines += _curves(found, np.unique(sizes), at, log=log)

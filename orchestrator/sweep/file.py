@@ -97,7 +97,9 @@ class Tracking(FileModel):
         "text such as sqlite:///mlflow.db, postgresql://user@host/db, http://host:5000",
         min_length=1,
     )
-    experiment: str = key("phasefront", "MLflow's experiment.", "text of 1 to 256 characters", min_length=1, max_length=256)
+    experiment: str = key(
+        "phasefront", "MLflow's experiment.", "text of 1 to 256 characters", min_length=1, max_length=256
+    )
     artifacts: str | None = key(
         None, "Where a new experiment keeps its artifacts; null lets MLflow decide.", "text, or null"
     )
