@@ -1,5 +1,5 @@
 """All rows."""
 
-from tests.gallery import benign, fold_back, generations, hull, parity, random_labels, strings
+from tests.gallery import benign, depth, fold_back, generations, hull, parity, random_labels, strings
 
-ROWS = (random_labels.ROW, fold_back.ROW, benign.ROW, strings.ROW, hull.ROW, parity.ROW, generations.ROW)
+ROWS = (random_labels.ROW, fold_back.ROW, benign.ROW, strings.ROW, depth.ROW, hull.ROW, parity.ROW, generations.ROW)
