@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from jobs.gallery.depth import DepthAgainstWidth, DepthParams
 from jobs.gallery.hull import is_inside
 from jobs.gallery.strings import StringParams, Strings
 from jobs.module import Data
 from jobs.module.data import Random
 from jobs.theory import equivalent, minimum_norm
 from tests.gallery import __main__ as program
-from tests.gallery import benign, fold_back, generations, hull, parity, random_labels, strings
+from tests.gallery import benign, depth, fold_back, generations, hull, parity, random_labels, strings
 from tests.gallery.catalogue import ROWS
 from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Row, above, agrees, below, every, within
 
@@ -38,6 +39,7 @@ PARTS: dict[int, list[list[str] | None]] = {
         ["axes.sample_count=[50,200]", "axes.covariance_exponent=[1.5]", "replicates=30"],
     ],
     5: [[], None],
+    8: [["replicates=6"], None],
     11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
     13: [["axes.degree=[2,2,3,3,4,4]", "axes.bits=[10,25,10,25,10,17]", "replicates=6"]],
     15: [["replicates=1000"]],
@@ -141,6 +143,11 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     ),
     (benign.ROW, equivalent, "excess_risk", lambda n, v, b, **noise: ORIGINAL_RISK(1.1 * n, v, b, **noise)),
     (random_labels.ROW, random_labels, "chance", lambda: 1 - 1 / 9),
+    (depth.ROW, depth, "pieces", lambda k: 2 * k),
+    (depth.ROW, depth, "pieces", lambda k: 2 ** (k + 1)),
+    (depth.ROW, depth, "DEEPER", [(*of, less, more) for *of, more, less in depth.DEEPER]),
+    (depth.ROW, depth, "VARIANCE_OF_TENT", 1 / 3),
+    (depth.ROW, depth, "WIDTH", 8),
     (fold_back.ROW, minimum_norm, "effective_parameters", lambda n, p: min(n, p)),
     (fold_back.ROW, minimum_norm, "effective_parameters", lambda n, p: ORIGINAL_COUNT(n + 1, p)),
     (fold_back.ROW, fold_back, "NOISE", 0.35),
@@ -211,6 +218,30 @@ def test_strings_are_of_the_digits_of_a_sum_or_of_images_that_are_not_trained_on
     wrong[1:, 0] = (wrong[1:, 0] + 1) % 10
     probed = job.probe(StringParams(task="addition", length=4), lambda _: functional.one_hot(wrong, 10), {}, sums)
     assert [float(probed[name]) for name in probed] == pytest.approx([1 / 30] * 3)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_a_network_has_as_many_parameters_as_fit(layers: int) -> None:
+    params = DepthParams(inputs=7, layers=layers, parameters=900)
+    network = DepthAgainstWidth().model(params)
+    assert sum(weights.numel() for weights in network.parameters()) == params.count(params.width) <= 900
+    assert params.count(params.width + 1) > 900
+
+
+def test_targets_of_depth_are_what_they_are_called() -> None:
+    def test_part(**values: Any) -> Any:
+        inputs, targets = DepthAgainstWidth().data(DepthParams(**values), Random.of_seed(3)).test
+        return inputs, targets.squeeze(1)
+
+    x, y = test_part(target="ball")
+    assert torch.equal(y > 0, x.norm(dim=1) < 1) and set(y.tolist()) == {-1.0, 1.0}
+    assert abs(float(y.mean())) < 0.05 and abs(float(x.mean())) < 0.01
+    x, y = test_part(target="tent", inputs=1, folds=3)
+    zigzag = np.interp(x.squeeze(1).numpy(), np.arange(9) / 8, [0, 1, 0, 1, 0, 1, 0, 1, 0])
+    assert np.allclose(y.numpy(), zigzag, atol=1e-5)
+    assert float(y.var()) == pytest.approx(depth.VARIANCE_OF_TENT, rel=0.05)
+    for layers in (1, 4):
+        assert float(test_part(target="teacher", teacher_layers=layers)[1].var()) == pytest.approx(1, rel=0.2)
 
 
 # The comparisons.

@@ -1,7 +1,7 @@
 """Depth against width: `job: jobs.gallery.depth:DepthAgainstWidth`.
 
-Telgarsky 2016 (arXiv 1602.04485): the tent map composed k times; Eldan, Shamir 2016 (arXiv 1512.03965) and Safran, Shamir
-2017 (arXiv 1610.09887): functions of the norm; Vardi, Yehudai, Shamir 2022 (arXiv 2202.03841): wide targets.
+Telgarsky 2016 (arXiv 1602.04485): the tent map composed k times; Eldan, Shamir 2016 (arXiv 1512.03965) and Safran,
+Shamir 2017 (arXiv 1610.09887): functions of the norm; Vardi, Yehudai, Shamir 2022 (arXiv 2202.03841): wide targets.
 """
 
 from __future__ import annotations

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from tests.gallery.row import Finding, Row, above, agrees, below, every, mean_interval
+from tests.gallery.row import UNDECIDED, Finding, Row, above, agrees, below, every, mean_interval
 
 WIDTH, FOLDS = 32, 6
 """Units a layer of the random networks; folds of the tent map that is learned."""
 REPLICATES, CHOOSING = 8, 4
 """Those that compare, and the ones before them, which choose the rate of each network."""
 DEEPER = (("ball", 4, 1, 0), ("ball", 4, 2, 0), ("teacher", 4, 1, 0), ("teacher", 4, 2, 0), ("tent", 4, 1, 0))
-"""Target, layers of the teacher, and of its networks in order of depth the one that must have the lower loss than another.
-"""
+"""Target, layers of the teacher, and of its networks, in order of depth, which must have a lower loss than which."""
 VARIANCE_OF_TENT = 1 / 12
 
 
@@ -71,4 +70,5 @@ ROW = Row(
     sweeps=("telgarsky2016/pieces_small.yaml", "telgarsky2016/depth_width_small.yaml"),
     check=check,
     axes=("layers", "linear pieces"),
+    absent={"tent: loss of 6 layers / of 1": UNDECIDED},
 )
