@@ -21,7 +21,7 @@ from jobs.module import Data
 from jobs.module.data import Random
 from jobs.theory import equivalent, minimum_norm
 from tests.gallery import __main__ as program
-from tests.gallery import benign, depth, fold_back, generations, hull, parity, random_labels, strings
+from tests.gallery import attention, benign, depth, fold_back, generations, hull, parity, random_labels, strings
 from tests.gallery.catalogue import ROWS
 from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Row, above, agrees, below, every, within
 
@@ -42,6 +42,21 @@ PARTS: dict[int, list[list[str] | None]] = {
     8: [["replicates=6"], None],
     11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
     13: [["axes.degree=[2,2,3,3,4,4]", "axes.bits=[10,25,10,25,10,17]", "replicates=6"]],
+    14: [
+        [
+            "axes.sample_count=[18,36,72,72,144,288,288,576,1152]",
+            "axes.inputs=[6,6,6,12,12,12,24,24,24]",
+            "axes.context_length=[6,6,6,12,12,12,24,24,24]",
+            "replicates=30",
+        ],
+        [
+            "axes.tasks=[3,24,6,48,12,96,12,96]",
+            "axes.inputs=[6,6,12,12,24,24,24,24]",
+            "axes.sample_count=[144,144,576,576,1152,1152,2304,2304]",
+            "axes.context_length=[6,6,12,12,24,24,24,24]",
+            "replicates=30",
+        ],
+    ],
     15: [["replicates=1000"]],
 }
 """Of each row: changes to its sweeps that leave enough for every finding, in seconds; None: the trials were recorded,
@@ -161,12 +176,19 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (strings.ROW, strings, "none_right", lambda share: 1 - share),
     (strings.ROW, strings, "none_right", lambda share: (1 - share) ** (strings.FEW // 5)),
     (strings.ROW, strings, "at_half", lambda token, whole: ORIGINAL_HALF(token, token)),
+    (attention.ROW, attention, "expected", lambda tau, kappa: ORIGINAL_ATTENTION(tau, kappa, rho=0.05)),
+    (attention.ROW, attention, "expected", lambda tau, kappa: ORIGINAL_ATTENTION(tau, kappa, alpha=2.0)),
+    (attention.ROW, attention, "expected", lambda tau, kappa: ORIGINAL_ATTENTION(tau, math.inf)),
+    (attention.ROW, attention, "stieltjes", lambda x, kappa: 1 / (1 + x)),
+    (attention.ROW, attention, "limit", lambda loss: loss[max(loss)]),
+    (attention.ROW, attention, "posterior_mean_loss", lambda d, tasks, draws: [1.25] * draws),
     (generations.ROW, generations, "expected", lambda data, designs, t: t * 20 / 39 if data == "replace" else 20 / 39),
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(*which, d=21)),
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(which[0], "repeated", which[2])),
 ]
 ORIGINAL_GENERATIONS = generations.expected
 ORIGINAL_HALF = strings.at_half
+ORIGINAL_ATTENTION = attention.expected
 ORIGINAL_GROWTH = parity.growth
 ORIGINAL_ABSORBED = hull.absorbed
 

@@ -43,7 +43,7 @@ def plain(problems: Problems) -> tuple[np.ndarray, np.ndarray]:
 @st.composite
 def packs(draw: st.DrawFn) -> list[Member[RidgeParams]]:
     """Two to eight trials that may share a pack; everything that may differ inside a pack does."""
-    design = draw(st.sampled_from(["gaussian", "gaussian", "orthogonal", "relu", "fourier"]))
+    design = draw(st.sampled_from(["gaussian", "gaussian", "orthogonal", "relu", "fourier", "linear_attention"]))
     levels = draw(st.booleans())
     descends = draw(st.booleans())
     shared = {
@@ -53,13 +53,21 @@ def packs(draw: st.DrawFn) -> list[Member[RidgeParams]]:
     }
     wide = draw(st.booleans()) and design != "orthogonal"
     random_features = design in ("relu", "fourier")
+    attention = design == "linear_attention"
 
     def one() -> Member[RidgeParams]:
         p = draw(st.integers(2, 14))
         # Near the threshold a solution amplifies rounding, which says nothing of packing.
         n = draw(st.integers(1, p - 1)) if wide else draw(st.integers(p + 2, 30))
         inputs = draw(st.integers(2, 14)) if random_features else draw(st.integers(p, 16 if wide else p + 2))
-        covariance = "isotropic" if random_features else draw(st.sampled_from(["isotropic", "power_law", "two_scale"]))
+        if attention:
+            inputs, p = draw(st.integers(2, 4)), 0
+            n = draw(st.integers(1, 4) if wide else st.integers(26, 40))
+        covariance = (
+            "isotropic"
+            if random_features or attention
+            else draw(st.sampled_from(["isotropic", "power_law", "two_scale"]))
+        )
         teachers = ["random", "equal", "power_law"]
         if not random_features and covariance != "two_scale" and p == inputs:
             teachers.append("row_space")
@@ -72,7 +80,9 @@ def packs(draw: st.DrawFn) -> list[Member[RidgeParams]]:
             "small_features": 1 if covariance == "two_scale" else 0,
             "small_scale": draw(st.sampled_from([0.3, 2.0])),
             "small_signal": draw(st.sampled_from([0.0, 3.0])),
-            "teacher": draw(st.sampled_from(teachers)),
+            "teacher": "random" if attention else draw(st.sampled_from(teachers)),
+            "context_length": draw(st.integers(1, 3)),
+            "tasks": draw(st.sampled_from([0, 3])),
             "frequency_scale": draw(st.sampled_from([0.5, 1.0])),
             "signal": draw(st.sampled_from([0.5, 2.0])),
             "noise_variance": draw(st.sampled_from([0.0, 0.3])),
@@ -183,16 +193,43 @@ def test_targets_are_the_teachers_with_noise_of_the_stated_variance(noise: float
     assert rest.var() == pytest.approx(noise, rel=0.1, abs=1e-20)
 
 
+@pytest.mark.parametrize(("tasks", "shared"), [(1, True), (0, False)])
+def test_contexts_of_one_task_share_its_coefficients(tasks: int, shared: bool) -> None:
+    """One example without noise: y w z = y^2 in every context, for the w of the task."""
+    params = RidgeParams(
+        design="linear_attention", sample_count=50, inputs=2, context_length=1, tasks=tasks, signal=3.0
+    )
+    phi = plain(problem_of(params))[0].reshape(-1, 3)
+    w, residual, *_ = np.linalg.lstsq(phi[:, :2], np.sqrt(2) * phi[:, 2], rcond=None)
+    assert (residual[0] < 1e-12) == shared == (abs(w @ w - 3.0) < 1e-5)
+
+
+def test_the_moments_of_linear_attention_are_those_of_many_contexts() -> None:
+    params = RidgeParams(
+        design="linear_attention", sample_count=400_000, inputs=2, context_length=3, signal=1.5, noise_variance=0.4
+    )
+    problems = problem_of(params)
+    (x, y), population = plain(problems), problems.population
+    moment, best = population.moment[0].numpy(), population.target_SP[0].numpy()
+    second = x.T @ x / len(x)
+    np.testing.assert_allclose(np.diag(second), moment, rtol=0.05)
+    assert np.abs(second - np.diag(np.diag(second))).max() < 0.05
+    np.testing.assert_allclose(x.T @ y / len(x), moment * best, atol=0.02)
+    assert np.mean((x @ best - y) ** 2) - 0.4 == pytest.approx(float(population.rest_S[0]), rel=0.02)
+    assert float(population.zero_risk()[0]) == pytest.approx(1.5)
+
+
 # The solution and the descent, against plain algebra.
 
 
-@pytest.mark.parametrize("design", ["gaussian", "orthogonal", "relu", "fourier"])
+@pytest.mark.parametrize("design", ["gaussian", "orthogonal", "relu", "fourier", "linear_attention"])
 @pytest.mark.parametrize(("n", "p"), [(30, 12), (12, 12), (12, 30)])
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_the_solution_is_that_of_the_normal_equations(design: str, n: int, p: int, decay: float) -> None:
     if design == "orthogonal" and n < p:
         return
-    params = RidgeParams(design=design, sample_count=n, inputs=p, noise_variance=0.4, weight_decay=decay)
+    inputs = {12: 3, 30: 5}[p] if design == "linear_attention" else p
+    params = RidgeParams(design=design, sample_count=n, inputs=inputs, noise_variance=0.4, weight_decay=decay)
     problems = problem_of(params, seed=2)
     x, y = plain(problems)
     smoother = np.linalg.solve(x.T @ x + n * decay * np.eye(p), x.T) if decay else np.linalg.pinv(x)
@@ -314,6 +351,9 @@ def test_a_trial_that_diverges_ends_and_leaves_its_neighbours_alone() -> None:
         ({"inputs": 5, "features": 6}, "features"),
         ({"design": "relu", "covariance": "power_law"}, "covariance"),
         ({"design": "fourier", "teacher": "row_space"}, "teacher"),
+        ({"design": "linear_attention", "features": 3}, "features"),
+        ({"design": "linear_attention", "teacher": "equal"}, "teacher"),
+        ({"design": "linear_attention", "covariance": "power_law"}, "covariance"),
         ({"design": "orthogonal", "sample_count": 4, "inputs": 5}, "sample_count"),
         ({"inputs": 5, "features": 3, "teacher": "row_space"}, "features"),
         ({"covariance": "two_scale"}, "small_features"),

@@ -28,7 +28,7 @@ def pack_cost(params: RidgeParams, *, extent: tuple[int, ...], models: int, repo
     moments = 2.0 * p * p * (params.inputs + few) if dense else 0.0
     measure = 4.0 * n * p + (2.0 * p * p if dense else 0.0)
     flop = 2.0 * n * p * (params.inputs if dense else 1) + solve + moments + reports * measure
-    elements = 30.0 * n * params.inputs + 8.0 * n * p + (20.0 * p * p if dense else 0.0) + reports * 12.0 * (n + p)
+    elements = 30.0 * n * params.drawn + 8.0 * n * p + (20.0 * p * p if dense else 0.0) + reports * 12.0 * (n + p)
     launches = 150.0
     if params.iterative:
         tracked = bool(params.train_level or params.test_level)
@@ -40,7 +40,7 @@ def pack_cost(params: RidgeParams, *, extent: tuple[int, ...], models: int, repo
         launches = blocks * (150.0 + params.steps * (6 + 12 * tracked) + reports * 60)
     else:
         launches *= math.ceil(models / 16)
-    size = n * params.inputs + 3 * n * p + few * (n + p) + (3 * p * p if dense or params.iterative else 0)
+    size = n * params.drawn + 3 * n * p + few * (n + p) + (3 * p * p if dense or params.iterative else 0)
     return Cost(
         launches=launches,
         matmul_flop=models * flop,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jobs.job import as_dict
 from jobs.packed import random
+from jobs.ridge.attention import attention_features, attention_moments
 from jobs.ridge.params import RidgeParams
 from jobs.ridge.random_features import fourier_features, fourier_moments, relu_features, relu_moments
 
@@ -124,7 +125,30 @@ def data_key(params: RidgeParams, seed: int) -> tuple[object, ...]:
 
 
 def make_problems(params: Sequence[RidgeParams], seeds: Sequence[int], device: str) -> Problems:
-    """The problems of trials with the same design, examples, inputs and features."""
+    """The problems of trials with the same design, examples, inputs, features, context length and tasks."""
+    first = params[0]
+    noise_S = torch.tensor([p.noise_variance for p in params], dtype=torch.float64, device=device)
+    problem = _contexts if first.design == "linear_attention" else _regression
+    phi, y_SN, population = problem(params, seeds, noise_S, device)
+    u, singular, vh = torch.linalg.svd(phi, full_matrices=False)
+    problems = Problems(
+        x_SNP=phi,
+        y_SN=y_SN,
+        noise_variance_S=noise_S,
+        population=population,
+        start_SP=_scaled(_normal(seeds, "start", first.fitted, 1, device)[:, :, 0], [1.0] * len(params)),
+        u_SNR=u,
+        singular_SR=singular,
+        v_SPR=vh.transpose(1, 2),
+    )
+    dtype = torch.float64 if first.precision == "float64" else torch.float32
+    return problems.map(lambda tensor: tensor.to(dtype))
+
+
+def _regression(
+    params: Sequence[RidgeParams], seeds: Sequence[int], noise_S: Tensor, device: str
+) -> tuple[Tensor, Tensor, Population]:
+    """(S, N, P) features and (S, N) targets of linear regression, and what the features are worth."""
     first = params[0]
     n, inputs, fitted = first.sample_count, first.inputs, first.fitted
     variance_SD, beta_SD = _spectrum(params, device), _teachers(params, seeds, device)
@@ -138,27 +162,38 @@ def make_problems(params: Sequence[RidgeParams], seeds: Sequence[int], device: s
         population = Population(moment=variance_SD[:, :fitted], target_SP=beta_SD[:, :fitted], rest_S=rest)
     else:
         phi, population = _random_features(first.design, params, seeds, x_SND, beta_SD, device)
-    dtype = torch.float64 if first.precision == "float64" else torch.float32
-    u, singular, vh = torch.linalg.svd(phi, full_matrices=False)
-    v = vh.transpose(1, 2)
     if first.teacher == "row_space":
+        v = torch.linalg.svd(phi, full_matrices=False).Vh.transpose(1, 2)
         projected = torch.einsum("spr,sr->sp", v, torch.einsum("spr,sp->sr", v, beta_SD))
         beta_SD = _scaled(projected, [p.signal for p in params])
         population = replace(population, target_SP=beta_SD)
-    noise_S = torch.tensor([p.noise_variance for p in params], dtype=torch.float64, device=device)
     noise_SN = _normal(seeds, "target noise", n, 1, device)[:, :, 0] * noise_S.sqrt()[:, None]
-    start = _scaled(_normal(seeds, "start", fitted, 1, device)[:, :, 0], [1.0] * len(params))
-    problems = Problems(
-        x_SNP=phi,
-        y_SN=torch.einsum("snd,sd->sn", x_SND, beta_SD) + noise_SN,
-        noise_variance_S=noise_S,
-        population=population,
-        start_SP=start,
-        u_SNR=u,
-        singular_SR=singular,
-        v_SPR=v,
+    return phi, torch.einsum("snd,sd->sn", x_SND, beta_SD) + noise_SN, population
+
+
+def _contexts(
+    params: Sequence[RidgeParams], seeds: Sequence[int], noise_S: Tensor, device: str
+) -> tuple[Tensor, Tensor, Population]:
+    """The same of linear attention: the query is the first example of a context."""
+    first, signal = params[0], [p.signal for p in params]
+    n, inputs, length = first.sample_count, first.inputs, first.context_length + 1
+    z_SNLD = _normal(seeds, "inputs", n, first.drawn, device).reshape(-1, n, length, inputs)
+    w_SKD = torch.nn.functional.normalize(_normal(seeds, "teacher", first.tasks or n, inputs, device), dim=2)
+    if first.tasks:
+        keys = random.stream_keys(seeds, "tasks", device)
+        which_SN = random.below(keys, torch.arange(n, device=device), first.tasks)
+        w_SKD = w_SKD.gather(1, which_SN[:, :, None].expand(-1, -1, inputs))
+    w_SND = w_SKD * torch.tensor(signal, dtype=torch.float64, device=device).sqrt()[:, None, None]
+    noise_SNL = _normal(seeds, "target noise", n, length, device) * noise_S.sqrt()[:, None, None]
+    y_SNL = torch.einsum("snld,snd->snl", z_SNLD, w_SND) + noise_SNL
+    moments = [attention_moments(inputs, first.context_length, p.signal, p.noise_variance) for p in params]
+    moment, best, rest = zip(*moments, strict=True)
+    population = Population(
+        moment=torch.stack(moment).to(device),
+        target_SP=torch.stack(best).to(device),
+        rest_S=torch.tensor(rest, dtype=torch.float64, device=device),
     )
-    return problems.map(lambda tensor: tensor.to(dtype))
+    return attention_features(z_SNLD, y_SNL), y_SNL[:, :, 0], population
 
 
 def _random_features(

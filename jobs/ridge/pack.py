@@ -88,11 +88,12 @@ def _drawn(pack: Sequence[Member[RidgeParams]], groups: Groups, device: str) -> 
     shapes: dict[tuple[object, ...], Groups] = {}
     for group in groups:
         p = pack[group[0]].params
-        shapes.setdefault((p.sample_count, p.inputs, p.fitted, p.teacher == "row_space"), []).append(group)
+        shape = (p.sample_count, p.inputs, p.fitted, p.teacher == "row_space", p.context_length, p.tasks)
+        shapes.setdefault(shape, []).append(group)
     for same in shapes.values():
         p = pack[same[0][0]].params
         dense = p.design in ("relu", "fourier")
-        each = 8 * (p.sample_count * (p.inputs + 2 * p.fitted) + dense * p.fitted * (p.inputs + 3 * p.fitted))
+        each = 8 * (p.sample_count * (p.drawn + 2 * p.fitted) + dense * p.fitted * (p.inputs + 3 * p.fitted))
         size = max(1, _DRAWN_BYTES // each)
         for start in range(0, len(same), size):
             part = same[start : start + size]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jobs.job import ParamError, Params, param
 from jobs.packed import fields
 
-DESIGNS = ("gaussian", "orthogonal", "relu", "fourier")
+DESIGNS = ("gaussian", "orthogonal", "relu", "fourier", "linear_attention")
 COVARIANCES = ("isotropic", "power_law", "two_scale")
 TEACHERS = ("random", "equal", "power_law", "row_space")
 
@@ -20,7 +20,8 @@ class RidgeParams(Params):
         "gaussian",
         choices=DESIGNS,
         meaning="features: gaussian inputs; inputs whose sample covariance is exactly the population's (orthogonal); "
-        "or random features of Gaussian inputs, sqrt(2) relu(w x) or sqrt(2) cos(w x + b)",
+        "or random features of Gaussian inputs, sqrt(2) relu(w x) or sqrt(2) cos(w x + b); or those of one layer of "
+        "linear attention that learns regression in context (jobs/ridge/attention.py): each example is a context",
     )
     sample_count: int = param(100, unit="examples", low=1, high=1_000_000, meaning="n: training examples")
     inputs: int = param(100, low=1, high=100_000, meaning="D: inputs that the targets depend on")
@@ -28,7 +29,8 @@ class RidgeParams(Params):
         0,
         low=0,
         high=100_000,
-        meaning="p: features fitted: the first p inputs, or p random features; 0: as many as inputs",
+        meaning="p: features fitted: the first p inputs, or p random features; 0: as many as inputs, or all D (D + 1) "
+        "of linear attention",
     )
     frequency_scale: float = param(
         1.0, above=0, high=1e3, meaning="standard deviation of w x in the random features (fourier)"
@@ -74,6 +76,12 @@ class RidgeParams(Params):
     )
     stop_at_levels: bool = param(False, meaning="end a trial once both levels have been reached")
     precision: str = param("float64", choices=("float64", "float32"), meaning="numbers that are computed with")
+    context_length: int = param(
+        20, low=1, high=100_000, added=True, meaning="l: examples in a context beside the query (linear_attention)"
+    )
+    tasks: int = param(
+        0, low=0, high=1_000_000, added=True, meaning="k: tasks of the contexts; 0: a fresh one each (linear_attention)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,6 +93,11 @@ class RidgeParams(Params):
                 raise ParamError("covariance", f"must be isotropic for design: {self.design}", self.covariance)
             if self.teacher == "row_space":
                 raise ParamError("teacher", f"is for inputs fitted as they are, not design: {self.design}", "row_space")
+        if self.design == "linear_attention":
+            if self.features:
+                raise ParamError("features", f"must be 0 for design: {self.design}, which fits all", self.features)
+            if self.teacher != "random":
+                raise ParamError("teacher", f"must be random for design: {self.design}", self.teacher)
         if self.design == "orthogonal" and self.sample_count < self.inputs:
             raise ParamError(
                 "sample_count", f"must be at least inputs ({self.inputs}) to be orthogonal", self.sample_count
@@ -106,7 +119,14 @@ class RidgeParams(Params):
     @property
     def fitted(self) -> int:
         """p: features that are fitted."""
+        if self.design == "linear_attention":
+            return self.inputs * (self.inputs + 1)
         return self.features or self.inputs
+
+    @property
+    def drawn(self) -> int:
+        """Numbers that are drawn for an example."""
+        return self.inputs * (self.context_length + 1 if self.design == "linear_attention" else 1)
 
     @property
     def iterative(self) -> bool:

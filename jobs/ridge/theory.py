@@ -25,8 +25,8 @@ LARGEST = 1 << 20
 
 
 def predict(params: RidgeParams) -> Mapping[str, Prediction]:
-    """Observation or metric -> prediction; empty where no closed form holds (random features)."""
-    if params.design in ("relu", "fourier"):
+    """Observation or metric -> prediction; empty where no closed form holds (random features, attention)."""
+    if params.design not in ("gaussian", "orthogonal"):
         return {}
     if params.iterative:
         return {**_course(params), **_crossings(params)}

@@ -82,6 +82,7 @@ def _further() -> dict[str, tuple[Job[Any], list[Params]]]:
         ),
         "ridge, solved": solved(),
         "ridge, relu features": solved(design="relu", features=15),
+        "ridge, linear attention": solved(design="linear_attention", inputs=4, tasks=3),
         "ridge, fourier features": solved(design="fourier", features=30, solver="gradient_descent", steps=12),
     }
 
