@@ -21,7 +21,18 @@ from jobs.module import Data
 from jobs.module.data import Random
 from jobs.theory import equivalent, minimum_norm
 from tests.gallery import __main__ as program
-from tests.gallery import attention, benign, depth, fold_back, generations, hull, parity, random_labels, strings
+from tests.gallery import (
+    attention,
+    benign,
+    depth,
+    fold_back,
+    generations,
+    hull,
+    parity,
+    random_labels,
+    scaling,
+    strings,
+)
 from tests.gallery.catalogue import ROWS
 from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Row, above, agrees, below, every, within
 
@@ -39,6 +50,10 @@ PARTS: dict[int, list[list[str] | None]] = {
         ["axes.sample_count=[50,200]", "axes.covariance_exponent=[1.5]", "replicates=30"],
     ],
     5: [[], None],
+    6: [
+        ["axes.sample_count=[40,320]", "replicates=50"],
+        ["replicates=4"],
+    ],
     8: [["replicates=6"], None],
     11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
     13: [["axes.degree=[2,2,3,3,4,4]", "axes.bits=[10,25,10,25,10,17]", "replicates=6"]],
@@ -167,6 +182,12 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (fold_back.ROW, minimum_norm, "effective_parameters", lambda n, p: ORIGINAL_COUNT(n + 1, p)),
     (fold_back.ROW, fold_back, "NOISE", 0.35),
     (fold_back.ROW, fold_back, "RISING", {"p < n": (50, 30), "p > n": (70, 120)}),
+    (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "examples": a + t - 1}),
+    (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "steps": a + t - 1}),
+    (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "optimum": 0.5}),
+    (scaling.ROW, scaling, "expected", lambda params: 1.5 * benign.expected(params)),
+    (scaling.ROW, scaling, "course", lambda params, p, steps: ORIGINAL_COURSE(params, p, np.sqrt(steps))),
+    (scaling.ROW, scaling, "by_risks", lambda widths, _: 0.4 * np.sqrt(scaling.HELD_OUT)),  # parameters as data
     (parity.ROW, parity, "growth", lambda curve: other_inputs(curve)),
     (hull.ROW, hull, "absorbed", lambda n, d: ORIGINAL_ABSORBED(n, d + 1)),
     (hull.ROW, hull, "absorbed", lambda n, d: 1 - 2.0**-n * sum(math.comb(n, k) for k in range(d))),  # Wendel: cones
@@ -186,6 +207,7 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(*which, d=21)),
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(which[0], "repeated", which[2])),
 ]
+ORIGINAL_EXPONENTS, ORIGINAL_COURSE = scaling.exponents, scaling.course
 ORIGINAL_GENERATIONS = generations.expected
 ORIGINAL_HALF = strings.at_half
 ORIGINAL_ATTENTION = attention.expected

@@ -1,12 +1,24 @@
 """All rows."""
 
-from tests.gallery import attention, benign, depth, fold_back, generations, hull, parity, random_labels, strings
+from tests.gallery import (
+    attention,
+    benign,
+    depth,
+    fold_back,
+    generations,
+    hull,
+    parity,
+    random_labels,
+    scaling,
+    strings,
+)
 
 ROWS = (
     random_labels.ROW,
     fold_back.ROW,
     benign.ROW,
     strings.ROW,
+    scaling.ROW,
     depth.ROW,
     hull.ROW,
     parity.ROW,
