@@ -437,6 +437,14 @@ class Job(ABC, Generic[P]):
     def cost(self, params: P, *, extent: tuple[int, ...], models: int) -> Cost:
         """The cost of a pack of `models` trials like `params`, each padded to `extent`."""
 
+    def memory_bytes(self, params: P, *, extent: tuple[int, ...], models: int, device: str) -> float:
+        """Peak bytes of the tensors of a pack of `models` trials like `params`, each padded to `extent`.
+
+        The set-up, the training steps and the measurements are counted. By default, what `cost` states; a job that
+        works in larger pieces on a GPU than on a CPU overrides it.
+        """
+        return self.cost(params, extent=extent, models=models).memory_bytes
+
     def remarks(self, params: Sequence[P], *, measure: bool = False) -> Sequence[str]:
         """Lines that `plan` and `verify-job` print about trials with these parameters; none by default.
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from jobs.double_descent import fused
+from jobs.double_descent.memory import MLP_CHUNK_STEPS, MLP_EVALUATION_BYTES
 from jobs.double_descent.params import DoubleDescentParams
 from jobs.packed import random
 from jobs.packed.batches import Batches
@@ -29,11 +30,6 @@ from jobs.packed.cost import evaluation_bytes, layer_sizes, padded_width
 from jobs.packed.loop import predicted
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 from jobs.state import TrialState
-
-_CHUNK_STEPS = 64
-"""Steps whose batches are drawn at once: one draw costs dozens of small operations."""
-_EVALUATION_BYTES = 1 << 21
-"""Activations held at once while measuring: about a core's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +161,7 @@ class MLPBlock(Block):
     @torch.no_grad()
     def advance(self, step: int, count: int) -> None:
         while count:
-            steps = min(count, _CHUNK_STEPS)
+            steps = min(count, MLP_CHUNK_STEPS)
             train: Callable[..., None] = self._step
             if self._decay_steps and step:
                 steps = min(steps, self._decay_steps - step % self._decay_steps)
@@ -275,7 +271,9 @@ class MLPBlock(Block):
         """(M,) mean loss and error over the first examples of each model; `ragged`: not all of some models."""
         models, examples = len(y_MN), x_SND.shape[1]
         widest = max([x_SND.shape[2], *(w.shape[2] for w in self._weights)])
-        rows = max(64, min(examples, evaluation_bytes(_EVALUATION_BYTES, self._device.type) // (4 * widest * models)))
+        rows = max(
+            64, min(examples, evaluation_bytes(MLP_EVALUATION_BYTES, self._device.type) // (4 * widest * models))
+        )
         loss = torch.zeros(models, dtype=torch.float64, device=self._device)
         error = torch.zeros_like(loss)
         for start in range(0, examples, rows):

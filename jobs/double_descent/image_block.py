@@ -24,6 +24,7 @@ from jobs.double_descent.convolution import (
     shapes,
 )
 from jobs.double_descent.image_params import ImageParams
+from jobs.double_descent.memory import EVALUATION_PIXELS, IMAGE_CHUNK_STEPS
 from jobs.packed import random
 from jobs.packed.batches import Batches
 from jobs.packed.block import Block
@@ -34,10 +35,6 @@ from jobs.state import TrialState
 
 CROP_PADDING = 4
 """Black pixels added on each side of an image before a crop of the original size (Nakkiran et al. 2019)."""
-_CHUNK_STEPS = 16
-"""Steps whose batches are drawn at once."""
-_EVALUATION_PIXELS = 1 << 18
-"""Pixels (of all models) that are measured at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +103,7 @@ class ImageBlock(Block):
 
     def _advance(self, step: int, count: int) -> None:
         while count:
-            steps = min(count, _CHUNK_STEPS)
+            steps = min(count, IMAGE_CHUNK_STEPS)
             for k, rows_MB in enumerate(self.batches.draw(step, steps)):
                 self._set_rate(step + k)
                 rows_MB = self._own(rows_MB)
@@ -195,7 +192,7 @@ class ImageBlock(Block):
         if self._params.train_evaluated:
             counts = counts.clamp(max=self._params.train_evaluated)
         pixels = data.x_NCHW.shape[2] * data.x_NCHW.shape[3] * models
-        chunk = max(16, _EVALUATION_PIXELS // pixels)
+        chunk = max(16, EVALUATION_PIXELS // pixels)
         train, test = torch.zeros(2, 2, models, dtype=torch.float64, device=self._device)
         longest = min(self.batches.most, self._params.train_evaluated or self.batches.most)
         for start in range(0, longest, chunk):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from typing import ClassVar
 
-from jobs.double_descent import networks
+from jobs.double_descent import memory, networks
 from jobs.double_descent.image_params import ImageParams
 from jobs.double_descent.job import DescentJob
 from jobs.job import AnyParams, Cost, Member, Report
@@ -46,8 +46,11 @@ class ImageDoubleDescent(DescentJob[ImageParams]):
             launches=blocks * (steps * 12 * len(layers) + reports * 10 * len(layers)),
             matmul_flop=2.0 * models * macs * (3 * steps * p.batch + reports * evaluated),
             element_visits=float(models) * (training + reports * evaluated * (4 * live + 6 * pixels)),
-            memory_bytes=4.0 * models * (size * (5 if adaptive else 3) + p.batch * (3 * live + 4 * pixels)),
+            memory_bytes=self.memory_bytes(p, extent=extent, models=models, device="cpu"),
         )
+
+    def memory_bytes(self, params: ImageParams, *, extent: tuple[int, ...], models: int, device: str) -> float:
+        return memory.image_bytes(params, self.schedule(params), width=extent[0], models=models, device=device)
 
     def train(self, pack: Sequence[Member[ImageParams]], *, device: str) -> Iterator[Report]:
         from jobs.double_descent.image_pack import train

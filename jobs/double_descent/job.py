@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from jobs import curves as reductions
 from jobs.cautions import Caution, peak_outside
+from jobs.double_descent import memory
 from jobs.double_descent.params import DoubleDescentParams, DoubleDescentThresholds
 from jobs.job import (
     AnyParams,
@@ -207,10 +208,14 @@ class DoubleDescent(DescentJob[DoubleDescentParams]):
             launches=blocks * (steps * (11 + 6 * p.depth + (10 if adaptive else 0)) + reports * 40),
             matmul_flop=2.0 * models * (steps * step_macs + reports * evaluated * macs),
             element_visits=models * (steps * elements + reports * evaluated * (2 * hidden + 8 * p.outputs + p.inputs)),
-            memory_bytes=models * (model_bytes + 8.0 * p.used * 2),
+            memory_bytes=self.memory_bytes(p, extent=extent, models=models, device="cpu"),
             steps=steps,
             reports=reports,
         )
+
+    def memory_bytes(self, params: DoubleDescentParams, *, extent: tuple[int, ...], models: int, device: str) -> float:
+        width = extent[0] if extent else 1
+        return memory.perceptron_bytes(params, self.schedule(params), width=width, models=models, device=device)
 
     def train(self, pack: Sequence[Member[DoubleDescentParams]], *, device: str) -> Iterator[Report]:
         from jobs.double_descent.pack import train

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jobs.grokking.local_complexity import Neighbourhoods, draw
 from jobs.grokking.losses import row_loss
+from jobs.grokking.memory import CHUNK_STEPS, EVALUATION_BYTES
 from jobs.grokking.optim import make_optimiser
 from jobs.grokking.pairs import Pairs
 from jobs.grokking.params import GrokkingParams
@@ -26,9 +27,7 @@ from jobs.packed.loop import predicted
 from jobs.packed.optim import FlatParameters
 from jobs.state import TrialState
 
-_CHUNK_STEPS = 32
 _ORDERS = {"filled": "shuffled", "smaller": "whole_epochs"}
-_EVALUATION_BYTES = 1 << 22
 
 
 class ModularBlock(RepeatableBlock):
@@ -106,7 +105,7 @@ class ModularBlock(RepeatableBlock):
     def advance(self, step: int, count: int) -> None:
         warmup = self.shared.warmup_steps
         while count:
-            steps = min(count, _CHUNK_STEPS)
+            steps = min(count, CHUNK_STEPS)
             rows = None if self._fixed else self.batches.draw(step, steps)
             weights = self.batches.step_weights(step, steps)
             for k in range(steps):
@@ -166,7 +165,7 @@ class ModularBlock(RepeatableBlock):
         models, size = self._trained.shape
         return max(
             32,
-            min(size, evaluation_bytes(_EVALUATION_BYTES, self.pairs.x_P.device.type) // (self.row_bytes() * models)),
+            min(size, evaluation_bytes(EVALUATION_BYTES, self.pairs.x_P.device.type) // (self.row_bytes() * models)),
         )
 
     def examples(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:

@@ -94,7 +94,9 @@ def _repeated_steps(params: GrokkingParams) -> float:
     return params.levels * float(schedule[-1] - before) / 2
 
 
-def pack_cost(params: GrokkingParams, *, extent: tuple[int, ...], models: int, reports: int) -> Cost:
+def pack_cost(
+    params: GrokkingParams, *, extent: tuple[int, ...], models: int, reports: int, memory_bytes: float
+) -> Cost:
     """The cost of `models` networks, padded to `extent` = (width, training pairs) where they can be padded."""
     width = params.width if params.model == "transformer" else padded_width(extent[0])
     rows = extent[-1] if params.batch == params.train_pairs else params.batch
@@ -117,7 +119,7 @@ def pack_cost(params: GrokkingParams, *, extent: tuple[int, ...], models: int, r
         matmul_flop=2.0 * models * ((steps + repeated) * step_macs + measured_macs + corners * macs),
         element_visits=models
         * ((steps + repeated) * (rows * elements + 14 * size) + (measured + repeated) * pairs * elements + bent),
-        memory_bytes=models * (model_bytes + 40.0 * max(pairs, params.table_size) + 16.0 * size * bool(params.levels)),
+        memory_bytes=memory_bytes,
         steps=steps,
         reports=reports,
         at_most=params.stop_accuracy > 0,

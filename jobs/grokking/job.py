@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from jobs import curves as reductions
 from jobs.cautions import Caution, gap_out_of_reach, short_horizons
-from jobs.grokking import cost
+from jobs.grokking import cost, memory
 from jobs.grokking.params import BASE_METRICS, GrokkingParams, GrokkingThresholds
 from jobs.job import (
     AnyParams,
@@ -95,7 +95,13 @@ class Grokking(Job[GrokkingParams]):
         return super().report_steps(params) + 2 * params.levels
 
     def cost(self, params: GrokkingParams, *, extent: tuple[int, ...], models: int) -> Cost:
-        return cost.pack_cost(params, extent=extent, models=models, reports=self.report_steps(params))
+        memory_bytes = self.memory_bytes(params, extent=extent, models=models, device="cpu")
+        return cost.pack_cost(
+            params, extent=extent, models=models, reports=self.report_steps(params), memory_bytes=memory_bytes
+        )
+
+    def memory_bytes(self, params: GrokkingParams, *, extent: tuple[int, ...], models: int, device: str) -> float:
+        return memory.pack_bytes(params, self.schedule(params), extent=extent, models=models, device=device)
 
     def train(self, pack: Sequence[Member[GrokkingParams]], *, device: str) -> Iterator[Report]:
         from jobs.grokking.pack import train

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jobs.grokking.memory import COMPLEXITY_BYTES
 from jobs.grokking.pairs import Pairs
 from jobs.grokking.params import GrokkingParams
 from jobs.packed import random
-
-_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def measure(
     moved_MVW = torch.cat([moved_MQW, -moved_MQW], 1)
     vertices = moved_MVW.shape[1]
     points = around.rows_MS.shape[1]
-    rows = max(1, _CHUNK_BYTES // (4 * models * vertices * width))
+    rows = max(1, COMPLEXITY_BYTES // (4 * models * vertices * width))
     cut_MS = torch.zeros(models, points, dtype=torch.int64, device=first_MDW.device)
     for start in range(0, points, rows):
         part = slice(start, start + rows)
