@@ -360,7 +360,7 @@ class Cost:
     element_visits: float
     """Elements read or written by all other operations."""
     memory_bytes: float
-    """Peak resident memory of the pack beyond the data set."""
+    """Peak bytes of the pack's tensors on a CPU; `Job.memory_bytes` is for other devices too."""
     seconds: float = 0.0
     """Further time (a plain function's own estimate)."""
     steps: int = 0

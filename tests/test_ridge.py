@@ -380,7 +380,9 @@ def test_a_cost_is_finite_and_grows_with_models_steps_and_padding(pack: list[Mem
         for e, m in ((extent, 1), (extent, models), (tuple(s + 7 for s in extent), models))
     )
     for name in ("launches", "matmul_flop", "element_visits", "memory_bytes"):
-        assert 0 < getattr(one, name) <= getattr(many, name) <= getattr(padded, name) < np.inf, name
+        assert 0 < getattr(one, name) <= getattr(many, name) < np.inf, name
+        if name != "memory_bytes":  # larger problems are drawn and trained in smaller pieces
+            assert getattr(many, name) <= getattr(padded, name) < np.inf, name
         assert getattr(many, name) <= models * getattr(one, name) * (1 + 1e-9), name
     if params.iterative:
         longer = JOB.cost(dataclasses.replace(params, steps=2 * params.steps + 50), extent=extent, models=1)

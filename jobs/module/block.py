@@ -16,7 +16,7 @@ from torch.func import vmap
 
 from jobs.job import Member
 from jobs.module.base import ModuleScience
-from jobs.module.cost import EVALUATION_BYTES
+from jobs.module.cost import CHUNK_STEPS, EVALUATION_BYTES
 from jobs.module.data import Data, Inputs
 from jobs.module.examples import Examples, train_examples
 from jobs.module.graph import Graphs, Recorded
@@ -30,8 +30,6 @@ from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 from jobs.packed.state import fill
 from jobs.state import TrialState
 
-_CHUNK_STEPS = 64
-"""Steps whose batches are drawn at once."""
 COMPACT_BELOW = 0.75
 """A stacked block is made smaller once this share of its models is left: what is vectorised depends on their number."""
 
@@ -134,7 +132,7 @@ class ModuleBlock(Block):
         self._module.train()
         params = self._shared
         while count:
-            steps = min(count, _CHUNK_STEPS)
+            steps = min(count, CHUNK_STEPS)
             draws = self._whole is None and not self._online
             rows_KMB = self._batches.draw(step, steps) if draws else None
             at_K = torch.arange(step, step + steps, device=self._device)

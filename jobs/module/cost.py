@@ -17,15 +17,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from jobs.job import Cost, Member
+from jobs.job import Cost, Member, log_spaced_steps
 from jobs.module.base import ModuleScience
 from jobs.module.data import Random, tensors_of
 from jobs.module.network import Network, OneNetwork
 from jobs.packed import random
+from jobs.packed.cost import evaluation_bytes
+from jobs.packed.memory import drawn_bytes, longest_gap
+from jobs.packed.storages import PeakMemory
 
 _MOST_COUNTED = 8
 """Settings of one job that are counted; those of further ones are scaled."""
 _OPTIMISER_LAUNCHES = 25
+CHUNK_STEPS = 64
+"""Steps whose batches are drawn at once."""
 EVALUATION_BYTES = 1 << 23
 """Activations held at once while measuring on a CPU: with few rows, a batched product costs more a row."""
 _STACK_BYTES = 64 << 20
@@ -54,6 +59,14 @@ class Profile:
     """Parameters, the state of the optimiser, and activations of a step."""
     row_bytes: float
     """Activations of one example in a forward pass."""
+    training: int
+    """Training examples."""
+    network_bytes: float
+    """Parameters and buffers."""
+    step_bytes: float
+    """Peak of a training step beyond the parameters and the batch, gradients included."""
+    measured_bytes: float
+    """Peak of the measurement of one example."""
 
 
 class _Counter(TorchDispatchMode):
@@ -109,10 +122,19 @@ def _count(job: ModuleScience, params: Any) -> Profile:
     inputs = x[0] if isinstance(data.train[0], Tensor) else x
     key, step = random.stream_keys([0], "module")[0], torch.zeros((), dtype=torch.int64)
     leaves = [p for p in network.module.parameters() if p.requires_grad]
-    with whole:
+    step_bytes, measuring = PeakMemory(), PeakMemory()
+    own = [*network.trained.values(), *network.fixed.values(), *x, y, key, step, *(() if mask is None else (mask,))]
+    for tensor in own:
+        step_bytes.storages.add(tensor)
+        measuring.storages.add(tensor)
+    before = step_bytes.storages.live
+    with step_bytes, whole:
         with forward:
             loss = one.batch_loss((), (), inputs, y, mask, key, step)
         torch.autograd.grad(loss, leaves, allow_unused=True)
+    network.module.eval()
+    with torch.no_grad(), measuring:
+        one.sums((), (), inputs, y, mask)
     parameters = sum(p.numel() for p in leaves)
     copies = 2 if params.optimiser == "sgd" else 4
     tensors = [*tensors_of(data.train), *tensors_of(data.test)]
@@ -127,6 +149,10 @@ def _count(job: ModuleScience, params: Any) -> Profile:
         data_bytes=float(sum(t.numel() * t.element_size() for t in tensors)),
         model_bytes=4.0 * (parameters * copies + whole.elements),
         row_bytes=4.0 * forward.elements / batch,
+        training=examples,
+        network_bytes=float(sum(t.nbytes for t in (*network.trained.values(), *network.fixed.values()))),
+        step_bytes=float(step_bytes.storages.peak - before),
+        measured_bytes=(measuring.storages.peak - before) / batch,
     )
 
 
@@ -143,7 +169,39 @@ def _scaled(job: ModuleScience, params: Any, counted: Sequence[Profile]) -> Prof
         elements=near.elements * most,
         model_bytes=near.model_bytes * most,
         row_bytes=near.row_bytes * most,
+        network_bytes=near.network_bytes * ratio,
+        step_bytes=near.step_bytes * most,
+        measured_bytes=near.measured_bytes * most,
     )
+
+
+def memory_bytes(job: ModuleScience, params: Any, models: int, device: str) -> float:
+    """Peak bytes of a pack whose models are stacked, each on data of its own; 0 where the user's code fails here."""
+    try:
+        p = profile_of(job, params)
+    except Exception:
+        return 0.0
+    cpu = device.startswith("cpu")
+    stacked = min(models, models_stacked(job, params, device))
+    state = 4.0 * p.parameters * (2 if params.optimiser == "sgd" else 4) + p.network_bytes - 4.0 * p.parameters
+    # The networks and the data are made on the host.
+    held = models * (p.data_bytes + state + cpu * (p.data_bytes + p.network_bytes))
+    gap = longest_gap(log_spaced_steps(params.steps, params.curve_points))
+    drawing = rows = 0.0
+    if not job.defines("batch"):
+        drawing, rows = drawn_bytes(
+            stacked,
+            steps=min(CHUNK_STEPS, gap),
+            horizon=params.steps,
+            batch=p.batch,
+            used=p.training,
+            order=params.batch_order,
+        )
+    row = p.data_bytes / p.examples
+    step = stacked * (p.step_bytes + 2 * p.batch * row)
+    piece = min(stacked * p.examples, evaluation_bytes(EVALUATION_BYTES, device) / p.row_bytes)
+    kept = rows if gap > CHUNK_STEPS else 0.0
+    return held + max(drawing + kept, rows + step, piece * (p.measured_bytes + row))
 
 
 def pack_cost(job: ModuleScience, params: Any, models: int) -> Cost:
@@ -161,7 +219,7 @@ def pack_cost(job: ModuleScience, params: Any, models: int) -> Cost:
         launches=blocks * (steps * (p.launches + _OPTIMISER_LAUNCHES) + reports * passes * p.launches),
         matmul_flop=models * p.flop * (steps + measured),
         element_visits=models * (2 * p.elements * (steps + measured) + steps * update),
-        memory_bytes=models * (p.model_bytes + p.data_bytes),
+        memory_bytes=memory_bytes(job, params, models, "cpu"),
         steps=steps,
         reports=reports,
         at_most=params.stop_accuracy > 0,

@@ -40,6 +40,11 @@ class ModuleJob(ModuleScience):
 
         return pack_cost(self, params, models)
 
+    def memory_bytes(self, params: Any, *, extent: tuple[int, ...], models: int, device: str) -> float:
+        from jobs.module.cost import memory_bytes
+
+        return memory_bytes(self, params, models, device)
+
     def remarks(self, params: Sequence[Any], *, measure: bool = False) -> Sequence[str]:
         from jobs.module.remarks import remarks
 

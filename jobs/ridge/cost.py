@@ -17,7 +17,7 @@ def problem_bytes(examples: int, features: int, *, dense: bool, wide: bool) -> i
     return 8 * ((examples * features if wide else features * features) + dense * features * features + 8 * features)
 
 
-def pack_cost(params: RidgeParams, *, extent: tuple[int, ...], models: int, reports: int) -> Cost:
+def pack_cost(params: RidgeParams, *, extent: tuple[int, ...], models: int, reports: int, memory_bytes: float) -> Cost:
     """The cost of `models` linear models padded to `extent` = (examples, features), each on data of its own."""
     n, p = extent
     dense = params.design in ("relu", "fourier")
@@ -40,12 +40,11 @@ def pack_cost(params: RidgeParams, *, extent: tuple[int, ...], models: int, repo
         launches = blocks * (150.0 + params.steps * (6 + 12 * tracked) + reports * 60)
     else:
         launches *= math.ceil(models / 16)
-    size = n * params.drawn + 3 * n * p + few * (n + p) + (3 * p * p if dense or params.iterative else 0)
     return Cost(
         launches=launches,
         matmul_flop=models * flop,
         element_visits=models * elements,
-        memory_bytes=models * 8.0 * size,
+        memory_bytes=memory_bytes,
         steps=params.steps if params.iterative else 0,
         reports=reports,
         at_most=params.iterative and params.stop_at_levels,

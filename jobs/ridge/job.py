@@ -29,7 +29,7 @@ from jobs.job import (
     Scalar,
     log_spaced_steps,
 )
-from jobs.ridge import cost, theory
+from jobs.ridge import cost, memory, theory
 from jobs.ridge.params import RidgeParams, RidgeThresholds
 
 _LEVELS = ("train_level_step", "test_level_step")
@@ -86,7 +86,13 @@ class Ridge(Job[RidgeParams]):
         return log_spaced_steps(params.horizon, params.curve_points)
 
     def cost(self, params: RidgeParams, *, extent: tuple[int, ...], models: int) -> Cost:
-        return cost.pack_cost(params, extent=extent, models=models, reports=self.report_steps(params))
+        memory_bytes = self.memory_bytes(params, extent=extent, models=models, device="cpu")
+        return cost.pack_cost(
+            params, extent=extent, models=models, reports=self.report_steps(params), memory_bytes=memory_bytes
+        )
+
+    def memory_bytes(self, params: RidgeParams, *, extent: tuple[int, ...], models: int, device: str) -> float:
+        return memory.ridge_bytes(params, extent=extent, models=models, device=device)
 
     def train(self, pack: Sequence[Member[RidgeParams]], *, device: str) -> Iterator[Report]:
         from jobs.ridge.pack import train

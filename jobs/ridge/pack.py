@@ -18,12 +18,8 @@ from jobs.packed.loop import run_blocks
 from jobs.ridge.block import PaddedProblems, RidgeBlock, RidgeHyperparameters, effective_parameters
 from jobs.ridge.cost import problem_bytes
 from jobs.ridge.designs import Problems, data_key, make_problems
+from jobs.ridge.memory import GPU_BLOCK_BYTES, drawn_at_once
 from jobs.ridge.params import RidgeParams
-
-_DRAWN_BYTES = 64 << 20
-"""Size of the problems that are drawn and decomposed at once."""
-_GPU_BYTES = 4 << 30
-"""Size of the problems of one block on a GPU."""
 
 Groups = list[list[int]]
 """Positions of the trials on each data set."""
@@ -92,9 +88,7 @@ def _drawn(pack: Sequence[Member[RidgeParams]], groups: Groups, device: str) -> 
         shapes.setdefault(shape, []).append(group)
     for same in shapes.values():
         p = pack[same[0][0]].params
-        dense = p.design in ("relu", "fourier")
-        each = 8 * (p.sample_count * (p.drawn + 2 * p.fitted) + dense * p.fitted * (p.inputs + 3 * p.fitted))
-        size = max(1, _DRAWN_BYTES // each)
+        size = drawn_at_once(p, p.sample_count, p.fitted)
         for start in range(0, len(same), size):
             part = same[start : start + size]
             members = [pack[group[0]] for group in part]
@@ -108,7 +102,7 @@ def _blocks(pack: Sequence[Member[RidgeParams]], groups: Groups, device: str) ->
         p = pack[group[0]].params
         return len(group), p.fitted, p.sample_count, p.inputs
 
-    room = CACHE_BYTES if device.startswith("cpu") else _GPU_BYTES
+    room = CACHE_BYTES if device.startswith("cpu") else GPU_BLOCK_BYTES
     block: Groups = []
     used = 0
     for group in sorted(groups, key=order):

@@ -144,9 +144,15 @@ class Planner:
             pace = (cost.steps, cost.reports)
             if pace not in kinds:
                 kinds[pace] = self._kind(key, cost)
-            return self._corrected(cost, kinds[pace])[0], cost.memory_bytes
+            return self._corrected(cost, kinds[pace])[0], self._memory_bytes(cost, trial, extent, models)
 
         return estimate
+
+    def _memory_bytes(self, cost: Cost, trial: Trial, extent: tuple[int, ...], models: int) -> float:
+        device = self.calibration.machine.device
+        if device == "cpu":  # what a cost states
+            return cost.memory_bytes
+        return self.job.memory_bytes(trial.params, extent=extent, models=models, device=device)
 
     def _kind(self, key: Hashable, cost: Cost) -> str:
         return pack_kind(self.job_name, self.job.version, key, cost, self.at_once)
@@ -169,7 +175,9 @@ class Planner:
         # Horizons may differ within a pack: average over a sample of its trials.
         sample = trials[:: max(1, len(trials) // 8)]
         costs = [self.job.cost(trial.params, extent=extent, models=len(trials)) for trial in sample]
-        memory_bytes = max(cost.memory_bytes for cost in costs)
+        memory_bytes = max(
+            self._memory_bytes(cost, trial, extent, len(trials)) for cost, trial in zip(costs, sample, strict=True)
+        )
         counted_s = sum(self.calibration.machine.seconds(cost) for cost in costs) / len(costs)
         if counted_s <= 0:
             seconds = self.calibration.trial_s(self.job_name, self.sweep_id) * len(trials)

@@ -26,13 +26,13 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from jobs.packed.block import Block
 from jobs.packed.host import to_host
+from jobs.packed.storages import Storages
 
 NAME = "standin"
 """Of the device."""
@@ -82,7 +82,7 @@ class StandIn(TorchDispatchMode):
         self.reads: Counter[Place] = Counter()
         self.uploads: Counter[Place] = Counter()
         self.mixed: Counter[Place] = Counter()
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.storages = Storages()
 
     def __enter__(self) -> StandIn:
         # torch.tensor(..., device=...) makes a tensor of the CPU and copies it.
@@ -135,21 +135,13 @@ class StandIn(TorchDispatchMode):
         for leaf in pytree.tree_leaves(out):
             if isinstance(leaf, FakeTensor):
                 assert leaf.device.type == NAME, f"{func} leaves the device in a way that is not counted"
-                self._allocated(leaf)
+                self.storages.add(leaf)
         return out
-
-    def _allocated(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        reference = StorageWeakRef(storage)
-        if reference.cdata in self._storages:
-            return
-        self._storages[reference.cdata] = reference, storage.nbytes()
 
     def live_bytes(self) -> int:
         """Bytes of the tensors that are held on the device."""
         gc.collect()
-        self._storages = {key: held for key, held in self._storages.items() if not held[0].expired()}
-        return sum(size for _, size in self._storages.values())
+        return self.storages.live
 
 
 def place() -> Place:
