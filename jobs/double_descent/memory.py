@@ -63,8 +63,9 @@ def _perceptrons(p: DoubleDescentParams, sizes: tuple[int, ...], models: int, lo
     hidden = sum(sizes[1:-1])
     buffers = 4.0 * models * batch * (inputs + 2 * hidden + 2 * outputs + 3)
     held = data + trained * (2 if p.optimiser == "sgd" else 4) + buffers
-    largest = models * max(a * b for a, b in pairwise(sizes))
-    initialising = data + trained + largest * (NORMAL_BYTES + 8 if p.weight_std else UNIFORM_BYTES)
+    largest = max(a * b for a, b in pairwise(sizes))
+    drawn_weights = largest * (models * (NORMAL_BYTES + 8 if p.weight_std else UNIFORM_BYTES) + 8)
+    initialising = data + trained + drawn_weights
     order = "whole_epochs" if p.last_batch == "smaller" else p.batch_order
     peak, rows = memory.drawn_bytes(
         models,
@@ -78,7 +79,7 @@ def _perceptrons(p: DoubleDescentParams, sizes: tuple[int, ...], models: int, lo
     apart = own or subset
     if batch < p.used:
         # Rows, their places in order of the models, and targets; those of a chunk are there while the next is drawn.
-        training = peak + (3 * rows if longest > steps else 0.0)
+        training = peak + (rows + 16.0 * models * steps * batch if longest > steps else 0.0)
     else:
         training = peak + label * models * batch + apart * 8.0 * models * batch * steps
     room = evaluation_bytes(MLP_EVALUATION_BYTES, device) // (4 * widest)

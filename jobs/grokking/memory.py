@@ -58,9 +58,12 @@ class _Block:
         copies = (2 if p.optimiser == "sgd" else 4) + bool(p.grokfast_lambda) + bool(p.embedding_learning_rate) * 2
         examples = 18.0 * models * p.table_size
         batch = (32.0 if self.batch >= self.pairs else 8.0) * models * self.batch
-        held = examples + batch + self._buffers() + copies * self.weights * (1 + bool(p.levels))
+        alone = examples + batch + self._buffers() + copies * self.weights
+        # Where levels are looked for, the state at the last report is kept, and a copy of the block is trained again.
+        held = alone + copies * self.weights * bool(p.levels)
+        searching = alone * bool(p.levels)
         drawing = NORMAL_BYTES if p.init in ("scaled", "nanda") else UNIFORM_BYTES
-        setup = examples + self.weights + models * drawing * self._largest()
+        setup = examples + self.weights + (models * drawing + 8.0) * self._largest()
         splitting = max(PERMUTED_BYTES, 8.0 + 29.0) * models * p.table_size
         order = "whole_epochs" if p.last_batch == "smaller" else "shuffled"
         peak, rows = memory.drawn_bytes(
@@ -75,7 +78,7 @@ class _Block:
         kept = rows if self.longest > CHUNK_STEPS else 0.0
         training = rows + 56.0 * models * self.batch * (rows > 0) + self._step(self.batch, own=True)
         return BlockBytes(
-            held=held, setup=max(setup, splitting, held), work=max(peak + kept, training, self._measuring())
+            held=held, setup=max(setup, splitting, held), work=searching + max(peak + kept, training, self._measuring())
         )
 
     def _largest(self) -> int:
@@ -103,7 +106,7 @@ class _Block:
     def _loss(self) -> float:
         """Bytes of one row's loss at its peak, beyond the outputs."""
         number = 8.0 if self.p.loss_precision == 64 else 4.0
-        copies = {"squared": 1, "cross_entropy": 1, "stablemax": 5}[self.p.loss]
+        copies = {"squared": 1, "cross_entropy": 1, "stablemax": 3}[self.p.loss]
         return self.p.read_positions * self.p.outputs * (number * copies + (8.0 if number == 8 else 0.0))
 
     def _step(self, rows: float, *, own: bool) -> float:
@@ -119,7 +122,7 @@ class _Block:
                 return models * rows * 4.0 * width + max(gradient, models * rows * (self._loss() - out))
             return models * rows * (5 * 4.0 * width + out) + 2 * self.weights
         if p.model == "transformer":
-            return models * rows * 4.0 * width * self._transformer_step() + models * rows * 2 * out + self.weights
+            return max(models * rows * (4.0 * width * self._transformer_step() + 2 * out), 2 * self.weights)
         layers = p.layers + (p.layers if p.activation == "gelu" else 0)
         live = max(p.layers + layers, layers + 2) * 4.0 * width
         tables = 4.0 * models * p.tables * p.elements * width * (p.embedding > 0 and not p.pixels)
@@ -130,8 +133,8 @@ class _Block:
     def _transformer_step(self) -> float:
         """Numbers of one row, in units of the width, that are alive at the peak of a step."""
         positions, read = self.p.sequence_length, self.p.read_positions
-        full = self.p.layers - 1
-        return 23.0 * full + 2.0 * positions + 14.0 * read
+        full = (self.p.layers - 1) * positions
+        return 11.5 * full + 2.0 * positions + 16.4 * read + 3.6 * self.p.layer_norm * (full + read)
 
     def _outputs(self) -> float:
         """Bytes of one row's activations at the peak of a forward pass."""
@@ -147,8 +150,10 @@ class _Block:
 
     def _measuring(self) -> float:
         p, models = self.p, self.models
-        rows = self._measured_rows()
-        most = models * rows * self._outputs()
+        rows, size = self._measured_rows()
+        outputs = 4.0 * self.outputs * p.read_positions
+        # The outputs of a piece are there while the next is computed.
+        most = models * max(rows * self._outputs(), rows * outputs + max(0.0, min(rows, size - rows)) * self._outputs())
         if p.progress != "none":
             most = max(most, self._step(rows, own=False) + self.weights)
         if p.progress == "fourier":
@@ -159,12 +164,12 @@ class _Block:
             most = max(most, (4.25 if p.layers > 1 else 2.25) * layer + 4.0 * models * p.first_inputs * self.width)
         return most
 
-    def _measured_rows(self) -> float:
-        """Examples of each model that are measured at once."""
+    def _measured_rows(self) -> tuple[float, int]:
+        """Examples of each model that are measured at once, and all of them."""
         p = self.p
         row = {
             "quadratic_mlp": 4.0 * (2 * self.width + 3 * self.outputs),
             "transformer": 16.0 * p.sequence_length * self.width,
         }.get(p.model, 16.0 * max(self.width, p.embedding))
         size = self.pairs + p.official_tests if p.official_tests else p.table_size
-        return max(32.0, min(size, evaluation_bytes(EVALUATION_BYTES, self.device) // (row * self.models)))
+        return max(32.0, min(size, evaluation_bytes(EVALUATION_BYTES, self.device) // (row * self.models))), size

@@ -72,7 +72,7 @@ def drawn_bytes(
     if order == "cyclic":
         return 24.0 * rows, 8.0 * rows
     if order == "with_replacement":
-        return UNIFORM_BYTES * rows + 8.0 * rows, 8.0 * rows
+        return UNIFORM_BYTES * rows, 8.0 * rows
     if order == "whole_epochs":
         epoch = -(-used // batch)
         span = min((steps + epoch - 2) // epoch + 1, -(-horizon // epoch))
