@@ -57,18 +57,18 @@ class _Sizes:
         self.number = number = 8.0 if params.precision == "float64" else 4.0
         self.n, self.p = n, p
         d, r = params.inputs, min(n, p)
-        self.inputs = inputs = 8.0 * n * d
+        inputs = 8.0 * n * params.drawn
         dense = params.design in ("relu", "fourier")
-        own = dense or params.fitted < d
+        own = dense or params.fitted != params.drawn
         vectors = r * (n + p + 1)
         self.moment = moment = p * p if dense else p
         self.problem = number * (n * p + vectors + moment + 2 * p + n)
         """Kept of a problem that was drawn."""
-        normal = NORMAL_BYTES * n * d
+        normal = NORMAL_BYTES * n * params.drawn
         features = 8.0 * n * p if own else 0.0
         weights = {"relu": 16.0, "fourier": 8.0}.get(params.design, 0.0) * p * d
         moments = inputs + features + weights + {"relu": 5, "fourier": 6}.get(params.design, 0) * 8.0 * p * p
-        decomposed = inputs + features + 8.0 * (vectors + moment * dense) + 8.0 * p * d * dense
+        decomposed = (features if own else inputs) + 8.0 * (vectors + moment * dense)
         if number == 4:
             decomposed += self.problem
         self.drawing = max(normal, inputs + NORMAL_BYTES * p * d * dense, moments, decomposed)
