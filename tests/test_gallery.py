@@ -29,6 +29,7 @@ from tests.gallery import (
     generations,
     hull,
     parity,
+    progress,
     random_labels,
     scaling,
     strings,
@@ -73,6 +74,7 @@ PARTS: dict[int, list[list[str] | None]] = {
         ],
     ],
     15: [["replicates=1000"]],
+    16: [None],
 }
 """Of each row: changes to its sweeps that leave enough for every finding, in seconds; None: the trials were recorded,
 because training them takes a minute or more."""
@@ -104,7 +106,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], list[An
 
 
 class Recorded:
-    """The trials of a sweep as they were measured; the columns before `replicate` are axes."""
+    """The trials or curves of a sweep as they were measured; the columns before `replicate` are axes."""
 
     def __init__(self, sweep: str) -> None:
         name = Path(sweep).stem.removesuffix("_small")
@@ -112,6 +114,9 @@ class Recorded:
         self.axes = tuple(self._trials.columns[: list(self._trials).index("replicate")])
 
     def trials(self) -> Any:
+        return self._trials
+
+    def curves(self, metrics: Sequence[str], *, axes: bool) -> Any:
         return self._trials
 
 
@@ -203,6 +208,9 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (attention.ROW, attention, "stieltjes", lambda x, kappa: 1 / (1 + x)),
     (attention.ROW, attention, "limit", lambda loss: loss[max(loss)]),
     (attention.ROW, attention, "posterior_mean_loss", lambda d, tasks, draws: [1.25] * draws),
+    (progress.ROW, progress, "events", lambda curve: ORIGINAL_EVENTS(curve.assign(restricted_loss=curve.test_loss))),
+    (progress.ROW, progress, "events", lambda curve: ORIGINAL_EVENTS(memorised_when_generalised(curve))),
+    (progress.ROW, progress, "ORDER", (("generalised", below, "restricted"),)),
     (generations.ROW, generations, "expected", lambda data, designs, t: t * 20 / 39 if data == "replace" else 20 / 39),
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(*which, d=21)),
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(which[0], "repeated", which[2])),
@@ -211,6 +219,7 @@ ORIGINAL_EXPONENTS, ORIGINAL_COURSE = scaling.exponents, scaling.course
 ORIGINAL_GENERATIONS = generations.expected
 ORIGINAL_HALF = strings.at_half
 ORIGINAL_ATTENTION = attention.expected
+ORIGINAL_EVENTS = progress.events
 ORIGINAL_GROWTH = parity.growth
 ORIGINAL_ABSORBED = hull.absorbed
 
@@ -218,6 +227,11 @@ ORIGINAL_ABSORBED = hull.absorbed
 def other_inputs(curve: Any) -> float:
     """The growth of the weights of the inputs that the label does not depend on."""
     return ORIGINAL_GROWTH(curve.assign(relevant_share=1 - curve.relevant_share))
+
+
+def memorised_when_generalised(curve: Any) -> Any:
+    """The accuracy of the test pairs in place of that of the training pairs."""
+    return curve.assign(train_accuracy=(curve.test_loss <= progress.HALF_CHANCE).astype(float))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from tests.gallery import (
     generations,
     hull,
     parity,
+    progress,
     random_labels,
     scaling,
     strings,
@@ -24,4 +25,5 @@ ROWS = (
     parity.ROW,
     attention.ROW,
     generations.ROW,
+    progress.ROW,
 )
