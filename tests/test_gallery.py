@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from jobs.gallery.depth import DepthAgainstWidth, DepthParams
 from jobs.gallery.hull import is_inside
+from jobs.gallery.pruning import PrunedAdam, PruningParams, TrainThenCompress
 from jobs.gallery.strings import StringParams, Strings
 from jobs.module import Data
 from jobs.module.data import Random
@@ -30,6 +31,7 @@ from tests.gallery import (
     hull,
     parity,
     progress,
+    pruning,
     random_labels,
     scaling,
     strings,
@@ -57,6 +59,7 @@ PARTS: dict[int, list[list[str] | None]] = {
     ],
     8: [["replicates=6"], None],
     11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
+    12: [None],
     13: [["axes.degree=[2,2,3,3,4,4]", "axes.bits=[10,25,10,25,10,17]", "replicates=6"]],
     14: [
         [
@@ -193,6 +196,8 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (scaling.ROW, scaling, "expected", lambda params: 1.5 * benign.expected(params)),
     (scaling.ROW, scaling, "course", lambda params, p, steps: ORIGINAL_COURSE(params, p, np.sqrt(steps))),
     (scaling.ROW, scaling, "by_risks", lambda widths, _: 0.4 * np.sqrt(scaling.HELD_OUT)),  # parameters as data
+    (pruning.ROW, pruning, "parameters", lambda width: width**2 + 51 * width),
+    (pruning.ROW, pruning, "compared", lambda *of: 1 - ORIGINAL_ERRORS(*of)),  # accuracies
     (parity.ROW, parity, "growth", lambda curve: other_inputs(curve)),
     (hull.ROW, hull, "absorbed", lambda n, d: ORIGINAL_ABSORBED(n, d + 1)),
     (hull.ROW, hull, "absorbed", lambda n, d: 1 - 2.0**-n * sum(math.comb(n, k) for k in range(d))),  # Wendel: cones
@@ -220,6 +225,7 @@ ORIGINAL_GENERATIONS = generations.expected
 ORIGINAL_HALF = strings.at_half
 ORIGINAL_ATTENTION = attention.expected
 ORIGINAL_EVENTS = progress.events
+ORIGINAL_ERRORS = pruning.compared
 ORIGINAL_GROWTH = parity.growth
 ORIGINAL_ABSORBED = hull.absorbed
 
@@ -300,6 +306,26 @@ def test_targets_of_depth_are_what_they_are_called() -> None:
     assert float(y.var()) == pytest.approx(depth.VARIANCE_OF_TENT, rel=0.05)
     for layers in (1, 4):
         assert float(test_part(target="teacher", teacher_layers=layers)[1].var()) == pytest.approx(1, rel=0.2)
+
+
+def test_the_largest_weights_are_left_and_the_rest_is_pruned_between_two_steps() -> None:
+    params = PruningParams(width=20, final=300, steps=100, learning_rate=0.001)
+    network = TrainThenCompress().model(params)
+    weights = list(network.parameters())
+    optimiser = PrunedAdam(weights, params)
+    left = []
+    for step in range(params.steps):
+        before = [weight.detach().clone() for weight in weights]
+        optimiser.zero_grad()
+        network(torch.full((1, 40), 0.5)).square().sum().backward()
+        optimiser.step()
+        left.append(sum(int((weight != 0).sum()) for weight in weights))
+        if left[-1] < left[max(step - 1, 0)]:
+            gone = [old[(new == 0) & (old != 0)].abs() for old, new in zip(before, weights, strict=True)]
+            stay = [new[new != 0].abs() for new in weights if new.dim() > 1]
+            assert torch.cat(gone).max() <= torch.cat(stay).min() + 0.003  # a step moves a weight by the rate, about
+    assert params.count == pruning.parameters(20) == left[0] == left[39] == 1450
+    assert left[43] < left[42] and len(set(left)) == 11 and set(left[79:]) == {300}
 
 
 # The comparisons.
