@@ -69,7 +69,7 @@ class PrunedAdam(torch.optim.Adam):
         if self._taken in self._left:
             sizes = torch.cat([weight.abs().flatten() for weight in self._matrices])
             mask = torch.zeros_like(sizes).scatter_(0, sizes.topk(self._left[self._taken]).indices, 1.0)
-            parts = mask.split([weight.numel() for weight in self._matrices])
+            parts = torch.split(mask, [weight.numel() for weight in self._matrices])
             self._masks = [part.view_as(weight) for part, weight in zip(parts, self._matrices, strict=True)]
         for mask, weight in zip(self._masks, self._matrices, strict=False):
             weight.mul_(mask)
