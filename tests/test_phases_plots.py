@@ -19,8 +19,9 @@ from orchestrator.phases.draw.png_lines import draw_curves
 from orchestrator.phases.draw.png_map import draw_map
 from orchestrator.phases.layout import lay_out
 from orchestrator.phases.scale import axis_scale
+from orchestrator.phases.style import FigureStyle, drawn_as
 from orchestrator.phases.table import collect
-from orchestrator.phases.text import NOT_REACHED, label_colour
+from orchestrator.phases.text import NOT_REACHED, PALETTE, label_colour
 from orchestrator.records import Status
 from orchestrator.tracking.base import TrialRow
 from orchestrator.trial import Trial
@@ -242,3 +243,12 @@ def test_a_users_matplotlib_settings_change_nothing(tmp_path: Path) -> None:
         draw_map(diagram, lay_out(diagram), (), tmp_path / "odd.png")
         assert matplotlib.rcParams["font.size"] == 30
     np.testing.assert_array_equal(imread(tmp_path / "plain.png"), imread(tmp_path / "odd.png"))
+
+
+def test_a_phase_whose_colour_is_given_to_another_takes_a_free_one() -> None:
+    style = FigureStyle(colours={"b": PALETTE[0].lower(), "d": PALETTE[2]})
+    with drawn_as(style, ("a", "b", "c", "d")):
+        colours = [label_colour(k).upper() for k in range(4)]
+    assert colours[1] == PALETTE[0] and colours[3] == PALETTE[2] and len(set(colours)) == 4
+    with drawn_as(FigureStyle(colours={"b": "#000000"}), ("a", "b", "c")):
+        assert [label_colour(k) for k in range(3)] == [PALETTE[0], "#000000", PALETTE[2]]

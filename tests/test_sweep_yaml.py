@@ -129,6 +129,7 @@ def test_the_environment_is_not_read_in_keys_and_comments(parse: Any) -> None:
         ("a=x=y", {"a": "x=y", "b": {"c": [1, 2]}}),
         ("a=", {"a": None, "b": {"c": [1, 2]}}),
         ("a=${N}", {"a": 3, "b": {"c": [1, 2]}}),
+        ("a=#4477AA", {"a": "#4477AA", "b": {"c": [1, 2]}}),
         ("a='3'", {"a": "3", "b": {"c": [1, 2]}}),
     ],
 )

@@ -203,5 +203,5 @@ def _about(path: Path) -> str:
         if "$schema" not in line:
             lines.append(line.lstrip("# "))
     text = " ".join(lines)
-    sentence = re.split(r"(?<=[a-z0-9)])[.:] (?=[A-Z0-9])", text, maxsplit=1)[0]
+    sentence = re.split(r"(?<=[a-z0-9)])(?<!\bet al)[.:] (?=[A-Z0-9])", text, maxsplit=1)[0]
     return sentence if len(sentence) <= 90 else sentence[:89].rsplit(" ", 1)[0] + " …"

@@ -114,6 +114,8 @@ def _state(sweep: Sweep, arguments: argparse.Namespace) -> _State:
     lines.append(f"trials    {len(by_id)}: {numbers}, {missing} missing")
     if parent is not None:
         lines += driver_lines(lease, counts, missing, command_line(arguments, "run"))
+    else:
+        lines.append(f"to run    {missing}: {command_line(arguments, 'run')}")
     if phases:
         lines.append(f"phases    {phase_counts(phases)}")
     others = Counter(label for trial_id, label in stale.items() if trial_id not in relabelled)

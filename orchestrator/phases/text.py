@@ -26,8 +26,20 @@ INK, SOFT = "#222222", "#777777"
 
 
 def label_colour(index: int) -> str:
-    """The colour of the label at `index` of the map's labels: that of the style, else of the palette, which repeats."""
-    return look().palette.get(index, PALETTE[index % len(PALETTE)])
+    """The colour of the label at `index` of the map's labels: that of the style, else of the palette, which repeats.
+
+    Where the style gives a colour of the palette to one phase, the phase that had it takes a free one.
+    """
+    chosen = look().palette
+    if index in chosen:
+        return chosen[index]
+    taken = {colour.upper() for colour in chosen.values()}
+    colour = PALETTE[index % len(PALETTE)]
+    free = [each for each in reversed(PALETTE) if each not in taken]
+    if colour not in taken or not free:
+        return colour
+    before = sum(k not in chosen and PALETTE[k % len(PALETTE)] in taken for k in range(index))
+    return free[before % len(free)]
 
 
 def rgb(colour: str) -> tuple[float, float, float]:

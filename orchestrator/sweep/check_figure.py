@@ -42,7 +42,7 @@ def check_figure(
     metrics = tuple(dict.fromkeys(name for trial in first[:1] for name in known.job.metrics_of(trial.params)))
     for position, name in enumerate(style.panels):
         _named(
-            document, ("figure", "panels", position), name, (PHASE, *observed), "is neither phase nor an observation"
+            document, ("figure", "panels", position), name, (PHASE, *observed), "is neither 'phase' nor an observation"
         )
     choices = tuple(dict.fromkeys((*varying, PHASE, "step", *phases, *observed, *metrics, *known.params)))
     for name in style.labels:

@@ -441,6 +441,8 @@ def _override(document: Document, environ: Mapping[str, str], override: str, pla
     document.places[keys] = (place, place)
     parent[keys[-1]] = None
     try:
+        # A colour, not a comment: there is nothing before it.
+        text = f"'{text}'" if re.fullmatch(r"#[0-9A-Za-z]+", text) else text
         builder = _Builder(document, environ, lambda _line, _column: place, text)
         parent[keys[-1]] = None if builder.node is None else builder.build(builder.node, keys)
     except UserError as error:
