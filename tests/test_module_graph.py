@@ -1,11 +1,13 @@
 """What a recording of stacked models computes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn import functional
 
 from jobs.module.graph import Recorded
 
@@ -39,19 +41,34 @@ def test_the_gradients_of_linear_layers_are_contiguous_and_the_same(bias: bool) 
     assert all(gradient.is_contiguous() for gradient in recorded[1])
 
 
-class Twice(nn.Module):
-    """Reads a product of matrices and its transpose."""
+class Matrices(nn.Module):
+    """A function of inputs and of matrices of these shapes."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(BATCH, BATCH))
+        self.function = function
+        self.matrices = nn.ParameterList([nn.Parameter(torch.randn(*shape)) for shape in shapes])
 
     def forward(self, x: Tensor) -> Tensor:
-        product = x @ self.weight
-        return product.T.tanh() @ product + product.T @ self.weight.T
+        return self.function(x, *self.matrices)
 
 
-def test_a_product_that_is_read_in_both_ways_stays() -> None:
-    recorded, direct = recorded_and_direct(Twice(), torch.randn(MODELS, BATCH, BATCH))
+TRANSPOSES: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
+    "a product read in both ways": (lambda x, w: (x @ w).T.tanh() @ (x @ w) + (x @ w).T @ x @ w, ((5, 7),)),
+    "a transposed weight": (lambda x, w: functional.linear(x, w.t()), ((5, 7),)),
+    "a tied weight": (lambda x, w: functional.linear(functional.linear(x, w).tanh(), w.t()), ((7, 5),)),
+    "twice": (lambda x, w: (x @ w).t().t().tanh(), ((5, 7),)),
+    "low rank": (lambda x, a, b: functional.linear(x, (a @ b).t()), ((5, 2), (2, 7))),
+    "a view of a transpose": (lambda x, w: (x @ w).t().T.reshape(-1).tanh(), ((5, 7),)),
+    "strides": (lambda x, w: torch.as_strided((x @ w).t(), (7, 4), (1, 7)).tanh(), ((5, 7),)),
+    "in place": (lambda x, w: (x @ w).t().add_(1).mul_(2), ((5, 7),)),
+    "attention": (lambda x, q, k: ((x @ q @ (x @ k).t()).softmax(-1) @ x).t().reshape(-1), ((5, 4), (5, 4))),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSES)
+def test_products_that_other_operations_read_stay(name: str) -> None:
+    function, shapes = TRANSPOSES[name]
+    recorded, direct = recorded_and_direct(Matrices(function, *shapes), torch.randn(MODELS, BATCH, 5))
     for one, other in zip((recorded[0], *recorded[1]), (direct[0], *direct[1]), strict=True):
         torch.testing.assert_close(one, other)

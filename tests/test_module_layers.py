@@ -341,6 +341,28 @@ def test_a_module_that_computes_something_else_when_stacked_trains_alone() -> No
     assert_packed_is_solo(job, trained, rtol=0, atol=0)
 
 
+class Counting(Layers):
+    """Counts its steps in a Python number: a recording would repeat the first one."""
+
+    def model(self, params: Any) -> nn.Module:
+        class Warming(nn.Linear):
+            steps = 0
+
+            def forward(self, x: Tensor) -> Tensor:
+                if self.training:
+                    self.steps += 1
+                return super().forward(x) * (1 + self.steps / 10)
+
+        return Warming(6, CLASSES)
+
+
+def test_a_module_that_counts_in_a_python_number_trains_alone() -> None:
+    job = Counting()
+    trained = members(job)
+    assert "changes the attribute 'steps'" in why_alone(job, trained[0].params)
+    assert_packed_is_solo(job, trained, rtol=0, atol=0)
+
+
 class OfTheFirst(torch.autograd.Function):
     """A product whose rule for vmap is wrong: it has the first model's factor."""
 

@@ -50,10 +50,10 @@ def _record(function: Callable[..., Any], leaves: list[Any], structure: pytree.T
     copies = [leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)]
     try:
         graph = make_fx(of_tensors)(copies)
+        _simplify(graph)
+        _untranspose(graph)
     except Exception:  # control flow by a value that all models share; any other error the function raises itself
         return None
-    _simplify(graph)
-    _untranspose(graph)
     return graph
 
 
@@ -80,20 +80,20 @@ def _simplify(graph: torch.fx.GraphModule) -> None:
 
 
 def _untranspose(graph: torch.fx.GraphModule) -> None:
-    """Compute a product whose transpose is used as the product of the transposed factors: (A B)' = B' A'.
+    """Compute a product whose transpose is returned as the product of the transposed factors: (A B)' = B' A'.
 
-    The gradient of a layer's weights is such a product; what is computed is then contiguous, as the optimiser reads it.
+    The gradient of a layer's weights is such a product; it is then contiguous, as the optimiser reads it. What another
+    operation reads stays as it is: the operations were recorded for the strides of their inputs.
     """
     aten = torch.ops.aten
     for node in list(graph.graph.nodes):
-        if not _transposes(node):
+        if not _transposes(node) or any(user.op != "output" for user in node.users):
             continue
         product = node.args[0]
         if product.target is not aten.bmm.default or len(product.users) != 1:
             continue
         with graph.graph.inserting_before(product):
-            factors = [_transposed(graph.graph, factor) for factor in reversed(product.args)]
-            product.args = tuple(factors)
+            product.args = tuple(_transposed(graph.graph, factor) for factor in reversed(product.args))
         node.replace_all_uses_with(product)
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
@@ -101,8 +101,8 @@ def _untranspose(graph: torch.fx.GraphModule) -> None:
 
 
 def _transposes(node: Any) -> bool:
-    """Whether a node exchanges both dimensions of a stack of matrices."""
-    if not isinstance(node, torch.fx.Node) or node.target is not torch.ops.aten.transpose.int:
+    """Whether a node of the recording exchanges both dimensions of a stack of matrices."""
+    if not isinstance(node, torch.fx.Node) or node.target is not torch.ops.aten.transpose.int or "val" not in node.meta:
         return False
     return {int(d) % 3 for d in node.args[1:]} == {1, 2} and node.meta["val"].dim() == 3  # type: ignore[arg-type]
 

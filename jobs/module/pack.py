@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jobs.job import Member, Report, log_spaced_steps
 from jobs.module.base import ModuleScience
@@ -269,8 +269,23 @@ def _last_measured(job: ModuleScience, trials: Sequence[Trial], kind: type[Modul
     """The losses of the last trial after two steps."""
     networks, data = [t.network for t in trials], [t.data for t in trials]
     block = kind(job, [t.member for t in trials], networks, data, "cpu", 1024.0)
-    block.advance(0, 2)
+    block.advance(0, 1)
+    before = _plain_attributes(networks[0].module)
+    block.advance(1, 1)
+    after = _plain_attributes(networks[0].module)
+    if changed := [name for name, value in after.items() if before.get(name) != value]:
+        raise RuntimeError(f"`forward` changes the attribute '{changed[0]}' at every step, which a recording repeats")
     return {name: value[-1].double() for name, value in block.measure().items() if name.endswith("loss")}
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Numbers and texts that a module and its parts hold, by name."""
+    return {
+        f"{place}.{name}".lstrip("."): value
+        for place, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, bool | int | float | str)
+    }
 
 
 @contextlib.contextmanager
