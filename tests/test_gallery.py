@@ -29,6 +29,7 @@ from tests.gallery import (
     fold_back,
     generations,
     hull,
+    model_wise,
     parity,
     progress,
     pruning,
@@ -58,6 +59,10 @@ PARTS: dict[int, list[list[str] | None]] = {
         ["replicates=4"],
     ],
     8: [["replicates=6"], None],
+    4: [
+        ["axes.embedding=[1,3,8,64]", "replicates=4", "fixed.steps=1000", "fixed.curve_points=80"],
+        ["axes.weight_decay=[0.4,1.6]", "replicates=4", "fixed.steps=1500", "fixed.curve_points=80"],
+    ],
     11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
     12: [None],
     13: [["axes.degree=[2,2,3,3,4,4]", "axes.bits=[10,25,10,25,10,17]", "replicates=6"]],
@@ -198,6 +203,10 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (scaling.ROW, scaling, "by_risks", lambda widths, _: 0.4 * np.sqrt(scaling.HELD_OUT)),  # parameters as data
     (pruning.ROW, pruning, "parameters", lambda width: width**2 + 51 * width),
     (pruning.ROW, pruning, "compared", lambda *of: 1 - ORIGINAL_ERRORS(*of)),  # accuracies
+    (model_wise.ROW, model_wise, "GENERALISED", "memorisation_step"),
+    (model_wise.ROW, model_wise, "MEMORISING", 64),
+    (model_wise.ROW, model_wise, "REACHED", 0.0),
+    (model_wise.ROW, model_wise, "exponent", lambda trials, axis, step: (-1.0, -1.1, -0.9)),
     (parity.ROW, parity, "growth", lambda curve: other_inputs(curve)),
     (hull.ROW, hull, "absorbed", lambda n, d: ORIGINAL_ABSORBED(n, d + 1)),
     (hull.ROW, hull, "absorbed", lambda n, d: 1 - 2.0**-n * sum(math.comb(n, k) for k in range(d))),  # Wendel: cones
