@@ -53,16 +53,13 @@ PARTS: dict[int, list[list[str] | None]] = {
         ],
         ["axes.sample_count=[50,200]", "axes.covariance_exponent=[1.5]", "replicates=30"],
     ],
+    4: [None, None],
     5: [[], None],
     6: [
         ["axes.sample_count=[40,320]", "replicates=50"],
         ["replicates=4"],
     ],
     8: [["replicates=6"], None],
-    4: [
-        ["axes.embedding=[1,3,8,64]", "replicates=4", "fixed.steps=1000", "fixed.curve_points=80"],
-        ["axes.weight_decay=[0.4,1.6]", "replicates=4", "fixed.steps=1500", "fixed.curve_points=80"],
-    ],
     11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
     12: [None],
     13: [["axes.degree=[2,2,3,3,4,4]", "axes.bits=[10,25,10,25,10,17]", "replicates=6"]],
@@ -114,18 +111,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], list[An
 
 
 class Recorded:
-    """The trials or curves of a sweep as they were measured; the columns before `replicate` are axes."""
+    """The trials of a sweep, its curves, or both, as they were measured; the columns before `replicate` are axes."""
 
     def __init__(self, sweep: str) -> None:
         name = Path(sweep).stem.removesuffix("_small")
-        self._trials = pd.read_csv(Path(__file__).parent / "gallery" / f"{name}.csv")
+        folder = Path(__file__).parent / "gallery"
+        self._trials = pd.read_csv(folder / f"{name}.csv")
+        curves = folder / f"{name}_curves.csv"
+        self._curves = pd.read_csv(curves) if curves.exists() else self._trials
         self.axes = tuple(self._trials.columns[: list(self._trials).index("replicate")])
 
     def trials(self) -> Any:
         return self._trials
 
     def curves(self, metrics: Sequence[str], *, axes: bool) -> Any:
-        return self._trials
+        return self._curves
 
 
 class Altered:
@@ -195,6 +195,14 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (fold_back.ROW, minimum_norm, "effective_parameters", lambda n, p: ORIGINAL_COUNT(n + 1, p)),
     (fold_back.ROW, fold_back, "NOISE", 0.35),
     (fold_back.ROW, fold_back, "RISING", {"p < n": (50, 30), "p > n": (70, 120)}),
+    (model_wise.ROW, model_wise, "GENERALISED", "memorisation_step"),
+    (model_wise.ROW, model_wise, "MEMORISING", 64),
+    (model_wise.ROW, model_wise, "REACHED", 0.0),
+    (model_wise.ROW, model_wise, "ratio", lambda what, ratios: ORIGINAL_RATIO(what, 1 / ratios)),
+    (model_wise.ROW, model_wise, "humps", lambda curves: ORIGINAL_HUMPS(monotonic(curves, "cummax"))),
+    (model_wise.ROW, model_wise, "humps", lambda curves: ORIGINAL_HUMPS(monotonic(curves, "cummin"))),
+    (model_wise.ROW, model_wise, "learning", lambda trials: trials.embedding.unique()),
+    (model_wise.ROW, model_wise, "exponent", lambda *of: mirrored(*ORIGINAL_EXPONENT(*of))),
     (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "examples": a + t - 1}),
     (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "steps": a + t - 1}),
     (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "optimum": 0.5}),
@@ -203,10 +211,6 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (scaling.ROW, scaling, "by_risks", lambda widths, _: 0.4 * np.sqrt(scaling.HELD_OUT)),  # parameters as data
     (pruning.ROW, pruning, "parameters", lambda width: width**2 + 51 * width),
     (pruning.ROW, pruning, "compared", lambda *of: 1 - ORIGINAL_ERRORS(*of)),  # accuracies
-    (model_wise.ROW, model_wise, "GENERALISED", "memorisation_step"),
-    (model_wise.ROW, model_wise, "MEMORISING", 64),
-    (model_wise.ROW, model_wise, "REACHED", 0.0),
-    (model_wise.ROW, model_wise, "exponent", lambda trials, axis, step: (-1.0, -1.1, -0.9)),
     (parity.ROW, parity, "growth", lambda curve: other_inputs(curve)),
     (hull.ROW, hull, "absorbed", lambda n, d: ORIGINAL_ABSORBED(n, d + 1)),
     (hull.ROW, hull, "absorbed", lambda n, d: 1 - 2.0**-n * sum(math.comb(n, k) for k in range(d))),  # Wendel: cones
@@ -230,6 +234,7 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(which[0], "repeated", which[2])),
 ]
 ORIGINAL_EXPONENTS, ORIGINAL_COURSE = scaling.exponents, scaling.course
+ORIGINAL_RATIO, ORIGINAL_HUMPS, ORIGINAL_EXPONENT = model_wise.ratio, model_wise.humps, model_wise.exponent
 ORIGINAL_GENERATIONS = generations.expected
 ORIGINAL_HALF = strings.at_half
 ORIGINAL_ATTENTION = attention.expected
@@ -242,6 +247,16 @@ ORIGINAL_ABSORBED = hull.absorbed
 def other_inputs(curve: Any) -> float:
     """The growth of the weights of the inputs that the label does not depend on."""
     return ORIGINAL_GROWTH(curve.assign(relevant_share=1 - curve.relevant_share))
+
+
+def monotonic(curves: Any, extremum: str) -> Any:
+    """The test loss never falls again (cummax), or never rises (cummin)."""
+    return curves.assign(test_loss=getattr(curves.groupby("replicate").test_loss, extremum)())
+
+
+def mirrored(found: float, low: float, high: float) -> tuple[float, float, float]:
+    """An exponent of the other sign."""
+    return -found, -high, -low
 
 
 def memorised_when_generalised(curve: Any) -> Any:
