@@ -1,5 +1,6 @@
 """The peak memory of a pack is known before it trains, to a tenth; the planner cuts packs by it."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -7,15 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils import backend_registration
 
 from jobs.double_descent.job import DoubleDescent
 from jobs.double_descent.params import DoubleDescentParams
+from jobs.packed import loop
 from jobs.packed.storages import PeakMemory
 from orchestrator.plan.calibration import DEFAULT_CUDA, Calibration
 from orchestrator.plan.planner import Planner
 from orchestrator.trial import Trial
 from tests.gpu_dry.stand_in import NAME
+from tests.memory_packs import packs
 
 ROOT = Path(__file__).parent.parent
 WITHIN = 0.1
@@ -48,6 +52,26 @@ def test_the_predicted_peak_memory_is_that_of_the_training_to_a_tenth(device: st
     assert not off, off
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grokking, p = 31", "perceptrons, full batch", "ridge, relu features"])
+def test_the_counted_peak_is_that_of_the_allocator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By PyTorch's profiler. It does not see tensors on numpy's memory, which these packs do not have."""
+    (pack,) = (pack for pack in packs("") if pack.name == name)
+    counted = pack.counted("cpu")
+    monkeypatch.setattr(loop, "OFFER_S", 1e9)
+    monkeypatch.setattr(loop, "FIRST_PIECE", 10**9)
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        for _ in pack.job.train(pack.members, device="cpu"):
+            pass
+    live = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    assert peak == pytest.approx(counted, rel=0.02)
+
+
 def test_what_is_freed_is_no_longer_counted() -> None:
     with PeakMemory() as mode:
         kept = torch.zeros(10)
@@ -70,6 +94,6 @@ def test_a_pack_fits_the_memory_of_a_gpu_with_the_larger_pieces_that_it_measures
         calibration=Calibration(machine=DEFAULT_CUDA),
         memory_budget_bytes=budget,
     )
-    packs = planner.plan(trials, workers=1)
+    planned = planner.plan(trials, workers=1)
     assert bytes_of(64, "cpu") < budget < bytes_of(64, "cuda")
-    assert all(pack.memory_bytes == bytes_of(len(pack.trials), "cuda") <= budget for pack in packs)
+    assert all(pack.memory_bytes == bytes_of(len(pack.trials), "cuda") <= budget for pack in planned)
