@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from jobs.grokking.params import GrokkingParams
 from jobs.job import bounded, log_spaced_steps
+from jobs.ridge.params import RidgeParams
 from orchestrator.cli import main
 from orchestrator.phases import publish_map
 from orchestrator.phases.map.classify import classify
@@ -114,7 +115,8 @@ def test_the_map_is_the_same(name: str, folder: Path, monkeypatch: pytest.Monkey
     table = pd.read_parquet(output / "trials.parquet")
     further = [name for name in table.columns if name not in expected["columns"]]
     assert [name for name in table.columns if name not in further] == expected["columns"]
-    added = [field.name for field in fields(GrokkingParams) if field.metadata["param"]["added"]]
+    further_params = (*fields(GrokkingParams), *fields(RidgeParams))
+    added = [field.name for field in further_params if field.metadata["param"]["added"]]
     known = ["bounds_from_schedule", *added]
     assert [name for name in further if not (name in known or bounded_by(name, expected["columns"]))] == []
     assert {row.trial_id: [row.run_id, row.phase, row.status] for row in table.itertuples()} == expected["trials"]

@@ -132,7 +132,7 @@ def test_directions_are_orthonormal_and_each_seed_s_own(network: dict[str, Any])
 def test_chunks_do_not_change_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
     block = fresh_block(neighbours(NETWORKS["images"]))
     whole = {name: value for name, value in block.measure().items() if name in COMPLEXITY_METRICS}
-    monkeypatch.setattr(local_complexity, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(local_complexity, "COMPLEXITY_BYTES", 1)
     for name, value in block.measure().items():
         if name in COMPLEXITY_METRICS:
             assert torch.equal(value, whole[name])

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jobs.job import Member, ParamError, log_spaced_steps
+from jobs.ridge import memory as ridge_memory
 from jobs.ridge import pack as ridge_pack
 from jobs.ridge.designs import Problems, make_problems
 from jobs.ridge.job import Ridge
@@ -123,7 +124,7 @@ def test_the_order_of_a_pack_is_irrelevant(pack: list[Member[RidgeParams]], seed
 def test_a_pack_of_several_blocks_is_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that holds two data sets, and a machine that draws one at a time."""
     monkeypatch.setattr(ridge_pack, "CACHE_BYTES", 30_000)
-    monkeypatch.setattr(ridge_pack, "_DRAWN_BYTES", 1)
+    monkeypatch.setattr(ridge_memory, "DRAWN_BYTES", 1)
     pack = [
         Member(
             params=RidgeParams(**{**DESCENT, "steps": 10 + seed}, sample_count=20 + n, inputs=60, init_scale=i),
