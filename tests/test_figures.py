@@ -19,6 +19,7 @@ from orchestrator.live.content import curves_of, state_of
 from orchestrator.phases.compare import compare
 from orchestrator.phases.diagram import phase_diagram
 from orchestrator.phases.draw.html_traces import hover_texts
+from orchestrator.phases.draw.png import sheet
 from orchestrator.phases.draw.png_compare import draw_comparison
 from orchestrator.phases.draw.png_lines import draw_curves
 from orchestrator.phases.draw.png_map import draw_map
@@ -283,3 +284,16 @@ def test_a_comparison_on_a_page_is_legible(width: str) -> None:
     assert_legible(kept[0])
     panels = [ax for ax in kept[0].axes if ax.images]
     assert len({round(ax.get_position().x0, 2) for ax in panels}) == (1 if width == "single" else 3)
+
+
+def test_a_long_line_below_the_name_is_wrapped_and_short_lines_stay() -> None:
+    kept: list[Figure] = []
+    summary = f"short\n\n{'a line that is longer than its figure, ' * 6}"
+    with sheet(kept.append, "a sweep", summary, [6.0], [3.0, 0.5]):
+        pass
+    (figure,) = kept
+    (text,) = (text for text in figure.texts if text.get_text().startswith("short"))
+    box = text.get_tightbbox(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    assert box.x1 <= figure.bbox.x1
+    assert text.get_text().startswith("short\n\na line") and len(text.get_text().split("\n")) >= 5
+    assert text.get_text().replace("\n", " ") == summary.replace("\n", " "), "no word is lost"

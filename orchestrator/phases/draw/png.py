@@ -21,6 +21,8 @@ from orchestrator.phases.theory.overlay import COLOURS, DASH
 Output = Path | Callable[[Any], None]
 """Where a figure goes: a file, whose suffix is its format (PNG if it is none of FORMATS), or a function."""
 DPI = 160
+_SUMMARY = 10.5
+"""Points of the lines below a figure's name."""
 PAGE_DPI = 300
 PAGE_SCALE = 8 / 11
 """Size of text on a page, of that on a screen."""
@@ -99,7 +101,29 @@ def _head(fig: Any, name: str, summary: str, size: tuple[float, float]) -> None:
     top = 1 - (0.75 + 0.19 * summary.count("\n")) / size[1]
     fig.set_layout_engine(ConstrainedLayoutEngine(rect=(0.004, 0.004, 0.992, top - 0.004), w_pad=0.09, h_pad=0.06))
     fig.text(0.012, 1 - 0.14 / size[1], name, fontsize=15, fontweight="bold", va="top")
-    fig.text(0.012, 1 - 0.46 / size[1], summary, fontsize=10.5, color=SOFT, va="top")
+    fig.text(0.012, 1 - 0.46 / size[1], summary, fontsize=_SUMMARY, color=SOFT, va="top")
+
+
+def _lines(line: str, most: float) -> list[str]:
+    """A line of the summary as lines of at most so many points, where words allow it."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties("DejaVu Sans")  # matplotlib's own
+
+    def fits(text: str) -> bool:
+        return not text.strip() or bool(TextPath((0, 0), text, size=_SUMMARY, prop=font).get_extents().width <= most)
+
+    if fits(line):
+        return [line]
+    parts: list[str] = []
+    for word in line.split(" "):
+        longer = f"{parts[-1]} {word}" if parts else word
+        if parts and fits(longer):
+            parts[-1] = longer
+        else:
+            parts.append(word)
+    return parts
 
 
 def points(size: Any) -> Any:
@@ -133,7 +157,9 @@ def sheet(
         with figure(path, name, summary, (sum(widths) + 0.2, sum(heights) + 0.2)) as fig:
             yield fig, fig.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
         return
-    size = max(sum(widths) + 0.4, least_width), sum(heights) + 0.85 + 0.19 * summary.count("\n")
+    width = max(sum(widths) + 0.4, least_width)
+    summary = "\n".join(part for line in summary.split("\n") for part in _lines(line, 0.95 * width * 72))
+    size = width, sum(heights) + 0.85 + 0.19 * summary.count("\n")
     with figure(path, name, summary, size) as fig:
         yield fig, fig.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
 
