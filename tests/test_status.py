@@ -28,6 +28,9 @@ tracking: {uri: "sqlite:///RECORD"}
 """
 
 
+SEARCH = "{scale: log, from: 0.1, to: 1.0}"
+
+
 def test_phases_are_counted_under_the_sweeps_own_thresholds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,3 +141,20 @@ def test_an_interval_must_be_positive(capsys: pytest.CaptureFixture[str]) -> Non
         main(["status", "sweep.yaml", "--watch", "0"])
     assert stop.value.code == 2
     assert "must be a number of seconds > 0; got '0'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("search", "begins"), [("", "to run    4: phasefront run"), (SEARCH, "to run    phasefront run")]
+)
+def test_what_has_not_begun_is_told_how_to_begin(
+    search: str, begins: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = SWEEP.replace("RECORD", str(tmp_path / "record.db"))
+    (tmp_path / "sweep.yaml").write_text(text.replace("[0.1, 0.2, 0.3, 0.4]", search) if search else text)
+    if search:
+        (tmp_path / "sweep.yaml").write_text(
+            (tmp_path / "sweep.yaml").read_text() + "search: {kind: boundary, budget: 20}\n"
+        )
+    assert main(["status", "sweep.yaml"]) == 0
+    assert begins in capsys.readouterr().out

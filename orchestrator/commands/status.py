@@ -115,7 +115,8 @@ def _state(sweep: Sweep, arguments: argparse.Namespace) -> _State:
     if parent is not None:
         lines += driver_lines(lease, counts, missing, command_line(arguments, "run"))
     else:
-        lines.append(f"to run    {missing}: {command_line(arguments, 'run')}")
+        count = f"{missing}: " if missing else ""  # a search has not chosen its trials
+        lines.append(f"to run    {count}{command_line(arguments, 'run')}")
     if phases:
         lines.append(f"phases    {phase_counts(phases)}")
     others = Counter(label for trial_id, label in stale.items() if trial_id not in relabelled)
