@@ -106,7 +106,7 @@ class ParamSpec:
         if isinstance(typed, (bool, str)):
             return typed
         if (
-            not math.isfinite(typed)
+            not _is_finite(typed)
             or (self.low is not None and typed < self.low)
             or (self.high is not None and typed > self.high)
             or (self.above is not None and typed <= self.above)
@@ -118,11 +118,18 @@ class ParamSpec:
     def _typed(self, value: Any) -> Scalar:
         if type(value) is self.type:
             return cast(Scalar, value)
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool) and _is_finite(value):
             return float(value)
         if self.type is int and isinstance(value, float) and value.is_integer():
             return int(value)
         raise ParamError(self.name, f"must be a {self.describe_range()}", value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def param(

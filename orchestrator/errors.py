@@ -22,7 +22,7 @@ _LONGEST_VALUE = 200
 def show(value: object) -> str:
     """A value as written in YAML (`true`, `null`, quoted text), cut if it is long."""
     yaml = {"True": "true", "False": "false", "None": "null"}
-    text = yaml.get(repr(value), repr(value))
+    text = hide(yaml.get(repr(value), repr(value)))  # before it is cut: half a secret would not be recognised
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 

@@ -64,6 +64,9 @@ def test_arguments_are_parameters_with_the_types_and_defaults_that_they_declare(
     for wrong in ({"width": 3, "rate": 1.0}, {"learning_rate": 0.1}, {"width": 0.5}, {"width": 1, "kind": "sgdd"}):
         with pytest.raises(ParamError):
             job.params_for(wrong)
+    for huge in ({"width": 10**400}, {"width": 3, "learning_rate": 10**400}):
+        with pytest.raises(ParamError, match="must be a"):
+            job.params_for(huge)
     assert values(FunctionJob(with_device)) == {"loss": 1.0, "on_cpu": 1.0}
     assert values(FunctionJob(with_device), noise=2)["loss"] == 2.0
 

@@ -18,7 +18,7 @@ from servers import postgres_server
 from orchestrator.cli import main, parser
 from orchestrator.commands.again import command_line
 from orchestrator.commands.browse import browse_lines
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, show
 from orchestrator.output import GuardedStream
 from orchestrator.printable import printable
 from orchestrator.secrets import HIDDEN, Hider, is_secret_name, learn, secrets_in, shown
@@ -90,6 +90,12 @@ def test_a_path_or_an_ordinary_word_is_not_taken_for_a_secret(tmp_path: Path) ->
 def test_an_error_is_kept_without_the_secrets_of_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert printable(f"401 for {TOKEN}") == "401 for ***"
+
+
+def test_a_secret_is_hidden_before_a_message_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    token = "".join(f"canary{i:03d}" for i in range(40))
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert "canary" not in show(f"a value of {token}")
 
 
 def test_a_stream_hides_what_is_written_and_is_the_stream_otherwise() -> None:

@@ -1,6 +1,8 @@
 """File systems on which SQLite's write-ahead log is unsafe, and what is done on them."""
 
+import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -10,7 +12,8 @@ from tracking_contract import SWEEP, finished, rows, trial
 
 from orchestrator.errors import UserError
 from orchestrator.search.study import SweepStudy
-from orchestrator.tracking import bulk_sql, file_system
+from orchestrator.tracking import bulk_sql, connection, file_system
+from orchestrator.tracking.address import database_address
 from orchestrator.tracking.factory import open_tracker
 
 MOUNTS = r"""
@@ -134,6 +137,18 @@ def test_a_record_that_has_several_names_is_not_written(tmp_path: Path) -> None:
         recorded(tmp_path / "link.db")
     assert "copy the file" in caught.value.text
     tracker.close()
+
+
+@pytest.mark.parametrize(("make", "kind"), [(os.mkfifo, "a pipe"), (os.mkdir, "a folder")])
+def test_a_record_that_is_no_file_is_a_mistake_and_not_an_outage(
+    tmp_path: Path, make: Callable[[Path], None], kind: str
+) -> None:
+    place = tmp_path / "mlflow.db"
+    make(place)
+    with pytest.raises(UserError, match=f"must be a file; this is {kind}"):
+        recorded(place)
+    with pytest.raises(UserError, match="must be a file"):
+        connection.connect(database_address(f"sqlite:///{place}"), write=False, place="tracking.uri")
 
 
 def test_a_file_that_is_mounted_by_itself_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import Outage, UserError
@@ -37,6 +39,7 @@ POSTGRES_OPTIONS = {
 """A server that was cut off is noticed within half a minute; the address may say otherwise. See also `cut_if_hung`."""
 STATEMENT_S = 300.0
 """How long a statement of a run may take."""
+_NAME_A_FILE = "name a SQLite file of MLflow's, or a new file in a folder that you may write to"
 
 
 class Experiment(NamedTuple):
@@ -88,6 +91,8 @@ class Database:
         if self._store is not None and self._table is not None:
             return self._table
         self.close()
+        if self._address.file is not None:
+            _check_file(self._address.file, self.place)
         if self._address.file is not None and (why := other_names(self._address.file)):
             raise UserError(
                 f"the SQLite file cannot be written safely: {why}, and SQLite keeps its newest transactions in a file "
@@ -260,6 +265,18 @@ class Database:
         self._earlier_lock = -1
 
 
+def _check_file(file: Path, place: str) -> None:
+    """A pipe or a device would make SQLite wait, or fail as a disk that is away."""
+    try:
+        mode = file.stat().st_mode
+    except OSError:  # it does not exist, or SQLite says why it cannot be opened
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        rule = f"the tracking database must be a file; this is {kind}"
+        raise WrongAddress(rule, place=place, value=str(file), choices=CHOICES, next_step=_NAME_A_FILE)
+
+
 def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None:
     """A connection to the database, or None if its file does not exist.
 
@@ -268,6 +285,7 @@ def connect(address: DatabaseAddress, *, write: bool, place: str) -> Bulk | None
         WrongAddress: The address is wrong, or the file is not a database.
     """
     if address.file is not None:
+        _check_file(address.file, place)
         if not address.file.exists():
             return None
         try:
@@ -369,8 +387,7 @@ def unreachable(address: DatabaseAddress, error: Exception, place: str) -> Unrea
         rule = f"the tracking database cannot be opened: {why}"
         if away and "unable to open" not in why:
             return Unreachable(rule, next_step="end the process that uses it, or free its disk")
-        step = "name a SQLite file of MLflow's, or a new file in a folder that you may write to"
-        step = SALVAGE if is_damaged(error) and "not a database" not in why else step
+        step = SALVAGE if is_damaged(error) and "not a database" not in why else _NAME_A_FILE
         return WrongAddress(rule, place=place, value=str(address.file), choices=CHOICES, next_step=step)
     rule = f"the tracking database cannot be reached: {why}"
     if away:

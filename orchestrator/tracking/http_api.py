@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from orchestrator.outages import Unreachable, WrongAddress, is_wrong_address
 from orchestrator.printable import printable
 from orchestrator.records import Status
+from orchestrator.secrets import hide
 from orchestrator.tracking.address import quiet_mlflow, shown
 from orchestrator.tracking.metric_block import MetricRow
 from orchestrator.tracking.run_table import OpenRun, chunked
@@ -169,7 +170,7 @@ class MlflowApi:
             raise self._denied(response.status_code, answer, response.text)
         if response.status_code != 200:
             code = answer.get("error_code", "")
-            raise ServerError(endpoint, response.status_code, code, answer.get("message", response.text[:500]))
+            raise ServerError(endpoint, response.status_code, code, answer.get("message", hide(response.text)[:500]))
         if not isinstance(answer, dict):
             raise self._no_mlflow()
         return answer
