@@ -1,6 +1,5 @@
 """Convolutional networks: packed as alone, equal to PyTorch's own modules, and trained on files of CIFAR's format."""
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -15,7 +14,6 @@ from jobs.double_descent.convolution import (
     Applier,
     Running,
     by_layer,
-    float32_convolutions,
     initialise,
     make_network,
     shapes,
@@ -51,18 +49,6 @@ def params(archive: str, **changed: Any) -> ImageParams:
         "learning_rate": 1e-3,
     }
     return ImageParams(**{**given, **changed})
-
-
-def test_convolutions_on_a_gpu_are_in_float32() -> None:
-    """PyTorch allows TF32 for them by default; whoever trains beside it keeps the own setting."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32
-    with contextlib.suppress(RuntimeError), float32_convolutions(torch.device("cuda")):
-        inside = cudnn.allow_tf32
-        raise RuntimeError
-    assert not inside and cudnn.allow_tf32 == before
-    with float32_convolutions(torch.device("cpu")):
-        assert cudnn.allow_tf32 == before
 
 
 def test_the_alignment_that_a_gpu_needs_changes_no_curve(archive: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,7 @@ class MLPBlock(Block):
         first = params[0]
         self.data, self._loss = data, first.loss
         self._squared_weight = 0.5 if first.loss == "squared" else 1.0 / first.outputs
+        self._fp32 = first.matmul_precision == "fp32"
         self._rate_decay, self._decay_steps = first.rate_decay, first.decay_steps
         self._regression = data.y_MN.dtype != torch.int64
         self._device = data.x_SND.device
@@ -129,7 +130,7 @@ class MLPBlock(Block):
         self._row_offset = (self.data.source_M * examples)[:, None] if sets > 1 else None
         self._x_flat = self.data.x_SND.flatten(0, 1)
         self._step = Step(self._train_step, self._device)
-        used = fused.used_for(self._weights, self._optimiser, batch)
+        used = self._fp32 and fused.used_for(self._weights, self._optimiser, batch)
         self.fused = self._fused_trainer() if used else None
 
     def _fused_trainer(self) -> fused.Trainer:

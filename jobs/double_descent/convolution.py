@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -200,19 +199,6 @@ def initialise(
 def alignment(device: torch.device | str) -> int:
     """Numbers at a multiple of which each layer's parameters begin (`FlatParameters`)."""
     return 1 if torch.device(device).type == "cpu" else 4
-
-
-@contextmanager
-def float32_convolutions(device: torch.device) -> Iterator[None]:
-    """cuDNN's convolutions in float32; by default, PyTorch lets them round their inputs to the 10 bits of TF32."""
-    cudnn = torch.backends.cudnn
-    allowed = cudnn.allow_tf32
-    if device.type == "cuda":
-        cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = allowed
 
 
 class Running:

@@ -18,7 +18,6 @@ from jobs.double_descent.convolution import (
     Running,
     alignment,
     by_layer,
-    float32_convolutions,
     initialise,
     make_network,
     shapes,
@@ -98,10 +97,6 @@ class ImageBlock(Block):
         fill(self._running.named(), states, zero_padded=False)
 
     def advance(self, step: int, count: int) -> None:
-        with float32_convolutions(self._device):
-            self._advance(step, count)
-
-    def _advance(self, step: int, count: int) -> None:
         while count:
             steps = min(count, IMAGE_CHUNK_STEPS)
             for k, rows_MB in enumerate(self.batches.draw(step, steps)):
@@ -182,10 +177,6 @@ class ImageBlock(Block):
     @torch.no_grad()
     def measure(self) -> Mapping[str, Tensor]:
         """train_loss, train_error (noisy labels, no augmentation), test_loss, test_error (clean labels)."""
-        with float32_convolutions(self._device):
-            return self._measured()
-
-    def _measured(self) -> Mapping[str, Tensor]:
         data = self.data
         models = len(data.y_MN)
         counts = self.batches.counts

@@ -29,7 +29,9 @@ def train(pack: Sequence[Member[ImageParams]], device: str) -> Iterator[Report]:
         for group in _groups(pack, positions, device):
             blocks.append((_block([pack[i] for i in group], images), group))
     schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
-    yield from run_blocks(blocks, schedules, watch="train_loss", saved=[m.state for m in pack])
+    yield from run_blocks(
+        blocks, schedules, watch="train_loss", precision=pack[0].params.matmul_precision, saved=[m.state for m in pack]
+    )
 
 
 def _groups(pack: Sequence[Member[ImageParams]], positions: Sequence[int], device: str) -> list[list[int]]:

@@ -60,6 +60,7 @@ class ImageParams(Params):
     steps: int = fields.steps(500_000, meaning="optimiser steps (used where epochs is 0)")
     epochs: int = fields.epochs()
     curve_points: int = fields.curve_points(100)
+    matmul_precision: str = fields.matmul_precision()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,9 @@ def train(pack: Sequence[Member[DoubleDescentParams]], device: str) -> Iterator[
     """Reports of all members; see `jobs.job.Job.train`."""
     schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
     saved = [m.state for m in pack]
-    yield from run_blocks(blocks_of(pack, device), schedules, watch="train_loss", saved=saved)
+    yield from run_blocks(
+        blocks_of(pack, device), schedules, watch="train_loss", precision=pack[0].params.matmul_precision, saved=saved
+    )
 
 
 def blocks_of(pack: Sequence[Member[DoubleDescentParams]], device: str) -> list[tuple[MLPBlock, Sequence[int]]]:

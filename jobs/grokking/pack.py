@@ -51,6 +51,7 @@ def train(pack: Sequence[Member[GrokkingParams]], device: str) -> Iterator[Repor
         stop=stop,
         levels={name: at for name, at in levels.items() if at},
         flush=flush,
+        precision=first.matmul_precision,
         saved=[m.state for m in pack],
     )
 

@@ -78,6 +78,7 @@ class GrokkingParams(Params):
         0.0, low=0, high=1, meaning="end a trial once train and test accuracy are both at least this; 0: never"
     )
     curve_points: int = fields.curve_points(150)
+    matmul_precision: str = fields.matmul_precision()
     batch_fraction: float = _added(
         1.0, above=0, high=1, meaning="largest share of the train set in a batch (Power et al.: batch_size 512 and 0.5)"
     )

@@ -28,6 +28,7 @@ from jobs.module.graph import Graphs
 from jobs.module.network import Network
 from jobs.module.shared import ParamsDiffer, kind_of, shared_values
 from jobs.packed.loop import run_blocks
+from jobs.packed.precision import products
 
 _TIMED_STEPS = 32
 """Of all models that are timed together; at least 2 and at most 8 of each."""
@@ -89,7 +90,14 @@ def _reports(job: ModuleScience, pack: Sequence[Member[Any]], device: str) -> It
     schedules = [log_spaced_steps(m.params.steps, m.params.curve_points) for m in pack]
     level = first.stop_accuracy
     stop = {"train_accuracy": level, "test_accuracy": level} if level else None
-    yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop, saved=[m.state for m in pack])
+    yield from run_blocks(
+        blocks,
+        schedules,
+        watch="train_loss",
+        stop=stop,
+        precision=first.matmul_precision,
+        saved=[m.state for m in pack],
+    )
 
 
 def trial_of(job: ModuleScience, position: int, member: Member[Any]) -> Trial:
@@ -162,7 +170,8 @@ def _way(job: ModuleScience, group: Sequence[Trial], device: str) -> Way:
     if kind not in _CHOSEN:
         if params.steps < _SHORT_STEPS:
             return Way(size=min(len(group), models_stacked(job, params, device)))
-        _CHOSEN[kind] = fastest(job, group, device)[0], group[0].network
+        with products(params.matmul_precision):
+            _CHOSEN[kind] = fastest(job, group, device)[0], group[0].network
     way, network = _CHOSEN[kind]
     return way if not network.difference(group[0].network) else replace(way, graphs={})
 

@@ -42,6 +42,7 @@ class ModuleParams(Params):
         0.0, low=0, high=1, meaning="end a trial once train and test accuracy are both at least this; 0: never"
     )
     curve_points: int = fields.curve_points(100)
+    matmul_precision: str = fields.matmul_precision()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,6 +38,14 @@ momentum = partial(param, low=0, below=1, meaning="momentum (sgd)")
 beta1 = partial(param, 0.9, low=0, below=1, meaning="decay of the first moment (adam, adamw)")
 beta2 = partial(param, low=0, below=1, meaning="decay of the second moment (adam, adamw)")
 weight_decay = partial(param, 0.0, low=0, high=1e3, meaning="L2 term in the gradient (sgd, adam), or decoupled (adamw)")
+matmul_precision = partial(
+    param,
+    "fp32",
+    choices=("fp32", "tf32", "bf16"),
+    added=True,
+    meaning="to which the operands of a training step's matrix products and convolutions are rounded; everything else"
+    " is float32. Where a device has no such products, they are rounded before the product",
+)
 prominence = partial(
     param,
     0.01,

@@ -22,6 +22,7 @@ from jobs.job import Member, P, Report
 from jobs.packed.block import Block
 from jobs.packed.crossings import CrossingSearch, RepeatableBlock
 from jobs.packed.host import to_host
+from jobs.packed.precision import products
 from jobs.packed.state import common_step, per_model
 from jobs.state import StateError, TrialState
 
@@ -71,6 +72,7 @@ def run_blocks(
     stop: Mapping[str, float] | None = None,
     levels: Mapping[str, float] | None = None,
     flush: bool = True,
+    precision: str = "fp32",
     saved: Sequence[TrialState | None] | None = None,
 ) -> Iterator[Report]:
     """Train the blocks and report each model at the steps of its own schedule, and where it first reaches levels.
@@ -83,6 +85,8 @@ def run_blocks(
         levels: metric -> level; where a report is the first at or above it, the first such step since the report before
             is reported too, with the step before it (`jobs.packed.crossings`); for blocks that are `RepeatableBlock`.
         flush: whether numbers below 1.2e-38 count as zero on a CPU (`flushed_denormals`).
+        precision: of matrix products and convolutions in training steps (`jobs.packed.precision`); measurements have
+            that of float32.
         saved: per position, the state in which the model continues, None where it starts (`Member.state`). Then the
             training can be saved, too, if every block can: a report without measurements offers the states
             (`Report.state`) every `OFFER_S` seconds. None: the caller does not pass states on.
@@ -103,13 +107,13 @@ def run_blocks(
             if pieces.offer() and all(state.block.save() for state in states):
                 yield _offer(states, step)
             count = pieces.steps(next_step - step)
-            with flushed():
+            with flushed(), products(precision):
                 for state in states:
                     state.block.advance(step, count)
             step += count
         for state in states:
             if state.next_step == step:
-                with flushed():
+                with flushed(), products("fp32"):
                     reports = list(state.reports(step, watch, stop))
                 yield from reports
         states = [state for state in states if len(state.positions)]
