@@ -306,6 +306,7 @@ ANOTHER: dict[str, Any] = {
     "norm_order": "grokfast",
     "train_level": 0.9,
     "test_level": 0.9,
+    "matmul_precision": "tf32",
 }
 TRANSFORMERS_OWN = {"model": "transformer", "layer_norm": True}
 """What the options that only a transformer has are set beside."""

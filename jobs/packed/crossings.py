@@ -140,6 +140,7 @@ class CrossingSearch:
             if len(fresh):
                 before.keep(torch.from_numpy(fresh))
                 yield step - 1, models_m[fresh], _numbers(before.measure())
+            del before  # its memory is needed where the block is compacted
             yield step, models_m[now], {name: value[now] for name, value in _numbers(measured).items()}
             reported[now] = step
             wanted_mL = wanted_mL & ~crossed_mL

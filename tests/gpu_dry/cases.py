@@ -61,6 +61,8 @@ def _further() -> dict[str, tuple[Job[Any], list[Params]]]:
         "perceptrons, subsets": perceptrons(data="gaussian_teacher", sample_count=40, batch_order="with_replacement"),
         "perceptrons, regression": perceptrons(data="gaussian_linear", loss="squared", inputs=9, batch_order="cyclic"),
         "images, mnist1d": (ImageDoubleDescent(), list(images)),
+        "perceptrons, bf16": perceptrons(matmul_precision="bf16"),
+        "quadratic, tf32": modular(matmul_precision="tf32"),
         "quadratic, sgd": modular(optimiser="sgd", momentum=0.9, loss="stablemax", loss_precision=64),
         "embedding, projected": modular(model="embedding_mlp", embedding=6, perp_grad="layers_rescaled"),
         "embedding, own rate": modular(
