@@ -24,7 +24,7 @@ from jobs.module.network import Network, OneNetwork, seeded
 from jobs.module.shared import shared_params
 from jobs.packed import random
 from jobs.packed.batches import Batches
-from jobs.packed.block import Block
+from jobs.packed.block import Block, weakly
 from jobs.packed.cost import evaluation_bytes
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 from jobs.packed.state import fill
@@ -263,7 +263,7 @@ class StackedBlock(ModuleBlock):
     def _bind(self) -> None:
         super()._bind()
         self._weights = [view.detach().requires_grad_() for view in self._parameters.views()]
-        self._step_of = self._maybe_recorded("step", self._differentiated)
+        self._step_of = self._maybe_recorded("step", weakly(self._differentiated))
         self._sums_of: dict[int, Callable[..., Any]] = {}
         for examples in (self._train, self._test):
             of = vmap(self._one.sums, in_dims=(0, 0, 0, 0, None if examples.mask is None else 0))

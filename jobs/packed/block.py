@@ -5,12 +5,31 @@ Shapes: M live models of a block.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
 from jobs.state import TrialState
+
+R = TypeVar("R")
+
+
+def weakly(method: Callable[..., R]) -> Callable[..., R]:
+    """A method that its own object may hold.
+
+    A reference back to a block would keep its tensors until Python's garbage collector runs.
+    """
+    of_object = weakref.WeakMethod(method)
+
+    def call(*arguments: object) -> R:
+        bound = of_object()
+        assert bound is not None, "the object of this method is gone"
+        return bound(*arguments)
+
+    return call
 
 
 class Block(ABC):

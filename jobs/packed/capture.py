@@ -6,11 +6,12 @@ pack that does not fill the GPU; a graph launches all of them at once.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from jobs.packed.block import weakly
 
 ENABLED = True
 """Whether graphs are captured at all; a benchmark compares both."""
@@ -25,22 +26,17 @@ class Step:
     that changes. A `Step` is made anew whenever the pack's tensors are.
 
     Args:
-        work: a method of the object that holds this: one training step, given the tensors of this step; those keep their shapes and types.
+        work: one training step, given the tensors of this step; those keep their shapes and types. A method of the
+            object that holds this.
         device: where `work` runs.
     """
 
     def __init__(self, work: Callable[..., None], device: torch.device) -> None:
-        # A block holds its step: a reference back would keep the memory of a copy until the garbage is collected.
-        self._of_block = weakref.WeakMethod(work)
+        self._work = weakly(work)
         self._captures = ENABLED and device.type == "cuda"
         self._calls = 0
         self._inputs: list[Tensor] = []
         self._graph: torch.cuda.CUDAGraph | None = None
-
-    def _work(self, *inputs: Tensor) -> None:
-        work = self._of_block()
-        assert work is not None, "the block of this step is gone"
-        work(*inputs)
 
     def __call__(self, *inputs: Tensor) -> None:
         """Train one step on these inputs."""
