@@ -17,7 +17,6 @@ from orchestrator.commands.again import command_line
 from orchestrator.commands.browse import browse_lines
 from orchestrator.commands.extending import take_over
 from orchestrator.commands.publishing import counts_of, is_published, keep_summary, print_files, publish_record
-from orchestrator.commands.report import keep_report
 from orchestrator.commands.searching import history, known_trials, opened_sampler
 from orchestrator.commands.status import FAILURES_SHOWN, failure_line
 from orchestrator.commands.wiring import (
@@ -236,6 +235,9 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
             if is_published(sweep, summary, parent, arguments.figures):
                 print(f"nothing to do: all {summary.skipped} trials are recorded, and drawn in {sweep.output}")
             elif not arguments.no_map and (summary.done or summary.skipped):
+                # It loads what draws: a third of a second that the trials need not wait for.
+                from orchestrator.commands.report import keep_report
+
                 published = publish_record(
                     sweep,
                     known_trials(sweep, tracker),
