@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +15,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from jobs.gallery import quanta as quanta_job
 from jobs.gallery.depth import DepthAgainstWidth, DepthParams
 from jobs.gallery.hull import is_inside
 from jobs.gallery.pruning import PrunedAdam, PruningParams, TrainThenCompress
+from jobs.gallery.quanta import Quanta, QuantaParams
 from jobs.gallery.strings import StringParams, Strings
+from jobs.job import ParamError
 from jobs.module import Data
 from jobs.module.data import Random
 from jobs.theory import equivalent, minimum_norm
@@ -33,6 +37,7 @@ from tests.gallery import (
     parity,
     progress,
     pruning,
+    quanta,
     random_labels,
     scaling,
     strings,
@@ -59,6 +64,7 @@ PARTS: dict[int, list[list[str] | None]] = {
         ["axes.sample_count=[40,320]", "replicates=50"],
         ["replicates=4"],
     ],
+    7: [None],
     8: [["replicates=6"], None],
     11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
     12: [None],
@@ -209,6 +215,11 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (scaling.ROW, scaling, "expected", lambda params: 1.5 * benign.expected(params)),
     (scaling.ROW, scaling, "course", lambda params, p, steps: ORIGINAL_COURSE(params, p, np.sqrt(steps))),
     (scaling.ROW, scaling, "by_risks", lambda widths, _: 0.4 * np.sqrt(scaling.HELD_OUT)),  # parameters as data
+    (quanta.ROW, quanta, "frequencies", lambda zipf: ORIGINAL_FREQUENCIES(zipf + 0.5)),
+    (quanta.ROW, quanta, "in_steps", lambda zipf: zipf - 1),  # in parameters
+    (quanta.ROW, quanta, "stacked", lambda *of: ORIGINAL_STACKED(*of) / np.log(2)),
+    (quanta.ROW, quanta, "beyond", lambda count, zipf: ORIGINAL_BEYOND(0, zipf) / (1 + count) ** zipf),
+    (quanta.ROW, quanta, "exponent", lambda *of: mirrored(*ORIGINAL_QUANTA(*of))),
     (pruning.ROW, pruning, "parameters", lambda width: width**2 + 51 * width),
     (pruning.ROW, pruning, "compared", lambda *of: 1 - ORIGINAL_ERRORS(*of)),  # accuracies
     (parity.ROW, parity, "growth", lambda curve: other_inputs(curve)),
@@ -239,6 +250,8 @@ ORIGINAL_GENERATIONS = generations.expected
 ORIGINAL_HALF = strings.at_half
 ORIGINAL_ATTENTION = attention.expected
 ORIGINAL_EVENTS = progress.events
+ORIGINAL_FREQUENCIES, ORIGINAL_STACKED, ORIGINAL_BEYOND = quanta.frequencies, quanta.stacked, quanta.beyond
+ORIGINAL_QUANTA = quanta.exponent
 ORIGINAL_ERRORS = pruning.compared
 ORIGINAL_GROWTH = parity.growth
 ORIGINAL_ABSORBED = hull.absorbed
@@ -306,6 +319,33 @@ def test_strings_are_of_the_digits_of_a_sum_or_of_images_that_are_not_trained_on
     wrong[1:, 0] = (wrong[1:, 0] + 1) % 10
     probed = job.probe(StringParams(task="addition", length=4), lambda _: functional.one_hot(wrong, 10), {}, sums)
     assert [float(probed[name]) for name in probed] == pytest.approx([1 / 30] * 3)
+
+
+def test_a_subtask_is_the_parity_of_bits_of_its_own_which_differ_by_seed_and_not_by_step() -> None:
+    params = QuantaParams(tasks=10, bits=5, degree=3, zipf=1, batch_size=4000, test_count=300)
+    found = []
+    for seed in (1, 1, 2):
+        random, batches = Random.of_seed(seed), Random(Random.of_seed(seed)._key, torch.tensor(7))
+        batch, test = Quanta().batch(params, batches, torch.tensor(7)), Quanta().data(params, random).test
+        found.append([parities(*part, params) for part in (batch, test[:2])])
+        share = batch[0][:, :10].mean(0)
+        assert torch.allclose(share, quanta_job.frequencies(params, share.device), atol=0.04)
+        assert float(test[2][0] / test[2][-1]) == pytest.approx(10)  # of the loss: frequencies 1 and 1 / 10
+        assert not torch.equal(batch[0], Quanta().batch(params, random, torch.tensor(0))[0])
+    assert all(batch == test and len(set(batch)) == 10 for batch, test in found)  # 10 subsets are all there are
+    assert found[0] == found[1] != found[2]
+    with pytest.raises(ParamError, match="at most 10"):
+        QuantaParams(tasks=11, bits=5, degree=3)
+
+
+def parities(inputs: Any, labels: Any, params: Any) -> list[tuple[int, ...]]:
+    """Of each subtask, the three bits whose parity all of its labels are."""
+    rows = [inputs[inputs[:, task] == 1, params.tasks :] for task in range(params.tasks)]
+    of = [labels[inputs[:, task] == 1] for task in range(params.tasks)]
+    return [
+        next(b for b in itertools.combinations(range(params.bits), 3) if torch.equal(x[:, b].sum(1) % 2, y.float()))
+        for x, y in zip(rows, of, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
