@@ -82,7 +82,7 @@ def of_the_loss(seeds: Sequence[Any], learned: Any, zipf: float) -> Iterator[Fin
         fall = -slope(steps[window], loss[window])
         by_count = slope(count[some], loss[some]) / slope(count[some], beyond(count, zipf)[some])
         found.append([fall, -fall / slope(steps[window], stack[window]), by_count])
-        places = [np.flatnonzero(steps >= step)[0] for step in STEPS]
+        places = np.minimum(np.searchsorted(steps, STEPS), len(steps) - 1)  # a trial may have ended before
         stacks.append([loss[places], stack[places]])
     for step, (loss, stack) in zip(STEPS, np.moveaxis(np.array(stacks), 0, 2).transpose(1, 0, 2), strict=True):
         expected = float(stack.mean())
