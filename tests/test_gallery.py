@@ -216,9 +216,9 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (scaling.ROW, scaling, "course", lambda params, p, steps: ORIGINAL_COURSE(params, p, np.sqrt(steps))),
     (scaling.ROW, scaling, "by_risks", lambda widths, _: 0.4 * np.sqrt(scaling.HELD_OUT)),  # parameters as data
     (quanta.ROW, quanta, "frequencies", lambda zipf: ORIGINAL_FREQUENCIES(zipf + 0.5)),
-    (quanta.ROW, quanta, "in_steps", lambda zipf: zipf - 1),  # in parameters
+    (quanta.ROW, quanta, "in_steps", lambda zipf: zipf),  # of a step in its rank
     (quanta.ROW, quanta, "stacked", lambda *of: ORIGINAL_STACKED(*of) / np.log(2)),
-    (quanta.ROW, quanta, "beyond", lambda count, zipf: ORIGINAL_BEYOND(0, zipf) / (1 + count) ** zipf),
+    (quanta.ROW, quanta, "beyond", lambda count, zipf: ORIGINAL_BEYOND(0, zipf) - ORIGINAL_BEYOND(count, zipf)),
     (quanta.ROW, quanta, "exponent", lambda *of: mirrored(*ORIGINAL_QUANTA(*of))),
     (pruning.ROW, pruning, "parameters", lambda width: width**2 + 51 * width),
     (pruning.ROW, pruning, "compared", lambda *of: 1 - ORIGINAL_ERRORS(*of)),  # accuracies
