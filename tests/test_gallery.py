@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from jobs.gallery import quanta as quanta_job
+from jobs.gallery.crate import DISTORTION, PENALTY, STEP, Layer, coding_rate
 from jobs.gallery.depth import DepthAgainstWidth, DepthParams
 from jobs.gallery.hull import is_inside
 from jobs.gallery.pruning import PrunedAdam, PruningParams, TrainThenCompress
@@ -41,6 +42,7 @@ from tests.gallery import (
     random_labels,
     scaling,
     strings,
+    white_box,
 )
 from tests.gallery.catalogue import ROWS
 from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Row, above, agrees, below, every, within
@@ -66,6 +68,7 @@ PARTS: dict[int, list[list[str] | None]] = {
     ],
     7: [None],
     8: [["replicates=6"], None],
+    10: [None],
     11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
     12: [None],
     13: [["axes.degree=[2,2,3,3,4,4]", "axes.bits=[10,25,10,25,10,17]", "replicates=6"]],
@@ -226,6 +229,9 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (hull.ROW, hull, "absorbed", lambda n, d: ORIGINAL_ABSORBED(n, d + 1)),
     (hull.ROW, hull, "absorbed", lambda n, d: 1 - 2.0**-n * sum(math.comb(n, k) for k in range(d))),  # Wendel: cones
     (hull.ROW, hull, "half", lambda d: 2.5 * 2 ** (d / 2)),
+    (white_box.ROW, white_box, "by_layer", lambda *of: ORIGINAL_LAYERS(*of)[:, ::-1]),
+    (white_box.ROW, white_box, "by_layer", lambda curves, name, place: ORIGINAL_LAYERS(curves, name, 0)),
+    (white_box.ROW, white_box, "chosen", lambda trials, table, _: ORIGINAL_CHOSEN(trials, table, "crate")),
     (strings.ROW, strings, "all_right", lambda p, length, tokens: p ** (length - 1)),
     (strings.ROW, strings, "all_right", lambda p, length, tokens: p.mean() ** length + 0 * p),
     (strings.ROW, strings, "none_right", lambda share: 1 - share),
@@ -255,6 +261,7 @@ ORIGINAL_QUANTA = quanta.exponent
 ORIGINAL_ERRORS = pruning.compared
 ORIGINAL_GROWTH = parity.growth
 ORIGINAL_ABSORBED = hull.absorbed
+ORIGINAL_LAYERS, ORIGINAL_CHOSEN = white_box.by_layer, white_box.chosen
 
 
 def other_inputs(curve: Any) -> float:
@@ -390,6 +397,29 @@ def test_the_largest_weights_are_left_and_the_rest_is_pruned_between_two_steps()
             assert torch.cat(gone).max() <= torch.cat(stay).min() + 0.003  # a step moves a weight by the rate, about
     assert params.count == pruning.parameters(20) == left[0] == left[39] == 1450
     assert left[43] < left[42] and len(set(left)) == 11 and set(left[79:]) == {300}
+
+
+def test_a_layer_attends_in_subspaces_and_takes_a_step_towards_a_sparse_code() -> None:
+    torch.manual_seed(0)
+    layer, x = Layer(8, 2), torch.randn(3, 5, 8)
+    layer.norm_1.weight.data.uniform_(0.5, 2)
+    z = layer.norm_1(x)
+    parts = []
+    for rows in (slice(4), slice(4, 8)):  # U_k is (D, p), a row of the module's weight is a column of it
+        w = z @ layer.subspaces.weight[rows].T
+        parts.append(torch.softmax(w @ w.transpose(1, 2) / 2, -1) @ w)
+    middle = x + layer.output(torch.cat(parts, -1))
+    assert torch.allclose(layer.attend(x), middle, atol=1e-5)
+    code = layer.norm_2(middle).detach().requires_grad_()
+    fit = (layer.norm_2(middle).detach() - code @ layer.dictionary.T).square().sum() / 2
+    (gradient,) = torch.autograd.grad(fit, code)
+    assert torch.allclose(layer(x), (code - STEP * gradient - STEP * PENALTY).relu(), atol=1e-5)
+    w = layer.project(x)
+    unit = w / w.norm(dim=-1, keepdim=True)
+    tokens = torch.eye(5) + 4 / (5 * DISTORTION) * unit @ unit.transpose(-1, -2)  # (T, T), as in the paper
+    assert torch.allclose(coding_rate(w), torch.logdet(tokens).sum(1) / 2, rtol=1e-4)
+    same = w[:, :, :1].expand_as(w)
+    assert (coding_rate(same) < coding_rate(w)).all()  # equal tokens need fewer bits
 
 
 # The comparisons.

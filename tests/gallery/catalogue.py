@@ -15,6 +15,7 @@ from tests.gallery import (
     random_labels,
     scaling,
     strings,
+    white_box,
 )
 
 ROWS = (
@@ -26,6 +27,7 @@ ROWS = (
     scaling.ROW,
     quanta.ROW,
     depth.ROW,
+    white_box.ROW,
     hull.ROW,
     pruning.ROW,
     parity.ROW,
