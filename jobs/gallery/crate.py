@@ -63,7 +63,8 @@ class Layer(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         w = self.project(x)
         mixed = functional.scaled_dot_product_attention(w, w, w)
-        return x + self.output(mixed.transpose(1, 2).flatten(2))
+        attended: Tensor = x + self.output(mixed.transpose(1, 2).flatten(2))
+        return attended
 
     def shrink(self, x: Tensor) -> Tensor:
         """ReLU(z + eta D'(z - D z) - eta lambda): a step from a = z down |z - D a|^2 / 2 + lambda |a|_1, a >= 0."""
@@ -87,11 +88,12 @@ class CRATE(ViT):
         if not measured:
             return super().forward(images)
         x, measures = self.patches(images).flatten(2).transpose(1, 2) + self.positions, {}
+        layer: Any
         for k, layer in enumerate(self.blocks, 1):
-            middle = layer.attend(x)  # type: ignore[operator]
+            middle = layer.attend(x)
             for name, tokens in (("rate_before", x), ("rate", middle)):
-                measures[f"{name}_{k}"] = coding_rate(layer.project(tokens)).mean()  # type: ignore[operator]
-            x = layer.shrink(middle)  # type: ignore[operator]
+                measures[f"{name}_{k}"] = coding_rate(layer.project(tokens)).mean()
+            x = layer.shrink(middle)
             measures[f"nonzeros_{k}"] = (x != 0).float().mean()
         return measures
 
@@ -101,7 +103,8 @@ def coding_rate(w: Tensor) -> Tensor:
     w = functional.normalize(w, dim=-1)
     tokens, p = w.shape[-2:]
     gram = torch.eye(p, device=w.device) + p / (tokens * DISTORTION) * (w.transpose(-1, -2) @ w)
-    return torch.linalg.slogdet(gram)[1].sum(-1) / 2
+    rate: Tensor = torch.linalg.slogdet(gram)[1].sum(-1) / 2
+    return rate
 
 
 class WhiteBox(ModuleJob):
