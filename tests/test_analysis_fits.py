@@ -123,6 +123,16 @@ def test_the_summed_huber_loss_of_three_parameters_reaches_the_best_of_another_o
     assert 60 * fit(POWER_WITH_FLOOR, observations(n, y), loss="huber", resamples=0).scale <= best * (1 + 1e-6)
 
 
+def test_the_scale_of_the_errors_of_exact_data_has_a_floor() -> None:
+    """The search for the minimum may end at any scale below it: the likelihood does not change there."""
+    x = np.repeat([1.0, 2.0, 4.0, 8.0], 2)
+    problem = fits._Problem(POWER, observations(x, 3 * x**-0.5), "normal")
+    for log_scale in (-20.0, -700.0):
+        theta = np.array([0.0, 0.5, log_scale])
+        assert np.isfinite(problem.metric(theta)).all()
+        assert problem.likelihood(theta)[0] == 1e-6
+
+
 def test_interval_and_right_censored_likelihood_is_that_of_scipy() -> None:
     time = sample(np.full(40, 100.0), 0.5, 1)
     above, to = censored(time, 130, reports=12)

@@ -339,7 +339,7 @@ class _Problem:
         """Scale of the errors, and log-likelihood of log y."""
         loss = float(self.terms(theta[None])[0].sum())
         if self.loss == "normal":
-            return float(np.exp(theta[self.width])), -loss
+            return max(float(np.exp(theta[self.width])), _LEAST_SCALE), -loss
         count = len(self.low)
         scale = max(loss / count, _LEAST_SCALE)
         return scale, -count * (math.log(2 * scale) + 1)
