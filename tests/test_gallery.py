@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from jobs.gallery import quanta as quanta_job
+from jobs.gallery.chain import EQUALS, FILLER, ChainOfThought, ChainParams
 from jobs.gallery.crate import DISTORTION, PENALTY, STEP, Layer, coding_rate
 from jobs.gallery.depth import DepthAgainstWidth, DepthParams
 from jobs.gallery.hull import is_inside
@@ -30,6 +31,7 @@ from tests.gallery import __main__ as program
 from tests.gallery import (
     attention,
     benign,
+    chain,
     depth,
     fold_back,
     generations,
@@ -68,6 +70,7 @@ PARTS: dict[int, list[list[str] | None]] = {
     ],
     7: [None],
     8: [["replicates=6"], None],
+    9: [None],
     10: [None],
     11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
     12: [None],
@@ -223,6 +226,9 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (quanta.ROW, quanta, "stacked", lambda *of: ORIGINAL_STACKED(*of) / np.log(2)),
     (quanta.ROW, quanta, "beyond", lambda count, zipf: ORIGINAL_BEYOND(0, zipf) - ORIGINAL_BEYOND(count, zipf)),
     (quanta.ROW, quanta, "exponent", lambda *of: mirrored(*ORIGINAL_QUANTA(*of))),
+    (chain.ROW, chain, "NEAR_CHANCE", (0.95, 1.0)),
+    (chain.ROW, chain, "LARGEST", 4),
+    (chain.ROW, chain, "solved", lambda accuracy: ORIGINAL_SOLVED(1 - accuracy)),  # the error
     (pruning.ROW, pruning, "parameters", lambda width: width**2 + 51 * width),
     (pruning.ROW, pruning, "compared", lambda *of: 1 - ORIGINAL_ERRORS(*of)),  # accuracies
     (parity.ROW, parity, "growth", lambda curve: other_inputs(curve)),
@@ -253,6 +259,7 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
 ORIGINAL_EXPONENTS, ORIGINAL_COURSE = scaling.exponents, scaling.course
 ORIGINAL_RATIO, ORIGINAL_HUMPS, ORIGINAL_EXPONENT = model_wise.ratio, model_wise.humps, model_wise.exponent
 ORIGINAL_GENERATIONS = generations.expected
+ORIGINAL_SOLVED = chain.solved
 ORIGINAL_HALF = strings.at_half
 ORIGINAL_ATTENTION = attention.expected
 ORIGINAL_EVENTS = progress.events
@@ -353,6 +360,35 @@ def parities(inputs: Any, labels: Any, params: Any) -> list[tuple[int, ...]]:
         next(b for b in itertools.combinations(range(params.bits), 3) if torch.equal(x[:, b].sum(1) % 2, y.float()))
         for x, y in zip(rows, of, strict=True)
     ]
+
+
+@pytest.mark.parametrize("between", ["answer", "filler", "steps"])
+def test_a_chain_has_the_parities_of_inputs_that_are_not_trained_on(between: str) -> None:
+    params = ChainParams(bits=5, chain=between)
+    data = ChainOfThought().data(params, Random.of_seed(7))
+    bits = torch.cat([data.train[0], data.test[0]])[:, :5]
+    assert [len(data.train[0]), len(data.test[0])] == [24, 8] and len(bits.unique(dim=0)) == 32
+    for tokens, targets in (data.train, data.test):
+        parities = tokens[:, :5].cumsum(1) % 2
+        middle = {"answer": tokens[:, :0], "filler": torch.full((len(tokens), 4), FILLER), "steps": parities[:, :-1]}
+        assert (tokens[:, 5] == EQUALS).all() and torch.equal(tokens[:, 6:], middle[between])
+        assert torch.equal(targets, parities if between == "steps" else parities[:, -1:])
+
+
+@pytest.mark.parametrize(("wrong_at", "given", "free"), [(None, 1, 1), (0, 1, 0), (4, 0, 0)])
+def test_steps_are_decoded_from_the_models_own_steps(wrong_at: int | None, given: int, free: int) -> None:
+    job, params = ChainOfThought(), ChainParams(bits=5, chain="steps")
+    data = job.data(params, Random.of_seed(7))
+
+    def model(tokens: Any) -> Any:
+        """The next parity, from the last one and a bit; inverted at one step."""
+        steps = torch.arange(tokens.shape[1] - 5)
+        after = (tokens[:, 5:] % 2 + tokens[:, steps] + (steps == wrong_at)) % 2
+        return functional.one_hot(torch.cat([tokens[:, :5] % 2, after], 1), 2).float()
+
+    right = job.right(params, model(data.test[0]), data.test[1])
+    assert right is not None and right.float().mean() == given
+    assert job.probe(params, model, {}, data) == {"free_accuracy": free}
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])

@@ -3,6 +3,7 @@
 from tests.gallery import (
     attention,
     benign,
+    chain,
     depth,
     fold_back,
     generations,
@@ -27,6 +28,7 @@ ROWS = (
     scaling.ROW,
     quanta.ROW,
     depth.ROW,
+    chain.ROW,
     white_box.ROW,
     hull.ROW,
     pruning.ROW,
