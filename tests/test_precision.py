@@ -174,6 +174,17 @@ def test_a_users_switches_change_no_trial_and_are_restored() -> None:
                 np.testing.assert_array_equal(curves[name][position].values[metric], values)
 
 
+def test_before_torch_2_9_the_switches_of_tf32_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are still there in later versions."""
+    monkeypatch.setattr("jobs.packed.precision._SINCE_2_9", False)
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    for precision, allowed in (("fp32", False), ("tf32", True), ("bf16", True)):
+        with products(precision):
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+
+
 @pytest.mark.parametrize(
     "job", [DoubleDescent(), Grokking(), ImageDoubleDescent(), Attending()], ids=lambda job: type(job).__name__
 )

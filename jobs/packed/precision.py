@@ -64,20 +64,28 @@ def products(precision: str) -> Iterator[None]:
         yield
 
 
+_SINCE_2_9 = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+"""Whether PyTorch names the formats; before 2.9 it has a switch for TF32, and none for a CPU's libraries."""
+
+
 @contextlib.contextmanager
 def _backends(cuda: str) -> Iterator[None]:
     """Set the formats in which PyTorch's libraries may compute with float32."""
     backends: Any = torch.backends
-    formats = [(backends.cuda.matmul, cuda), (backends.cudnn.conv, cuda)]
-    formats += [(backends.mkldnn.matmul, "ieee"), (backends.mkldnn.conv, "ieee")]
-    before = [library.fp32_precision for library, _ in formats]
+    formats: dict[Any, str | bool]
+    if _SINCE_2_9:
+        switch, formats = "fp32_precision", {backends.cuda.matmul: cuda, backends.cudnn.conv: cuda}
+        formats |= dict.fromkeys((backends.mkldnn.matmul, backends.mkldnn.conv), "ieee")
+    else:
+        switch, formats = "allow_tf32", dict.fromkeys((backends.cuda.matmul, backends.cudnn), cuda == "tf32")
+    before = {library: getattr(library, switch) for library in formats}
     try:
-        for library, value in formats:
-            library.fp32_precision = value
+        for library, value in formats.items():
+            setattr(library, switch, value)
         yield
     finally:
-        for (library, _), value in zip(formats, before, strict=True):
-            library.fp32_precision = value
+        for library, value in before.items():
+            setattr(library, switch, value)
 
 
 class _Rounded(TorchDispatchMode):
