@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ def load_job(spec: str) -> Job[Any]:
         raise JobNotFound(
             f"no job is called {spec!r}; built in: {', '.join(BUILT_IN)}; your own: 'my_package.my_module:MyJob'",
             choices=tuple(BUILT_IN),
+            next_step=_with_colon(spec),
+        )
+    if re.search(r"[/\\]|^\.", module_name):
+        dotted = re.sub(r"[/\\]", ".", re.sub(r"^[./\\]+|\.py$", "", module_name))
+        raise JobNotFound(
+            f"job {spec!r}: a module is named as in an import, with dots between folders and without .py",
+            next_step=f"did you mean '{dotted}:{attribute}'?",
         )
     try:
         module = importlib.import_module(module_name)
@@ -55,14 +63,44 @@ def load_job(spec: str) -> Job[Any]:
     if inspect.isclass(job) and issubclass(job, Job):
         return job()
     if inspect.isfunction(job):
-        return FunctionJob(job)
+        if inspect.isgeneratorfunction(job) or inspect.iscoroutinefunction(job) or inspect.isasyncgenfunction(job):
+            raise JobNotFound(
+                f"job {spec!r}: {attribute!r} is async, or a generator (it has a yield), and would never train",
+                next_step="make it a plain function, which calls report(step, loss=...)",
+            )
+        try:
+            return FunctionJob(job)
+        except JobNotFound as error:
+            place = f"{job.__code__.co_filename}:{job.__code__.co_firstlineno}"
+            error.next_step = error.next_step or f"correct {place}"
+            raise
+    file = getattr(module, "__file__", None)  # a module may have put anything in its place
+    if job is not None:
+        raise JobNotFound(
+            f"job {spec!r}: {attribute!r} in {file or module_name} is neither a function nor a subclass of "
+            "jobs.job.Job, but " + ("another class" if inspect.isclass(job) else f"of type {type(job).__name__}"),
+            next_step=_WRITE,
+        )
     names = sorted(
         name
-        for name, value in getattr(module, "__dict__", {}).items()  # a module may have put anything in its place
+        for name, value in getattr(module, "__dict__", {}).items()
         if (inspect.isclass(value) and issubclass(value, Job) and not inspect.isabstract(value))
-        or (inspect.isfunction(value) and value.__module__ == module.__name__)
+        or (inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"))
     )
+    where, has = f" ({file})" if file else "", ", ".join(names) or "none"
     raise JobNotFound(
-        f"job {spec!r}: module {module_name!r} has no job {attribute!r}; it has: {', '.join(names) or 'none'}",
+        f"job {spec!r}: module {module_name!r}{where} has no job {attribute!r}; it has: {has}",
         choices=[f"{module_name}:{name}" for name in names],
+        next_step="" if names else _WRITE,
     )
+
+
+_WRITE = "write `def train(params, seed, device, report): ...`, which may call it, and name that"
+
+
+def _with_colon(spec: str) -> str:
+    """What to write for a module, or a function in it, that is named without a colon; empty if there is none."""
+    for module, attribute in ((spec, "train"), spec.rpartition(".")[::2]):
+        if module and Path(f"{module.replace('.', '/')}.py").is_file():
+            return f"a function is named after a colon: did you mean '{module}:{attribute}'?"
+    return ""

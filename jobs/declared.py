@@ -23,6 +23,7 @@ from jobs.job import JobNotFound, ParamError, Params, Scalar, as_dict, param
 SIGNATURE = "train(params, seed, device, report)"
 BY_NAME = "train(*, learning_rate=0.1, seed, report)"
 _OURS = ("seed", "device", "report")
+_ORDER = ("params", *_OURS)
 _STATE = "state"
 _MEANING = "parameter of the function"
 _KINDS = (int, float, bool, str)
@@ -189,6 +190,9 @@ def _declaration(function: Callable[..., Any], name: str, signature: inspect.Sig
                 f"it takes {signature}"
             ) from None
         return _by_name(function, name, arguments)
+    for argument, own in zip(arguments, _ORDER, strict=False):
+        if argument.name in _ORDER and argument.name != own:
+            raise JobNotFound(f"{name}: its arguments are passed by position, as in {SIGNATURE}; it takes {signature}")
     first = arguments[0]
     hint = _evaluated(function, name, first.name, first.annotation)
     if inspect.isclass(hint) and issubclass(hint, Params):

@@ -80,6 +80,10 @@ class FunctionJob(Job[Any]):
     Thresholds: ClassVar[type[ParamsBase]] = FunctionThresholds
     metrics: ClassVar[tuple[str, ...]] = ()
     phases: ClassVar[tuple[str, ...]] = ("below", "at or above", "finished", "not reported", "diverged")
+    one_by_one: ClassVar[bool] = True
+    reporting_advice: ClassVar[str] = (
+        'If only some trials report it, name it in the function: train.metrics = ("{metric}",)'
+    )
     needs_torch: ClassVar[bool] = False
     """The worker does not import torch for this job; the function's module imports what it uses."""
 

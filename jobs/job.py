@@ -30,6 +30,8 @@ Scalar = int | float | bool | str
 
 FINAL = "final_"
 """Before the name of a metric: the observation of its last value."""
+BEST = "best_"
+"""The same of its best value over the steps."""
 LARGEST_STEP = 2**62
 """Databases hold steps, and timestamps made of them, as 64-bit integers."""
 
@@ -112,8 +114,13 @@ class ParamSpec:
             or (self.above is not None and typed <= self.above)
             or (self.below is not None and typed >= self.below)
         ):
-            raise ParamError(self.name, f"must be a {self.describe_range()}", value)
+            raise ParamError(self.name, self._rule, value)
         return typed
+
+    @property
+    def _rule(self) -> str:
+        article = "" if self.choices or self.type in (bool, str) else "a "
+        return f"must be {article}{self.describe_range()}"
 
     def _typed(self, value: Any) -> Scalar:
         if type(value) is self.type:
@@ -122,7 +129,7 @@ class ParamSpec:
             return float(value)
         if self.type is int and isinstance(value, float) and value.is_integer():
             return int(value)
-        raise ParamError(self.name, f"must be a {self.describe_range()}", value)
+        raise ParamError(self.name, self._rule, value)
 
 
 def _is_finite(value: float) -> bool:
@@ -301,6 +308,9 @@ class Report:
     """Gives the states of unfinished models by position, to be called before the next report is asked for; its arrays
     are valid until then. None: the training cannot be saved here. A job that never gives one needs not read
     `Member.state`."""
+    final: Callable[[], Mapping[int, TrialState]] | None = None
+    """Gives the states of the models that end with this report because their training is as long as was asked for, and
+    not by a criterion; to be called as `state`. A longer training continues from them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -370,6 +380,8 @@ class Cost:
     """Peak bytes of the pack's tensors on a CPU; `Job.memory_bytes` is for other devices too."""
     seconds: float = 0.0
     """Further time (a plain function's own estimate)."""
+    gpu_launches: float | None = None
+    """Launches on a GPU, where a pack is not cut into blocks that fit a CPU's cache; None: as many as `launches`."""
     steps: int = 0
     """Optimiser steps of the whole training; 0: unknown."""
     reports: int = 0
@@ -390,13 +402,22 @@ class Job(ABC, Generic[P]):
     """Names of the curves, in the order they are recorded. Empty: all that are reported."""
     phases: ClassVar[tuple[str, ...]]
     """Every label that `phase` can give, in the order a legend shows them."""
+    one_by_one: ClassVar[bool] = False
+    """Whether the models of a pack train one after another; `Report.running` names the one that does."""
     headline: ClassVar[tuple[str, ...]] = ()
     """Observations that get a plot of their own, the most informative first."""
+    shares: ClassVar[tuple[str, ...]] = ()
+    """Metrics that are from 0 to 1 in every trial, such as an accuracy: no other level is looked for."""
     retired: ClassVar[tuple[str, ...]] = ()
     """Observations that earlier versions recorded and this one makes only for searches that look for one of them
     (`observe_retired`); records keep them."""
     crossings: ClassVar[tuple[str, ...]] = ()
     """Observations that are the first report step at which something holds; `jobs.curves.crossing` makes them."""
+    horizon_params: ClassVar[tuple[str, ...]] = ()
+    """Parameters that say how long a trial trains and when its curves are measured, and nothing else: where all others
+    are equal, a longer training begins with the shorter one. Empty: not known."""
+    reporting_advice: ClassVar[str] = ""
+    """What the user can do about a metric, `{metric}`, that trials do not report, besides correcting its name."""
     open_params: ClassVar[bool] = False
     """Whether any parameter name is accepted (a plain function); `Params` is then made by `params_for`."""
 
@@ -413,14 +434,35 @@ class Job(ABC, Generic[P]):
         steps = self.schedule(params)
         return 0 if steps is None else len(steps)
 
+    def why_not_extended(self, shorter: P, longer: P) -> str:
+        """Why a training cannot continue where a shorter one has ended; "" where it can, with the same curve."""
+        if not self.horizon_params:
+            return "the job does not state which parameters only make a training longer (`Job.horizon_params`)"
+        ours, theirs = as_dict(longer), as_dict(shorter)
+        others = [name for name in ours if ours[name] != theirs.get(name) and name not in self.horizon_params]
+        if others:
+            return f"the trials differ in {', '.join(others)}"
+        early, late = self.schedule(shorter), self.schedule(longer)
+        if early is None or late is None:
+            return "the job does not state at which steps it reports (`Job.schedule`)"
+        if late[-1] <= early[-1]:
+            return f"it is not longer than {early[-1]} steps"
+        if not np.array_equal(late[late <= early[-1]], early if early[-1] in late else early[:-1]):
+            why = f"it reports at other steps than the training of {early[-1]} steps"
+            if not {"curve_until", "curve_points"} <= theirs.keys():
+                return why
+            until, points = theirs["curve_until"] or early[-1], theirs["curve_points"]
+            return f"{why}; `curve_until: {until}` and `curve_points: {points}` keep these and go on with their spacing"
+        return ""
+
     def shortened(self, params: P, *, steps: int, reports: int) -> P | None:
         """The same trial with a horizon of `steps` and about `reports` log-spaced reports, for timing.
 
-        None where that is not possible. The default sets the parameters `steps` and `curve_points`, and `epochs` to 0
-        (it would override `steps`); a job with other names overrides this method.
+        None where that is not possible. The default sets the parameters `steps` and `curve_points`, and `epochs` and
+        `curve_until` to 0 (they would override these); a job with other names overrides this method.
         """
         names = specs(type(params)).keys()
-        changes = {"steps": steps, "curve_points": reports, "epochs": 0}
+        changes = {"steps": steps, "curve_points": reports, "epochs": 0, "curve_until": 0}
         if not {"steps", "curve_points"} <= names:
             return None
         try:
@@ -431,6 +473,13 @@ class Job(ABC, Generic[P]):
     def metrics_of(self, params: P) -> tuple[str, ...]:
         """The curves of a trial, where an option adds some; the same for all trials of a pack."""
         return self.metrics
+
+    def possible_metrics(self, params: P, *, measure: bool = False) -> Sequence[tuple[str, ...]]:
+        """The sets of metrics one of which a trial reports, of a job that names no `metrics`.
+
+        Empty, the default, where that is not known before it trains. `measure`: the job may train on a few examples.
+        """
+        return ()
 
     @abstractmethod
     def pack_key(self, params: P) -> Hashable:
@@ -569,12 +618,22 @@ def is_metric_name(name: object, *, longest: int = LONGEST_METRIC_NAME) -> bool:
 
 
 @lru_cache(maxsize=256)
-def log_spaced_steps(horizon: int, points: int) -> NDArray[np.int64]:
-    """At most `points` distinct steps from 1 to `horizon`, evenly spaced in the logarithm, both ends included."""
+def log_spaced_steps(horizon: int, points: int, until: int = 0) -> NDArray[np.int64]:
+    """At most `points` distinct steps from 1 to `horizon`, evenly spaced in the logarithm, both ends included.
+
+    With `until`, so many lie between 1 and `until`, and the spacing goes on beyond it: those of a longer training begin
+    with those of a shorter one.
+    """
     if points < 2 or horizon == 1:
         steps = np.array([horizon], dtype=np.int64)
     else:
-        steps = np.unique(np.rint(np.geomspace(1, horizon, points)).astype(np.int64))
+        until = until or horizon
+        spaced = np.geomspace(1, until, points)
+        if horizon > until > 1:
+            further = math.floor((points - 1) * (math.log(horizon) / math.log(until) - 1) + 1e-9)
+            spaced = np.append(spaced, until * until ** (np.arange(1, further + 1) / (points - 1)))
+        steps = np.unique(np.append(np.rint(spaced).astype(np.int64), horizon))
+        steps = steps[steps <= horizon]
     steps.setflags(write=False)
     return steps
 

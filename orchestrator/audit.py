@@ -63,6 +63,8 @@ class Violation:
     what: str
     run_id: str = ""
     trial_id: str = ""
+    resumable: bool = False
+    """Whether it is what a driver that was killed leaves behind, and the next run mends: nothing is lost or doubled."""
 
     @property
     def text(self) -> str:
@@ -92,6 +94,8 @@ class Report:
     checked: Counter[Invariant] = field(default_factory=Counter)
     """Number of things that each invariant was checked for."""
     violations: list[Violation] = field(default_factory=list)
+    resumable: list[Violation] = field(default_factory=list)
+    """What the next run mends."""
     runs: int = 0
     """Runs of this sweep, without its parent."""
     rows: int = 0
@@ -116,7 +120,7 @@ def audit(
         runs: Every run of its experiment; those of other sweeps are left out here.
         read_curves: Reads curves of trials.
         secrets: What must not be recorded anywhere, in addition to passwords in addresses -> what holds it.
-        has_driver: Whether a driver holds the experiment; None: unknown.
+        has_driver: Whether a driver runs the sweep; None: unknown.
     """
     report, whole = Report(), _WholeSweep(expected, has_driver)
     patterns = _patterns(secrets)
@@ -130,7 +134,8 @@ def audit(
 
     def note(invariant: Invariant, count: int, violations: Iterable[Violation]) -> None:
         report.checked[invariant] += count
-        report.violations.extend(violations)
+        for violation in violations:
+            (report.resumable if violation.resumable else report.violations).append(violation)
 
     for run in runs:
         trial_id = run.tags.get(layout.TRIAL_ID)
@@ -443,10 +448,11 @@ class _WholeSweep:
         for run, trial, parent in self._running:
             state = states.get(parent, "")
             if state and (state != Status.RUNNING or self._has_driver is False):
-                what = f"it is RUNNING, and its sweep is {state}"
-                if state == Status.RUNNING:
-                    what = "it is RUNNING, and its driver has ended: `phasefront run` resumes the sweep"
-                yield Violation(invariant=Invariant.NONE_RUNNING, what=what, run_id=run, trial_id=trial)
+                killed = state == Status.RUNNING
+                what = "it is RUNNING, and " + ("its driver has ended" if killed else f"its sweep is {state}")
+                yield Violation(
+                    invariant=Invariant.NONE_RUNNING, what=what, run_id=run, trial_id=trial, resumable=killed
+                )
 
     def _strangers(self) -> Iterator[Violation]:
         own = {parent.run_id for parent in self._parents}

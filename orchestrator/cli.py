@@ -39,7 +39,10 @@ _PATH = (
 _OURS = ("", "orchestrator", "jobs")
 """Packages whose absence is a bug in this program, not a missing library."""
 
-_HTML = ", or the interactive page: .html"
+_HARMLESS = {"test", "this", "antigravity"}
+"""Modules of Python's library that no library imports."""
+
+_HTML = ", or the interactive page: .html; with --step, --against or --more-data, their figures instead"
 _ADDRESS = (
     "the head's dashboard, e.g. http://HOST:8265; by default $RAY_API_SERVER_ADDRESS, or port 8265 of this machine"
 )
@@ -48,15 +51,29 @@ _SET = "override a value of the file, e.g. --set axes.weight_decay.points=48; ma
 
 
 class _Parser(argparse.ArgumentParser):
-    """Suggests the nearest command for a misspelt one."""
+    """Says what to do about an unknown command or option."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self._commands.choices[given.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+        return given
+
+    _commands: Any
+    """The parsers of the commands, of the main parser."""
 
     def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        if wrong:
-            from orchestrator.errors import did_you_mean
+        from orchestrator.errors import did_you_mean
 
-            step = did_you_mean(wrong[1], re.findall(r"[a-z]+", wrong[2]))
-            message += f"; {step}" if step else ""
+        step = "phasefront --help lists the commands" if "required: COMMAND" in message else ""
+        if wrong := re.search(r"COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            first = "the command comes first, as in phasefront check FILE; phasefront --help lists them"
+            step = did_you_mean(wrong[1], re.findall(r"[a-z]+", wrong[2]), first)
+        elif wrong := re.search(r"unrecognized arguments: (\S*)", message):
+            step = f"name one file, and quote a value that has blanks; {self.prog} --help lists the options"
+            if wrong[1].startswith("-"):
+                step = did_you_mean(f"--{wrong[1].lstrip('-')}", self._option_string_actions, step)
+        message += f"\n  next:  {step}" if step else ""
         super().error(_hide(message))
 
 
@@ -72,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     )
     main_parser.add_argument("--version", action="version", version=f"phasefront {_version()}")
     commands = main_parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    main_parser._commands = commands
 
     def command(name: str, text: str, *, file: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -346,6 +364,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_MISTAKE
     if folder not in sys.path:
         sys.path.insert(0, folder)  # `job: my_module:train` is in the folder of the command
+    with contextlib.suppress(OSError):  # a folder that may be entered, but not listed
+        own = {file.removesuffix(".py") for file in os.listdir(folder) if file.endswith(".py")}  # noqa: PTH208
+        for name in sorted(own & sys.stdlib_module_names - _HARMLESS):
+            print(f"warning: {name}.py here hides a module of Python's library\n  next:  rename it", file=sys.stderr)
     from orchestrator.secrets import learn
 
     learn(*(sys.argv[1:] if arguments is None else arguments))

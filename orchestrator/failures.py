@@ -95,28 +95,40 @@ def _final_error(cause: Cause, attempt: Attempt, error: str) -> str:
             "The trial does not fit into a worker's memory, even alone. Next: fewer workers "
             "(`--set resources.workers=...`), a machine with more memory, or a smaller model."
         )
-        return f"{error.rstrip()}\n{advice}"
+        return _with_advice(error, advice)
     if cause is Cause.WORKER_LOST:
         advice = (
             f"Alone in its pack, this trial lost {LOSSES_BEFORE_BLAME} workers. Likely causes: its process was killed "
             "for memory, or native code crashed. Next: run it with `--inline` to observe it, or give workers more "
             "memory."
         )
-        return f"{error.rstrip()}\n{advice}"
+        return _with_advice(error, advice)
     if cause is Cause.TIMED_OUT and "resources.trial_timeout" not in error:
-        return f"{error.rstrip()}\nThe trial exceeded resources.trial_timeout."
+        return _with_advice(error, "The trial exceeded resources.trial_timeout.")
     if attempt.error and signature(attempt.error) != signature(error):
         return f"The second attempt failed differently: {last_line(error)}\nThe first:\n{attempt.error}"
     return attempt.error or error
 
 
+def _with_advice(error: str, advice: str) -> str:
+    """The advice in one line with the cause, because lists of failures show the last line only."""
+    error = error.rstrip()
+    if not error.endswith(last_line(error)):  # its message has several lines
+        return f"{error}\n{advice}".lstrip()
+    return f"{error}{'' if error.endswith('.') else '.'} {advice}"
+
+
+_NUMBER = re.compile(r"\b[0-9a-f]*\d[0-9a-f.]*")
 _FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+)')
 
 
 def signature(error: str) -> tuple[str, str]:
-    """The exception's type and the line that raised it: failures that share both count as the same."""
+    """The exception's type and the line that raised it: failures that share both count as the same.
+
+    Without a traceback, it is the last line, in which numbers may differ (of processes, of memory).
+    """
     frames = _FRAME.findall(error)
-    last = last_line(error)
+    last = last_line(error) if frames else _NUMBER.sub("0", last_line(error))
     return last.partition(":")[0], ":".join(frames[-1]) if frames else last
 
 

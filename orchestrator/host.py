@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 UNKNOWN_MEMORY_BYTES = 8e9
 """Assumed where the operating system does not state its physical memory."""
-NO_DEVICES = ("", "-1", "NoDevFiles", "none", "void")
-"""Entries of CUDA_VISIBLE_DEVICES that name no device."""
+_DEVICE = re.compile(r"\d|GPU-|MIG-")
+"""How an entry of CUDA_VISIBLE_DEVICES that names a device begins."""
 
 
 def usable_cpus(*, root: Path = Path("/"), allowed: int | None = None) -> int:
@@ -48,10 +48,16 @@ def usable_memory_bytes(*, root: Path = Path("/"), physical: float | None = None
 
 
 def visible_gpus() -> int:
-    """NVIDIA devices of this machine that are visible to this process."""
+    """NVIDIA devices of this machine that are visible to this process.
+
+    As CUDA reads the variable, the entries from the first one on that names no device do not count; nor do those from
+    the first one on that names a device again, as two workers would share it.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in NO_DEVICES])
+        names = [name.strip() for name in visible.split(",")]
+        ends = (k for k, name in enumerate(names) if not _DEVICE.match(name) or name in names[:k])
+        return next(ends, len(names))
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 

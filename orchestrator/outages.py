@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from orchestrator.errors import Outage, UserError
 from orchestrator.printable import printable
+from orchestrator.process import lock_holders
 from orchestrator.progress import duration
 
 PATIENCE_S = 600.0
@@ -26,6 +27,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 SILENT_S = 3.0
 """Outages up to this long are not mentioned."""
 SAY_EVERY_S = 30.0
+HOLDERS_SHOWN = 2
+"""Processes that are named where they have locked the file."""
 
 T = TypeVar("T")
 
@@ -223,6 +226,14 @@ def is_damaged(error: BaseException) -> bool:
     return _sqlite_code(_telling(error)) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+def is_locked(error: BaseException) -> bool:
+    """Whether another process has locked a SQLite file."""
+    error = _telling(error)
+    return isinstance(error, sqlite3.Error) and (
+        _sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or "is locked" in str(error)
+    )
+
+
 def reason(error: BaseException) -> str:
     """One line of text about an error."""
     text = error.mistakes[0].rule if isinstance(error, UserError) else str(_telling(error))
@@ -272,7 +283,7 @@ class Patience:
         self._pause_s = FIRST_PAUSE_S
         self._next = 0.0
         self._said_at: float | None = None
-        self._why, self._meanwhile = "", meanwhile
+        self._why, self._meanwhile, self._locked = "", meanwhile, False
         self.answered = False
         """Whether it has ever answered: an address that never did may be wrong."""
 
@@ -317,7 +328,9 @@ class Patience:
             Outage: it has been away for too long, or the run is being stopped.
         """
         now = self._clock()
-        self._why = reason(error)
+        self._why, self._locked = reason(error), is_locked(error)
+        if self._locked and (holders := lock_holders()):
+            self._why += f" by {' and '.join(holders[:HOLDERS_SHOWN])}"
         if self._began is None:
             self._began, self._since, self._pause_s, self._said_at = now, now, FIRST_PAUSE_S, None
         if now - self._since >= self._limit_s or self._stopping():
@@ -335,11 +348,14 @@ class Patience:
             self._said_at = now
 
     def _state(self) -> str:
-        return f"{self.what} has not answered for {duration(self.away_s)}"
+        state = "has been locked by another process" if self._locked else "has not answered"
+        return f"{self.what} {state} for {duration(self.away_s)}"
 
     def _outage(self, error: BaseException) -> Outage:
         stopped = " when the run was stopped" if self._stopping() else ""
-        step = "run the same command again when it is back" + (f": {self._resumes}" if self._resumes else "")
+        step = f"run the same command again when it is {'free' if self._locked else 'back'}" + (
+            f": {self._resumes}" if self._resumes else ""
+        )
         own = error.next_step if isinstance(error, Unreachable) else ""
         own = error.mistakes[0].next_step if isinstance(error, WrongAddress) else own
         step = f"{own}; {step}" if own else step

@@ -6,8 +6,9 @@ import contextlib
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from orchestrator.secrets import Hider
 
@@ -73,12 +74,25 @@ def open_missing_streams() -> None:
 
 
 @contextlib.contextmanager
-def kept_streams() -> Iterator[None]:
-    """`sys.stdout` and `sys.stderr` are at the end what they were before, whatever a job's module sets on import."""
-    before = sys.stdout, sys.stderr
+def importing() -> Iterator[None]:
+    """Around the import of a job's module, whatever that does: the command goes on.
+
+    `sys.stdout` and `sys.stderr` are at the end what they were before. `os._exit`, which would end the command in
+    silence, raises in this thread; not in a process that the module forks.
+    """
+    before, end, me = (sys.stdout, sys.stderr), os._exit, (os.getpid(), threading.get_ident())
+    imports = True
+
+    def refuse(status: int) -> NoReturn:
+        if imports and (os.getpid(), threading.get_ident()) == me:
+            raise RuntimeError(f"the module ends the process when it is imported, by os._exit({status})")
+        end(status)
+
+    os._exit = refuse
     try:
         yield
     finally:
+        imports, os._exit = False, end
         sys.stdout, sys.stderr = before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ class Process:
     pid: int
     started: int
     """Clock ticks from the machine's boot to the process's start, because process ids are used again; 0 if unknown."""
+
+    @property
+    def text(self) -> str:
+        """It in one line, as a tag of a run."""
+        return f"{self.host} {self.pid} {self.started}"
 
     @classmethod
     def this(cls) -> Process:
@@ -45,6 +51,34 @@ class Process:
             pass
         state = _state(self.pid)
         return state is not None and (state[0] in "ZX" or state[1] != self.started)
+
+
+_SQLITE = b"SQLite format 3\0"
+
+
+def lock_holders() -> list[str]:
+    """The other processes that have locked a SQLite file that this one has open, writers only where there are any."""
+    files: set[str] = set()
+    holders: dict[str, dict[str, None]] = {"WRITE": {}, "READ": {}}
+    with contextlib.suppress(OSError, ValueError):  # not Linux, or it hides this
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile, or a pipe
+                # Read by its number: to open and close the file anew would end this process's own locks.
+                if os.pread(int(entry.name), len(_SQLITE), 0) == _SQLITE:
+                    file = entry.readlink()
+                    beside = (file, file.with_name(f"{file.name}-shm"))  # where it has a write-ahead log
+                    files |= {str(path.stat().st_ino) for path in beside if path.exists()}
+        for line in Path("/proc/locks").read_text().splitlines():
+            _, _, _, mode, pid, place, *_ = line.replace("-> ", "").split()
+            if "->" not in line and place.rpartition(":")[2] in files and int(pid) not in (-1, 0, os.getpid()):
+                holders[mode][pid] = None
+    return [f"process {pid}{_name(pid)}" for pid in holders["WRITE"] or holders["READ"]]
+
+
+def _name(pid: str) -> str:
+    with contextlib.suppress(OSError):
+        return f" ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+    return ""
 
 
 def _state(pid: int) -> tuple[str, int] | None:

@@ -62,6 +62,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 trial", "2 trials"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def amount_of_bytes(count: float) -> str:
     """Format an amount of memory."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

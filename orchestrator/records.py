@@ -115,6 +115,8 @@ class Summary:
     """Those of them whose phase was computed again because the thresholds had changed."""
     killed: int = 0
     """Trials that were running when the run was stopped."""
+    handed_out: int = 0
+    """Trials that had been handed out then, those that were running among them."""
     stopped: bool = False
     """Whether the run was stopped from outside."""
     gave_up: str = ""

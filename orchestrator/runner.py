@@ -19,6 +19,7 @@ from orchestrator.checkpoints.known import Checkpoints
 from orchestrator.dispatch.base import Cause, Dispatcher, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.failures import (
     IDENTICAL_FAILURES_BEFORE_STOP,
+    LOSSES_BEFORE_BLAME,
     Attempt,
     Decision,
     FailureWatch,
@@ -29,7 +30,7 @@ from orchestrator.failures import (
 from orchestrator.plan.pack import Pack
 from orchestrator.plan.planner import Planner
 from orchestrator.printable import last_line
-from orchestrator.progress import ProgressDisplay, Snapshot
+from orchestrator.progress import ProgressDisplay, Snapshot, counted
 from orchestrator.records import Status, Summary, TrialResult
 from orchestrator.relabel import is_stale, relabel_stale
 from orchestrator.sanity import FirstTrials, explained
@@ -37,14 +38,19 @@ from orchestrator.search.base import Sampler
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial
 
-PACKS_AHEAD = 2
-"""Packs handed to the dispatcher per worker: the running one and the next."""
 TRIALS_AHEAD = 16
 """Trials handed out per worker in any case, so that workers do not run out of very small packs."""
 POLL_S = 0.2
 """The longest wait for events, and so the delay before a stop is noticed."""
 SAVE_S = 2.0
 """The longest wait for checkpoints when a run is stopped."""
+WORKER_GONE = frozenset({Cause.WORKER_LOST, Cause.NODE_LOST, Cause.OUT_OF_MEMORY, Cause.TIMED_OUT})
+"""Causes with which the last news of a pack may be lost: its worker died, or was killed."""
+RETRIED = {
+    Cause.WORKER_LOST: f"in new workers, until they have lost {LOSSES_BEFORE_BLAME} in a row",
+    Cause.OUT_OF_MEMORY: "once, with no other pack on their node",
+}
+"""How a trial that is alone in its pack is retried."""
 FAILURES_KEPT = 50
 """Failed trials that the summary keeps for printing; the record holds all of them."""
 
@@ -121,6 +127,8 @@ class Runner:
         self._queue: deque[tuple[Pack, Attempt]] = deque()
         self._out: dict[str, _Dispatched] = {}
         self._trials_out = 0
+        self._first_s: dict[str, float] = {}
+        """The first estimate of the packs that have lost a worker, by trial."""
         self._begun: set[str] = set()
         """Trials with a RUNNING run: those dispatched, and those of failed packs that wait for their retry."""
         self._number = 0
@@ -197,7 +205,7 @@ class Runner:
         if self._stop.is_set():
             return False
         if self._waiting:
-            self._plan(dispatcher.workers)
+            self._plan(dispatcher.planned_workers)
         if not self._tracker.ready(POLL_S):  # it says why; meanwhile workers wait
             self._show(note="waiting for the record")
             return True
@@ -265,6 +273,9 @@ class Runner:
         self._relabel(stale)
         if self._checkpoints is not None and interrupted and (found := self._checkpoints.find(interrupted)):
             self._progress.say(f"{found} trials continue from checkpoints")
+        if self._checkpoints is not None:
+            for line in self._checkpoints.extend(self._waiting).lines:
+                self._progress.say(line)
         return True
 
     def _skip(self, result: TrialResult) -> None:
@@ -298,9 +309,9 @@ class Runner:
     def _feed(self, dispatcher: Dispatcher) -> None:
         """Dispatch as many packs as keep all workers busy, and no more."""
         packs: list[tuple[Pack, Attempt]] = []
-        workers, trials = dispatcher.workers, self._trials_out
+        workers, ahead, trials = dispatcher.workers, dispatcher.packs_ahead, self._trials_out
         while self._queue and (
-            len(self._out) + len(packs) < PACKS_AHEAD * workers
+            len(self._out) + len(packs) < ahead * workers
             or trials + len(self._queue[0][0].trials) <= TRIALS_AHEAD * workers
         ):
             packs.append(self._queue.popleft())
@@ -319,10 +330,13 @@ class Runner:
             self._out[pack_id] = _Dispatched(pack=pack, attempt=attempt, left=left)
             self._trials_out += len(pack.trials)
             tasks.append(self._task(pack_id, pack, attempt))
-            self._out[pack_id].continues = bool(tasks[-1].saving and tasks[-1].saving.continues)
+            saving = tasks[-1].saving
+            self._out[pack_id].continues = saving is not None and saving.resumes
         dispatcher.submit(tasks)
 
     def _task(self, pack_id: str, pack: Pack, attempt: Attempt) -> PackTask:
+        saving = None if self._checkpoints is None else self._checkpoints.saving([t.id for t in pack.trials])
+        expected_s = pack.seconds if saving is None or not saving.resumes else self._left_s_of(pack)
         return PackTask(
             pack_id=pack_id,
             job=self._job_name,
@@ -336,9 +350,24 @@ class Runner:
             fresh_worker=attempt.fresh_worker,
             alone=attempt.alone,
             timeout_s=self._trial_timeout_s,
-            expected_s=pack.seconds,
-            saving=None if self._checkpoints is None else self._checkpoints.saving([t.id for t in pack.trials]),
+            expected_s=expected_s,
+            saving=saving,
         )
+
+    def _left_s_of(self, pack: Pack) -> float:
+        """The estimate for what the states of a pack leave; for all of it where the job states no schedule.
+
+        Estimates are compared where packs wait: it is made from the first one, as those of the packs that were planned
+        together with this one.
+        """
+        assert self._checkpoints is not None
+        whole_s = min(pack.seconds, max(self._first_s.get(trial.id, pack.seconds) for trial in pack.trials))
+        shares = []
+        for trial in pack.trials:
+            steps = self._planner.job.schedule(trial.params)
+            horizon = 0 if steps is None or not len(steps) else int(steps[-1])
+            shares.append(max(0.0, 1.0 - self._checkpoints.step_of(trial.id) / horizon) if horizon else 1.0)
+        return whole_s * max(shares)
 
     # --- record and tell ---
 
@@ -433,15 +462,25 @@ class Runner:
         left = list(out.left.values())
         if not left:
             return
+        if self._checkpoints is not None and event.cause in WORKER_GONE:
+            self._checkpoints.lost([trial.id for trial in out.pack.trials], left=out.left)
+            for trial_id in out.left:
+                self._first_s.setdefault(trial_id, out.pack.seconds)
         if blamed is not None:
             decision = Decision(remedy=Remedy.RETRY, attempt=out.attempt)
         else:
             decision = self._decide(event.cause, out, left, error=event.error, node=event.node)
         again = self._carry_out(decision, left, TrialResult("", Status.FAILED, error=decision.error), ended)
-        if again and event.cause is not Cause.NODE_LOST and len(out.pack.trials) > 1:
+        if not again or event.cause is Cause.NODE_LOST:
+            return
+        if len(out.pack.trials) == 1:
+            if event.cause in RETRIED:
+                self._say_retry(left[0], event.error, RETRIED[event.cause], key=(event.cause.value, ""))
+        else:
             self._progress.say(
                 f"a pack of {len(out.pack.trials)} trials failed ({event.cause.value}: {last_line(event.error)}); "
-                f"{len(left)} trials are retried in packs of {' + '.join(str(len(pack.trials)) for pack in again)}"
+                f"to retry: {counted(len(left), 'trial')}, in packs of "
+                f"{' + '.join(str(len(pack.trials)) for pack in again)}"
             )
 
     def _decide(self, cause: Cause, out: _Dispatched, left: Sequence[Trial], *, error: str, node: str) -> Decision:
@@ -473,14 +512,14 @@ class Runner:
         self._queue.extendleft((pack, decision.attempt) for pack in reversed(again))
         return again
 
-    def _say_retry(self, trial: Trial, error: str) -> None:
-        """Mention a trial that is retried, once for each kind of error."""
-        key = signature(error)
+    def _say_retry(self, trial: Trial, error: str, how: str = "once", key: tuple[str, str] | None = None) -> None:
+        """Mention a trial that is retried, once for each kind of error (or `key`)."""
+        key = key or signature(error)
         if key not in self._said and len(self._said) < FAILURES_KEPT:
             self._said.add(key)
             self._progress.say(
                 f"trial {trial.text(self._axes)} failed ({explained(error, trial.settings())}); such trials are "
-                "retried once"
+                f"retried {how}"
             )
 
     def _tell(self, trial: Trial, result: TrialResult) -> None:
@@ -507,7 +546,7 @@ class Runner:
 
     def _end_as_killed(self) -> None:
         """Record every trial that was begun and has not ended as KILLED; the next run retries it."""
-        self._summary.killed = self._running()
+        self._summary.killed, self._summary.handed_out = self._running(), len(self._begun)
         self._out.clear()
         if self._begun:
             error = "the run was stopped"
@@ -515,13 +554,16 @@ class Runner:
             self._begun.clear()
 
     def _running(self) -> int:
-        """Unfinished trials of the packs that run; if that is not known, of the oldest packs, one per worker."""
+        """Trials that train in the packs that run; if these are not known, in the oldest packs, one per worker."""
         if self._dispatcher is None:
             return 0
         packs = self._dispatcher.running()
         if packs is None:
-            return sum(len(out.left) for out in islice(self._out.values(), self._dispatcher.workers))
-        return sum(len(self._out[pack].left) for pack in packs if pack in self._out)
+            running = list(islice(self._out.values(), self._dispatcher.workers))
+        else:
+            running = [self._out[pack] for pack in packs if pack in self._out]
+        at_once = 1 if self._planner.job.one_by_one else math.inf
+        return sum(int(min(len(out.left), at_once)) for out in running)
 
     def _show(self, note: str = "") -> None:
         summary = self._summary

@@ -18,7 +18,9 @@ from jobs.function import FunctionJob
 from jobs.job import FINAL, Job, Observations, Params
 from orchestrator.errors import UserError, did_you_mean, nearest
 from orchestrator.printable import last_line
+from orchestrator.progress import counted
 from orchestrator.records import CurveRows, Status, TrialResult
+from orchestrator.target import LevelTarget, Target
 from orchestrator.trial import Trial
 
 TRACKED = 8
@@ -152,12 +154,13 @@ def awaited(job: Job[Any], thresholds: Params) -> tuple[str, ...]:
     return () if {name.removeprefix(FINAL) for name in names} & {*declared} else names
 
 
-def unreported(names: Sequence[str], observed: Iterable[str], *, place: str, trials: int) -> UserError:
+def unreported(names: Sequence[str], observed: Iterable[str], *, job: Job[Any], place: str, trials: int) -> UserError:
     """The error of a sweep whose trials do not report the metric by which they are labelled.
 
     Args:
         names: the observation, see `awaited`.
         observed: names of the observations that there are.
+        job: of the sweep.
         place: where the sweep file names it.
         trials: how many have finished without it.
     """
@@ -165,16 +168,24 @@ def unreported(names: Sequence[str], observed: Iterable[str], *, place: str, tri
     reported = tuple(dict.fromkeys(name.removeprefix(FINAL) for name in observed))
     near = did_you_mean(metric, reported, "name one of these")
     return UserError(
-        f"no trial reports '{metric}', the metric of 'phases': {_count(trials, 'trial')} finished without it",
+        f"no trial reports '{metric}', the metric of 'phases': {counted(trials, 'trial')} finished without it",
         place=place,
         value=metric,
         choices=reported,
-        next_step=f"{near} Recorded trials get their labels anew, and are not trained again. If only some trials "
-        f'report it, name it in the function: train.metrics = ("{metric}",)',
+        next_step=f"{near} Recorded trials get their labels anew, and are not trained again. "
+        + job.reporting_advice.format(metric=metric),
     )
 
 
-def report(facts: Sequence[TrialFacts], job: Job[Any], thresholds: Params, *, title: str = "first") -> list[str]:
+def report(
+    facts: Sequence[TrialFacts],
+    job: Job[Any],
+    thresholds: Params,
+    *,
+    title: str = "first",
+    corner: bool = False,
+    target: LevelTarget | None = None,
+) -> list[str]:
     """What the trials tell: first a summary, then what looks like a mistake, each with the next step on a line below.
 
     Args:
@@ -182,28 +193,28 @@ def report(facts: Sequence[TrialFacts], job: Job[Any], thresholds: Params, *, ti
         job: of the sweep.
         thresholds: of the sweep.
         title: begins the summary.
+        corner: whether one label of theirs says nothing: they are neighbours in a corner of a grid, or trials of an
+            earlier run have other labels.
+        target: the level that a search looks for, unless trials of an earlier run are on both sides.
     """
     if not facts:
         return []
     running = sum(trial.status == Status.RUNNING.value for trial in facts)
     ended = f" ({running} did not end in this time)" if running else ""
-    lines = [f"{title} {_count(len(facts), 'trial')}{ended}: {_metrics(facts)}{_labels(facts)}"]
-    of_label = _one_label(facts, job, thresholds)
-    for warning, step in (*_early(facts), *_odd_values(facts), *of_label, *_marks(facts)):
+    lines = [f"{title} {counted(len(facts), 'trial')}{ended}: {_metrics(facts)}{_labels(facts)}"]
+    of_label = [] if corner else _one_label(facts, job, thresholds)
+    of_target = [] if target is None or of_label else _one_side(facts, target)
+    for warning, step in (*_early(facts), *_odd_values(facts), *of_label, *of_target, *_marks(facts)):
         lines.append(f"warning: {warning}\n  next:  {step}")
     watched = [set(trial.unread) for trial in facts if trial.unread is not None]
     never = set.intersection(*watched) if watched else set()
     if never:
         names = ", ".join(sorted(never))
         lines.append(
-            f"warning: the sweep gives {names}, and {_count(len(watched), 'watched trial')} did not read it\n"
+            f"warning: the sweep gives {names}, and {counted(len(watched), 'watched trial')} did not read it\n"
             "  next:  correct the name in the function or in the sweep file, or remove it"
         )
     return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _span(numbers: Iterable[int]) -> str:
@@ -264,7 +275,7 @@ def _odd_values(known: Sequence[TrialFacts]) -> Warnings:
                 "nothing, if they diverge: that is a result; else report a finite value, or leave the metric out where "
                 "it has none"
             )
-            what = f"{name} is NaN or infinite in {len(odd)} of {_count(len(known), 'trial')}, first at step {since}"
+            what = f"{name} is NaN or infinite in {len(odd)} of {counted(len(known), 'trial')}, first at step {since}"
             found.append((what + called, step))
     return found
 
@@ -276,15 +287,31 @@ def _one_label(known: Sequence[TrialFacts], job: Job[Any], thresholds: Params) -
     finals = [v for t in known for name in names[:1] if (v := t.observed.get(name)) is not None]
     if level is None or len(labels) != 1 or len(finals) < ENOUGH:
         return []
-    label = names[0].removeprefix(FINAL)
-    span = f"{min(finals):.4g} to {max(finals):.4g}" if min(finals) < max(finals) else f"{finals[0]:.4g}"
+    label, span = names[0].removeprefix(FINAL), extent(finals)
     step = "nothing, if other settings reach the other side; else correct 'level' under 'phases:'"
     return [(f"all are '{labels.pop()}': {label} ends at {span}, and the level is {level:g}", step)]
 
 
+def _one_side(known: Sequence[TrialFacts], target: LevelTarget) -> Warnings:
+    """All trials on one side of the level that a search looks for."""
+    values = [v for t in known if (v := t.observed.get(target.metric)) is not None and np.isfinite(v)]
+    if len(values) < ENOUGH or len({target.side(value) for value in values}) > 1:
+        return []
+    side = "at or above" if target.side(values[0]) else "below"
+    step = "nothing, if other settings reach the other side; else correct 'level' under 'target:'"
+    what = f"all are {side} the level of the search: {target.metric} is {extent(values)}, and the level is "
+    return [(f"{what}{target.level:g}", step)]
+
+
+def extent(values: Sequence[float]) -> str:
+    """The range of some values."""
+    low, high = (f"{value:.4g}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
 def _marks(known: Sequence[TrialFacts]) -> Warnings:
     marks = Counter(trial.mark for trial in known if trial.mark)
-    return [(f"{count} of {_count(len(known), 'trial')}: {mark}", MARK_STEP) for mark, count in marks.items()]
+    return [(f"{count} of {counted(len(known), 'trial')}: {mark}", MARK_STEP) for mark, count in marks.items()]
 
 
 MARK_STEP = "the label is by the first time; compare it with the final value, or train longer"
@@ -305,14 +332,29 @@ class FirstTrials:
         thresholds: of the sweep.
         place: where the sweep file names the metric of `phases`.
         say: shows a line.
+        grid: the number of trials of a grid, whose first ones are neighbours; 0 for a search, where they are spread.
+        target: what a search looks for.
     """
 
-    def __init__(self, job: Job[Any], thresholds: Params, *, place: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        job: Job[Any],
+        thresholds: Params,
+        *,
+        place: str,
+        say: Callable[[str], None],
+        grid: int = 0,
+        target: Target | None = None,
+    ) -> None:
         self._collector: Collector | None = Collector(job, thresholds)
         self._job, self._thresholds, self._place, self._say = job, thresholds, place, say
         self._awaited = awaited(job, thresholds)
-        self._without = 0
+        self._grid, self._without = grid, 0
+        self._target = target if isinstance(target, LevelTarget) else None
         self._observed: dict[str, None] = {}
+        self._labels_seen: set[str] = set()
+        self._sides_seen: set[int] = set()
+        """Of the target; as the labels, also in earlier runs."""
 
     def rows(self, rows: CurveRows) -> None:
         """Curve rows of trials that run."""
@@ -341,6 +383,8 @@ class FirstTrials:
 
     def finished(self, result: TrialResult) -> None:
         """A trial has finished, in this run or an earlier one."""
+        if self._collector is not None and result.status is Status.FINISHED:
+            self._note_sides(result)
         if not self._awaited or result.status is not Status.FINISHED or not result.observations:
             return
         if any(name in result.observations for name in self._awaited):
@@ -348,6 +392,14 @@ class FirstTrials:
             return
         self._without += 1
         self._observed.update(dict.fromkeys(result.observations))
+
+    def _note_sides(self, result: TrialResult) -> None:
+        if result.phase is not None:
+            self._labels_seen.add(result.phase)
+        if self._target is not None:
+            value = result.observations.get(self._target.metric)
+            if isinstance(value, float) and np.isfinite(value):
+                self._sides_seen.add(self._target.side(value))
 
     def close(self) -> None:
         """The run is over; raises as `ended`."""
@@ -357,11 +409,13 @@ class FirstTrials:
             self._refuse()
 
     def _refuse(self) -> None:
-        raise unreported(self._awaited, self._observed, place=self._place, trials=self._without)
+        raise unreported(self._awaited, self._observed, job=self._job, place=self._place, trials=self._without)
 
     def _report(self) -> None:
         facts = [] if self._collector is None else list(self._collector.facts.values())
         self._collector = None
         ended = [trial for trial in facts if trial.status == Status.FINISHED.value]
-        for line in report(ended, self._job, self._thresholds):
+        corner = len(ended) < self._grid or len(self._labels_seen) > 1
+        target = None if len(self._sides_seen) > 1 else self._target
+        for line in report(ended, self._job, self._thresholds, corner=corner, target=target):
             self._say(line)

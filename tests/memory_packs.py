@@ -28,6 +28,7 @@ from jobs.packed.storages import PeakMemory
 from jobs.ridge.job import Ridge
 from jobs.ridge.params import RidgeParams
 from tests import test_module_job, test_module_layers
+from tests.benchmarks.bench_module import Bench
 from tests.gpu_dry.stand_in import NAME, StandIn, register
 from tests.image_files import write_cifar
 
@@ -83,6 +84,10 @@ def packs(archive: str) -> Iterator[Pack]:
     yield perceptrons("perceptrons, width 64", 30, width=64)
     yield perceptrons("perceptrons, width 8, few examples", 100, width=8, pool=1000)
     yield perceptrons("perceptrons, width 16, one data set", 200, width=16, data_seed=3)
+    yield perceptrons("perceptrons, width 16, random pixels", 20, width=16, pixels="random", data_seed=-1, pool=2000)
+    few: dict[str, Any] = {"data": "gaussian_teacher", "data_seed": 1, "inputs": 10, "pool": 400, "batch_size": 32}
+    last = DoubleDescentParams(steps=70, curve_points=2, width=8, **few)
+    yield same("perceptrons, a small last chunk", DoubleDescent(), 40, last)
     yield perceptrons(
         "perceptrons, gaussian, Adam", 12, data="gaussian_teacher", width=256, pool=1000, optimiser="adam"
     )
@@ -99,13 +104,28 @@ def packs(archive: str) -> Iterator[Pack]:
         batch_size=0,
         width=100,
     )
+    yield perceptrons("perceptrons, bf16", 12, width=200, pool=500, matmul_precision="bf16")
+    yield perceptrons("perceptrons, full batch, tf32", 6, width=150, pool=300, batch_size=0, matmul_precision="tf32")
     yield images("images, CNN on signals", 16, data="mnist1d", model="cnn_1d", augment=False, width=16, steps=100)
+    yield images("images, CNN, bf16", 4, model="cnn5", width=4, batch_size=32, matmul_precision="bf16", **small)
     yield images("images, CNN", 4, model="cnn5", width=4, batch_size=32, **small)
     yield images("images, ResNet", 2, model="preact_resnet18", width=2, batch_size=16, **small)
     yield modular("grokking, p = 31", 20, modulus=31, width=128, steps=100)
+    yield modular("grokking, a small last chunk", 20, modulus=31, width=16, batch_size=200, steps=40)
     yield modular("grokking, p = 97", 4, modulus=97, width=256, steps=3)
     yield modular(
         "grokking, Fourier", 10, modulus=31, width=128, optimiser="sgd", batch_size=64, progress="fourier", steps=100
+    )
+    yield modular("grokking, bf16", 20, modulus=31, width=128, steps=100, matmul_precision="bf16")
+    yield modular(
+        "grokking, embedding, bf16",
+        10,
+        model="embedding_mlp",
+        modulus=23,
+        width=128,
+        layers=2,
+        steps=10,
+        matmul_precision="bf16",
     )
     yield modular("grokking, embedding", 10, model="embedding_mlp", modulus=31, width=128, steps=10)
     yield modular(
@@ -124,6 +144,11 @@ def packs(archive: str) -> Iterator[Pack]:
         steps=34,
         **transformer,
     )
+    yield modular(
+        "grokking, transformer, bf16", 6, modulus=23, width=32, steps=5, matmul_precision="bf16", **transformer
+    )
+    yield linear("ridge, one problem", 1, inputs=50, sample_count=80, design="relu", features=30)
+    yield linear("ridge, linear attention", 3, design="linear_attention", inputs=7, sample_count=150)
     yield linear("ridge, solved", 50, inputs=200, sample_count=100)
     yield linear("ridge, gradient descent", 40, inputs=100, sample_count=60, **descends)
     yield linear("ridge, relu features", 20, inputs=50, sample_count=80, design="relu", features=120)
@@ -131,6 +156,18 @@ def packs(archive: str) -> Iterator[Pack]:
     small_job, layers = test_module_job.Small(), test_module_layers.Layers()
     yield Pack("module, AdamW", small_job, test_module_job.members(small_job, 9, optimiser="adamw"))
     yield Pack("module, batch norm", layers, test_module_layers.members(layers, kind="batch_norm", steps=12))
+    bench = Bench()
+    for kind, models, batch, precision in (
+        ("mlp 256", 16, 100, "fp32"),
+        ("mlp 256", 16, 100, "bf16"),
+        ("cnn 1-8-16", 8, 100, "fp32"),
+        ("cnn 1-8-16", 2, 50, "fp32"),
+        ("transformer 32", 8, 256, "fp32"),
+    ):
+        values = {"kind": kind, "optimiser": "sgd", "batch_size": batch, "curve_points": 2, "steps": 8}
+        params = bench.params_for({**values, "matmul_precision": precision})
+        name = f"module, {models} of {kind}, {precision}"
+        yield Pack(name, bench, [Member(params=params, seed=k + 1) for k in range(models)])
 
 
 def main() -> None:

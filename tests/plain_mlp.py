@@ -43,6 +43,9 @@ def examples_of(p: DoubleDescentParams, seed: int) -> Examples:
         else:
             made = gaussian_teacher([seed_of_data], **sizes)  # type: ignore[arg-type]
         x, y, x_test, y_test = (part[0] for part in made)
+    if p.pixels == "random":
+        own = package_seed(p.data_seed, seed) if p.data == "mnist1d" else seed_of_data
+        x, x_test = (reordered(part, own, name) for part, name in ((x, "train"), (x_test, "test")))
     if p.data != "gaussian_linear":
         noise = {"rates": [p.label_noise], "classes": 10, "convention": p.noise_convention}
         y = noisy_labels(y[None], seeds=[seed], **noise)[0]  # type: ignore[arg-type]
@@ -50,6 +53,16 @@ def examples_of(p: DoubleDescentParams, seed: int) -> Examples:
         rows = random.permutation(random.stream_keys([seed], "subset"), p.pool)[0, : p.used]
         x, y = x[rows], y[rows]
     return Examples(x=x, y=y, x_test=x_test, y_test=y_test)
+
+
+def reordered(x: torch.Tensor, seed: int, part: str) -> torch.Tensor:
+    """Each row in the order of random numbers of its own."""
+    keys = random.stream_keys([seed], f"pixels/{part}")
+    numbers = random.bits(keys, torch.arange(x.numel()))[0].tolist()
+    inputs = x.shape[1]
+    rows = [numbers[start : start + inputs] for start in range(0, len(numbers), inputs)]
+    orders = [sorted(range(inputs), key=row.__getitem__) for row in rows]
+    return torch.stack([example[order] for example, order in zip(x, orders, strict=True)])
 
 
 def network_of(p: DoubleDescentParams, seed: int) -> nn.Sequential:

@@ -31,6 +31,8 @@ class ScriptedEngine(Engine):
         """The nodes that are going away."""
         self.asked: list[int] = []
         """The workers that were asked to save their packs."""
+        self.told: dict[int, float] = {}
+        """The mean life of nodes that workers were told."""
         self.tasks: dict[str, PackTask] = {}
         """Every pack, as it was started last."""
         self.closed = False
@@ -57,8 +59,11 @@ class ScriptedEngine(Engine):
     def draining(self) -> set[str]:
         return self.drained
 
-    def ask_to_save(self, worker: int) -> None:
-        self.asked.append(worker)
+    def ask_to_save(self, worker: int, *, life_s: float = 0.0) -> None:
+        if life_s:
+            self.told[worker] = life_s
+        else:
+            self.asked.append(worker)
 
     def withdraw(self, worker: int, pack_id: str) -> None:
         assert self.packs[worker][-1] == pack_id
@@ -83,9 +88,9 @@ class ScriptedEngine(Engine):
         for name, count in free.items():
             self.rooms[name] = replace(self.rooms[name], free=count)
 
-    def ready(self, *workers: int) -> None:
-        """These workers have started; all of them if none is named."""
-        self._events += [WorkerReady(worker=worker) for worker in workers or self.where]
+    def ready(self, *workers: int, gpu: str = "") -> None:
+        """These workers have started, on this GPU; all of them if none is named."""
+        self._events += [WorkerReady(worker=worker, gpu=gpu) for worker in workers or self.where]
 
     def die(self, worker: int, cause: Cause = Cause.WORKER_LOST, error: str = "it died") -> None:
         del self.where[worker], self.packs[worker]
@@ -112,10 +117,10 @@ class ScriptedEngine(Engine):
         saved = Saved(file="file", steps={pack_id: 1})
         self._news(PackProgress(pack_id=pack_id, rows=None, results=(), saved=saved))
 
-    def end(self, pack_id: str, error: str | None = None) -> None:
+    def end(self, pack_id: str, error: str | None = None, *, train_s: float = 1.0) -> None:
         """The pack of one trial, which has the pack's name, ends."""
         self.result(pack_id, pack_id, error)
-        self._news(PackEnded(pack_id=pack_id, train_s=1.0))
+        self._news(PackEnded(pack_id=pack_id, train_s=train_s))
         self.packs[self.holder(pack_id)].remove(pack_id)
 
     def fail(self, pack_id: str, error: str, cause: Cause = Cause.USER_ERROR) -> None:
@@ -133,9 +138,9 @@ def scripted_task(pack_id: str, **wishes: object) -> PackTask:
 class Bench:
     """A pool on a scripted engine."""
 
-    def __init__(self, *, workers: int | None = None, grows: bool = True, **rooms: int) -> None:
+    def __init__(self, *, workers: int | None = None, grows: bool = True, max_share: float = 1.0, **rooms: int) -> None:
         self.engine = ScriptedEngine(**rooms)
-        self.pool = PooledDispatcher(self.engine, workers=workers, grows=grows, clock=self.engine)
+        self.pool = PooledDispatcher(self.engine, workers=workers, grows=grows, max_share=max_share, clock=self.engine)
         self.said: list[str] = []
 
     def submit(self, *tasks: PackTask | str) -> None:

@@ -38,6 +38,7 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 MailProg=/bin/true
 SwitchType=switch/none
+FirstJobId={first}
 MpiDefault=none
 SlurmdParameters=config_overrides
 KillWait=30
@@ -99,6 +100,14 @@ class Slurm:
         time.sleep(2)
         wait_for(f"job {job} to start", lambda: waits("now") or self.state(job) == "RUNNING")
 
+    def limit(self, job: str, *, minutes: int) -> None:
+        """Change the time limit of a job."""
+        self.command("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
+
+    def processes(self, job: str) -> list[int]:
+        """The processes that run in a job, on whichever node."""
+        return self._with(f"SLURM_JOB_ID={job}")
+
     def start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("wb") as out:
             self.daemons[name] = subprocess.Popen(
@@ -111,21 +120,25 @@ class Slurm:
     def stop_node(self, name: str) -> None:
         """As a machine that loses its power: the daemon and what it has started are gone."""
         daemon = self.daemons.pop(name)
-        for pid in [*_below(daemon.pid), *self._steps(name)]:
+        # The daemons first, and those of the jobs: they would report how what they have started ended. Then children
+        # of srun before srun: they would cancel its step, on whichever node.
+        started = sorted(
+            self._with(f"SLURMD_NODENAME={name}"), key=lambda pid: (_name(pid).startswith("srun"), pid), reverse=True
+        )
+        steps = {parent for pid in started if (parent := _parent(pid)) and _name(parent).startswith("slurmstepd")}
+        for pid in [daemon.pid, *steps, *_below(daemon.pid), *started]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
         daemon.kill()
         daemon.wait()
 
-    def _steps(self, name: str) -> list[int]:
-        """The processes that ran in jobs on this node; Slurm's daemons of a job are not below its slurmd."""
+    def _with(self, variable: str) -> list[int]:
+        """The processes of jobs with this in their environment; Slurm's daemons of a job are not below its slurmd."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 variables = (folder / "environ").read_bytes().split(b"\0")
-                if f"SLURM_CONF={self.folder}/slurm.conf".encode() in variables and (
-                    f"SLURMD_NODENAME={name}".encode() in variables
-                ):
+                if {f"SLURM_CONF={self.folder}/slurm.conf".encode(), variable.encode()} <= set(variables):
                     found.append(int(folder.name))
         return found
 
@@ -133,6 +146,16 @@ class Slurm:
 def _below(pid: int) -> list[int]:
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
     return [each for child in children for each in (*_below(int(child)), int(child))]
+
+
+def _parent(pid: int) -> int:
+    """The process that started another one; 0 if that has ended."""
+    found = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return int(found.strip() or 0)
+
+
+def _name(pid: int) -> str:
+    return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
 
 
 def _free_ports(count: int) -> list[int]:
@@ -161,7 +184,10 @@ def slurm(environ: Mapping[str, str], *, nodes: int = 2) -> Iterator[Slurm]:
         for number, port in enumerate(ports, start=1)
     ]
     (folder / "slurm.conf").write_text(
-        CONFIGURATION.format(folder=folder, controller=controller, nodes="\n".join(lines))
+        # Another Slurm on this machine must have other jobs: their numbers are in the names of Ray's folders.
+        CONFIGURATION.format(
+            folder=folder, controller=controller, nodes="\n".join(lines), first=1 + os.getpid() % 600_000 * 100
+        )
     )
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o400)

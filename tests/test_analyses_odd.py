@@ -19,6 +19,8 @@ from orchestrator.analyses.result import write_json
 from orchestrator.analyses.source import Source
 from orchestrator.analyses.view import draw
 from orchestrator.axes import Axis
+from orchestrator.cli import main
+from orchestrator.phases.steps import search_rows
 from orchestrator.records import Status
 
 WRITTEN: Sequence[dict[str, Any]] = (
@@ -45,6 +47,23 @@ AXES: tuple[Axis, ...] = (
     axis("learning_rate", 0.01, 0.1),
 )
 NAN, INF = float("nan"), float("inf")
+
+
+def bent(*, x: float = 1.0, seed: int, report: Callable[..., None]) -> None:
+    """A plain function whose loss peaks at x = 0, and whose `shift` is negative where x is."""
+    noise = 0.01 * float(np.random.default_rng([seed, abs(int(x))]).random())
+    report(1, loss=1 - 0.2 * x * x + noise, shift=x - noise)
+
+
+SWEEP = """\
+name: bent
+job: test_analyses_odd:bent
+axes:
+  x: [-2, -1, 0, 1, 2]
+replicates: 4
+phases: {metric: loss, level: 0.5}
+analysis:
+  - """
 
 
 def plain(place: int) -> dict[str, float | Censored]:
@@ -139,3 +158,49 @@ def test_every_analysis_has_a_table_that_can_be_kept_and_drawn(
         elif result.figure is not None and result.figure.panels:
             one_panel = replace(result, figure=replace(result.figure, panels=result.figure.panels[-1:]))
             draw("odd", one_panel, tmp_path / "picture.png")
+
+
+def test_a_peak_along_an_axis_with_negative_values_needs_no_logarithm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended in a traceback after the training, also without smoothing."""
+    monkeypatch.chdir(tmp_path)
+    file = Path("bent.yaml")
+    file.write_text(SWEEP + "{kind: peak, of: final_loss, along: x, name: mine, window: 2}\n")
+    assert main(["run", "bent.yaml", "--inline", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "bent.yaml:8:64: a window smooths in the logarithm, and axis 'x' has negative values, from -2 on" in said
+    assert "write 'window: 1'" in said and not Path("mlruns").exists()
+
+    file.write_text(SWEEP + "{kind: peak, of: final_loss, along: x, name: mine}\n")
+    assert main(["run", "bent.yaml", "--inline", "--quiet"]) == 0
+    assert "yes   0 [-1, 1]" in capsys.readouterr().out
+
+    # The record of an earlier version, whose sweep file has the window.
+    file.write_text(SWEEP + "{kind: peak, of: final_loss, along: x, name: mine, window: 2}\n")
+    assert main(["analyse", "bent.yaml"]) == 0
+    assert "not tested: a window of 2 smooths in the logarithm, and x has negative values" in capsys.readouterr().out
+
+
+def test_the_peak_of_a_step_map_may_be_at_a_negative_value() -> None:
+    x = np.arange(-4.0, 3.0)
+    values = -np.abs(x + 1) + 0.01 * np.random.default_rng(0).random((4, len(x)))
+    found = search_rows(x, values, window=1.0)
+    assert found is not None and found.peak is not None and found.peak.x.value == -1
+    assert search_rows(x, values, window=1.5) is None
+
+
+def test_negative_observations_are_compared_without_a_ratio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended in a traceback; without `between`, the interval of a negative median of few began at 0."""
+    monkeypatch.chdir(tmp_path)
+    Path("bent.yaml").write_text(SWEEP + "{kind: times, of: final_shift, between: x, name: mine}\n")
+    assert main(["run", "bent.yaml", "--inline", "--quiet"]) == 0
+    assert "a pair in which a value is negative has no ratio" in capsys.readouterr().out
+    rows = json.loads(Path("phasefront-out/bent/analysis.json").read_text())["analyses"][0]["rows"]
+    pairs = {(row["of"], row["against"]): row for row in rows if row["test"] == "paired log-rank"}
+    assert pairs[-2, -1]["p_value"] == pairs[1, 2]["p_value"] == 2 / 2**4, "each of four pairs has one order"
+    assert pairs[-2, -1]["ratio"] is None and 0 < pairs[1, 2]["ratio"]["value"] <= 0.5
+    low = {row["of"]: row["median"]["low"] for row in rows if row["against"] is None}
+    assert (low[-2], low[2]) == ("-inf", 0)

@@ -112,6 +112,19 @@ def test_a_transition_outside_the_settings_is_only_bounded() -> None:
     assert none.critical.value == math.inf == none.critical.high and none.critical.low > 0.39
 
 
+@pytest.mark.parametrize("link", ["logistic", "probit"])
+@pytest.mark.parametrize("rising", [True, False])
+@pytest.mark.parametrize("x", [np.arange(-1.0, 6.0), np.log([0.3, 0.45, 0.6]), FRACTIONS])
+def test_where_all_or_none_reach_the_event_no_number_is_the_critical_point(
+    x: np.ndarray, rising: bool, link: Link
+) -> None:
+    three = np.full(len(x), 3)
+    every, none = (threshold(x, reached, three, rising=rising, link=link) for reached in (three, 0 * three))
+    below, above = (every, none) if rising else (none, every)
+    assert below.critical.value == -math.inf and above.critical.value == math.inf
+    assert below.critical.high < x.min() + 1e-3 and above.critical.low > x.max() - 1e-3
+
+
 @settings(deadline=None, max_examples=10)
 @given(SEEDS)
 def test_a_falling_share_is_the_mirror_image(seed: int) -> None:

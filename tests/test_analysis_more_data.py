@@ -119,7 +119,7 @@ def test_the_threshold_is_where_the_error_crosses_epsilon_in_log_size() -> None:
 
 def test_an_error_of_epsilon_interpolates() -> None:
     """One wrong label in a hundred, with epsilon = 0.01; and no error at all with epsilon = 0."""
-    for error, epsilon in ((0.01, 0.01), (0.0, 0.0)):
+    for error, epsilon in ((0.01, 0.01), (0.1, 0.1), (0.0, 0.0)):
         found = interpolation_threshold([1, 2, 4], [[0.5, error, error]] * 3, epsilon=epsilon)
         assert (found.edge, found.largest_fitted) == (Edge.INSIDE, 1) and found.samples.value == pytest.approx(2)
 

@@ -222,6 +222,14 @@ def test_complexity_takes_the_mean_and_not_the_median() -> None:
     assert found.largest_fitted == 100 and found.edge is Edge.INSIDE and 100 < found.samples.value < 200
 
 
+@pytest.mark.parametrize("error", [0.1, 0.05, 0.2])
+def test_a_mean_error_of_epsilon_itself_is_fitted_after_rounding(error: float) -> None:
+    """The floating-point mean of three errors of 0.1 is above 0.1."""
+    found = effective_complexity([10, 20, 40, 80], [[0.0, 0.0, error, 0.9]] * 3, epsilon=error)
+    assert found.largest_fitted == 40 and found.samples.value == pytest.approx(40) and found.monotone
+    assert effective_complexity([10, 20], [[0.0, error]] * 3, epsilon=error).edge is Edge.ABOVE
+
+
 def test_complexity_is_censored_at_the_edges_of_the_grid() -> None:
     every = effective_complexity([10, 20], np.zeros((3, 2)))
     assert every.edge is Edge.ABOVE and every.samples.value == 20 and every.samples.high == math.inf

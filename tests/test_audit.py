@@ -320,9 +320,21 @@ def test_a_trial_may_be_running_while_its_driver_lives(sweep: Path, capsys: pyte
             connection.executescript(f"UPDATE runs SET status = 'RUNNING', end_time = NULL WHERE run_uuid = {ONE}")
         assert main(["audit", str(sweep)]) == 0, capsys.readouterr().out
     capsys.readouterr()
+    # As a driver leaves it that was killed: nothing is lost or doubled, and a run mends it.
+    assert main(["audit", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    assert f"resumable {Invariant.NONE_RUNNING.value}: 1 of 8 checked\n" in said and not violated(said)
+    assert "its driver has ended" in said
+    assert "result    consistent, unfinished: 1 handed out when their driver ended. To resume: " in said
+    with closing(sqlite3.connect(sweep.parent / "r.db")) as connection:
+        connection.executescript(f"UPDATE latest_metrics SET value = 7 WHERE key = 'loss' AND run_uuid != {ONE}")
     assert main(["audit", str(sweep)]) == 1
     said = capsys.readouterr().out
-    assert violated(said) == {Invariant.NONE_RUNNING} and "its driver has ended" in said
+    assert violated(said) == {Invariant.LATEST} and "result    7 violations, unfinished: 1 handed out" in said
+    assert main(["run", str(sweep), "--inline", "--quiet", "--no-map"]) == 0
+    capsys.readouterr()
+    assert main(["audit", str(sweep)]) == 1
+    assert "resumable" not in capsys.readouterr().out
 
 
 def test_addresses_with_asterisks_have_no_password() -> None:

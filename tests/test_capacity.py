@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.dispatch.capacity import WORKER_BYTES, Need, Node, Request, capacity, fits
+from orchestrator.dispatch.capacity import WORKER_BYTES, Need, Node, Request, capacity, fits, lacking
 from orchestrator.dispatch.ray_nodes import names_of
 
 GB = 1e9
+L4, T4 = {"accelerator_type:L4": 1.0}, {"accelerator_type:T4": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -27,54 +28,93 @@ GB = 1e9
         ([Node(cpus=0.5)], Need(cpus=1), 0),
         ([Node(cpus=8)], Need(cpus=1, gpus=0.5), 0),
         ([], Need(), 0),
+        ([Node(cpus=4, resources=L4), Node(cpus=4, resources=T4), Node(cpus=4)], Need(accelerator_type="L4"), 4),
+        ([Node(cpus=4, resources=L4 | {"licence": 2}), Node(cpus=4, resources=L4)], Need(custom={"licence": 1}), 2),
+        (
+            [Node(cpus=4, resources=L4), Node(cpus=4, resources={"licence": 2})],
+            Need(accelerator_type="L4", custom={"licence": 1}),
+            0,
+        ),
+        ([Node(cpus=9, resources={"licence": 1})] * 2, Need(custom={"licence": 0.3}), 6),
+        ([Node(cpus=9, resources={"licence": 3})] * 2, Need(custom={"licence": 2}), 2),
+        ([Node(cpus=9, resources={"TPU": 2})], Need(custom={"TPU": 0.4}), 4),
     ],
 )
 def test_the_capacity_of_a_cluster(nodes: list[Node], need: Need, workers: int) -> None:
     assert capacity(nodes, need) == workers
 
 
+def taken(devices: tuple[int, ...], tenths: int) -> set[tuple[int, ...]]:
+    """What can be left of devices, in tenths, after a worker has taken a fraction of one or several whole ones."""
+    if tenths == 0:
+        return {devices}
+    if tenths <= 10:
+        choices = [(k, free) for k, free in enumerate(devices) if free >= tenths]
+        return {tuple(sorted((*devices[:k], free - tenths, *devices[k + 1 :]))) for k, free in choices}
+    whole = [k for k, free in enumerate(devices) if free == 10][: tenths // 10]
+    if len(whole) < tenths // 10:
+        return set()
+    return {tuple(sorted(0 if k in whole else free for k, free in enumerate(devices)))}
+
+
 def placed(node: Node, need: Need) -> int:
     """The most workers of one node, by trying every device for every worker."""
+    cpus, gpus = round(10 * need.cpus), round(10 * need.gpus)
+    tpus, licences = (round(10 * need.custom.get(name, 0.0)) for name in ("TPU", "licence"))
+    if need.accelerator_type and f"accelerator_type:{need.accelerator_type}" not in node.resources:
+        return 0
 
     @cache
-    def most(cpus: int, devices: tuple[int, ...], memory: int) -> int:
-        if cpus < round(10 * need.cpus) or memory < need.memory_bytes:
+    def most(
+        cpus_left: int, gpus_left: tuple[int, ...], tpus_left: tuple[int, ...], licences_left: int, memory: int
+    ) -> int:
+        if cpus_left < cpus or licences_left < licences or memory < need.memory_bytes:
             return 0
-        left = (cpus - round(10 * need.cpus), memory - int(need.memory_bytes))
-        tenths = round(10 * need.gpus)
-        if tenths == 0:
-            return 1 + most(left[0], devices, left[1])
-        choices = []
-        if tenths <= 10:
-            for k, free in enumerate(devices):
-                if free >= tenths:
-                    choices.append(tuple(sorted((*devices[:k], free - tenths, *devices[k + 1 :]))))
-        elif sum(free == 10 for free in devices) >= tenths // 10:
-            used = 0
-            rest = []
-            for free in devices:
-                if free == 10 and used < tenths // 10:
-                    used += 1
-                    rest.append(0)
-                else:
-                    rest.append(free)
-            choices.append(tuple(sorted(rest)))
-        return max((1 + most(left[0], rest, left[1]) for rest in set(choices)), default=0)
+        rest = cpus_left - cpus, licences_left - licences, memory - int(need.memory_bytes)
+        return max(
+            (
+                1 + most(rest[0], some_gpus, some_tpus, *rest[1:])
+                for some_gpus in taken(gpus_left, gpus)
+                for some_tpus in taken(tpus_left, tpus)
+            ),
+            default=0,
+        )
 
-    return most(round(10 * node.cpus), (10,) * int(node.gpus), int(node.memory_bytes))
+    of_node = node.resources
+    return most(
+        round(10 * node.cpus),
+        (10,) * int(node.gpus),
+        (10,) * int(of_node.get("TPU", 0)),
+        round(10 * of_node.get("licence", 0)),
+        int(node.memory_bytes),
+    )
 
 
+FRACTIONS = st.one_of(st.integers(2, 10).map(lambda tenths: tenths / 10), st.sampled_from([2.0, 3.0]))
+TYPES = ("L4", "T4")
 NODES = st.builds(
     Node,
     cpus=st.integers(0, 16).map(lambda tenths: tenths / 2),
     gpus=st.integers(0, 3),
     memory_bytes=st.integers(0, 40),
+    resources=st.builds(
+        lambda kind, custom: {f"accelerator_type:{kind}": 1.0, **custom} if kind else custom,
+        st.sampled_from(["", *TYPES]),
+        st.fixed_dictionaries(
+            {}, optional={"TPU": st.integers(1, 3).map(float), "licence": st.integers(1, 30).map(lambda n: n / 10)}
+        ),
+    ),
 )
 NEEDS = st.builds(
     Need,
     cpus=st.integers(5, 40).map(lambda tenths: tenths / 10),
-    gpus=st.one_of(st.just(0.0), st.integers(2, 10).map(lambda tenths: tenths / 10), st.sampled_from([2.0, 3.0])),
+    gpus=st.one_of(st.just(0.0), FRACTIONS),
     memory_bytes=st.integers(0, 20),
+    accelerator_type=st.sampled_from(["", *TYPES]),
+    custom=st.one_of(
+        st.just({}),
+        st.fixed_dictionaries({}, optional={"TPU": FRACTIONS, "licence": st.integers(1, 20).map(lambda n: n / 10)}),
+    ),
 )
 
 
@@ -126,6 +166,50 @@ def test_no_node_at_all_is_room_for_no_worker_and_says_what_one_needs() -> None:
     assert "set resources.device to cpu" in text
 
 
+def test_nodes_without_what_is_asked_for_do_not_count_and_decide_no_device() -> None:
+    nodes = [
+        Node(cpus=8, gpus=8, resources=T4),
+        Node(cpus=4, gpus=2, resources=L4),
+        Node(cpus=4, resources={"disk": 3}),
+    ]
+    of_type = Request(accelerator_type="L4").shape(nodes)
+    assert (of_type.device, of_type.workers, of_type.lacking) == ("cuda", 2, "")
+    of_name = Request(custom={"disk": 1}).shape(nodes)
+    assert (of_name.device, of_name.workers, of_name.lacking) == ("cpu", 3, "")
+
+
+def test_an_accelerator_that_no_node_has_yet_is_a_gpu() -> None:
+    """With an autoscaler there may be no node at first."""
+    for nodes in ([], [Node(cpus=4, resources=T4)], [Node(cpus=0, resources={"node:10.0.0.1": 1.0})]):
+        assert Request(accelerator_type="L4").shape(nodes).device == "cuda"
+    assert Request(accelerator_type="L4", device="cpu").shape([]).device == "cpu"
+
+
+def test_what_no_node_has_is_named_with_what_they_have() -> None:
+    nodes = [
+        Node(cpus=4, resources=T4 | {"node:10.0.0.1": 1.0}),
+        Node(cpus=4, resources={"accelerator_type:A100": 1.0}),
+    ]
+    assert lacking(nodes, Need(accelerator_type="L4")) == "no node has accelerator type L4; nodes have: A100, T4"
+    assert lacking(nodes, Need(custom={"licence": 1})) == "no node has the resource licence; nodes have: none"
+    nodes.append(Node(cpus=4, resources={"licence": 2, "disk": 1}))
+    assert lacking(nodes, Need(custom={"licence": 3})) == "no node has 3 of the resource licence; the most is 2"
+    assert lacking(nodes, Need(custom={"scratch": 1})) == "no node has the resource scratch; nodes have: disk, licence"
+    assert lacking(nodes, Need(accelerator_type="T4", custom={"licence": 2})) == "", "but no node has both"
+    assert lacking([], Need(accelerator_type="L4")) == ""
+
+
+def test_a_machine_without_the_accelerator_has_room_for_no_worker() -> None:
+    asked = Request(workers=2, device="cpu", accelerator_type="L4", custom={"licence": 2})
+    shape = asked.shape([asked.local_node()])
+    assert shape.workers == 0
+    text = asked.no_room(shape).text
+    assert "no node has accelerator type L4; nodes have: " in text
+    assert "no node has the resource licence; nodes have: none" in text
+    assert "1 CPU, 0.25 GB of memory, accelerator type L4 and 2 of the resource licence" in text
+    assert "RAY_ADDRESS" in text
+
+
 def test_hosts_that_share_a_name_are_shown_with_their_addresses() -> None:
     hosts = {"1": ("vm", "10.0.0.1"), "2": ("vm", "10.0.0.2"), "3": ("big", "10.0.0.3"), "4": (None, "10.0.0.4")}
     nodes = [{"NodeID": n, "NodeManagerHostname": h, "NodeManagerAddress": a} for n, (h, a) in hosts.items()]
@@ -136,3 +220,8 @@ def test_an_autoscaler_is_asked_for_memory_only_where_a_sweep_names_it() -> None
     assert Request(cpus_per_worker=2).need("cpu").bundle == {"CPU": 2}
     assert Request(pack_bytes=4 * GB).need("cpu").bundle == {"CPU": 1, "memory": 4 * GB + WORKER_BYTES}
     assert Request().need("cuda").bundle == {"CPU": 1, "GPU": 1}
+
+
+def test_an_autoscaler_is_asked_for_accelerators_and_custom_resources() -> None:
+    asked = Request(accelerator_type="L4", custom={"licence": 2})
+    assert asked.need("cuda").bundle == {"CPU": 1, "GPU": 1, "accelerator_type:L4": 0.001, "licence": 2}

@@ -1,6 +1,7 @@
 """Checkpoints: what a file holds, where it is kept, and what a worker and the driver do with it."""
 
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -29,13 +30,13 @@ from orchestrator.checkpoints.contents import (
 )
 from orchestrator.checkpoints.interval import DEFAULT_S, LEAST_S, NodeLives, Rhythm, interval_s
 from orchestrator.checkpoints.known import Checkpoints
-from orchestrator.checkpoints.saving import KEPT, Saved, Saving
+from orchestrator.checkpoints.saving import KEPT, Saved, Saving, files_of
 from orchestrator.checkpoints.store import FolderStore, StoreError, below, open_store
 from orchestrator.commands.wiring import make_checkpoints
-from orchestrator.dispatch.base import Event, PackEnded, PackProgress, PackTask
+from orchestrator.dispatch.base import Cause, Event, PackEnded, PackFailed, PackProgress, PackTask
 from orchestrator.dispatch.environment import IN_ONE_PIECE, TrainingRecord
 from orchestrator.dispatch.inline import InlineDispatcher
-from orchestrator.dispatch.ray_engine import _is_set
+from orchestrator.dispatch.ray_engine import _value
 from orchestrator.dispatch.source import source_of
 from orchestrator.dispatch.worker import execute
 from orchestrator.plan.calibration import Calibration
@@ -192,6 +193,13 @@ def test_a_folder_keeps_whole_files_alone(tmp_path: Path) -> None:
     store.delete("a.safetensors")
     assert store.names() == []
     assert (tmp_path / "deep" / "folder" / "notes.txt").exists(), "nothing else is deleted"
+
+
+def test_a_pipe_among_the_files_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    store = open_store(str(tmp_path))
+    store.write("a.safetensors", GOOD)
+    assert store.names() == ["a.safetensors"] and Checkpoints(str(tmp_path)).find(["a"]) == 1
 
 
 def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,6 +432,35 @@ def test_a_store_that_takes_nothing_costs_nothing(tmp_path: Path) -> None:
     assert isinstance(last, PackEnded) and rows(events) == rows(ran(task(TRIALS))[0])
 
 
+def test_a_store_that_comes_back_is_used_again(tmp_path: Path) -> None:
+    """It was away for a while: of days of training, not all that follow are without a checkpoint."""
+    (tmp_path / "kept").write_text("no folder")
+    trials = [walk(0.1, steps=200)]
+    run = execute(pack_of(trials, tmp_path / "kept"), device="cpu", clock=Clock(), flush_s=3.0)
+    saved: list[Saved] = []
+    notices: list[str] = []
+    events: list[PackProgress] = []
+    for event in run:
+        if isinstance(event, PackProgress):
+            events.append(event)
+            if event.notice:
+                notices.append(event.notice)
+                (tmp_path / "kept").unlink()
+            if event.saved:
+                saved.append(event.saved)
+    assert len(notices) == 1 and "it is tried again" in notices[0]
+    assert saved and rows(events) == rows(ran(task(trials))[0])
+    assert open_store(str(tmp_path / "kept")).table(saved[-1].file).steps == saved[-1].steps
+
+
+def test_a_store_that_does_not_answer_takes_one_percent_of_the_time_at_most() -> None:
+    rhythm = Rhythm(began=0.0, fixed_s=10.0)
+    rhythm.saved(60.0, cost_s=50.0, failed=True)
+    assert [rhythm.due(t) for t in (100.0, 5059.0, 5061.0)] == [False, False, True]
+    rhythm.saved(5061.0, cost_s=0.1)
+    assert rhythm.due(5072.0)
+
+
 @pytest.mark.parametrize("bad", ["a complex number", "an error of the job"])
 def test_a_state_that_cannot_be_written_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
@@ -461,7 +498,7 @@ def test_any_error_while_a_checkpoint_is_read_costs_the_work_only(
 
 def test_a_head_that_does_not_answer_fails_no_training() -> None:
     """Without a connection, Ray's internal store raises."""
-    assert not _is_set("key")
+    assert _value("key") is None
 
 
 def test_a_pack_in_this_process_does_not_continue_from_another_source(tmp_path: Path) -> None:
@@ -476,6 +513,19 @@ def test_a_pack_in_this_process_does_not_continue_from_another_source(tmp_path: 
     (notice,) = [event.notice for event in events if event.notice]
     assert "another version of the job" in notice
     assert rows(events) == rows(ran(task(TRIALS))[0])
+
+
+def test_a_pack_learns_while_it_trains_how_long_nodes_live(tmp_path: Path) -> None:
+    """Its interval was that of nodes that stay; it is saved in the new one, and not all the time."""
+    pack = pack_of([walk(0.1, steps=200)], tmp_path)
+    pack = replace(pack, saving=replace(pack.saving, interval_s=None))  # type: ignore[type-var]
+
+    def saves(life_s: float | None) -> int:
+        run = execute(pack, device="cpu", clock=Clock(), flush_s=3.0, asked=lambda: life_s)
+        return sum(isinstance(event, PackProgress) and event.saved is not None for event in run)
+
+    assert saves(None) <= 2
+    assert 2 < saves(600.0) < saves(0.0)
 
 
 def test_a_short_pack_writes_nothing(tmp_path: Path) -> None:
@@ -548,6 +598,59 @@ def test_files_stay_until_the_record_holds_the_results(tmp_path: Path, settles: 
     assert names == [] if settles else "done.safetensors" in names and len(names) > 1
 
 
+class LosesNews(InlineDispatcher):
+    """Its node is lost, twice, with the news of the checkpoint that the pack has written last."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=Clock(), flush_s=3.0)
+        self.continued: list[int] = []
+        """The step at which each attempt continues."""
+        self.unreported: list[int] = []
+        """The step of each checkpoint of which the driver does not hear."""
+        self._reported = 0
+
+    def submit(self, tasks: Sequence[PackTask]) -> None:
+        super().submit(tasks)
+        (pack,) = tasks
+        assert pack.saving is not None
+        self.continued += [open_store(pack.saving.folder).table(f).steps[t] for t, f in pack.saving.continues.items()]
+        self._reported = 0
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        events = super().poll(timeout_s)
+        for event in events:
+            if isinstance(event, PackProgress) and event.saved is not None:
+                self._reported += 1
+                if self._reported > 2 and len(self.unreported) < 2:
+                    self.unreported += event.saved.steps.values()
+                    self.close()
+                    return [PackFailed(pack_id=event.pack_id, cause=Cause.NODE_LOST, error="the node is gone")]
+        return events
+
+
+def test_a_pack_whose_node_was_lost_continues_from_the_newest_checkpoint_that_was_written(tmp_path: Path) -> None:
+    """Also from one of which the driver has not heard, because its news was lost with the node."""
+    trial, folder, tracker = walk(0.1, steps=100), str(tmp_path / "kept"), Kept()
+    pool, job = LosesNews(), load_job(NAME)
+    summary = Runner(
+        job_name=NAME,
+        planner=Planner(job_name=NAME, job=job, calibration=Calibration(), memory_budget_bytes=1e9),
+        sampler=Listed([trial]),
+        tracker=tracker,
+        pool=lambda: pool,
+        progress=Silent(),
+        thresholds=job.Thresholds(),
+        fingerprint="",
+        checkpoints=Checkpoints(folder, interval_s=10.0),
+    ).run()
+    assert summary.done == 1 and len(pool.unreported) == 2
+    assert pool.continued == pool.unreported
+    assert tracker.curve(trial, "total") == {
+        step: row[1] for step, row in rows(ran(task([trial]))[0])[trial.id].items()
+    }
+    assert not Path(folder).exists(), "no file is left"
+
+
 def test_a_run_that_is_complete_leaves_no_checkpoint(tmp_path: Path) -> None:
     """Not even those of a worker that was lost before it could name them."""
     folder = tmp_path / "kept"
@@ -565,6 +668,68 @@ def test_a_run_that_is_complete_leaves_no_checkpoint(tmp_path: Path) -> None:
     known.tidy()
     known.close()
     assert not folder.exists()
+
+
+def test_a_run_that_is_complete_leaves_no_checkpoint_of_which_it_has_never_heard(tmp_path: Path) -> None:
+    """Of a worker that was lost with its first one, or of a driver that was killed when it had recorded all results."""
+    folder = tmp_path / "kept"
+    open_store(str(folder)).write("unnamed.safetensors", GOOD)
+    known = Checkpoints(str(folder))
+    known.complete()
+    assert known.releases
+    known.tidy()
+    known.close()
+    assert not folder.exists()
+
+
+def test_a_trial_that_failed_with_its_last_worker_keeps_no_checkpoint(tmp_path: Path) -> None:
+    """The next pack looks for what lost workers have written; this trial has no next attempt."""
+    folder = tmp_path / "kept"
+    known = Checkpoints(str(folder))
+    assert known.saving(["a", "b"]).continues == {}
+    open_store(str(folder)).write(f"{files_of(['a', 'b'])}1.safetensors", GOOD)
+    known.lost(["a", "b"], left=["a", "b"])
+    known.ended(["a"])
+    assert set(known.saving(["b"]).continues) == {"b"}
+    known.ended(["b"])
+    assert known.saving(["c"]).continues == {}
+    known.complete()
+    known.tidy()
+    known.close()
+    assert not folder.exists()
+
+
+def test_a_search_that_looks_again_counts_the_trials_that_it_looks_for(tmp_path: Path) -> None:
+    """Not those that train meanwhile."""
+    store = open_store(str(tmp_path))
+    known = Checkpoints(str(tmp_path))
+    known.saving(["a", "b"])
+    store.write("now.safetensors", GOOD)
+    known.saved(Saved(file="now.safetensors", steps={"a": 7, "b": 7}), left=["a", "b"])
+    assert known.find(["x"]) == 0
+    assert known.find(["x", "b"]) == 1
+
+
+def test_a_file_that_is_deleted_while_a_search_looks_again_is_not_mentioned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a worker that has replaced it, or by this run's own thread. One that stays and cannot be read is."""
+    store, said, names = open_store(str(tmp_path)), list[str](), FolderStore.names
+    known = Checkpoints(str(tmp_path), say=said.append)
+    known.saving(["a"])
+    for name in ("gone", "here"):
+        store.write(f"{name}.safetensors", GOOD)
+
+    def deleted_since(self: FolderStore) -> list[str]:
+        listed = names(self)
+        (tmp_path / "gone.safetensors").unlink(missing_ok=True)
+        return listed
+
+    monkeypatch.setattr(FolderStore, "names", deleted_since)
+    assert known.find(["a"]) == 1 and known.saving(["a"]).continues == {"a": "here.safetensors"}
+    assert said == []
+    (tmp_path / "folder.safetensors").mkdir()
+    assert known.find(["a"]) == 1 and len(said) == 1 and "folder.safetensors cannot be used" in said[0]
 
 
 def test_what_is_found_while_packs_train_is_not_deleted(tmp_path: Path) -> None:

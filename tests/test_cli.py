@@ -138,7 +138,7 @@ def test_a_sweep_from_plan_to_map(folder: Path) -> None:
 
     status = phasefront("status", "sweep.yaml", cwd=folder)
     assert status.returncode == 0, status.stderr
-    assert "6: 4 finished, 0 running, 2 failed, 0 killed, 0 missing" in status.stdout
+    assert "6: 4 finished, 0 handed out, 2 failed, 0 stopped, 0 missing" in status.stdout
     assert "lr=3.0, replicate=1" in status.stdout
     (parent,) = parents(runs)
     assert f"parent    {parent.run_id}" in status.stdout
@@ -210,7 +210,7 @@ def test_map_and_status_work_beside_a_run_and_leave_it_running_and_a_second_run_
         mapped = phasefront("map", "sweep.yaml", cwd=folder)
         assert mapped.returncode == 0, mapped.stderr
         assert "4 of 6 trials are finished" in mapped.stdout
-        assert "4 finished, 2 running" in phasefront("status", "sweep.yaml", cwd=folder).stdout
+        assert "4 finished, 2 handed out" in phasefront("status", "sweep.yaml", cwd=folder).stdout
         (after,) = parents(record(folder / "mlflow.db"))
         assert (after.run_id, after.status) == (before.run_id, "RUNNING")
         assert running.popen.poll() is None

@@ -15,6 +15,7 @@ PAPERS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and any(
 @pytest.mark.parametrize("name", FILES)
 def test_a_sweep_file_of_the_project_is_valid_and_says_what_it_shows(name: str) -> None:
     sweep = Sweep.load(FOLDER / name, environ={})
+    sweep.stop_if_refused()
     assert sweep.name
     text = (FOLDER / name).read_text()
     depth = "../" * name.count("/")

@@ -1,7 +1,10 @@
 """Laws of a pack's cost: what the planner may rely on, and that the counts are those of the tensors' real work."""
 
 import dataclasses
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from jobs.double_descent.image_job import ImageDoubleDescent
 from jobs.double_descent.job import DoubleDescent
 from jobs.double_descent.params import DoubleDescentParams
 from jobs.grokking import cost as modular_cost
@@ -19,6 +23,8 @@ from jobs.grokking.modular import OPERATIONS
 from jobs.grokking.pack import make_block as grokking_block
 from jobs.grokking.params import MODELS, GrokkingParams
 from jobs.job import Cost, Job, Member
+from jobs.ridge.job import Ridge
+from tests.test_memory import HAS_STAND_IN, ROOT
 
 GROKKING, DESCENT = Grokking(), DoubleDescent()
 ARITHMETIC = ("launches", "matmul_flop", "element_visits")
@@ -148,6 +154,7 @@ REAL: list[tuple[Job[Any], dict[str, Any]]] = [
 SMALL_TABLE = (GROKKING, {"model": "embedding_mlp", "modulus": 13})
 """An embedding perceptron of the default widths on a small modulus."""
 WITHOUT_WORK = {
+    "device",
     "view",
     "_unsafe_view",
     "reshape",
@@ -214,6 +221,48 @@ def test_launches_are_counted_within_a_factor_of_two(job: Job[Any], values: dict
         costs.append(cost(job, members[0].params, models=3).launches)
     ratio = (costs[1] - costs[0]) / (counts[1] - counts[0])
     assert 0.5 <= ratio <= 2, f"{ratio:.2f} of the {(counts[1] - counts[0]) / 64:.1f} launches a step"
+
+
+@given(trial=trials, models=st.integers(1, 10_000))
+def test_a_gpu_launches_for_many_models_what_it_launches_for_one(trial: tuple[Job[Any], Any], models: int) -> None:
+    alone, many = cost(*trial), cost(*trial, models=models)
+    assert many.gpu_launches == alone.gpu_launches == alone.launches
+    assert many.launches >= alone.launches
+
+
+GPU_PACKS: list[tuple[Job[Any], dict[str, Any]]] = [
+    *(REAL[k] for k in (0, 1, 3, 5, 7)),
+    (Ridge(), {"solver": "gradient_descent", "learning_rate": 0.01, "inputs": 100, "sample_count": 60}),
+    (ImageDoubleDescent(), {"data": "mnist1d", "model": "cnn_1d", "augment": False, "width": 16, "batch_size": 8}),
+]
+ON_A_GPU = """
+import json
+from tests.gpu_dry.stand_in import NAME, StandIn, register
+register()
+from tests.test_costs import GPU_PACKS, Launches, cost, pack_of
+ratios = []
+for job, values in GPU_PACKS:
+    counts, costs = [], []
+    for steps in (32, 64):
+        members = pack_of(job, values, models=60, steps=steps)
+        with StandIn(), Launches() as launches:
+            for _ in job.train(members, device=NAME):
+                pass
+        counts.append(launches.count)
+        costs.append(cost(job, members[0].params, models=60).gpu_launches)
+    ratios.append(((costs[1] - costs[0]) / (counts[1] - counts[0]), type(job).__name__, values))
+print(json.dumps(ratios))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_STAND_IN, reason="torch cannot register a stand-in")
+def test_launches_on_a_gpu_are_counted_within_a_factor_of_two() -> None:
+    done = subprocess.run([sys.executable, "-c", ON_A_GPU], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == len(GPU_PACKS)
+    assert [row for row in found if not 0.5 <= row[0] <= 2] == []
 
 
 @settings(max_examples=30)

@@ -93,6 +93,7 @@ def packs(draw: st.DrawFn) -> list[Member[DoubleDescentParams]]:
         **draw(st.sampled_from(ORDERS)),
         "batch_size": 0 if full else draw(st.integers(1, 11)),
         "noise_convention": draw(st.sampled_from(["redrawn", "incorrect"])),
+        "pixels": draw(st.sampled_from(["original", "original", "random"])),
     }
     most = 0.05 if optimiser == "sgd" else 0.01
 
@@ -139,6 +140,20 @@ def test_the_order_of_a_pack_is_irrelevant(pack: list[Member[DoubleDescentParams
     rtol = 2e-4 if pack[0].params.optimiser == "sgd" else 1e-3
     for place, position in enumerate(order):
         assert_same_curves(one[position], other[place], rtol=rtol, atol=2e-5, atols=atols)
+
+
+def test_random_pixels_are_those_of_each_example_in_an_order_of_its_own() -> None:
+    pack = [
+        member(data="mnist1d", inputs=40, data_seed=own, pixels=kind).params
+        for kind in ("original", "random")
+        for own in (0, 0, -1)
+    ]
+    plain, mixed = (_data(part, (1, 2, 3), "cpu") for part in (pack[:3], pack[3:]))
+    for before, after in ((plain.x_SND, mixed.x_SND), (plain.xt_STD, mixed.xt_STD)):
+        assert len(before) == 2 and torch.equal(before.sort(2).values, after.sort(2).values)
+        order = (before[:, :, :, None] == after[:, :, None]).int().argmax(3).reshape(-1, 40)
+        assert len(torch.unique(order, dim=0)) == len(order)
+    assert torch.equal(plain.y_MN, mixed.y_MN)
 
 
 def test_a_pack_of_several_blocks_is_its_trials() -> None:

@@ -304,12 +304,24 @@ def test_a_submitted_sweep_is_followed_stopped_and_resumed(head: Head, tmp_path:
         text = follower.finish()
     assert follower.popen.returncode == 143, text
     assert f"{first[1]}-1: stopped" in text
+    assert "To resume: phasefront submit gated.yaml\n" in text
+    looked = run("status", "gated.yaml", cwd=project, environ=head.environ)
+    assert "To resume: phasefront submit gated.yaml\n" in looked[1]
+
+    elsewhere = ("gated.yaml", "--set", "tracking.experiment=another")
+    other = re.search(r"submitted (\S+) ", run("submit", *elsewhere, "--no-wait", cwd=project, environ=head.environ)[1])
+    assert other is not None
+    wrong = run("stop", "gated.yaml", cwd=project, environ=head.environ)
+    assert f"{first[1]}-1 is not running: stopped" in wrong[1]
+    assert f"of this name run {other[1]}: of another record" in wrong[1]
+    assert run("stop", *elsewhere, cwd=project, environ=head.environ)[0] == 0
 
     (tmp_path / "open").touch()
     resumed = run("submit", "gated.yaml", cwd=project, environ=head.environ)
     assert resumed[0] == 1, resumed[1]  # as `phasefront run`: one trial failed by its own fault
     assert f"submitted {first[1]}-2 " in resumed[1]
     assert "ValueError: x is too large" in resumed[1]
+    assert "to retry: phasefront submit gated.yaml\n" in resumed[1]
     assert "Traceback" not in resumed[1]
     assert {each.status for each in trials(record(tmp_path / "mlflow.db"))} == {"FINISHED", "FAILED"}
     again = run("logs", "gated.yaml", "--follow", cwd=project, environ=head.environ)

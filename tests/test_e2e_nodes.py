@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.driving import driver, record, rows_recorded, run, trials, wait_for
+from orchestrator.checkpoints.saving import ASK_AFTER_S
+from tests.driving import driver, environment, record, rows_recorded, run, trials, wait_for
+from tests.killing import environ as killing_environ
+from tests.killing import log_lines, sweep_file, wrong
 from tests.test_e2e_infrastructure import write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -31,13 +36,26 @@ class Nodes:
 
     _small = {"object_store_memory": 80_000_000, "include_dashboard": False}  # noqa: RUF012
 
-    def add(self, cpus: int = 2, **environ: str) -> Any:
-        """A node whose workers have these environment variables."""
+    def add(self, cpus: int = 2, resources: dict[str, float] | None = None, **environ: str) -> Any:
+        """A node with these custom resources, whose workers have these environment variables."""
         node = self._cluster.add_node(
-            num_cpus=cpus, memory=2_000_000_000, object_store_memory=80_000_000, env_vars=environ, wait=True
+            num_cpus=cpus,
+            resources=resources or {},
+            memory=2_000_000_000,
+            object_store_memory=80_000_000,
+            env_vars=environ,
+            wait=True,
         )
         self._added.append(node)
         return node
+
+    def drain(self, node: Any, *, deadline_s: int) -> None:
+        """Announce that it will be taken away, as an autoscaler does of a preempted machine."""
+        command = f"drain-node --address={self._cluster.address} --node-id={node.node_id} --reason-message=preempted "
+        command += f"--reason=DRAIN_NODE_REASON_PREEMPTION --deadline-remaining-seconds={deadline_s}"
+        ray = str(Path(sys.executable).with_name("ray"))
+        environ = environment({"RAY_AUTH_MODE": "disabled"})
+        subprocess.run([ray, *command.split()], env=environ, check=True, capture_output=True, timeout=120)
 
     def kill(self, node: Any) -> None:
         self._added.remove(node)
@@ -122,6 +140,37 @@ def test_a_node_with_another_version_of_phasefront_gets_no_trials(nodes: Nodes, 
     assert "jobs/ridge/job.py" in text and "give all nodes and the driver the same one" in text
 
 
+def test_only_nodes_with_the_accelerator_and_the_custom_resource_get_workers(nodes: Nodes, tmp_path: Path) -> None:
+    """Accelerators that Ray is told of: there need not be one for the arithmetic."""
+    folder = tmp_path / "where"
+    folder.mkdir()
+    body = (
+        f"if 'NAME' in os.environ:\n    (Path({str(folder)!r}) / f\"{{os.environ['NAME']}} {{os.getpid()}}\").touch()\n"
+        "time.sleep(0.3)\nreport(1, loss=1.0)"
+    )
+    asked = "{device: cpu, accelerator_type: L4, custom: {licence: 1}}"
+    write_sweep(tmp_path, body, count=12, resources=asked)
+    l4, t4 = "accelerator_type:L4", "accelerator_type:T4"
+    nodes.add(2, NAME="plain")
+    nodes.add(2, {t4: 1, "licence": 2}, NAME="other accelerator")
+    code, text = run("plan", "sweep.yaml", cwd=tmp_path, environ=nodes.environ)
+    assert code == 0, text
+    assert "waiting   no node has accelerator type L4; nodes have: T4; the run waits until a node has it" in text
+    with driver("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ=nodes.environ) as running:
+        reason = (
+            "waiting for the cluster to grow: no node has accelerator type L4; nodes have: T4; a worker needs 1 CPU"
+        )
+        wait_for("the reason", lambda: reason in running.text(), running)
+        nodes.add(2, {l4: 1}, NAME="no licence")
+        nodes.add(3, {l4: 1, "licence": 2}, NAME="right")
+        text = running.finish()
+        assert running.popen.returncode == 0, text
+    assert statuses(tmp_path) == {"FINISHED": 12}
+    where = [path.name.rpartition(" ")[0] for path in folder.iterdir()]
+    assert set(where) == {"right"}
+    assert len(where) <= 2, "a worker for each licence"
+
+
 def test_a_cluster_without_a_node_is_waited_for_and_a_trial_that_loses_its_node_is_run_again(
     nodes: Nodes, tmp_path: Path
 ) -> None:
@@ -140,6 +189,50 @@ def test_a_cluster_without_a_node_is_waited_for_and_a_trial_that_loses_its_node_
         assert running.popen.returncode == 0, text
     assert "no node has room for a worker, which needs 1 CPU" in text
     assert statuses(tmp_path) == {"FINISHED": 1}
+
+
+@pytest.mark.timeout(600)
+def test_a_node_that_is_drained_saves_its_pack_which_goes_on_elsewhere(nodes: Nodes, tmp_path: Path) -> None:
+    """Only the notice makes a checkpoint: the interval is longer than the run."""
+    file, kept = sweep_file(tmp_path, steps=800, wait_s=0.05, interval_s=1e6), tmp_path / "kept"
+    file.write_text(file.read_text().replace("resources: {", f"resources: {{checkpoints: {kept}, "))
+    there = {name: nodes.add(1, NAME=name) for name in ("leaves", "stays")}
+
+    def lines_of(name: str) -> list[tuple[str, int, int, float]]:
+        return [line for line in log_lines(tmp_path) if where(line[2]) == name]
+
+    known: dict[int, str] = {}
+
+    def where(pid: int) -> str:
+        if pid not in known:
+            known[pid] = next(
+                part.partition(b"=")[2].decode()
+                for part in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if part.startswith(b"NAME=")
+            )
+        return known[pid]
+
+    environ = {**nodes.environ, **killing_environ()}
+    with driver("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ=environ) as running:
+        wait_for("both nodes", lambda: all(map(lines_of, there)), running)
+        began = lines_of("leaves")[0][3]
+        wait_for("a while", lambda: lines_of("leaves")[-1][3] - began > ASK_AFTER_S + 2.0, running)
+        assert not list(kept.rglob("*.safetensors"))
+        nodes.drain(there["leaves"], deadline_s=300)
+        wait_for("the checkpoint", lambda: bool(list(kept.rglob("*.safetensors"))), running)
+        saved = len(lines_of("leaves"))
+        wait_for("more steps", lambda: len(lines_of("leaves")) > saved + 10, running)
+        ran = {line[0] for line in lines_of("leaves")}
+        nodes.kill(there["leaves"])
+        before = len(log_lines(tmp_path))
+        text = running.finish()
+        assert running.popen.returncode == 0, text
+    assert {line[0] for line in lines_of("leaves")} == ran, "nothing new begins there"
+    again = [line for line in log_lines(tmp_path)[before:] if line[0] in ran and where(line[2]) == "stays"]
+    assert {line[0] for line in again} == ran, text
+    assert min(line[1] for line in again) > 1, "it goes on from the checkpoint"
+    assert wrong(tmp_path) == []
+    assert not list(kept.rglob("*.safetensors"))
 
 
 def test_a_driver_whose_own_node_dies_ends_resumably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Exit codes tell the truth, and neither a closed terminal nor a closed pipe leaves a record half written."""
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import driver, environment, parents, record, trials, wait_for
+from tests.driving import driver, environment, parents, record, run, trials, wait_for
 
 JOB = """\
 import pathlib, time
@@ -72,6 +73,37 @@ def test_failed_trials_are_exit_code_1_unless_they_are_allowed(folder: Path) -> 
     code, out, err = finish(*RUN, *FAILS, "--allow-failures", cwd=folder)
     assert (code, statuses(folder)) == (0, ["FAILED", "FINISHED"]), out + err
     assert "1 failed" in out
+
+
+@pytest.mark.parametrize(
+    ("metadata", "again"),
+    [
+        (
+            {"job_submission_id": "phasefront-small-1", "phasefront_again": "phasefront submit sweep.yaml"},
+            "to retry: phasefront submit sweep.yaml\n",
+        ),
+        (
+            {"job_submission_id": "raysubmit_1"},
+            "to retry: submit the same job again, as with ray job submit ... -- phasefront run sweep.yaml",
+        ),
+    ],
+)
+def test_the_log_of_a_job_names_the_way_that_its_user_came(folder: Path, metadata: dict[str, str], again: str) -> None:
+    environ = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {}, "metadata": metadata})}
+    code, said = run(*RUN, *FAILS, cwd=folder, environ=environ)
+    assert (code, again in said) == (1, True), said
+    assert "1 trial failed; tracebacks: phasefront status sweep.yaml" in said
+    again = again.replace("to retry", "To resume").rstrip()
+    assert f"to run    1: 1 failed. {again}" in finish("status", "sweep.yaml", *FAILS, cwd=folder)[1]
+    finish(*RUN, *FAILS, cwd=folder)  # the user has come another way since
+    assert "1 failed. To resume: phasefront run sweep.yaml" in finish("status", "sweep.yaml", *FAILS, cwd=folder)[1]
+
+
+def test_the_log_of_a_slurm_job_names_sbatch(folder: Path) -> None:
+    code, said = run(*RUN, *FAILS, cwd=folder, environ={"PHASEFRONT_SBATCH": "sbatch ... cluster/slurm/sweep.sbatch"})
+    again = "to retry: submit the same job again, as with sbatch ... cluster/slurm/sweep.sbatch sweep.yaml --set"
+    assert (code, again in said) == (1, True), said
+    assert again.replace("to retry", "To resume") in finish("status", "sweep.yaml", *FAILS, cwd=folder)[1]
 
 
 def test_the_next_command_has_the_options_of_this_one_and_the_parent_s_counts_follow(folder: Path) -> None:

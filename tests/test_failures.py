@@ -97,7 +97,21 @@ def test_a_trial_out_of_memory_is_retried_once_alone() -> None:
     assert first.attempt == Attempt(fresh_worker=True, alone=True)
     second = decide(Cause.OUT_OF_MEMORY, size=1, attempt=first.attempt, error="no memory")
     assert second.remedy is Remedy.FAIL
-    assert "does not fit into a worker's memory, even alone" in second.error
+    assert second.error.startswith("no memory. The trial does not fit into a worker's memory, even alone. Next: ")
+
+
+def test_the_last_line_of_a_failure_has_its_cause_and_what_to_do() -> None:
+    """Lists of failures show this line only."""
+    last = Attempt(losses=9, alone=True)
+    for cause, advice in ((Cause.OUT_OF_MEMORY, "fewer workers"), (Cause.WORKER_LOST, "--inline")):
+        for text in ("Last output of the worker:\nstep 1\n\nthe process was killed.", error("the words")):
+            failed = last_line(decide(cause, size=1, attempt=last, error=text).error)
+            assert failed.startswith(last_line(text)) and advice in failed
+
+
+def test_losses_that_differ_in_numbers_are_alike() -> None:
+    texts = (f"the process {pid} died: {used} GB of 31 GB were in use" for pid, used in ((7, 30.1), (812, 29.87)))
+    assert len({signature(text) for text in texts}) == 1
 
 
 def test_a_failed_trial_keeps_its_error_message() -> None:

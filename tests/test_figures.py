@@ -1,12 +1,13 @@
 """Figures for a paper: format, width, names, colours and panels, in every kind of figure."""
 
+import itertools
 import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs_for_phases import Melt, MeltParams, axis, product
+from jobs_for_phases import Melt, MeltParams, axis, by_id, product, row
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from recorded_sweeps import recorded_folder
@@ -19,7 +20,7 @@ from orchestrator.live.content import curves_of, state_of
 from orchestrator.phases.compare import compare
 from orchestrator.phases.diagram import phase_diagram
 from orchestrator.phases.draw.html_traces import hover_texts
-from orchestrator.phases.draw.png import sheet
+from orchestrator.phases.draw.png import legend_columns, sheet
 from orchestrator.phases.draw.png_compare import draw_comparison
 from orchestrator.phases.draw.png_lines import draw_curves
 from orchestrator.phases.draw.png_map import draw_map
@@ -74,6 +75,16 @@ def test_the_suffix_decides_and_the_figure_has_the_width_names_and_colours(folde
     assert "grid" in page and not list(Path("out").glob(".*"))
 
 
+def test_a_figure_in_another_format_is_not_lost_when_the_map_is_drawn_again() -> None:
+    out = Path(Sweep.load("grid.yaml").output)
+    assert main(["map", "grid.yaml", "--figures", "svg,pdf"]) == 0
+    figures = {path.name for path in out.glob("phase_diagram*") if path.suffix in (".svg", ".pdf")}
+    (out / "phase_diagram.svg").write_text("old")
+    assert main(["map", "grid.yaml"]) == 0
+    assert figures == {path.name for path in out.glob("phase_diagram*") if path.suffix in (".svg", ".pdf")} != set()
+    assert (out / "phase_diagram.svg").read_text() != "old"
+
+
 def test_a_grid_is_two_columns_wide_unless_the_file_says_otherwise() -> None:
     assert main(["map", "grid.yaml", "-o", "plain.pdf"]) == 0
     assert page_mm(Path("plain.pdf").read_bytes()) == pytest.approx(183, abs=0.1)
@@ -81,6 +92,21 @@ def test_a_grid_is_two_columns_wide_unless_the_file_says_otherwise() -> None:
     assert page_mm(Path("plain.pdf").read_bytes()) == pytest.approx(120, abs=0.1)
     assert main(["compare", "styled.yaml", "grid.yaml", "-o", "both.svg"]) == 0
     assert "#123456" in Path("both.svg").read_text()
+
+
+def test_the_width_of_a_file_that_is_named_is_not_that_of_the_folder() -> None:
+    out = Path(Sweep.load("grid.yaml").output)
+    law = "analysis: [{kind: law, of: generalisation_step, along: data_fraction, form: power}]\n"
+    Path("wide.yaml").write_text(Path("grid.yaml").read_text() + law)
+    step = ["--step", "test_accuracy"]
+    for command in (["map", "grid.yaml"], ["map", "grid.yaml", *step], ["analyse", "wide.yaml"]):
+        assert main(command) == 0
+        before = {path.name: path.read_bytes() for path in out.glob("*.png")}
+        assert main([*command, "-o", "named.pdf", "--width", "single"]) == 0
+        assert page_mm(Path("named.pdf").read_bytes()) == pytest.approx(89, abs=0.1)
+        assert before == {path.name: path.read_bytes() for path in out.glob("*.png")} != {}
+    assert main(["map", "grid.yaml", "--width", "single"]) == 0
+    assert (out / "phase_diagram.png").read_bytes() != before["phase_diagram.png"], "without -o"
 
 
 def test_figures_of_a_comparison_are_set_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +177,28 @@ def test_texts_of_a_page_do_not_overlap_and_can_be_read(draw: str, width: object
     assert min(t.get_fontsize() for t in kept[0].findobj(Text) if t.get_text().strip()) >= 6.5
     legends = [legend for ax in kept[0].axes if (legend := ax.get_legend()) is not None and ax.lines]
     assert not legends, "a legend covers no curve"
+
+
+@pytest.mark.parametrize("panels", [["phase", "melting_step", "final_error"], ["final_error", "melting_step"]])
+@pytest.mark.parametrize("width", ["single", "double", 110])
+@pytest.mark.parametrize("low", [1e-5, 0.1])
+def test_ticks_of_narrow_colour_bars_do_not_overlap(low: float, width: object, panels: list[str]) -> None:
+    axes = [axis("width", 2, 3, 5, 9), axis("load", 0.2, 0.4, 0.6)]
+    trials = product(axes, replicates=1)
+    seen = {"melting_step": [low * 3.0**i for i in range(12)], "final_error": [low * (10 + i) for i in range(12)]}
+    rows = [row(t, "solid", **{name: values[i] for name, values in seen.items()}) for i, t in enumerate(trials)]
+    diagram = phase_diagram("melting", axes, Melt.phases, collect(trials, by_id(*rows)), specs(MeltParams))
+    kept: list[Figure] = []
+    with drawn_as(FigureStyle.model_validate({"width": width, "panels": panels}), diagram.labels):
+        draw_map(diagram, lay_out(diagram), Melt.headline, kept.append)
+    figure = kept[0]
+    figure.draw_without_rendering()
+    bars = [inset for ax in figure.axes for inset in ax.child_axes]
+    assert len(bars) == 2
+    for bar in bars:
+        boxes = [text.get_tightbbox(figure.canvas.get_renderer()) for text in bar.get_xticklabels()]  # type: ignore[attr-defined]
+        assert len(boxes) >= 2
+        assert all(one.x1 + 1 <= other.x0 for one, other in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("draw", ["map", "lines"])
@@ -236,12 +284,22 @@ def test_a_map_is_drawn_into_axes_of_ones_own() -> None:
     assert left.get_xlabel() == r"$\lambda$" and right.get_xlabel() == "weight decay"
     assert left.get_legend() is not None and right.get_legend() is None
     assert right.images and left.collections
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in left.get_xticklabels()]
+    assert len(boxes) > 1 and all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
     with pytest.raises(UserError, match="must be a whole number from 0 to 0"):
         sweep.plot(left, part=1)
     with pytest.raises(UserError, match="did you mean 'colours'"):
         sweep.plot(left, colors={"grokking": "#123456"})
     with pytest.raises(UserError, match="'width' must be single"):
         sweep.map().figure(width="triple")
+
+
+def test_a_legend_stays_in_its_panel() -> None:
+    short = ["memorization", "grokking", "confusion", "boundary (equal shares)", "replicates disagree (split cell)"]
+    assert legend_columns(short, 4.4, 2) == 2
+    assert legend_columns(["test accuracy at or above 0.9"] * 2 + short[-2:], 4.4, 2) == 1
+    assert legend_columns([], 4.4, 2) == 1
 
 
 def test_formulas() -> None:

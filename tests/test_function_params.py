@@ -131,7 +131,9 @@ def test_a_version_of_the_function_is_the_jobs() -> None:
 def test_the_catalogue_wraps_a_function_and_names_what_is_none() -> None:
     job = load_job(f"{__name__}:noisy_decay")
     assert isinstance(job, FunctionJob)
-    with pytest.raises(JobNotFound, match="noisy_decay"):
+    with pytest.raises(JobNotFound, match=r"has no job 'noise'; it has: .*noisy_decay"):
+        load_job(f"{__name__}:noise")
+    with pytest.raises(JobNotFound, match="neither a function nor a subclass"):
         load_job(f"{__name__}:NOT_CALLABLE")
 
 

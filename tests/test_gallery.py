@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +17,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch.nn import functional
 
+from jobs.gallery import distillation
 from jobs.gallery import quanta as quanta_job
 from jobs.gallery.chain import EQUALS, FILLER, ChainOfThought, ChainParams
 from jobs.gallery.crate import DISTORTION, PENALTY, STEP, Layer, coding_rate
 from jobs.gallery.depth import DepthAgainstWidth, DepthParams
+from jobs.gallery.distillation import train as distil
 from jobs.gallery.hull import is_inside
+from jobs.gallery.in_context import NOISE as NOISE_OF_PAIRS
+from jobs.gallery.in_context import ContextParams, InContextRegression
+from jobs.gallery.parity import FiniteParams, FiniteParity, SparseParity
 from jobs.gallery.pruning import PrunedAdam, PruningParams, TrainThenCompress
 from jobs.gallery.quanta import Quanta, QuantaParams
 from jobs.gallery.strings import StringParams, Strings
+from jobs.gallery.trees import smoother
+from jobs.gallery.verifier import train as train_verified
 from jobs.job import ParamError
 from jobs.module import Data
 from jobs.module.data import Random
@@ -44,14 +56,16 @@ from tests.gallery import (
     random_labels,
     scaling,
     strings,
+    verifier,
     white_box,
 )
 from tests.gallery.catalogue import ROWS
+from tests.gallery.processor import ProcessorTime
 from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Row, above, agrees, below, every, within
 
 PARTS: dict[int, list[list[str] | None]] = {
-    1: [None],
-    2: [["replicates=60"]],
+    1: [None, None],
+    2: [["replicates=60"], []],
     3: [
         [
             "axes.small_features=[250,4000]",
@@ -67,14 +81,15 @@ PARTS: dict[int, list[list[str] | None]] = {
     6: [
         ["axes.sample_count=[40,320]", "replicates=50"],
         ["replicates=4"],
+        None,
     ],
     7: [None],
     8: [["replicates=6"], None],
     9: [None],
     10: [None],
-    11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"]],
-    12: [None],
-    13: [["axes.degree=[2,2,3,3,4,4]", "axes.bits=[10,25,10,25,10,17]", "replicates=6"]],
+    11: [["axes.dimension=[4,4,6,6]", "axes.sample_count=[30,80,140,350]", "replicates=60"], ["replicates=30"]],
+    12: [None, None],
+    13: [["axes.degree=[2,2,3,3,4,4]", "axes.bits=[10,25,10,25,10,17]", "replicates=6"], None],
     14: [
         [
             "axes.sample_count=[18,36,72,72,144,288,288,576,1152]",
@@ -89,8 +104,9 @@ PARTS: dict[int, list[list[str] | None]] = {
             "axes.context_length=[6,6,12,12,24,24,24,24]",
             "replicates=30",
         ],
+        None,
     ],
-    15: [["replicates=1000"]],
+    15: [["replicates=1000"], [], []],
     16: [None],
 }
 """Of each row: changes to its sweeps that leave enough for every finding, in seconds; None: the trials were recorded,
@@ -162,9 +178,10 @@ def seedless(table: Any, keys: Sequence[str]) -> Any:
 
 
 def mislabelled(table: Any, keys: Sequence[str]) -> Any:
-    """The values of the last axis are exchanged, the largest for the smallest."""
+    """The values of the last axis that has several are exchanged, the largest for the smallest."""
     table = table.copy()
-    name = [key for key in keys if key != "step"][-1]
+    axes = [key for key in keys if key != "step"]
+    name = [axes[0], *(key for key in axes if table[key].nunique() > 1)][-1]
     values = sorted(table[name].unique())
     table[name] = table[name].map(dict(zip(values, reversed(values), strict=True)))
     return table
@@ -198,6 +215,7 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     ),
     (benign.ROW, equivalent, "excess_risk", lambda n, v, b, **noise: ORIGINAL_RISK(1.1 * n, v, b, **noise)),
     (random_labels.ROW, random_labels, "chance", lambda: 1 - 1 / 9),
+    (random_labels.ROW, random_labels, "KINDS", ("random", "original")),
     (depth.ROW, depth, "pieces", lambda k: 2 * k),
     (depth.ROW, depth, "pieces", lambda k: 2 ** (k + 1)),
     (depth.ROW, depth, "DEEPER", [(*of, less, more) for *of, more, less in depth.DEEPER]),
@@ -220,7 +238,8 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "optimum": 0.5}),
     (scaling.ROW, scaling, "expected", lambda params: 1.5 * benign.expected(params)),
     (scaling.ROW, scaling, "course", lambda params, p, steps: ORIGINAL_COURSE(params, p, np.sqrt(steps))),
-    (scaling.ROW, scaling, "by_risks", lambda widths, _: 0.4 * np.sqrt(scaling.HELD_OUT)),  # parameters as data
+    (scaling.ROW, scaling, "by_risks", lambda widths, risk, c, held_out: 0.4 * np.sqrt(held_out)),  # parameters as data
+    (scaling.ROW, scaling, "INPUTS", 5),
     (quanta.ROW, quanta, "frequencies", lambda zipf: ORIGINAL_FREQUENCIES(zipf + 0.5)),
     (quanta.ROW, quanta, "in_steps", lambda zipf: zipf),  # of a step in its rank
     (quanta.ROW, quanta, "stacked", lambda *of: ORIGINAL_STACKED(*of) / np.log(2)),
@@ -228,13 +247,24 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (quanta.ROW, quanta, "exponent", lambda *of: mirrored(*ORIGINAL_QUANTA(*of))),
     (chain.ROW, chain, "NEAR_CHANCE", (0.95, 1.0)),
     (chain.ROW, chain, "LARGEST", 4),
+    (chain.ROW, chain, "RIGHT", 0.2),
     (chain.ROW, chain, "solved", lambda accuracy: ORIGINAL_SOLVED(1 - accuracy)),  # the error
     (pruning.ROW, pruning, "parameters", lambda width: width**2 + 51 * width),
     (pruning.ROW, pruning, "compared", lambda *of: 1 - ORIGINAL_ERRORS(*of)),  # accuracies
+    (pruning.ROW, pruning, "FORWARD", 4000.0),  # in examples, not in steps of 100
+    (pruning.ROW, pruning, "COMPUTE", 5110 * 5697),
     (parity.ROW, parity, "growth", lambda curve: other_inputs(curve)),
+    (parity.ROW, parity, "delay", lambda *steps: ORIGINAL_DELAY(*reversed(steps))),
+    (parity.ROW, parity, "NEAR_CHANCE", 0.45),
+    (parity.ROW, parity, "slope_interval", lambda *of: mirrored(*ORIGINAL_SLOPE(*of))),
+    (parity.ROW, parity, "slope_interval", lambda place, steps: ORIGINAL_SLOPE(np.exp(place), steps)),  # in n
+    (parity.ROW, parity, "LEARNED", 0.4),  # of chance
     (hull.ROW, hull, "absorbed", lambda n, d: ORIGINAL_ABSORBED(n, d + 1)),
     (hull.ROW, hull, "absorbed", lambda n, d: 1 - 2.0**-n * sum(math.comb(n, k) for k in range(d))),  # Wendel: cones
     (hull.ROW, hull, "half", lambda d: 2.5 * 2 ** (d / 2)),
+    (hull.ROW, hull, "half_of", lambda n, share: 3 * ORIGINAL_HALF_OF(n, share)),
+    (fold_back.ROW, fold_back, "LEAVES", (1000, 200, 100, 50)),
+    (fold_back.ROW, fold_back, "TREES", (1, 2, 5, 20, 50)),
     (white_box.ROW, white_box, "by_layer", lambda *of: ORIGINAL_LAYERS(*of)[:, ::-1]),
     (white_box.ROW, white_box, "by_layer", lambda curves, name, place: ORIGINAL_LAYERS(curves, name, 0)),
     (white_box.ROW, white_box, "chosen", lambda trials, table, _: ORIGINAL_CHOSEN(trials, table, "crate")),
@@ -248,10 +278,17 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (attention.ROW, attention, "expected", lambda tau, kappa: ORIGINAL_ATTENTION(tau, math.inf)),
     (attention.ROW, attention, "stieltjes", lambda x, kappa: 1 / (1 + x)),
     (attention.ROW, attention, "limit", lambda loss: loss[max(loss)]),
+    (attention.ROW, attention, "losses_of", lambda *of: ORIGINAL_LOSSES_OF(*of)[::-1]),
+    (attention.ROW, attention, "losses_of", lambda trials, _, *names: ORIGINAL_LOSSES_OF(trials, "train", *names)),
     (attention.ROW, attention, "posterior_mean_loss", lambda d, tasks, draws: [1.25] * draws),
     (progress.ROW, progress, "events", lambda curve: ORIGINAL_EVENTS(curve.assign(restricted_loss=curve.test_loss))),
     (progress.ROW, progress, "events", lambda curve: ORIGINAL_EVENTS(memorised_when_generalised(curve))),
     (progress.ROW, progress, "ORDER", (("generalised", below, "restricted"),)),
+    (generations.ROW, verifier, "broken", lambda error: error / 2 + 0.25),
+    (generations.ROW, verifier, "accuracy", lambda n, error, q, **_: q),
+    (generations.ROW, verifier, "accuracy", lambda n, error, q, **_: ORIGINAL_ACCURACY(n, error, q, d=40)),
+    (generations.ROW, verifier, "accuracy", lambda n, error, q, **_: ORIGINAL_ACCURACY(n / 2, error, q)),
+    (generations.ROW, verifier, "NEEDED", 0.95),
     (generations.ROW, generations, "expected", lambda data, designs, t: t * 20 / 39 if data == "replace" else 20 / 39),
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(*which, d=21)),
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(which[0], "repeated", which[2])),
@@ -260,14 +297,15 @@ ORIGINAL_EXPONENTS, ORIGINAL_COURSE = scaling.exponents, scaling.course
 ORIGINAL_RATIO, ORIGINAL_HUMPS, ORIGINAL_EXPONENT = model_wise.ratio, model_wise.humps, model_wise.exponent
 ORIGINAL_GENERATIONS = generations.expected
 ORIGINAL_SOLVED = chain.solved
+ORIGINAL_ACCURACY = verifier.accuracy
 ORIGINAL_HALF = strings.at_half
-ORIGINAL_ATTENTION = attention.expected
+ORIGINAL_ATTENTION, ORIGINAL_LOSSES_OF = attention.expected, attention.losses_of
 ORIGINAL_EVENTS = progress.events
 ORIGINAL_FREQUENCIES, ORIGINAL_STACKED, ORIGINAL_BEYOND = quanta.frequencies, quanta.stacked, quanta.beyond
 ORIGINAL_QUANTA = quanta.exponent
 ORIGINAL_ERRORS = pruning.compared
-ORIGINAL_GROWTH = parity.growth
-ORIGINAL_ABSORBED = hull.absorbed
+ORIGINAL_GROWTH, ORIGINAL_DELAY, ORIGINAL_SLOPE = parity.growth, parity.delay, parity.slope_interval
+ORIGINAL_ABSORBED, ORIGINAL_HALF_OF = hull.absorbed, hull.half_of
 ORIGINAL_LAYERS, ORIGINAL_CHOSEN = white_box.by_layer, white_box.chosen
 
 
@@ -315,6 +353,23 @@ def test_absorption_agrees_with_what_is_known_by_other_means() -> None:
     assert inside == [True, False]
 
 
+def test_verified_examples_are_those_of_a_mixture_whose_classes_labels_and_verdicts_are_drawn() -> None:
+    random, found, drawn = np.random.default_rng(0), [], []
+    report = lambda step, **values: found.append((values["accuracy"], values["kept"]))  # noqa: E731
+    for seed in range(300):
+        setting = {"sample_count": 300, "inputs": 10, "generator_error": 0.4, "verifier_accuracy": 0.8}
+        train_verified(**setting, seed=seed, report=report)  # type: ignore[arg-type]
+        mean, y = np.full(10, 2 / math.sqrt(10)), random.choice([-1.0, 1.0], 300)
+        x = y[:, None] * mean + random.standard_normal((300, 10))
+        label = np.where(random.random(300) < 0.4, -y, y)
+        kept = (label == y) == (random.random(300) < 0.8)
+        weights = np.linalg.lstsq(x[kept], label[kept], rcond=None)[0]
+        drawn.append((stats.norm.cdf(weights @ mean / np.linalg.norm(weights)), kept.sum()))
+    (job, plain), errors = np.mean([found, drawn], axis=1), np.std([found, drawn], axis=1) / math.sqrt(300)
+    assert (np.abs(job - plain) < 3 * np.hypot(*errors)).all()
+    assert job[0] == pytest.approx(verifier.accuracy(300, 0.4, 0.8, d=10), abs=0.005)
+
+
 def test_strings_are_of_the_digits_of_a_sum_or_of_images_that_are_not_trained_on() -> None:
     job, random = Strings(), Random.of_seed(7)
     data = job.data(StringParams(task="addition", length=4, sample_count=50, test_count=30), random)
@@ -360,6 +415,43 @@ def parities(inputs: Any, labels: Any, params: Any) -> list[tuple[int, ...]]:
         next(b for b in itertools.combinations(range(params.bits), 3) if torch.equal(x[:, b].sum(1) % 2, y.float()))
         for x, y in zip(rows, of, strict=True)
     ]
+
+
+def test_parity_is_learned_from_a_training_set_of_the_seed_by_the_hinge_loss() -> None:
+    job, params = FiniteParity(), FiniteParams(bits=20, degree=3, sample_count=50, test_count=30, batch_size=0)
+    data = [job.data(params, Random.of_seed(seed)) for seed in (1, 1, 2)]
+    for part, count in (("train", 50), ("test", 30)):
+        (x, y), *others = (getattr(of, part) for of in data)
+        assert len(x) == count and torch.equal(1 - 2 * y, -x[:, :3].prod(1).long())
+        assert [torch.equal(x, other[0]) for other in others] == [True, False]
+    assert not job.defines("batch") and SparseParity().defines("batch")
+    output, target = torch.tensor([[2.0], [0.5], [-0.5]]), torch.tensor([1, 1, 1])
+    assert job.loss(params, output, target).tolist() == [0, 0.5, 1.5]
+    assert job.loss(params, -output, 1 - target).tolist() == [0, 0.5, 1.5]
+    assert [bool(right) for right in job.right(params, output, target)] == [True, True, False]
+
+
+def test_pairs_of_a_context_are_predicted_from_those_before_by_bayes_and_by_ridge_regression() -> None:
+    job, params, random = InContextRegression(), ContextParams(tasks=3, batch_size=500), Random.of_seed(7)
+    data = job.data(params, random)
+    tasks = random.normal("tasks", 3, 4)
+    for seen, target in (data.train, data.test):
+        x, before, y, of = seen[..., :4], seen[..., 4:], target[..., 0], seen[5, :3, :4]
+        assert torch.equal(before[:, 1:], torch.cat([x, y[..., None]], 2)[:, :-1]) and not before[:, 0].any()
+        likelihood = torch.exp(-(y[5, :3] - tasks @ of.T).square().sum(1) / (2 * NOISE_OF_PAIRS))
+        mean = (likelihood[:, None] * tasks).sum(0) / likelihood.sum()
+        solved = torch.linalg.lstsq(
+            torch.cat([of, NOISE_OF_PAIRS**0.5 * torch.eye(4)]), torch.cat([y[5, :3], torch.zeros(4)])[:, None]
+        ).solution[:, 0]
+        assert torch.allclose(target[5, 3, 1:], torch.stack([mean, solved]) @ x[5, 3], atol=1e-4)
+    probed = job.probe(params, lambda _: None, {}, data)
+    assert probed["train_posterior"] < probed["train_ridge"] and probed["test_posterior"] > probed["test_ridge"]
+    residual = []
+    for step in (3, 4):  # of fresh contexts of the same tasks
+        tokens, y = job.batch(params, Random(random._key, torch.tensor(step)), torch.tensor(step))
+        residual.append((y - tokens[..., :4] @ tasks.T).square().mean(1).min(1).values.mean())
+        assert not torch.equal(tokens[:5], data.train[0][:5])
+    assert all(0.1 < value < NOISE_OF_PAIRS * 1.05 for value in residual) and residual[0] != residual[1]
 
 
 @pytest.mark.parametrize("between", ["answer", "filler", "steps"])
@@ -435,6 +527,22 @@ def test_the_largest_weights_are_left_and_the_rest_is_pruned_between_two_steps()
     assert left[43] < left[42] and len(set(left)) == 11 and set(left[79:]) == {300}
 
 
+def test_a_student_learns_the_outputs_of_its_teacher_with_the_compute_that_is_left() -> None:
+    def trained(**values: Any) -> dict[str, float]:
+        reports: list[dict[str, float]] = []
+        distil(compute=1450 * 200, seed=3, report=lambda step, **found: reports.append(found), **values)
+        return reports[0]
+
+    alone, taught = trained(), trained(teacher_width=50)
+    assert (alone["teacher_steps"], alone["own_steps"]) == (0, 200)
+    assert (taught["teacher_steps"], taught["own_steps"]) == (28, 54)  # of 5,110 parameters; 28 + 40 / 3 of its steps
+    assert alone["test_error"] < 0.75 < 0.8 < trained(teacher_width=50, teacher_share=0)["test_error"]  # of no labels
+    x, targets = torch.randn(4000, 40), torch.tensor([0.7, 0.3] + 8 * [0.0]).expand(4000, 10)
+    network = distillation.MLP(40, 10, width=20, layers=2)
+    distillation.fit(network, x, targets, 200, 0.01, temperature=4.0)
+    assert torch.allclose(torch.softmax(network(x) / 4, 1).mean(0), targets[0], atol=0.02)
+
+
 def test_a_layer_attends_in_subspaces_and_takes_a_step_towards_a_sparse_code() -> None:
     torch.manual_seed(0)
     layer, x = Layer(8, 2), torch.randn(3, 5, 8)
@@ -456,6 +564,13 @@ def test_a_layer_attends_in_subspaces_and_takes_a_step_towards_a_sparse_code() -
     assert torch.allclose(coding_rate(w), torch.logdet(tokens).sum(1) / 2, rtol=1e-4)
     same = w[:, :, :1].expand_as(w)
     assert (coding_rate(same) < coding_rate(w)).all()  # equal tokens need fewer bits
+
+
+def test_weights_of_trees_give_their_predictions() -> None:
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    x, y = np.random.default_rng(0).standard_normal((2, 80, 1))
+    forest = ensemble.RandomForestRegressor(7, max_leaf_nodes=9, bootstrap=False, random_state=0).fit(x[:50], y[:50, 0])
+    assert smoother(forest.apply(x), 50) @ y[:50, 0] == pytest.approx(forest.predict(x))
 
 
 # The comparisons.
@@ -485,8 +600,11 @@ def test_a_bound_is_held_against_the_whole_interval() -> None:
         middle = (low + high) / 2
         assert above("", middle, low, high, 2.5, n=9).verdict == is_above
         assert below("", middle, low, high, 2.5, n=9).verdict == is_below
+    same = [above("", 3, 3, 3, 2, n=9), below("", 3, 3, 3, 4, n=9), within("", 3, 3, 3, 2, 4, n=9)]
+    assert [finding.verdict for finding in same] == [DOES_NOT] * 3  # of replicates that do not vary
     assert above("", np.nan, np.nan, np.nan, 2.5, n=9).verdict == DOES_NOT
     assert below("", np.nan, np.nan, np.nan, 2.5, n=9).verdict == DOES_NOT
+    assert within("", np.nan, np.nan, np.nan, 2, 3, n=9).verdict == DOES_NOT
     bounds = {(1.0, 2.0): SHOWS, (1.0, 2.1): UNDECIDED, (2.1, 3.0): DOES_NOT, (0.0, 0.9): DOES_NOT}
     assert {i: within("", sum(i) / 2, *i, 1, 2, n=9).verdict for i in bounds} == bounds
     assert every("", [True] * 9).verdict == SHOWS and every("", [True] * 8 + [False]).verdict == DOES_NOT
@@ -521,3 +639,85 @@ def test_what_is_reported_as_absent_must_stay_absent() -> None:
     row = Row(number=1, name="", source="", sweeps=(), check=lambda _: (), absent={"a": DOES_NOT})
     shown, absent = every("a", [True]), every("a", [False])
     assert row.off([shown]) == [shown] and row.off([absent]) == []
+
+
+def test_a_finding_that_is_not_decided_may_have_two_verdicts_and_not_the_third() -> None:
+    row = Row(number=1, name="", source="", sweeps=(), check=lambda _: (), either={"a": UNDECIDED})
+    findings = [above("a", low + 1, low, low + 2, 2.5, n=9) for low in (3.0, 2.0, 0.0)]
+    assert [finding.verdict for finding in findings] == [SHOWS, UNDECIDED, DOES_NOT]
+    assert row.off(findings) == findings[2:]
+    other = above("b", 3.0, 2.0, 4.0, 2.5, n=9)
+    assert row.off([other]) == [other]
+
+
+GALLERY = (Path(__file__).parents[1] / "docs" / "gallery.md").read_text("utf-8")
+SUMMARY, UNSURE = "## Phenomena at a glance", "### Verdicts that are not decided"
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the first table after a heading of docs/gallery.md."""
+    lines = itertools.dropwhile(lambda line: not line.startswith("|"), GALLERY.split(f"\n{heading}\n")[1].split("\n"))
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines))
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def test_the_gallery_lists_what_is_not_decided_and_nothing_that_is() -> None:
+    listed = {(int(number), name.strip("`")): (first, second) for number, name, *_, first, second in table(UNSURE)}
+    rows = {
+        (row.number, name): ((row.absent or {}).get(name, SHOWS), second)
+        for row in ROWS
+        for name, second in (row.either or {}).items()
+    }
+    assert listed == rows and all(first != second for first, second in rows.values())
+    for _, name, limit, found, *_ in table(UNSURE):
+        if bounds := re.search(r"\[(.+), (.+)\]", found):
+            low, high = map(float, bounds.groups())
+            assert min(abs(low - float(limit)), abs(high - float(limit))) <= 0.1 * (high - low), name
+
+
+def test_the_summary_counts_what_does_not_show() -> None:
+    summary = {int(number): shown for number, *_, shown in table(SUMMARY)}
+    assert sorted(summary) == [row.number for row in ROWS]
+    for row in ROWS:
+        shown, total = map(int, summary[row.number].split(" of "))
+        assert total - shown == len(row.absent or {}), row.name
+
+
+@pytest.mark.parametrize(
+    ("row", "name"), [pytest.param(row, name, id=name) for row in ROWS for name in row.pictures or {}]
+)
+def test_a_further_picture_has_what_is_found(
+    row: Row, name: str, results: Callable[[Row], list[Any]], tmp_path: Path
+) -> None:
+    picture = (row.pictures or {})[name]
+    points = list(picture.points(results(row)))
+    inverse = [(1 / p.found, 1 / p.high, 1 / p.low) for p in points if p.found > 0]
+    drawn = np.array([*((p.found, p.low, p.high) for p in points), *inverse])
+    part = [f for f in row.check(results(row)) if f.what.startswith(DRAWN[name])]
+    assert part and all(np.isclose(drawn, (f.found, f.low, f.high)).all(axis=1).any() for f in part)
+    program.draw(points, picture.axes, picture.scale, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5_000
+
+
+DRAWN = {"finite_parity": "finite, decay 0: last test accuracy", "task_diversity": "softmax"}
+"""Findings that are points of a further picture, as they are or inverted."""
+
+
+BUSY = """
+import sys, time
+while time.process_time() < 0.5:
+    pass
+print("done", flush=True)
+sys.stdin.read()
+"""
+PARENT = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); sys.stdin.read()"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_processor_time_is_also_that_of_ended_processes_whose_parent_did_not_wait_for_them() -> None:
+    with ProcessorTime() as processor:
+        command = [sys.executable, "-c", PARENT, BUSY]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+            assert parent.stdout is not None and parent.stdout.readline() == b"done\n"
+            all_of_them, own = processor.seconds(), time.process_time()
+    assert all_of_them >= own + 0.4 and processor.seconds() >= all_of_them

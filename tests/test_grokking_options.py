@@ -307,6 +307,7 @@ ANOTHER: dict[str, Any] = {
     "train_level": 0.9,
     "test_level": 0.9,
     "matmul_precision": "tf32",
+    "curve_until": 100,
 }
 TRANSFORMERS_OWN = {"model": "transformer", "layer_norm": True}
 """What the options that only a transformer has are set beside."""

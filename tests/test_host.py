@@ -134,7 +134,25 @@ def test_a_mount_point_with_a_blank(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("visible", "count"), [("0,1", 2), ("", 0), ("-1", 0), ("NoDevFiles", 0), ("GPU-8f3c", 1), ("MIG-1,MIG-2", 2)]
+    ("visible", "count"),
+    [
+        ("0,1", 2),
+        (" 0, 1", 2),
+        ("0,", 1),
+        ("", 0),
+        (",0", 0),
+        ("-1", 0),
+        ("0,-1,1", 1),
+        ("NoDevFiles", 0),
+        ("none", 0),
+        ("all", 0),
+        ("0,0", 1),
+        ("0,0,1", 1),
+        ("GPU-8f3c", 1),
+        ("MIG-1,MIG-2", 2),
+        ("MIG-1,MIG-1", 1),
+        ("MIG-GPU-8f3c/1/0", 1),
+    ],
 )
 def test_visible_devices(monkeypatch: pytest.MonkeyPatch, visible: str, count: int) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

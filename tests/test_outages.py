@@ -299,7 +299,7 @@ def locked(file):
     command = [sys.executable, "-c", LOCK, str(file)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"locked\n"
-        yield
+        yield process.pid
         process.stdin.close()
 
 
@@ -325,14 +325,15 @@ def test_a_sqlite_file_that_another_process_has_locked_is_waited_for(tmp_path, q
     tracker = resilient(f"sqlite:///{file}", tmp_path, said)
     train_plainly(tracker, trials[:2])
     tracker.flush()
-    with locked(file):
+    with locked(file) as holder:
         train_plainly(tracker, trials[2:])
         end = time.monotonic() + 60.0
         while not said:
             assert time.monotonic() < end
             time.sleep(0.1)
             tracker.settle()
-        assert "database is locked" in said[0]
+        assert said[0].startswith("the record has been locked by another process for ")
+        assert f": database is locked by process {holder} (python" in said[0]
     assert content(tracker, trials) == undisturbed(trials)
     assert "is back after" in said[-1]
     tracker.close()
@@ -458,10 +459,10 @@ def test_a_run_whose_record_stays_away_ends_resumably_and_resumes(tmp_path):
             (tmp_path / "go").touch()
             out, err = run.communicate(timeout=200)
     assert run.returncode == 75, err
-    assert "has not answered for" in out
-    assert "the record (sqlite:///mlflow.db, experiment phasefront) has not answered for" in err
+    assert "has been locked by another process for" in out
+    assert "the record (sqlite:///mlflow.db, experiment phasefront) has been locked by another process for" in err
     assert "database is locked" in err
-    assert "run the same command again when it is back" in err
+    assert "run the same command again when it is free" in err
     assert "trials that ended meanwhile train again" in err
     assert "Traceback" not in err
     again = subprocess.run(command, **options, timeout=200, check=False)

@@ -239,12 +239,47 @@ def test_map_draws_the_step_as_an_axis_from_the_record_alone(
     stored = [path.name for path in recorded.rglob("step_map.parquet")]
     assert len(stored) == 2, "beside the map, and with the parent run"
 
-    # A map without the option leaves them, and says of what time they are.
+    # A map without the option leaves them, and says that they are old once the record has changed.
+    for again in ([], ["--step", "test_accuracy"], []):
+        assert "show the record as an earlier `map` found it" not in said
+        assert main(["map", "grid.yaml", *again]) == 0
+        said = capsys.readouterr().out
     assert "show the record as an earlier `map` found it" not in said
-    assert main(["map", "grid.yaml"]) == 0
+    assert main(["map", "grid.yaml", "--set", "phases.grokking_gap=150"]) == 0
     said = capsys.readouterr().out
+    assert main(["map", "grid.yaml"]) == 0  # the labels as they were
     assert "warning: step_map.html and 4 more show the record as an earlier `map` found it" in said
     assert (out / "step_map_test_accuracy.png").is_file()
+
+
+def test_the_legend_of_peaks_calls_the_axis_as_the_style_does(recorded: Path) -> None:
+    style = "figure: {labels: {weight_decay: 'decay $\\lambda$'}}\n"
+    Path("called.yaml").write_text(Path("grid.yaml").read_text() + style)
+    for suffix, entry in (("svg", "λ"), ("html", r"peak along decay \u03bb: 2 of 60 tested")):
+        assert main(["map", "called.yaml", "--step", "test_accuracy", "-o", f"called.{suffix}"]) == 0
+        drawn = Path(f"called.{suffix}").read_text()
+        assert entry in drawn and "weight decay: 2 of 60 tested" not in drawn
+
+
+def test_the_file_that_is_named_has_the_figure_that_is_asked_for(
+    recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = ["--step", "test_accuracy"]
+    assert main(["map", "grid.yaml", *step, "-o", "fig/one.svg", "--width", "single"]) == 0
+    assert re.search(r"^figure +fig/one.svg$", capsys.readouterr().out, re.M)
+    picture = Path("fig/one.svg").read_text()
+    assert ">test accuracy (mean)</text>" in picture and ">step</text>" in picture and "memori" not in picture
+    assert main(["map", "grid.yaml", *step, "-o", "fig/one.html"]) == 0
+    assert "12 steps" in Path("fig/one.html").read_text()
+    more = ["--step", "weight_norm", "--against", "x=weight_decay", "y=final_test_accuracy"]
+    capsys.readouterr()
+    assert main(["map", "grid.yaml", *step, *more, "-o", "fig/all.svg"]) == 0
+    made = {path.name for path in Path("fig").glob("all*")}
+    of = ("step_map_test_accuracy", "step_map_weight_norm", "final_test_accuracy_against_weight_decay")
+    assert made == {f"all_{name}.svg" for name in of}
+    assert all(f"fig/{name}" in capsys.readouterr().out for name in list(made)[:1])
+    assert main(["map", "grid.yaml", "-o", "fig/map.svg"]) == 0
+    assert "memori" in Path("fig/map.svg").read_text(), "the phase diagram, where nothing else is asked for"
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,13 @@ def test_seconds_are_the_sum_over_all_counts() -> None:
     assert machine.seconds(cost) == 2 + 0.5 + 24 + 5
 
 
+def test_a_pack_launches_on_a_gpu_what_it_launches_there() -> None:
+    many = Cost(launches=50, gpu_launches=5, matmul_flop=0, element_visits=0, memory_bytes=0)
+    assert [Machine(launch_s=2.0, device=device).seconds(many) for device in ("cpu", "cuda")] == [100, 10]
+    own = Cost(launches=50, matmul_flop=0, element_visits=0, memory_bytes=0)
+    assert Machine(launch_s=2.0, device="cuda").seconds(own) == 100
+
+
 @pytest.mark.slow
 def test_the_probe_measures_this_machine() -> None:
     measured = calibration.measure("cpu")

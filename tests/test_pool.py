@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.checkpoints.saving import ASK_AFTER_S, Saving
 from orchestrator.dispatch.base import Cause, PackEnded, PackProgress, PackTask
+from orchestrator.dispatch.engine import NodeRoom
 from orchestrator.dispatch.health import (
+    DEVICE_ERRORS_BEFORE_EXCLUSION,
     EXCLUDED_S,
     FAILURES_BEFORE_PAUSE,
     STILLBORN_LIMIT,
@@ -14,7 +18,7 @@ from orchestrator.dispatch.health import (
     NodeHealth,
 )
 from orchestrator.dispatch.placement import ALONE_S, AVOID_S, TAKE_BACK_S
-from orchestrator.dispatch.pool import FAILURES_BEFORE_REPLACEMENT, GRACE_S, LOOK_S
+from orchestrator.dispatch.pool import FAILURES_BEFORE_REPLACEMENT, GRACE_S, LOOK_S, RELEASE_S
 from orchestrator.dispatch.roster import GONE_S
 from orchestrator.errors import Outage, UserError
 from tests.scripted_engine import Bench, scripted_task
@@ -62,6 +66,8 @@ def test_a_dead_worker_loses_the_pack_that_ran_and_the_other_one_runs_on(cause: 
     bench.submit("1", "2")
     bench.engine.die(1, cause)
     assert bench.failures(bench.poll()) == [("1", cause, "A")]
+    if cause is not Cause.NODE_LOST:
+        assert bench.said == ["a worker on host A is replaced: its process has died"]
     bench.poll()
     bench.ready()
     assert bench.engine.packs == {2: ["2"]}
@@ -182,6 +188,193 @@ def test_a_worker_whose_device_is_broken_is_replaced_at_once(error: str, whole: 
     bench.ready()
     assert bench.engine.packs == {2: ["2"]}
     assert bench.said == ["a worker on host A is replaced: its device reports an error"]
+
+
+DEVICE_ERROR = "RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
+def fail_on(bench: Bench, gpu: str) -> None:
+    """The newest worker meets an error of its device; the one that follows it is given this GPU."""
+    bad = max(bench.engine.where)
+    packs = [f"pack {worker}" for worker in bench.engine.where]
+    bench.submit(*packs)
+    for pack in packs:
+        bench.engine.end(pack, DEVICE_ERROR if bench.engine.holder(pack) == bad else None)
+    bench.poll()
+    bench.engine.ready(max(bench.engine.where), gpu=gpu)
+    bench.poll()
+
+
+def bench_of_gpus(count: int = 2) -> Bench:
+    bench = Bench(A=count)
+    for number in range(count):
+        bench.engine.ready(number + 1, gpu=str(number))
+    bench.poll()
+    return bench
+
+
+def test_a_gpu_on_which_workers_fail_in_a_row_gets_no_packs() -> None:
+    """Its last worker lives, without packs: otherwise the next one would be given the same GPU."""
+    bench = bench_of_gpus()
+    for _ in range(DEVICE_ERRORS_BEFORE_EXCLUSION):
+        fail_on(bench, "1")
+    assert (
+        bench.said[-1]
+        == "GPU 1 of host A gets no packs for 30 minutes: the last 3 workers on it met an error of the device"
+    )
+    shelved = max(bench.engine.where)
+    bench.submit("a", "b", "c")
+    bench.poll(5.0)
+    assert bench.engine.packs[1] and not bench.engine.packs[shelved]
+    assert len(bench.engine.where) == 2
+
+
+def test_a_gpu_without_packs_is_tried_again_after_half_an_hour() -> None:
+    """Trials may have failed there by their own fault: settings that are wrong are neighbours in a grid."""
+    bench = bench_of_gpus()
+    for _ in range(DEVICE_ERRORS_BEFORE_EXCLUSION):
+        fail_on(bench, "1")
+    shelved = max(bench.engine.where)
+    bench.poll(EXCLUDED_S - 60.0)
+    bench.submit("a", "b")
+    assert not bench.engine.packs[shelved]
+    bench.engine.end("a")
+    bench.poll()
+    bench.poll(60.0)
+    bench.poll(10.0)
+    bench.submit("c")
+    assert bench.engine.packs[shelved]
+    bench.said.clear()
+    bench.engine.end(bench.engine.packs[shelved][0], DEVICE_ERROR)
+    bench.poll()
+    bench.engine.ready(max(bench.engine.where), gpu="1")
+    bench.submit("d")
+    assert not bench.engine.packs[max(bench.engine.where)], "one further error is enough"
+
+
+def bench_with_a_shelved_worker(*, room: int = 2, max_share: float = 1.0) -> tuple[Bench, int]:
+    """Two workers, of which the second one's GPU gets no packs, and its number."""
+    bench = Bench(A=room, max_share=max_share)
+    for number in range(2):
+        bench.engine.ready(number + 1, gpu=str(number))
+    bench.poll()
+    for _ in range(DEVICE_ERRORS_BEFORE_EXCLUSION):
+        fail_on(bench, "1")
+    return bench, max(bench.engine.where)
+
+
+def test_a_worker_that_replaces_a_dead_one_on_a_bad_gpu_gets_no_packs_either() -> None:
+    bench, shelved = bench_with_a_shelved_worker()
+    bench.poll(EXCLUDED_S / 2)
+    bench.engine.die(shelved)
+    bench.poll(3 * LOOK_S)
+    fresh = max(bench.engine.where)
+    assert fresh > shelved
+    bench.engine.ready(fresh, gpu="1")
+    bench.poll()
+    bench.submit("a", "b")
+    bench.poll(5.0)
+    assert bench.engine.packs[1] and not bench.engine.packs[fresh]
+    bench.poll(EXCLUDED_S / 2 - 60.0)
+    assert not bench.engine.packs[fresh]
+    bench.poll(60.0 + 2 * LOOK_S)
+    assert bench.engine.packs[fresh], "half an hour after the errors"
+
+
+@pytest.mark.parametrize("first", ["0", "1"])
+def test_of_workers_that_start_together_the_one_with_a_bad_gpu_gets_no_packs(first: str) -> None:
+    """Whichever of them is ready first: a retry had a fresh worker started where the good GPU was."""
+    bench, _ = bench_with_a_shelved_worker()
+    bench.submit("first")
+    bench.engine.end("first")
+    bench.engine.die(1)
+    bench.poll(3 * LOOK_S)
+    earlier, later = sorted(bench.engine.where)
+    bench.submit("a", "b")
+    bench.engine.ready(earlier, gpu=first)
+    bench.poll(1.0)
+    bench.engine.ready(later, gpu="1" if first == "0" else "0")
+    bench.poll(5.0)
+    good, bad = (earlier, later) if first == "0" else (later, earlier)
+    assert bench.engine.packs[good] and not bench.engine.packs[bad]
+
+
+def test_a_worker_without_packs_is_none_that_packs_are_made_for() -> None:
+    bench, shelved = bench_with_a_shelved_worker()
+    assert len(bench.engine.where) == 2
+    assert bench.pool.workers == 1
+    bench.poll(EXCLUDED_S + LOOK_S)
+    assert shelved in bench.engine.where
+    assert bench.pool.workers == 2
+
+
+def test_a_share_that_shrinks_ends_no_worker_that_holds_a_bad_gpu() -> None:
+    """The next worker would be given that GPU."""
+    bench, shelved = bench_with_a_shelved_worker(room=4, max_share=0.5)
+    bench.engine.rooms["A"] = replace(bench.engine.rooms["A"], room=2)
+    bench.poll(3 * LOOK_S)
+    assert set(bench.engine.where) == {1, shelved}
+
+
+def test_a_trial_that_finishes_on_a_gpu_clears_it() -> None:
+    bench = bench_of_gpus()
+    for _ in range(DEVICE_ERRORS_BEFORE_EXCLUSION - 1):
+        fail_on(bench, "1")
+    bench.submit("a", "b")
+    for pack in ("a", "b"):
+        bench.engine.end(pack)
+    bench.poll()
+    fail_on(bench, "1")
+    assert "gets no packs" not in " ".join(bench.said)
+
+
+def test_a_worker_that_was_started_for_a_bad_gpu_and_has_another_one_gets_packs() -> None:
+    bench = bench_of_gpus()
+    for _ in range(DEVICE_ERRORS_BEFORE_EXCLUSION - 1):
+        fail_on(bench, "1")
+    fail_on(bench, "2")
+    bench.submit("a", "b")
+    bench.poll()
+    assert all(bench.engine.packs.values())
+
+
+def test_a_retry_waits_for_a_gpu_without_errors() -> None:
+    bench = bench_of_gpus()
+    fail_on(bench, "1")
+    bench.submit("long")
+    assert bench.engine.holder("long") == 1
+    bench.submit(scripted_task("retry", fresh_worker=True))
+    bench.poll(1.0)
+    assert not any("retry" in packs for packs in bench.engine.packs.values())
+    bench.engine.end("long")
+    bench.poll()
+    bench.engine.ready(max(bench.engine.where), gpu="0")
+    bench.poll()
+    assert bench.engine.where[bench.engine.holder("retry")] == "A"
+    assert bench.engine.holder("retry") == max(bench.engine.where)
+
+
+def test_a_fresh_worker_that_has_got_the_bad_gpu_does_not_take_the_retry() -> None:
+    bench = bench_of_gpus(3)
+    fail_on(bench, "2")
+    bench.submit(scripted_task("retry", fresh_worker=True))
+    bench.poll()
+    bench.engine.ready(max(bench.engine.where), gpu="2")
+    bench.poll()
+    assert not any("retry" in packs for packs in bench.engine.packs.values())
+
+
+def test_the_last_worker_gets_packs_even_on_a_bad_gpu() -> None:
+    bench = bench_of_gpus()
+    for _ in range(DEVICE_ERRORS_BEFORE_EXCLUSION):
+        fail_on(bench, "1")
+    bench.engine.die(1)
+    bench.engine.rooms["A"] = replace(bench.engine.rooms["A"], room=1)
+    bench.poll(10.0)
+    bench.ready()
+    bench.submit("a")
+    bench.poll(1.0)
+    assert ["a"] in bench.engine.packs.values()
 
 
 def test_a_worker_that_fails_while_others_succeed_is_replaced() -> None:
@@ -420,6 +613,7 @@ def test_a_worker_that_reports_a_hanging_trial_is_replaced() -> None:
     bench.poll()
     bench.ready()
     assert bench.engine.packs == {2: ["2"]}
+    assert bench.said == ["a worker on host A is replaced: its trial has exceeded resources.trial_timeout"]
 
 
 def test_a_driver_that_was_stopped_blames_nobody() -> None:
@@ -466,7 +660,51 @@ def test_a_cluster_without_a_node_is_waited_for_and_asked_to_grow() -> None:
     bench.poll(6)
     bench.ready()
     assert bench.pool.running() == ["1"]
+    assert bench.engine.requested == [3], "an autoscaler removes idle nodes, and their workers had not started"
+    bench.poll(LOOK_S + 1)
     assert bench.engine.requested == [3, 0]
+
+
+def test_a_node_that_leaves_while_its_worker_has_no_pack_is_no_loss() -> None:
+    """As when an autoscaler removes one on which a worker has just been started."""
+    bench = Bench(A=1, B=1)
+    bench.ready()
+    bench.submit("1")
+    (idle,) = {"A", "B"} - {bench.engine.where[bench.engine.holder("1")]}
+    del bench.engine.rooms[idle]
+    assert bench.poll(GONE_S + 15) == []
+    assert len(bench.engine.where) == 1
+    assert bench.said == [f"node host {idle} has left; no trial ran there"]
+
+
+def test_an_empty_cluster_is_asked_for_a_worker_before_the_first_pack_is_planned() -> None:
+    bench = Bench()
+    assert bench.engine.requested == [1]
+    bench.submit("1", "2", "3")
+    bench.poll(LOOK_S + 1)
+    assert bench.engine.requested == [1, 3]
+
+
+def test_packs_behind_others_are_worth_another_worker() -> None:
+    """A cluster grows while packs wait for busy workers, wherever they wait."""
+    bench = Bench(A=1)
+    bench.ready()
+    bench.submit("1", "2")
+    bench.poll(LOOK_S + 1)
+    assert bench.engine.packs[bench.engine.holder("1")] == ["1", "2"] and bench.engine.requested == [2]
+    bench.engine.rooms["B"] = NodeRoom(name="host B", room=1)
+    bench.poll(LOOK_S + 1)
+    bench.ready()
+    bench.poll(2 * TAKE_BACK_S)
+    assert len({bench.engine.holder("1"), bench.engine.holder("2")}) == 2
+    bench.poll(LOOK_S + 1)
+    assert bench.engine.requested == [2, 0]
+
+
+def test_packs_are_planned_for_the_workers_that_a_cluster_is_asked_for() -> None:
+    assert Bench(workers=4, A=1).pool.planned_workers == 4
+    assert Bench(workers=4, grows=False, A=2).pool.planned_workers == 2
+    assert Bench(A=2).pool.planned_workers == 2
 
 
 def test_a_machine_without_room_is_a_mistake() -> None:
@@ -545,6 +783,105 @@ def test_the_workers_of_a_draining_node_are_asked_once_for_checkpoints() -> None
     assert sorted(bench.engine.asked) == sorted(w for w, node in bench.engine.where.items() if node == "A")
 
 
+def test_a_draining_node_gets_no_new_pack_and_no_new_worker() -> None:
+    """What trains there goes on; what waits there behind it goes elsewhere."""
+    bench = Bench(A=2, B=1)
+    bench.ready()
+    bench.submit("1", "2", "3", "4", "5", "6")
+    assert sorted(len(packs) for packs in bench.engine.packs.values()) == [2, 2, 2]
+    on_a = {pack for w, node in bench.engine.where.items() if node == "A" for pack in bench.engine.packs[w][:1]}
+    bench.engine.drained = {"A"}
+    bench.poll(LOOK_S + 1)
+    on_b = next(w for w, node in bench.engine.where.items() if node == "B")
+    ran = list(on_a)
+    for pack in on_a:
+        bench.engine.end(pack)
+        bench.poll(LOOK_S + 1)
+    assert set(bench.engine.where.values()) == {"B"}
+    while bench.engine.packs[on_b]:
+        ran.append(bench.engine.packs[on_b][0])
+        bench.engine.end(ran[-1])
+        bench.poll(1.0)
+    assert sorted(ran) == ["1", "2", "3", "4", "5", "6"]
+    assert sorted(bench.engine.started) == ["A", "A", "B"], "none was started there again"
+
+
+def test_where_every_node_drains_packs_wait_for_another_one() -> None:
+    bench = Bench(A=1)
+    bench.ready()
+    bench.engine.drained = {"A"}
+    bench.poll(LOOK_S + 1)
+    assert bench.engine.where == {}
+    bench.submit("1")
+    bench.poll(LOOK_S + 1)
+    assert bench.engine.where == {} and bench.engine.requested[-1] == 1, "it is asked for"
+    bench.engine.rooms["B"] = NodeRoom(name="host B", room=1)
+    bench.poll(LOOK_S + 1)
+    bench.ready()
+    assert bench.engine.where[bench.engine.holder("1")] == "B"
+
+
+def test_idle_workers_of_a_cluster_are_released_and_come_back_with_the_next_packs() -> None:
+    """So that an autoscaler can remove their nodes; one stays for a search that goes on."""
+    bench = Bench(A=1, B=1, C=1)
+    bench.ready()
+    bench.submit("1", "2", "long")
+    bench.engine.end("1")
+    bench.engine.end("2")
+    bench.poll(RELEASE_S - 2 * LOOK_S)
+    assert len(bench.engine.where) == 3, "not at once"
+    bench.poll(4 * LOOK_S)
+    assert [bench.engine.holder("long")] == list(bench.engine.where)
+    bench.poll(4 * LOOK_S)
+    assert len(bench.engine.where) == 1
+    bench.submit("3", "4")
+    bench.poll(LOOK_S + 1)
+    assert len(bench.engine.where) == 3
+    bench.ready()
+    bench.poll(2 * TAKE_BACK_S)
+    assert len({bench.engine.holder(pack) for pack in ("long", "3", "4")}) == 3
+    for pack in ("long", "3", "4"):
+        bench.engine.end(pack)
+    bench.poll(RELEASE_S + 2 * LOOK_S)
+    assert len(bench.engine.where) == 1
+
+
+def test_a_number_of_workers_that_was_set_is_not_asked_for_while_they_rest() -> None:
+    bench = Bench(workers=4, A=1, B=1)
+    bench.ready()
+    bench.submit("1", "2")
+    bench.poll(LOOK_S + 1)
+    assert bench.engine.requested[-1] == 4
+    bench.engine.end("1")
+    bench.poll(RELEASE_S + 2 * LOOK_S)
+    assert len(bench.engine.where) == 1 and bench.engine.requested[-1] == 0
+
+
+def test_the_workers_of_one_machine_stay() -> None:
+    bench = Bench(grows=False, A=2)
+    bench.ready()
+    bench.submit("1")
+    bench.engine.end("1")
+    bench.poll(RELEASE_S + 2 * LOOK_S)
+    assert len(bench.engine.where) == 2
+
+
+def test_a_pack_that_continues_waits_for_the_next_free_worker_the_longest_first() -> None:
+    """Not behind another pack, whose worker may be busy for hours."""
+    bench = Bench(A=1, B=1)
+    bench.ready()
+    continues = [
+        scripted_task(f"{left}", expected_s=left, saving=replace(SAVING, continues={f"{left}": "file"}))
+        for left in (3.0, 9.0, 6.0)
+    ]
+    bench.submit(scripted_task("a", expected_s=10.0), scripted_task("b", expected_s=10.0), *continues)
+    assert sorted(bench.engine.packs.values()) == [["a"], ["b"]]
+    for running, then in (("a", "9.0"), ("b", "6.0"), ("9.0", "3.0")):
+        bench.engine.end(running)
+        bench.poll()
+        assert bench.engine.packs[bench.engine.holder(then)] == [then]
+
+
 def test_a_stopped_run_waits_for_the_packs_that_are_worth_it() -> None:
     bench = Bench(A=3)
     bench.ready()
@@ -576,3 +913,90 @@ def test_packs_learn_how_long_nodes_live() -> None:
     bench.submit(saved_task("3"))
     saving = bench.engine.tasks["3"].saving
     assert saving is not None and saving.life_s is not None and 500.0 < saving.life_s < 2000.0
+
+
+def test_packs_that_train_when_a_node_is_lost_learn_of_it_too() -> None:
+    """They began when nodes seemed to stay, and would be saved every five minutes."""
+    bench = Bench(A=1, B=1, C=1)
+    bench.ready()
+    bench.submit(saved_task("1"), saved_task("2"), saved_task("3"))
+    bench.poll(300.0)
+
+    def lose(node: str) -> None:
+        del bench.engine.rooms[node]
+        bench.engine.die(next(w for w, at in bench.engine.where.items() if at == node), Cause.NODE_LOST)
+        bench.poll()
+
+    lose("A")
+    left = set(bench.engine.where)
+    assert bench.engine.told.keys() == left and all(600 < life_s < 1200 for life_s in bench.engine.told.values())
+    before = dict(bench.engine.told)
+    bench.poll(10.0)
+    lose("B")
+    (last,) = bench.engine.where
+    assert bench.engine.told[last] < before[last] / 1.5, "it is half as long as it seemed"
+
+
+# A share of a cluster
+
+
+@pytest.mark.parametrize(
+    ("share", "workers", "started"), [(0.5, None, 4), (0.3, None, 2), (0.01, None, 1), (0.5, 3, 3)]
+)
+def test_a_sweep_takes_no_more_than_its_share(share: float, workers: int | None, started: int) -> None:
+    bench = Bench(workers=workers, max_share=share, a=4, b=4)
+    assert len(bench.engine.where) == started
+    bench.ready()
+    bench.poll(30.0)
+    assert len(bench.engine.where) == started
+    bench.engine.rooms["c"] = NodeRoom(name="host c", room=8)
+    bench.poll(10.0)
+    assert len(bench.engine.where) == (3 if workers else max(1, int(16 * share))), "its share of the nodes that joined"
+
+
+def test_a_share_shrinks_with_the_cluster_when_packs_end() -> None:
+    bench = Bench(max_share=0.5, a=1, b=1, c=1, d=1)
+    bench.ready()
+    assert len(bench.engine.where) == 2
+    bench.submit("one", "two", "three")
+    bench.poll(2.0)
+    for node in {"a", "b", "c", "d"} - set(bench.engine.where.values()):
+        del bench.engine.rooms[node]
+    bench.poll(10.0)
+    assert len(bench.engine.where) == 2, "no pack is lost"
+    bench.engine.end("one")
+    bench.poll(1.0)
+    assert len(bench.engine.where) == 1
+    bench.engine.end("two")
+    bench.poll(2.0)
+    assert bench.engine.holder("three") in bench.engine.where
+    bench.engine.end("three")
+    bench.poll(10.0)
+    assert len(bench.engine.where) == 1
+
+
+def test_a_share_of_an_autoscaled_cluster_is_asked_for_and_kept_while_packs_wait() -> None:
+    """Nodes that are not asked for any more leave, and the share becomes smaller with each."""
+    bench = Bench(max_share=0.5, a=1)
+    bench.ready()
+    bench.submit(*(f"{n}" for n in range(10)))
+    bench.poll(LOOK_S + 1)
+    assert bench.engine.requested == [5], "not room for all packs, of which it would use a half"
+    for name in "bcde":
+        bench.engine.rooms[name] = NodeRoom(name=f"host {name}", room=1)
+    bench.poll(LOOK_S + 1)
+    bench.ready()
+    bench.poll(LOOK_S + 1)
+    assert len(bench.engine.where) == 2
+    assert bench.engine.requested == [5], "as long as packs wait"
+    for _ in range(6):
+        bench.engine.end(next(packs[0] for packs in bench.engine.packs.values() if packs))
+        bench.poll()
+    bench.poll(LOOK_S + 1)
+    assert bench.engine.requested[-1] == 4, "two workers of a half are four"
+    for _ in range(2):
+        for packs in list(bench.engine.packs.values()):
+            bench.engine.end(packs[0])
+        bench.poll()
+    bench.poll(LOOK_S + 1)
+    assert bench.engine.requested[-1] == 0

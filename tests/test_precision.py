@@ -151,17 +151,20 @@ def test_a_packed_trial_is_the_trial_in_each_precision_and_another_than_in_float
 def test_a_users_switches_change_no_trial_and_are_restored() -> None:
     """A user's module that sets them is imported into the same process."""
     backends: Any = torch.backends
-    libraries = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
+    libraries = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    libraries += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
     before = [library.fp32_precision for library in libraries]
-    set_by_user = ["tf32", "tf32", "bf16", "bf16"]
+    set_by_user = ["tf32", "tf32", "tf32", "bf16", "bf16", "bf16"]
     try:
         for library, value in zip(libraries, set_by_user, strict=True):
             library.fp32_precision = value
         with products("fp32"):
-            assert [library.fp32_precision for library in libraries] == ["ieee"] * 4
+            assert [library.fp32_precision for library in libraries] == ["ieee"] * 6
         with contextlib.suppress(ZeroDivisionError), products("tf32"):
-            assert [library.fp32_precision for library in libraries] == ["tf32", "tf32", "ieee", "ieee"]
+            assert [library.fp32_precision for library in libraries] == ["tf32"] * 3 + ["ieee"] * 3
             raise ZeroDivisionError
+        with products("bf16"):
+            assert [library.fp32_precision for library in libraries] == ["tf32"] * 2 + ["ieee"] * 4
         assert [library.fp32_precision for library in libraries] == set_by_user
         curves = {name: curves_of(case.job, members(case, "fp32")) for name, case in CASES.items()}
         assert [library.fp32_precision for library in libraries] == set_by_user
@@ -172,6 +175,44 @@ def test_a_users_switches_change_no_trial_and_are_restored() -> None:
         for position, expected in curves_of(case.job, members(case, "fp32")).items():
             for metric, values in expected.values.items():
                 np.testing.assert_array_equal(curves[name][position].values[metric], values)
+
+
+@pytest.mark.parametrize("matmul", ["highest", "high", "medium"])
+@pytest.mark.parametrize("cudnn", [False, True])
+def test_the_older_switches_can_be_read_while_a_pack_trains_and_are_restored(matmul: str, cudnn: bool) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
+        for precision, allowed in (("fp32", False), ("tf32", True)):
+            with products(precision):
+                switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+                assert switches == (allowed, allowed)
+                assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (matmul, cudnn)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+class Switching(Attending):
+    """Its module does without cuDNN, as is usual where a gradient of a recurrent layer's gradient is needed."""
+
+    def model(self, params: Any) -> nn.Module:
+        class Plain(Reader):
+            def forward(self, x: Tensor) -> Tensor:
+                with torch.backends.cudnn.flags(enabled=False):
+                    return super().forward(x)
+
+        return Plain()
+
+
+def test_a_module_may_use_switches_for_a_while() -> None:
+    given = {"steps": 12, "optimiser": "sgd", "learning_rate": 0.1}
+    plain, switching = (curves_of(job, members(Case(job, given), "fp32")) for job in (Attending(), Switching()))
+    for position, curves in plain.items():
+        for metric, values in curves.values.items():
+            np.testing.assert_array_equal(switching[position].values[metric], values)
 
 
 def test_before_torch_2_9_the_switches_of_tf32_are_set(monkeypatch: pytest.MonkeyPatch) -> None:

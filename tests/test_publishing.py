@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from orchestrator.commands.wiring import sweep_record
 from orchestrator.phases.publish import MAP_FILES
 from orchestrator.records import CurveRows, Status, Summary, TrialResult
 from orchestrator.sweep.sweep import Sweep
+from orchestrator.target import LevelTarget
 from orchestrator.tracking.base import TrialRow
 from orchestrator.tracking.memory import MemoryTracker
 from orchestrator.trial import Trial
@@ -169,10 +171,33 @@ def test_a_search_that_saw_one_label_has_found_no_boundary_and_saved_nothing(tmp
     publish_record(sweep, trials, recorded(sweep, trials))
     assert (sweep.output / "search_savings.json").exists()
     published = publish_record(sweep, trials, recorded(sweep, trials, only="solid"))
-    assert published.notes[0] == "no boundary was found: only 'solid' in 64 trials"
+    assert published.notes == (
+        "no boundary was found: only 'solid' in 64 trials",
+        "  next:  widen the axes, or change the thresholds under 'phases:'",
+    )
+    assert "uncertain_area" not in published.metrics, "a surface that has seen one label is sure of it everywhere"
     assert not any("a grid of the same" in note for note in published.notes)
     assert not (sweep.output / "search_savings.json").exists()
     assert not any("grid_of_same" in name for name in published.metrics)
+
+
+@pytest.mark.parametrize(
+    ("metric", "level", "says"),
+    [
+        ("final_error", 90, r"final_error is -\d\.\d+ to 1\.\d+: choose a level in between, or widen the axes"),
+        ("speed", 1, "no trial has a finite value of speed: name another metric, or other settings"),
+    ],
+)
+def test_the_next_step_after_a_level_that_no_trial_passes_has_the_range(
+    metric: str, level: float, says: str, tmp_path: Path
+) -> None:
+    sweep = loaded(tmp_path, SEARCH)
+    trials = sweep.sample(64)
+    target = LevelTarget(metric=metric, level=level)
+    search = sweep.search.model_copy(update={"target": target})
+    published = publish_record(replace(sweep, search=search), trials, recorded(sweep, trials))
+    assert published.notes[0].startswith("no boundary was found: only ") and len(published.notes) == 2
+    assert re.fullmatch(f"  next:  {says}", published.notes[1])
 
 
 def test_the_map_of_another_sweep_is_kept_and_gives_one_warning(tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ import pytest
 import ray
 from driving import environment, run
 
+from orchestrator.dispatch.base import Cause
 from orchestrator.dispatch.ray_connection import connect
+from orchestrator.dispatch.ray_engine import explain
 from orchestrator.errors import Outage, UserError
+from orchestrator.printable import last_line
 
 
 def test_a_folder_that_ray_cannot_use_is_named(tmp_path: Path) -> None:
@@ -65,3 +68,18 @@ def test_a_cluster_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="another version of Ray or Python") as raised:
         connect()
     assert "Ray: 2.40.0 Python: 3.10.1" in raised.value.text
+
+
+def test_the_last_line_of_a_death_for_memory_has_the_numbers_of_the_node() -> None:
+    """In the words of several versions of Ray, and without them."""
+    for said, shown in (
+        (
+            "Memory on the node (IP: 10.0.0.1) was 30.04GB used / 31.00GB limit (0.969)\nTop users: ...",
+            "30.04 GB of the",
+        ),
+        ("Memory on the node (IP: 10.0.0.1) where it ran was 30.04GB / 31.00GB (0.969), which", "30.04 GB of the"),
+        ("Task was killed due to the node running low on memory.", "the node ran out of memory when Ray"),
+    ):
+        cause, text = explain(ray.exceptions.OutOfMemoryError(said))
+        assert cause is Cause.OUT_OF_MEMORY
+        assert last_line(text).startswith(shown) and said in text

@@ -17,6 +17,7 @@ from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.table import TrialTable, collect
 from orchestrator.results.reading import (
     BETWEEN,
+    INTERPOLATED,
     OVER_SEEDS,
     Bracket,
     GridLines,
@@ -26,6 +27,7 @@ from orchestrator.results.reading import (
     _split,
     _steps,
     line_at,
+    lines_of,
     read,
 )
 
@@ -78,16 +80,17 @@ def by_masks(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[tuple
         at.append((known & np.logical_and.reduce(there), weight))
     pooled = np.logical_or.reduce([here for here, _ in at])
     made = []
-    for below, above, low, high in _steps(u[pooled], code[pooled], len(diagram.labels)):
+    for step in _steps(u[pooled], code[pooled], len(diagram.labels)):
         of_seed = {}
         for seed in np.unique(table.replicate[known]).tolist():
             parts = []
             for here, weight in at:
-                own = here & (table.replicate == seed) & (u >= low) & (u <= high) & np.isin(code, (below, above))
-                parts.append((weight, _split(u[own], code[own] == above)))
+                own = here & (table.replicate == seed) & (u >= step.low) & (u <= step.high)
+                own &= np.isin(code, step.before + step.after)
+                parts.append((weight, _split(u[own], np.isin(code[own], step.after))))
             if (found := _joined(parts)) is not None:
                 of_seed[seed] = found
-        made.append((f"{diagram.labels[below]} | {diagram.labels[above]}", of_seed))
+        made.append((f"{diagram.labels[step.below]} | {diagram.labels[step.above]}", of_seed))
     return made
 
 
@@ -139,6 +142,70 @@ def test_a_seed_that_does_not_cross_is_no_number_and_the_median_is_taken() -> No
     assert over.value == pytest.approx(seeds[0].value) and over.high == math.inf
 
 
+def of_words(*words: str, loads: dict[float, tuple[str, ...]] | None = None, at: float = 0.0) -> list[Row]:
+    """Of trials at a load, a seed for each word: the first letters of their labels as heat rises."""
+    given = {0.0: words} if loads is None else loads
+    axes = (axis("heat", *(float(k) for k in range(1, len(next(iter(given.values()))[0]) + 1))), axis("load", *given))
+    label = {"s": "solid", "l": "liquid", "g": "gas"}
+    trials = product(list(axes), replicates=len(next(iter(given.values()))))
+    rows = by_id(*(row(t, label[given[t.params.load][t.replicate][int(t.params.heat) - 1]]) for t in trials))
+    table = collect(trials, rows)
+    diagram = phase_diagram("melting", axes, Melt.phases, table, specs(MeltParams))
+    return read(diagram, table, None, {"load": at} if len(given) > 1 else {}, "heat")
+
+
+def test_a_seed_that_skips_a_phase_crosses_both_of_its_boundaries_at_one_place() -> None:
+    """Seed 1 sublimates."""
+    found = of_words("ssllgg", "sssggg", "ssllgg")
+    for boundary, mean, of_seed in (
+        ("solid | liquid", 8.5 / 3, (2.5, 3.5, 2.5)),
+        ("liquid | gas", 12.5 / 3, (4.5, 3.5, 4.5)),
+    ):
+        over, *seeds = (r for r in found if r.boundary == boundary)
+        assert over.value == pytest.approx(mean) and [r.value for r in seeds] == list(of_seed)
+        assert over.low <= over.value - 0.5 and over.high >= over.value + 0.45  # not narrower than the grid
+    said = lines_of(found)
+    assert said[0] == "solid | liquid: from 'solid' to 'liquid' as heat rises"
+    assert said[1].startswith("  mean over 3 seeds: 2.833  [")
+    assert [line for line in said if "seed 1" in line] == [
+        "  seed 1    3.5, between 3 and 4, directly from 'solid' to 'gas'"
+    ] * 2
+    assert sum("directly" in line for line in said) == 2
+
+
+def test_the_interval_of_a_median_is_not_narrower_than_the_grid() -> None:
+    found = of_words("ssll", "ssll", "ssss")
+    assert found[0].value == 2.5 and found[0].low < 2.1 and found[0].high == math.inf
+    said = lines_of(found)
+    assert said[1].startswith("  median over 3 seeds: 2.5  [2") and ", no upper end], 95% bootstrap" in said[1]
+    assert said[-1] == "  seed 2    above 4, not crossed on the grid"
+
+
+def test_a_bound_between_two_lines_is_said_to_be_interpolated() -> None:
+    """Neither seed crosses on the second line, so that nothing more is known than from where on they may cross."""
+    found = of_words(loads={0.0: ("llss", "lsss"), 1.0: ("llll", "llll")}, at=0.5)
+    assert lines_of(found)[1:] == [
+        "  median over 2 seeds: above 2.5  too few seeds cross for an interval",
+        "  seed 0    above 3, interpolated: not crossed on every neighbouring line",
+        "  seed 1    above 2.5, interpolated: not crossed on every neighbouring line",
+    ]
+
+
+def test_a_seed_whose_crossing_cannot_be_told_is_named() -> None:
+    """As one whose phases come in the other order."""
+    found = of_words("ssll", "ssll", "llss")
+    assert lines_of(found)[-1] == "  seed 2    no crossing can be told"
+    assert math.isnan(found[-1].value) and found[0].value == 2.5
+
+
+def test_a_setting_is_named_by_the_four_digits_with_which_it_is_printed() -> None:
+    at = axis("load", 0.1, 0.0316227766, 0.01, scale="log")
+    found = readings(lambda load, seed: 1.1, {"load": 0.03162}, axes=(HEAT, at))
+    assert {r.interval for r in found if r.seed is not None} == {BETWEEN}
+    found = readings(lambda load, seed: 1.1, {"load": 0.0316}, axes=(HEAT, at))
+    assert {r.interval for r in found if r.seed is not None} == {INTERPOLATED}
+
+
 def test_a_single_trial_with_another_label_moves_no_crossing() -> None:
     found = readings(lambda load, seed: 1.1, {"load": 0.5}, seeds=5, flipped={(2, 1), (3, 8)})
     plain = readings(lambda load, seed: 1.1, {"load": 0.5}, seeds=5)
@@ -187,6 +254,8 @@ def test_the_command_and_the_notebook_read_the_same(
         labels = own[own.replicate == one["seed"]].set_index("weight_decay").phase
         assert one["low"] in labels.index and one["high"] in labels.index
         assert {labels[one["low"]], labels[one["high"]]} & {below, above}
+    with pytest.raises(UserError, match=r"^at: is no axis that varies\n(?!.*--)"):
+        phasefront.load("grid.yaml").read({"learning_rat": 0.1})
     assert main(["read", "grid.yaml", "--at", "data_fraction=0.675"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("earlier-grid at data_fraction=0.675\n") and "seed 0" in said

@@ -188,7 +188,7 @@ def test_a_damaged_tag_of_another_trial_of_the_pack_is_treated_alike(
         ("UPDATE tags SET value = substr(value, 1, 9) WHERE key = 'phasefront.trained'", "tags must be as"),
         ("UPDATE tags SET value = '{' WHERE key = 'phasefront.params'", "tags must be as"),
         ("DELETE FROM tags WHERE key = 'phasefront.job'", "tags must be as"),
-        ("UPDATE tags SET value = '..:x' WHERE key = 'phasefront.job'", "cannot be loaded: TypeError: the 'package'"),
+        ("UPDATE tags SET value = '..:x' WHERE key = 'phasefront.job'", "a module is named as in an import"),
         ("UPDATE tags SET value = '[1]' WHERE key = 'phasefront.params'", "no parameters of a trial: '[1]'"),
         (f"UPDATE tags SET value = '{'[' * 7000}' WHERE key = 'phasefront.params'", "nested too deeply"),
         (

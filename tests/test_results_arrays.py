@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,24 @@ def test_nothing_recorded_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "grid.yaml", "--set", "tracking.experiment=another"]) == 2
     assert "nothing is recorded of this sweep yet" in capsys.readouterr().err
     assert not Path("grid/export").exists()
+
+
+def test_a_record_beside_the_sweep_file_is_named_from_another_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(folder / "grid.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"{folder}, beside the sweep file, has a record" in said
+        and f"cd {folder}, and the same command there for grid.yaml" in said
+    )
+    with pytest.warns(UserWarning, match="beside the sweep file"):
+        trials = phasefront.load(folder / "grid.yaml").trials()
+    assert set(trials.status) == {"MISSING"} and not list(tmp_path.iterdir())
+    shutil.copy(folder / "record.db", "record.db")  # a record of its own, of other sweeps
+    assert main(["export", str(folder / "grid.yaml"), "--set", "tracking.experiment=another"]) == 2
+    assert f"{folder}, beside the sweep file, has a record" in capsys.readouterr().err
 
 
 def test_without_xarray_the_message_names_it(tmp_path: Path) -> None:

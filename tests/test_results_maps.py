@@ -114,8 +114,11 @@ def test_every_figure_is_written_in_every_format(folder: Path) -> None:
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in picture.with_suffix(".svg").read_bytes()[:1000]
         assert picture.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    stale = folder / "grid" / "search_progress.svg"
+    stale.write_text("of an earlier map")
     assert main(["map", "grid.yaml"]) == 0
-    assert not list((folder / "grid").glob("phase_*.svg")), "figures of an earlier map are removed"
+    assert not stale.exists(), "figures that an earlier map had are removed"
+    assert (folder / "grid" / "phase_diagram.svg").exists(), "others are drawn again in their formats"
 
 
 def test_formats_that_do_not_exist_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

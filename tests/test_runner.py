@@ -217,7 +217,7 @@ class NeverReady(InlineDispatcher):
 def test_trials_that_wait_for_a_worker_are_not_counted_as_interrupted() -> None:
     trials, tracker, stop = slopes(6), Kept(), threading.Event()
     summary = run(trials, tracker, pool=lambda: NeverReady(stop), stop=stop)
-    assert (summary.stopped, summary.killed) == (True, 0)
+    assert (summary.stopped, summary.killed, summary.handed_out) == (True, 0, 6), "`status` counts six as stopped"
     assert set(tracker.status.values()) == {Status.KILLED}
 
 
@@ -334,3 +334,38 @@ def test_a_retry_is_mentioned_with_the_values_of_the_axes() -> None:
         "trial slope=2.0, replicate=0 failed (ValueError: this setting is impossible); such trials are retried once"
     )
     assert said.lines == [expected]
+
+
+def test_a_retry_after_no_memory_is_mentioned_once_for_all_trials() -> None:
+    said = Said()
+    run([ramp(slope=float(s), trouble="memory") for s in (2, 3)], Kept(), progress=said)
+    alone = [line for line in said.lines if line.startswith("trial ")]
+    assert len(alone) == 1
+    assert alone[0].endswith("; such trials are retried once, with no other pack on their node")
+
+
+class Holds(NeverReady):
+    """Begins all packs at once."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__(stop)
+        self.tasks: dict[str, PackTask] = {}
+
+    def submit(self, tasks: Sequence[PackTask]) -> None:
+        self.tasks.update((task.pack_id, task) for task in tasks)
+
+    def running(self) -> list[str]:
+        return list(self.tasks)
+
+
+def test_of_a_pack_that_trains_one_by_one_a_single_trial_runs() -> None:
+    job = "tests.jobs_for_runner:wordless"
+    params = [load_job(job).params_for({"lr": float(k)}) for k in range(300)]
+    one_by_one = [Trial(job=job, job_version=1, params=each, replicate=0) for each in params]
+    for trials, at_once in ((one_by_one, 1), ([ramp(slope=float(s)) for s in range(300)], 300)):
+        stop = threading.Event()
+        pool = Holds(stop)
+        summary = run(trials, Kept(), pool=[pool].pop, stop=stop)
+        sizes = [len(task.trial_ids) for task in pool.tasks.values()]
+        assert max(sizes) > 1
+        assert summary.killed == sum(min(size, at_once) for size in sizes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from orchestrator.cli import main
 from orchestrator.errors import UserError
 from orchestrator.records import CurveRows, Status, TrialResult
 from orchestrator.sanity import TRACKED, Collector, FirstTrials, MetricFacts, TrialFacts, explained, report
+from orchestrator.target import LevelTarget
 from orchestrator.trial import Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow, when it is imported here
@@ -180,6 +182,56 @@ def test_the_report_is_made_once_after_four_trials_or_at_the_end() -> None:
     assert [line.partition(":")[0] for line in few] == ["first 1 trial"]
 
 
+@pytest.mark.parametrize(("grid", "warned"), [(0, True), (4, True), (5, False)])
+def test_one_label_of_the_first_trials_is_no_warning_where_they_are_a_corner_of_a_grid(grid: int, warned: bool) -> None:
+    lines: list[str] = []
+    watch = FirstTrials(JOB, FunctionThresholds(metric="loss", level=5.0), place="", say=lines.append, grid=grid)
+    for k in range(4):
+        watch.ended(trial(k), result(k, final_loss=1.0))
+    watch.close()
+    assert any("all are 'below'" in line for line in lines) == warned
+
+
+@pytest.mark.parametrize(("before", "warned"), [(1.0, True), (9.0, False)])
+@pytest.mark.parametrize("by", ["phases", "target"])
+def test_one_side_is_no_warning_where_trials_of_an_earlier_run_are_on_the_other(
+    by: str, before: float, warned: bool
+) -> None:
+    lines: list[str] = []
+    thresholds = FunctionThresholds(metric="loss", level=5.0) if by == "phases" else FunctionThresholds()
+    target = LevelTarget(metric="final_loss", level=5.0) if by == "target" else None
+    watch = FirstTrials(JOB, thresholds, place="", say=lines.append, target=target)
+    earlier = result(9, final_loss=before)
+    watch.finished(replace(earlier, phase="at or above" if by == "phases" and before > 5.0 else "below"))
+    for k in range(4):
+        watch.ended(trial(k), result(k, final_loss=1.0))
+    assert any("all are " in line for line in lines) == warned
+
+
+def test_a_search_that_goes_on_is_not_warned_of_one_label_once_it_has_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    empty_sqlite(tmp_path / "mlflow.db")
+    (tmp_path / "mine_narrow.py").write_text(
+        'def train(params, seed, device, report):\n    report(1, loss=params["a"])\n\n\ntrain.metrics = ("loss",)\n'
+    )
+    (tmp_path / "sweep.yaml").write_text(
+        "job: mine_narrow:train\naxes: {a: {scale: linear, from: 0, to: 1, points: 101}}\n"
+        'phases: {metric: loss, level: 0.97}\ntracking: {uri: "sqlite:///mlflow.db"}\n'
+        "search: {kind: boundary, budget: 8}\n"
+    )
+    both, later = False, []
+    for budget in (8, 12, 16, 20, 24):
+        assert main(["run", "sweep.yaml", "--inline", "--no-map", "--set", f"search.budget={budget}"]) == 0
+        said = capsys.readouterr().out
+        later += [said] * both
+        both = "at or above" in said.partition("\nphases: ")[2]
+    assert any("labels: below 4" in said for said in later)
+    assert not any("all are " in said for said in later)
+
+
 def test_a_label_by_the_first_time_is_marked_where_the_level_is_lost_again() -> None:
     grokking = load_job("grokking")
     params, thresholds = grokking.params_for({}), grokking.Thresholds()
@@ -267,7 +319,7 @@ def test_status_shows_tracebacks_and_what_is_left(folder: Path, capsys: pytest.C
         'job: mine_failing:train\naxes: {rate: [0.1, 0.2, 0.3]}\ntracking: {uri: "sqlite:///mlflow.db"}\n'
     )
     assert main(["run", "sweep.yaml", "--inline", "--quiet", "--no-map"]) == 1
-    assert "2 trials failed; their tracebacks: phasefront status sweep.yaml\n" in capsys.readouterr().err
+    assert "2 trials failed; tracebacks: phasefront status sweep.yaml\n" in capsys.readouterr().err
     assert main(["status", "sweep.yaml"]) == 0
     said = capsys.readouterr().out
     assert "driver    none: nothing runs\nto run    2: 2 failed. To resume: phasefront run sweep.yaml\n" in said
@@ -279,7 +331,9 @@ def test_status_shows_tracebacks_and_what_is_left(folder: Path, capsys: pytest.C
     assert caught.value.mistakes[0].next_step == "did you mean 'loss'?"
 
 
-def test_status_after_a_killed_driver_says_that_nothing_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_after_a_killed_driver_says_that_nothing_of_the_sweep_runs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     empty_sqlite(folder / "mlflow.db")
     command = ("run", "sweep.yaml", "--inline", "--no-map", "--set", "fixed.seconds=600")
     with driver(*command, cwd=folder) as running:
@@ -293,9 +347,21 @@ def test_status_after_a_killed_driver_says_that_nothing_runs(folder: Path, capsy
         running.popen.wait()
     assert main(["status", "sweep.yaml", "--set", "fixed.seconds=600"]) == 0
     said = capsys.readouterr().out
-    assert "0 finished, 2 running when their driver ended, 0 failed" in said
+    assert "0 finished, 2 handed out when their driver ended, 0 failed" in said
     assert "driver    none: nothing runs\n" in said
     assert (
-        "to run    2: 2 were running when their driver ended. "
+        "to run    2: 2 handed out when their driver ended. "
         "To resume: phasefront run sweep.yaml --set fixed.seconds=600\n"
     ) in said
+    other = ("--set", "name=other", "--set", "fixed.seconds=700")
+    with driver("run", "sweep.yaml", "--inline", "--no-map", *other, cwd=folder) as running:
+        wait_for("a trial of another sweep", lambda: len(trials(record(folder / "mlflow.db"))) > 2, running)
+        assert main(["status", "sweep.yaml", *other]) == 0
+        said = capsys.readouterr().out
+        assert "0 finished, 2 handed out, 0 failed" in said
+        assert "writes to this experiment\n" in said and "to run" not in said
+        assert main(["status", "sweep.yaml", "--set", "fixed.seconds=600"]) == 0
+        said = capsys.readouterr().out
+    assert "0 finished, 2 handed out when their driver ended, 0 failed" in said
+    assert "writes to this experiment, for another sweep\n" in said
+    assert "to run    2: 2 handed out when their driver ended. To resume, when that run has ended: phasefront" in said

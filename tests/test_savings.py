@@ -134,6 +134,25 @@ def test_a_search_that_was_worse_than_a_grid_says_so() -> None:
     assert many.text() == "60 trials; a grid of the same map error needs about 240 (estimate)"
 
 
+@pytest.mark.parametrize(
+    ("trials", "says"),
+    [
+        (3, "3 trials; a grid of 27 trials or fewer is as good (estimate)"),
+        (60, "60 trials; a grid of 27 trials or fewer is as good (estimate): this search needed more trials than a "),
+    ],
+)
+def test_no_number_is_claimed_where_the_smallest_grid_is_as_good(trials: int, says: str, tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text(
+        f'{{"trials": {trials}, "expected_error": 0.36, "grid": 27.0, "method": "simulated", '
+        '"simulated": [[27, 0.07]], "key": "k", "what": "map error"}'
+    )
+    old = read_savings(tmp_path / "old.json")
+    assert old is not None and (old.grid, old.method) == (None, "at_most"), "an earlier version claimed 27"
+    assert old.text().startswith(says)
+    write_savings(old, tmp_path / "new.json")
+    assert read_savings(tmp_path / "new.json") == old
+
+
 def test_an_estimate_of_before_there_were_others_reads_as_one_of_a_map(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text(
         '{"trials": 9, "expected_error": 0.1, "grid": null, "method": "none", "simulated": [], "key": "k"}'

@@ -314,8 +314,9 @@ def test_a_search_for_where_a_function_diverges_is_written_out(tmp_path: Path, m
     path.write_text(
         "job: plain_function:train\naxes: {lr: {scale: log, from: 0.1, to: 1}}\nsearch: {kind: boundary, budget: 9}\n"
     )
+    sweep = Sweep.load(path)
     with pytest.raises(UserError, match="every trial has the label 'finished', unless it diverges") as caught:
-        Sweep.load(path)
+        sweep.stop_if_refused()
     assert "add 'phases: {metric: NAME, level: NUMBER}'" in caught.value.text
     assert Sweep.load(path, ["search.target=phase"]).id == "7b7f23e5ff26b1e24b0e943fb1fc0714"
     assert Sweep.load(path, ["phases={metric: loss, level: 0.5}"]).is_search

@@ -331,5 +331,5 @@ def test_an_address_that_cannot_be_read_is_answered_without_its_password(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert main([command, "sweep.yaml"]) == 2
     said = "".join(capsys.readouterr())
-    assert "tracking.uri" in said and "next:" in said, said
+    assert "MLFLOW_TRACKING_URI" in said and "next:" in said, said
     assert "w0rdlongxyz" not in said and "Traceback" not in said, said

@@ -76,7 +76,7 @@ def sides() -> dict[str, Side]:
 def test_a_shift_is_found_on_every_line_and_over_all(sides: dict[str, Side]) -> None:
     shift = only(shifts(sides["first"], sides["moved"], "load"))
     assert (shift.boundary, shift.along, shift.is_ratio) == ("solid | liquid", "load", False)
-    assert len(shift.lines) == len(HEAT) and shift.left_out == 0
+    assert len(shift.lines) == len(HEAT) and not shift.left_out
     assert shift.mean.value == pytest.approx(0.2, abs=0.01) and shift.mean.covers(0.2)
     assert all(line.shift.covers(0.2) and line.seeds == 5 for line in shift.lines)
     assert "5 common seeds, paired" in shift.how
@@ -90,7 +90,8 @@ def test_common_seeds_are_paired_and_others_are_not(sides: dict[str, Side]) -> N
     assert "5 and 5 seeds, not paired" in apart.how and apart.mean.value == pytest.approx(paired.value)
     assert apart.mean.high - apart.mean.low > 2 * (paired.high - paired.low)
     fewer = only(shifts(sides["first"], sides["three seeds"], "load"))
-    assert "3 common seeds, paired" in fewer.how and fewer.mean.value == pytest.approx(0.2, abs=0.02)
+    assert "3 common seeds, paired" in fewer.how and fewer.left_out == ("2 seeds of one of them only (3, 4)",)
+    assert fewer.mean.value == pytest.approx(0.2, abs=0.02)
 
 
 def test_an_interval_is_not_narrower_than_the_grids(sides: dict[str, Side]) -> None:
@@ -132,13 +133,16 @@ def test_the_figure_of_shifts_on_a_page_is_legible_and_has_the_names_of_the_styl
 def test_on_a_logarithmic_axis_it_is_a_ratio_and_lines_without_a_crossing_are_left_out(sides: dict[str, Side]) -> None:
     pair = [a_side(moved, (0.0, 0.04)) for moved in (0.0, 0.1)]
     shift = only(shifts(*pair, "heat"))
-    assert shift.is_ratio and shift.left_out > 0 and shift.lines
+    assert shift.is_ratio and shift.left_out and shift.lines
     table = shift_table([("moved", [shift])], "first")
     assert table is not None
     ratio = table.rows[0]["shift"]
     assert isinstance(ratio, Estimate)
     assert ratio.value == pytest.approx(10**-0.5, rel=0.25) and ratio.covers(10**-0.5)
-    assert any("lines are left out" in note for note in table.notes)
+    (note,) = (note for note in table.notes if "left out" in note)
+    said = "4 lines on which a seed of one of them does not cross (load 0.85, load 0.9, load 1.25, load 1.3)"
+    assert note == f"moved, liquid | solid: left out: {said}"
+    assert table.figure is not None and table.figure.y_log
     assert shifts(sides["first"], sides["moved"])[0].along == "load"  # most lines in common
 
 
@@ -201,6 +205,59 @@ def test_sweeps_with_one_axis_have_a_shift_although_they_have_no_map(
     assert {path.name for path in tmp_path.glob("cmp*")} == {"cmp_shift.csv"}
 
 
+def test_a_sweep_that_refines_another_is_not_paired_with_its_own_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finer axis and a third seed: the first sweep's runs are runs of both."""
+    few = (axis("heat", *HEAT[::2], scale="log"), axis("load", *LOAD[::2], scale="linear"))
+    for name, box, of_seed in (("a", few, (0.0, 0.1)), ("b", (BOX[0], few[1]), (0.0, 0.1, 0.5))):
+        note = TableNote(name=name, phases=("solid", "liquid"), axes=box, search=False, job="melt", seed=0)
+        write_table(melted(0.0, of_seed, box), tmp_path / f"{name}.parquet", note)
+    files = [str(tmp_path / f"{name}.parquet") for name in "ab"]
+    assert main(["compare", *files, "--along", "load", "-o", str(tmp_path / "cmp.png")]) == 0
+    said = capsys.readouterr().out
+    same = len(HEAT[::2]) * len(LOAD[::2]) * 2
+    assert f"bootstrap over 2 and 3 seeds, not paired, because {same} trials of both are the same runs" in said
+    assert "b, solid | liquid: left out: its lines at heat 0.1778, 0.5623, 1.778, 5.623, which the first" in said
+    rows = list(csv.DictReader((tmp_path / "cmp_shift.csv").read_text().splitlines()))
+    assert float(rows[0]["shift"]) == pytest.approx(0.6 / 3 - 0.1 / 2, abs=0.03)
+
+
+def test_the_same_runs_with_other_labels_are_paired() -> None:
+    """As by other thresholds."""
+    pair = [on(BOX, moved, name="x", of_seed=SEEDS) for moved in (0.0, 0.2)]
+    assert pair[0].table.trial_id == pair[1].table.trial_id
+    assert "5 common seeds, paired" in only(shifts(pair[0], pair[1], "load")).how
+
+
+def test_a_boundary_with_one_line_is_drawn_as_a_point(sides: dict[str, Side]) -> None:
+    shift = only(shifts(sides["first"], sides["moved"], "load"))
+    single = replace(shift, boundary="liquid | gas", lines=shift.lines[:1])
+    table = shift_table([("moved", [shift, single])], "first")
+    assert table is not None
+    kept: list[Figure] = []
+    draw("first", table, kept.append)
+    lines, point = (ax.lines[0] for ax in kept[0].axes[:2])
+    assert kept[0].axes[1].get_xlim()[0] < 0.1 < 10 < kept[0].axes[1].get_xlim()[1]
+    assert len(point.get_xdata()) == 1 and point.get_marker() == "o"
+    assert len(lines.get_xdata()) == len(HEAT) and lines.get_linestyle() == "-"
+
+
+def test_an_axis_that_only_one_of_them_has_leaves_no_line_to_compare() -> None:
+    assert shifts(on(BOX[1:], name="a"), on(BOX, name="b")) == []
+    assert shifts(on(BOX, name="a"), on(BOX[1:], name="b")) == []
+
+
+def test_a_ratio_of_one_without_an_interval_is_drawn() -> None:
+    pair = [a_side(0.0, (0.0,)) for _ in range(2)]
+    table = shift_table([("same", shifts(*pair, "heat"))], "first")
+    assert table is not None and {row["shift"].value for row in table.rows} == {1.0}
+    kept: list[Figure] = []
+    draw("first", table, kept.append)
+    assert kept[0].axes[0].get_yscale() == "log"
+    kept[0].draw_without_rendering()
+
+
 def on(box: Sequence[Axis], moved: float = 0.0, *, name: str, of_seed: Sequence[float] = (0.0,)) -> Side:
     note = TableNote(name=name, phases=("solid", "liquid"), axes=tuple(box), search=False, job="melt", seed=0)
     return bare(note, melted(moved, of_seed, box))
@@ -251,7 +308,7 @@ def test_a_table_has_ratios_or_differences_and_names_what_it_leaves_out() -> Non
     table = _shifts(sides, "heat")
     assert table is not None and "ratio to a" in table.title and {row["sweep"] for row in table.rows} == {"b"}
     assert table.figure is not None and "ratio" in table.figure.y_label
-    assert [note for note in table.notes if "left out: " in note] == [
+    assert [note for note in table.notes if " is left out: " in note] == [
         "c is left out: its shift along heat is a difference, not a ratio; compare it by itself",
         "d is left out: no boundary along heat is in both sweeps",
     ]
@@ -263,6 +320,6 @@ def test_a_seed_that_does_not_cross_is_not_counted_where_one_axis_is_logarithmic
     # Where load is at most 1.1, the third seed of the first one is solid at every heat.
     first, second = on(log, name="a", of_seed=(0.0, 0.05, 0.3)), on(linear, name="b", of_seed=(0.0, 0.05, 0.0))
     shift = only(shifts(first, second, "heat"))
-    assert shift.left_out > 0 and not shift.is_ratio
+    assert shift.left_out and not shift.is_ratio
     assert min(float(line.at["load"]) for line in shift.lines) > 1.1
     assert all(0.1 <= line.first.value <= 10 for line in shift.lines)

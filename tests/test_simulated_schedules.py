@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.simulation.driver import run_schedule
 from tests.simulation.job import HEALTHY
 from tests.simulation.mutations import MUTATIONS, Mutation
+from tests.simulation.preemption import preempted
 from tests.simulation.schedule import Fault, Schedule, schedule_of
 from tests.simulation.search import shrunk
 
@@ -90,6 +91,18 @@ def test_what_was_once_broken_holds(schedule: Schedule) -> None:
 @settings(max_examples=25, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
 def test_no_schedule_of_faults_breaks_an_invariant(seed: int) -> None:  # `make simulate` runs thousands
     assert run_schedule(schedule_of(Random(seed))).violations == []
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_long_packs_on_nodes_that_do_not_live_long_end(seed: int) -> None:
+    """Two hours on nodes that live ten minutes; `python -m tests.simulation --preempted 20` says how it is in general.
+
+    The time is virtual: it depends on the schedule alone.
+    """
+    found = preempted(hours=2.0, life_s=600.0, save_s=2.0, seed=seed)
+    assert found.outcome.violations == [] and found.outcome.exits == [0]
+    assert found.losses > 30 and found.checkpoints > 100
+    assert 0.0 < found.overhead < 0.15
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +161,63 @@ def test_what_has_not_begun_is_told_how_to_begin(
         )
     assert main(["status", "sweep.yaml"]) == 0
     assert begins in capsys.readouterr().out
+
+
+def test_of_a_long_error_the_beginning_and_the_end_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It begins with what it is, and ends with the cause."""
+    file = tmp_path / "sweep.yaml"
+    file.write_text(SWEEP.replace("RECORD", str(tmp_path / "record.db")))
+    sweep = Sweep.load(file)
+    output = "\n".join(f"epoch {n}" for n in range(100))
+    error = f"Last output of the worker:\n{output}\n\nValueError: the cause"
+    with contextlib.closing(open_tracker(sweep)) as tracker:
+        tracker.open_sweep(sweep_record(sweep))
+        tracker.begin(sweep.trials()[:1])
+        tracker.end([TrialResult(trial_id=sweep.trials()[0].id, status=Status.FAILED, error=error)])
+    assert main(["status", str(file)]) == 0
+    said = capsys.readouterr().out
+    first = "          Last output of the worker:\n          epoch 0\n"
+    assert first in said and said.endswith("epoch 99\n\n          ValueError: the cause\n")
+    assert "learning_rate=0.1, replicate=0: ValueError: the cause\n" in said
+    assert "lines ...]" in said and "epoch 50\n" not in said
+
+
+def test_why_there_is_no_run_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No record, another program's database, a record of other sweeps, and a record beside the sweep file."""
+    monkeypatch.chdir(tmp_path)
+    file = Path("sweep.yaml")
+    file.write_text(SWEEP.replace("RECORD", "record.db"))
+
+    def said(*options: str, of: str = str(file)) -> str:
+        assert main(["status", of, *options]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("parent")]
+        return line.removeprefix("parent    no run yet: ")
+
+    assert said() == f"the file {tmp_path}/record.db does not exist"
+    assert not Path("record.db").exists()
+    with contextlib.closing(sqlite3.connect("record.db")) as connection, connection:
+        connection.execute("CREATE TABLE customers (name TEXT)")
+    assert said() == "the database is not MLflow's: its tables are customers"
+    Path("record.db").write_bytes(b"")
+    assert said() == "the database is empty"
+    Path("record.db").unlink()
+    empty_sqlite(tmp_path / "record.db")
+    assert said() == "the record has no experiment 'phasefront'"
+    with contextlib.closing(open_tracker(Sweep.load(file))) as tracker:
+        tracker.open_sweep(sweep_record(Sweep.load(file)), running=False)
+    other = said("--set", "replicates=2")
+    assert other == "experiment 'phasefront' of this record has no run of this sweep, as its file is now"
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    beside = said(of="../sweep.yaml")
+    assert (
+        beside == f"the file {tmp_path}/elsewhere/record.db does not exist; {tmp_path}, the folder of the sweep "
+        "file, has one"
+    )
+    shutil.copy("../record.db", "record.db")
+    beside = said("--set", "replicates=2", of="../sweep.yaml")
+    assert beside == f"{other}; {tmp_path}, the folder of the sweep file, has another record"

@@ -168,6 +168,17 @@ def test_resources_and_tracking_are_read(load: Any) -> None:
     assert sweep.output == Path("o")
 
 
+def test_accelerators_and_custom_resources_are_read_and_change_no_trial(load: Any) -> None:
+    asked = {"accelerator_type": "L4", "custom": {"licence": 2, "scratch": 0.5}}
+    sweep, plain = load({"resources": asked}), load({})
+    assert (sweep.resources.accelerator_type, sweep.resources.custom) == ("L4", {"licence": 2, "scratch": 0.5})
+    assert (plain.resources.accelerator_type, plain.resources.custom) == (None, {})
+    assert [trial.id for trial in sweep.trials()] == [trial.id for trial in plain.trials()]
+    assert sweep.id == plain.id
+    assert load(sweep.resolved_yaml()).resources == sweep.resources
+    assert "accelerator" not in plain.resolved_yaml() and "custom" not in plain.resolved_yaml(), "as recorded before"
+
+
 def test_thresholds_are_the_files_over_the_jobs(load: Any) -> None:
     plain, set_, same = load({}), load({"phases": {"far_loss": 5}}), load({"phases": {"far_loss": 1}})
     assert as_dict(set_.thresholds()) == {"arrived_loss": 0.1, "far_loss": 5.0}

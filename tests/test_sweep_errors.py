@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import ray
 from jobs_for_tests import DescentParams
 
 from jobs.job import specs
+from orchestrator.dispatch.capacity import DEVICES
 from orchestrator.errors import Mistake, UserError, nearest
 from orchestrator.sweep.sweep import Sweep
 
@@ -43,6 +45,61 @@ CASES = {
         "write for example 'trial_timeout: 30m'",
     ),
     "resource range": ("resources: {workers: 0}", "2:22: 'workers' must be a whole number >= 1, or auto", "value: 0"),
+    "accelerator type as a number": (
+        "resources: {accelerator_type: 4090}",
+        "2:31: 'accelerator_type' must be text such as L4",
+        "put it in quotes",
+    ),
+    "accelerator type with a colon": (
+        "resources: {accelerator_type: 'nvidia:L4'}",
+        "2:31: 'accelerator_type' must be text such as L4",
+        "write for example 'accelerator_type: L4'",
+    ),
+    "custom resources as a list": (
+        "resources: {custom: [licence]}",
+        "2:21: 'custom' must be a mapping of name to amount",
+        "value: ['licence']",
+    ),
+    "amount of a custom resource": (
+        "resources: {custom: {licence: 0}}",
+        "2:31: 'custom.licence' must be a number >= 0.0001",
+        "value: 0",
+    ),
+    "CPUs as a custom resource": (
+        "resources: {custom: {CPU: 2}}",
+        "2:22: 'CPU' is no custom resource",
+        "write resources.cpus_per_worker",
+    ),
+    "accelerator as a custom resource": (
+        "resources: {custom: {'accelerator_type:L4': 1}}",
+        "2:22: 'accelerator_type:L4' is no custom resource",
+        "write resources.accelerator_type",
+    ),
+    "custom resource of Ray's own": (
+        "resources: {custom: {object_store_memory: 1}}",
+        "2:22: 'object_store_memory' is no custom resource",
+        "name a resource that nodes were started with",
+    ),
+    "more than a device, and not whole": (
+        "resources: {custom: {NPU: 1.5}}",
+        "2:27: 'custom.NPU' must be a whole number of devices, or a part of one",
+        "for example 1",
+    ),
+    "part of a device that has no parts": (
+        "resources: {custom: {neuron_cores: 0.5}}",
+        "2:36: 'custom.neuron_cores' must be a whole number of devices",
+        "for example 1",
+    ),
+    "part of a TPU": (
+        "resources: {custom: {TPU: 0.5}}",
+        "2:27: 'custom.TPU' must be a number of chips that Ray gives",
+        "valid: 1, 2, 4, 8",
+    ),
+    "endless devices": (
+        "resources: {custom: {TPU: .inf}}",
+        "2:27: 'custom.TPU' must be a number >= 0.0001",
+        "value: inf",
+    ),
     "resource choice": (
         "resources: {device: cudda}",
         "2:21: 'device' must be one of auto, cpu",
@@ -128,8 +185,8 @@ CASES = {
     "nested value": ("axes: {steps: [1, [2]]}", "2:19: 'axes.steps.1' must be a finite number, text", "value: [2]"),
     "value out of range": ("axes: {steps: [1, 0, 3]}", "2:19: 'steps' must be a whole number >= 1", "value: 0"),
     "text for a number": ("axes: {steps: [1, '2']}", "2:19: 'steps' must be a whole number", "write it without quotes"),
-    "number for text": ("axes: {label: [1]}", "2:16: 'label' must be a text", "put it in quotes"),
-    "1.1's boolean": ("axes: {nesterov: [yes]}", "2:19: 'nesterov' must be a true or false", "value: 'yes'"),
+    "number for text": ("axes: {label: [1]}", "2:16: 'label' must be text", "put it in quotes"),
+    "1.1's boolean": ("axes: {nesterov: [yes]}", "2:19: 'nesterov' must be true or false", "value: 'yes'"),
     "bad choice": ("axes: {model: {values: [heavi]}}", "2:25: 'model' not a valid choice", "did you mean 'heavy'?"),
     "from out of range": (
         "axes: {steps: {scale: linear, from: 0, to: 10, points: 11}}",
@@ -302,7 +359,7 @@ JOBS = {
         "value",
     ),
     "no attribute": ("job: jobs_for_tests:Nothing", "1:6: job 'jobs_for_tests:Nothing': module", "Crashing, Descent"),
-    "relative": ("job: '..x:Job'", "1:6: job '..x:Job' cannot be loaded: TypeError", "correct"),
+    "relative": ("job: '..x:Job'", "1:6: job '..x:Job': a module is named as in an import", "did you mean 'x:Job'?"),
     "no module name": ("job: ':Job'", "1:6: job ':Job' cannot be loaded: ValueError", "correct"),
     "abstract": ("job: jobs.job:Job", "1:6: job 'jobs.job:Job' cannot be loaded: TypeError", "abstract"),
     "raises": (
@@ -430,6 +487,27 @@ def test_all_independent_mistakes_are_reported_in_the_order_of_their_places(tmp_
         "--set resources.workers=0",
         "--set tracking.url=x",
     ]
+
+
+@pytest.mark.parametrize("amount", [0.5, 1, 1.5, 2, 3, 8, 16])
+@pytest.mark.parametrize("name", [*sorted(DEVICES), "licence"])
+def test_every_amount_of_devices_that_ray_refuses_is_a_mistake(tmp_path: Path, name: str, amount: float) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"{JOB}axes: {{heads: [1, 2]}}\nresources: {{custom: {{{name}: {amount}}}}}\n")
+
+    def is_refused() -> bool:
+        try:
+            Sweep.load(path)
+        except UserError:
+            return True
+        return False
+
+    try:
+        ray.remote(resources={name: amount})(type("Worker", (), {}))
+    except ValueError:
+        assert is_refused()
+    else:  # of more than one device, a raylet gives whole ones only
+        assert is_refused() == (name in DEVICES and amount == 1.5)
 
 
 def test_a_value_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ GOOD: dict[str, Any] = {
     "fixed": {"steps": 3000, "label_noise": "${NOISE}"},
     "replicates": 2,
     "phases": {"memorised_accuracy": 0.9},
-    "resources": {"workers": "auto", "memory_gb": 2.5},
+    "resources": {"workers": "auto", "memory_gb": 2.5, "accelerator_type": "L4", "custom": {"licence": 0.5}},
     "tracking": None,
 }
 
@@ -94,6 +94,10 @@ def test_examples_in_the_documentation_validate(validator: Any) -> None:
         (("zip",), ["width"]),
         (("resources", "workers"), 0),
         (("resources", "device"), "gpu"),
+        (("resources", "accelerator_type"), "nvidia:L4"),
+        (("resources", "accelerator_type"), 4090),
+        (("resources", "custom"), ["licence"]),
+        (("resources", "custom"), {"licence": 0}),
         (("resources", "trial_timeout"), 0),
         (("resources", "trial_timeout"), "0s"),
         (("resources", "trial_timeout"), "0.0 h"),

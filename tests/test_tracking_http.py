@@ -6,18 +6,20 @@ import json
 import math
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from servers import empty_sqlite, free_port, mlflow_server
-from tracking_contract import SWEEP, finished, rows, trial
+from tracking_contract import OTHER, SWEEP, finished, rows, trial
 from tracking_drivers import another_driver
 from tracking_parent import MlflowContract
 
+from orchestrator.commands.status import Driver
 from orchestrator.errors import UserError
 from orchestrator.outages import Patience, Unreachable
-from orchestrator.records import Status
+from orchestrator.records import Status, TrialResult
 from orchestrator.tracking import layout, lease
 from orchestrator.tracking.factory import open_reader, open_tracker
 from orchestrator.tracking.http_api import MlflowApi, whole_steps
@@ -87,16 +89,40 @@ class TestLease:
 
     @pytest.mark.parametrize("writer", ["http", "sql"])
     @pytest.mark.parametrize("read", ["http", "sql"])
-    def test_a_reader_knows_whether_a_driver_writes(self, writer, read):
-        def has_driver():
+    def test_a_reader_knows_whether_a_driver_runs_the_sweep(self, writer, read):
+        def runs(parent):
             reader = open_reader(getattr(self, read), experiment=self.experiment, patience=Patience("", say=print))
             with contextlib.closing(reader):
-                return reader.has_driver()
+                return Driver.of(reader, parent).runs
 
         tracker = self.opened(getattr(self, writer))
-        assert has_driver() is True
+        parent = tracker.find_sweep(SWEEP.sweep_id)
+        assert runs(parent) is True
+        MlflowClient(self.http).set_tag(parent, layout.DRIVER, "elsewhere 1 2")  # and this process has opened another
+        assert runs(parent) is False
+        MlflowClient(self.http).delete_tag(parent, layout.DRIVER)  # as in a record of an earlier version
+        assert runs(parent) is True
         tracker.close()
-        assert has_driver() is False
+        assert runs(parent) is False
+
+    @pytest.mark.parametrize("writer", ["http", "sql"])
+    @pytest.mark.parametrize("read", ["http", "sql"])
+    def test_a_reader_knows_how_the_sweep_was_submitted(self, writer, read):
+        def again():
+            reader = open_reader(getattr(self, read), experiment=self.experiment, patience=Patience("", say=print))
+            with contextlib.closing(reader):
+                return Driver.of(reader, parent).again
+
+        tracker = self.opened(getattr(self, writer))
+        parent = tracker.find_sweep(SWEEP.sweep_id)
+        assert again() == ""
+        tracker.open_sweep(replace(SWEEP, again="phasefront submit x.yaml"))
+        assert again() == "phasefront submit x.yaml"
+        tracker.open_sweep(replace(SWEEP, again="phasefront map x.yaml"), running=False)
+        assert again() == "phasefront submit x.yaml"
+        tracker.open_sweep(SWEEP)
+        assert again() == ""
+        tracker.close()
 
     @pytest.mark.parametrize("first", ["http", "sql"])
     def test_a_driver_whose_lease_was_taken_over_http_writes_nothing(self, first, monkeypatch):
@@ -130,6 +156,21 @@ class TestLease:
         tracker.open_sweep(SWEEP)
         assert "the phasefront run on thief" in said[0]
         tracker.close()
+
+    def test_a_driver_that_waits_for_the_lease_of_one_over_http_knows_its_last_trials(self, monkeypatch):
+        """Otherwise they would be begun again, in a second run."""
+        monkeypatch.setenv(lease.VARIABLE, "1.2")
+        self.opened(self.http).close()
+        client = MlflowClient(self.http)
+        number = client.get_experiment_by_name(self.experiment).experiment_id
+        tag = json.loads(client.get_experiment(number).tags[KEY])
+        client.set_experiment_tag(number, KEY, json.dumps({**tag, "owner": "other", "host": "other", "machine": "x"}))
+        waiting, begun = open_tracker(self.sql, experiment=self.experiment), []
+        waiting.say = lambda _: begun.append(client.create_run(number, tags={layout.TRIAL_ID: trial().id}))
+        waiting.open_sweep(SWEEP)
+        (known,) = waiting.rows([trial().id], settings=False)
+        assert [known.run_id] == [run.info.run_id for run in begun]
+        waiting.close()
 
     def test_a_value_of_the_sweep_is_replaced_although_the_clock_was_set_back(self, monkeypatch):
         tracker = self.opened(self.http)
@@ -208,6 +249,59 @@ class TestHttp(MlflowContract):
         end(20, trials[50:53])
         assert read() == ({Status.FINISHED: 53, Status.RUNNING: 2}, 2 + 4, 2)
         assert read() == ({Status.FINISHED: 53, Status.RUNNING: 2}, 2 + 3, 2)
+        reader.close()
+
+    def test_a_reader_sees_that_a_trial_whose_finished_run_was_deleted_is_trained_again(self, tracker):
+        trials = [trial(number) for number in range(20)]
+        tracker.begin(trials)
+        tracker.end([finished(one) for one in trials])
+        reader, one = self.open(), trials[3]
+        assert set(reader.statuses([one.id for one in trials]).values()) == {Status.FINISHED}
+        (row,) = tracker.rows([one.id])
+        MlflowClient(self.uri).delete_run(row.run_id)
+        tracker.begin([one])
+        assert reader.statuses([one.id]) == {one.id: Status.RUNNING}
+        tracker.end([TrialResult(one.id, Status.FAILED, error="x")])
+        assert reader.statuses([one.id]) == {one.id: Status.FAILED}
+        (again,) = reader.rows([one.id])
+        assert again.run_id != row.run_id
+        reader.close()
+
+    def test_a_reader_of_the_database_sees_what_a_driver_over_http_begins_later(self, tracker):
+        """Trials, a run in place of one that was deleted, and another sweep."""
+        first, second = trial(0), trial(1)
+        tracker.begin([first])
+        reader = open_tracker(f"sqlite:///{DATABASES[self.uri]}", experiment=self.experiment)
+        wanted = [first.id, second.id]
+        assert reader.statuses(wanted) == {first.id: Status.RUNNING}
+        tracker.begin([second])
+        tracker.end([finished(first)])
+        assert reader.statuses(wanted) == {first.id: Status.FINISHED, second.id: Status.RUNNING}
+        (row,) = tracker.rows([first.id])
+        MlflowClient(self.uri).delete_run(row.run_id)
+        assert reader.statuses(wanted) == {second.id: Status.RUNNING}
+        tracker.begin([first])
+        assert reader.statuses(wanted) == {first.id: Status.RUNNING, second.id: Status.RUNNING}
+        tracker.end([finished(first), finished(second)])
+        MlflowClient(self.uri).create_run(str(tracker.experiment_id), tags={layout.TRIAL_ID: second.id})
+        assert reader.statuses(wanted) == {first.id: Status.FINISHED, second.id: Status.FINISHED}
+        assert reader.find_sweep(OTHER.sweep_id) is None
+        other = self.open()
+        parent = other.open_sweep(OTHER, running=False)
+        other.close()
+        assert reader.find_sweep(OTHER.sweep_id) == parent
+        reader.close()
+
+    def test_a_second_run_of_a_trial_does_not_hide_its_finished_one(self, tracker):
+        """A creation that the network repeats leaves such a run."""
+        trials = [trial(number) for number in range(20)]
+        tracker.begin(trials)
+        tracker.end([finished(one) for one in trials])
+        reader = self.open()
+        assert set(reader.statuses([one.id for one in trials]).values()) == {Status.FINISHED}
+        client = MlflowClient(self.uri)
+        client.create_run(str(tracker.experiment_id), tags={layout.TRIAL_ID: trials[3].id})
+        assert reader.statuses([trials[3].id]) == {trials[3].id: Status.FINISHED}
         reader.close()
 
     def test_a_reader_finds_what_a_driver_with_a_clock_that_was_set_back_has_written(self, tracker, monkeypatch):

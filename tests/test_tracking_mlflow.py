@@ -29,6 +29,7 @@ from orchestrator.tracking import database
 from orchestrator.tracking.address import quiet_mlflow
 from orchestrator.tracking.factory import open_tracker
 from orchestrator.tracking.layout import (
+    DRIVER,
     LONGEST_TAG,
     MOST_FOUND,
     PARENTS_ALONE,
@@ -37,6 +38,7 @@ from orchestrator.tracking.layout import (
     params,
     trial_tags,
 )
+from orchestrator.tracking.run_table import RunTable
 
 HERE = Path(__file__).parent
 
@@ -312,6 +314,19 @@ def test_a_statement_count_does_not_grow_with_the_trials(tracker, monkeypatch):
     assert many == few
 
 
+def test_a_reader_looks_for_the_runs_of_other_drivers_once_however_many_trials_it_reads(tracker, uri, monkeypatch):
+    """That reads the table of all runs: once for each chunk would take a time that grows with the square of trials."""
+    trials = [trial(n) for n in range(6)]
+    tracker.begin(trials)
+    monkeypatch.setattr(database, "CHUNK", 2)
+    looked, refresh = [], RunTable.refresh
+    monkeypatch.setattr(RunTable, "refresh", lambda self: looked.append(1) or refresh(self))
+    reader = open_tracker(uri, experiment="tests")
+    assert len(list(reader.rows([t.id for t in trials], settings=False))) == 6
+    assert len(looked) == 2, "when it opens the record, and when it reads"
+    reader.close()
+
+
 def test_a_file_that_is_not_a_database_is_a_user_s_error(tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("not a database, whatever it may be called" * 100)
@@ -467,7 +482,8 @@ def test_killed_at_any_moment_the_same_writes_converge_to_the_undisturbed_record
     for table in ("metrics", "latest_metrics"):
         joined = f"{table} m JOIN runs r USING (run_uuid) WHERE r.name <> 'a sweep'"
         assert _select(uri, columns, joined) == _select(calm, columns, joined)
-    for columns, table in (("run_uuid, name, status", "runs"), ("*", "params"), ("*", "tags")):
+    tags = f"tags WHERE key <> '{DRIVER}'"  # which names the process
+    for columns, table in (("run_uuid, name, status", "runs"), ("*", "params"), ("*", tags)):
         assert _select(uri, columns, table) == _select(calm, columns, table)
 
 

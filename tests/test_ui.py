@@ -273,6 +273,30 @@ def test_mlflow_s_server_without_a_password_is_not_started_on_a_record_with_one(
     assert started == ["sqlite:///mlflow.db"]
 
 
+def test_a_record_that_cannot_be_read_is_tried_less_and_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first reading on; and the first that succeeds is followed by the next one soon."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").mkdir()
+    (tmp_path / "sweep.yaml").write_text(
+        json.dumps(SWEEP | {"tracking": {"uri": "sqlite:///mlflow.db", "patience": 0.01}})
+    )
+    with closing(
+        _Live(Sweep.load(tmp_path / "sweep.yaml", []), Namespace(no_mlflow=True, file="sweep.yaml", overrides=[]))
+    ) as live:
+        rests = []
+        for _ in range(7):
+            live.state()
+            live.refresh()
+            rests.append(live.rest_s())
+        assert json.loads(live.state().body)["trouble"] != ""
+        assert rests == [4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+        (tmp_path / "mlflow.db").rmdir()
+        live.refresh()
+        assert json.loads(live.state().body)["trouble"] == "" and live.rest_s() == 2.0
+
+
 @contextmanager
 def ui(folder: Path, *options: str) -> Iterator[str]:
     """The address of the page of the sweep in a folder; at the end the program is stopped, and must end with 0."""

@@ -1,5 +1,6 @@
 """verify-job finds the trials whose curves depend on their pack, whichever parameter is wrong."""
 
+import inspect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -193,13 +194,28 @@ class Broken(Oscillator):
 def test_a_trial_that_fails_alone_is_a_mistake_of_the_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify-job", f"{__name__}:Broken"]) == 2
     error = capsys.readouterr().err
-    assert "ValueError: nothing can be trained\n" in error and "coupling=1.0" in error and "correct the job" in error
+    line = inspect.getsourcelines(Broken.train)[1] + 1
+    assert error.startswith("phasefront verify-job: JOB: a trial failed: ValueError: nothing can be trained\n  value: ")
+    assert "coupling=1.0" in error and error.endswith(f"  next:  correct {__file__}:{line}, or the values\n")
+    assert len(error.splitlines()) == 3, "no traceback"
 
 
 def narrow(*, rate: float = 0.1, width: int = 8, seed: int, report: Any) -> None:
     if width < 8:
         raise ValueError("too narrow")
     report(1, loss=rate * seed / width)
+
+
+def failing(*, rate: float = 0.1, seed: int, report: Any) -> None:
+    raise ValueError(f"no rate is right, {rate} neither")
+
+
+def test_a_function_that_fails_is_named_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify-job", f"{__name__}:failing"]) == 2
+    error = capsys.readouterr().err
+    line = inspect.getsourcelines(failing)[1] + 1
+    assert "JOB: a trial failed: ValueError: no rate is right, 0.1 neither\n  value: " in error
+    assert error.endswith(f"  next:  correct {__file__}:{line}, or the values\n") and "Traceback" not in error
 
 
 def test_a_function_that_fails_with_another_value_is_varied_in_the_rest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,8 @@ def test_a_job_that_is_edited_while_the_sweep_runs_is_trained_by_the_workers_tha
     cluster.sources["here"] = THEIRS
     cluster.run(8, job="more", besides="dies")
     assert cluster.said == [
-        "the job was edited while the sweep runs (mine.py): no new worker starts, running ones go on"
+        "a worker on here is replaced: its process has died",
+        "the job was edited while the sweep runs (mine.py): no new worker starts, running ones go on",
     ]
     assert len([pack for _, pack in cluster.trained if pack.startswith("more")]) == 8
 

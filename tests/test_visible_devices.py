@@ -23,6 +23,14 @@ def train(*, x: float, seed, device, report):
     time.sleep(2)
     report(1, loss=x)
 """
+BROKEN = """\
+import os, time
+def train(*, x: float, seed, device, report):
+    time.sleep(0.3)
+    if os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-0b9c5d1c-b":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    report(1, loss=x)
+"""
 SWEEP = """\
 job: seen:train
 axes: {x: [1, 2, 3, 4]}
@@ -76,3 +84,12 @@ def test_a_node_whose_slices_are_named_and_counted_gives_each_worker_one(tmp_pat
         head.terminate()
         head.wait(60)
         shutil.rmtree(sockets, ignore_errors=True)
+
+
+def test_a_broken_gpu_fails_no_trial_and_gets_no_packs(tmp_path: Path) -> None:
+    (tmp_path / "seen.py").write_text(BROKEN)
+    (tmp_path / "sweep.yaml").write_text(SWEEP.replace("[1, 2, 3, 4]", str(list(range(30)))))
+    code, text = run("run", "sweep.yaml", "--no-map", cwd=tmp_path, environ={"CUDA_VISIBLE_DEVICES": SLICES})
+    assert code == 0, text
+    assert "GPU MIG-0b9c5d1c-b of" in text and "gets no packs for 30 minutes" in text
+    assert "30 trials finished" in text

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.data.mnist1d import cache_folder
+from jobs.data.cache import cache_folder, made
 from jobs.job import ParamError
 
 Bytes = NDArray[np.uint8]
@@ -172,15 +172,18 @@ def _standard(name: str) -> Path:
     """The standard file or folder of a data set, downloaded from its standard address where it is missing."""
     source, folder = SOURCES[name], cache_folder() / name
     if name.startswith("cifar"):
-        for file in source.files:
-            if (folder / file).exists():
-                return folder / file
-        file = next(iter(source.files))
-        _download(name, file, folder)
+        file = next((file for file in source.files if (folder / file).exists()), next(iter(source.files)))
+        made(name, (folder / file).exists, lambda: _download(name, file, folder))
         return folder / file
-    for file in source.files:
-        if not (folder / file).exists() and not (folder / file.removesuffix(".gz")).exists():
+
+    def missing() -> list[str]:
+        return [f for f in source.files if not ((folder / f).exists() or (folder / f.removesuffix(".gz")).exists())]
+
+    def fetch() -> None:
+        for file in missing():
             _download(name, file, folder)
+
+    made(name, lambda: not missing(), fetch)
     return folder
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.data.cache import cache_folder, made
+
 INPUTS, CLASSES = 40, 10
-
-
-def cache_folder() -> Path:
-    """The folder of generated and downloaded data sets: $PHASEFRONT_DATA, or one in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("PHASEFRONT_DATA") or cache / "phasefront" / "data")
 
 
 def package_seed(data_seed: int, trial_seed: int) -> int:
@@ -46,8 +41,7 @@ def mnist1d(
     `seed` is as returned by `package_seed`.
     """
     path = cache_folder() / f"mnist1d-{train}-{test}{f'-{seed}' if seed else ''}.npz"
-    if not path.exists():
-        _generate(path, train, test, seed)
+    made(path.name, path.exists, lambda: _generate(path, train, test, seed))
     with np.load(path, allow_pickle=False) as kept:
         return kept["x"], kept["y"], kept["x_test"], kept["y_test"]
 
@@ -65,7 +59,7 @@ def _generate(path: Path, train: int, test: int, seed: int) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         data = make_dataset(arguments)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Workers may generate at the same time: each writes a file of its own, and renaming is atomic.
+    # Written under another name and renamed: it is there whole or not at all.
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
         np.savez(
             file,

@@ -40,10 +40,12 @@ class ImageDoubleDescent(DescentJob[ImageParams]):
         pixels = channels * sides[0] * sides[1]
         evaluated = min(p.train_evaluated or p.used, p.used) + p.tested
         adaptive = p.optimiser != "sgd"
-        blocks = -(-models // networks.models_per_block(p.model, width, "cpu"))
+        blocks, gpu_blocks = (-(-models // networks.models_per_block(p.model, width, d)) for d in ("cpu", "cuda"))
+        of_block = steps * 12 * len(layers) + reports * 10 * len(layers)
         training = steps * (p.batch * (8 * live + 20 * pixels) + size * (15 if adaptive else 6))
         return Cost(
-            launches=blocks * (steps * 12 * len(layers) + reports * 10 * len(layers)),
+            launches=blocks * of_block,
+            gpu_launches=gpu_blocks * of_block,
             matmul_flop=2.0 * models * macs * (3 * steps * p.batch + reports * evaluated),
             element_visits=float(models) * (training + reports * evaluated * (4 * live + 6 * pixels)),
             memory_bytes=self.memory_bytes(p, extent=extent, models=models, device="cpu"),

@@ -28,7 +28,7 @@ def train(pack: Sequence[Member[ImageParams]], device: str) -> Iterator[Report]:
         images = _images(pack[0].params, device, data)
         for group in _groups(pack, positions, device):
             blocks.append((_block([pack[i] for i in group], images), group))
-    schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
+    schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points, m.params.curve_until) for m in pack]
     yield from run_blocks(
         blocks, schedules, watch="train_loss", precision=pack[0].params.matmul_precision, saved=[m.state for m in pack]
     )

@@ -61,6 +61,7 @@ class ImageParams(Params):
     epochs: int = fields.epochs()
     curve_points: int = fields.curve_points(100)
     matmul_precision: str = fields.matmul_precision()
+    curve_until: int = fields.curve_until()
 
     def __post_init__(self) -> None:
         super().__post_init__()

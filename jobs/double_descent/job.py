@@ -53,6 +53,7 @@ _PER_MODEL = {
     "steps",
     "epochs",
     "curve_points",
+    "curve_until",
 }
 """Parameters in which the models of a pack may differ."""
 
@@ -69,10 +70,13 @@ class DescentJob(Job[P]):
 
     Thresholds: ClassVar[type[AnyParams]] = DoubleDescentThresholds
     metrics: ClassVar[tuple[str, ...]] = ("train_loss", "train_error", "test_loss", "test_error")
+    shares: ClassVar[tuple[str, ...]] = ("train_error", "test_error")
     phases: ClassVar[tuple[str, ...]] = ("underfitted", "interpolating", "diverged")
     headline: ClassVar[tuple[str, ...]] = ("final_test_error", "final_train_error", "interpolation_step")
     retired: ClassVar[tuple[str, ...]] = reductions.peak_observations("test_error")
     crossings: ClassVar[tuple[str, ...]] = ("diverged_step", "interpolation_step")
+
+    horizon_params: ClassVar[tuple[str, ...]] = ("steps", "epochs", "curve_points", "curve_until")
 
     def shared(self, params: P) -> tuple[Scalar, ...]:
         """The parameters that all models of a pack have in common."""
@@ -100,7 +104,7 @@ class DescentJob(Job[P]):
         return float(params.used) if name == "sample_count" else super().amount(params, name)
 
     def schedule(self, params: Any) -> NDArray[np.int64]:
-        return log_spaced_steps(params.horizon, params.curve_points)
+        return log_spaced_steps(params.horizon, params.curve_points, params.curve_until)
 
     def observe(self, params: Any, curves: Curves, thresholds: Any) -> Observations:
         """Reduce a trial's curves. A peak along the steps belongs to a mean over replicates, not to one trial."""
@@ -204,8 +208,10 @@ class DoubleDescent(DescentJob[DoubleDescentParams]):
         step_macs = p.batch * (3 * macs - sizes[0] * sizes[1])
         elements = p.batch * (p.inputs + 4 * hidden + 12 * p.outputs) + parameters * (12 if adaptive else 3)
         evaluated = p.used + p.test_count
+        of_block = steps * (11 + 6 * p.depth + (10 if adaptive else 0)) + reports * 40
         return Cost(
-            launches=blocks * (steps * (11 + 6 * p.depth + (10 if adaptive else 0)) + reports * 40),
+            launches=blocks * of_block,
+            gpu_launches=of_block,
             matmul_flop=2.0 * models * (steps * step_macs + reports * evaluated * macs),
             element_visits=models * (steps * elements + reports * evaluated * (2 * hidden + 8 * p.outputs + p.inputs)),
             memory_bytes=self.memory_bytes(p, extent=extent, models=models, device="cpu"),

@@ -5,6 +5,8 @@ Each term is a tensor of `block.py`, `image_block.py` or of what makes their dat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -51,6 +53,9 @@ def _perceptrons(p: DoubleDescentParams, sizes: tuple[int, ...], models: int, lo
     pool = 4.0 * sets * (p.pool + p.test_count) * inputs
     drawing = sets * inputs * max(NORMAL_BYTES * p.pool, 4.0 * p.pool + NORMAL_BYTES * p.test_count) * drawn
     drawing += 8.0 * inputs * p.pool * drawn
+    if p.pixels == "random":  # training examples, then test examples while both orders of the former are there
+        ordering = max(PERMUTED_BYTES * p.pool, 4.0 * p.pool + PERMUTED_BYTES * p.test_count)
+        drawing = max(drawing, pool + inputs * (sets * ordering + 8.0 * max(p.pool, p.test_count)))
     labelling = pool + 8.0 * sets * p.pool + _LABEL_BYTES * models * p.pool * (label == 8)
     if p.data == "gaussian_teacher":
         labelling = max(labelling, pool + 4.0 * sets * p.pool * (32 + outputs))
@@ -67,29 +72,42 @@ def _perceptrons(p: DoubleDescentParams, sizes: tuple[int, ...], models: int, lo
     drawn_weights = largest * (models * (NORMAL_BYTES + 8 if p.weight_std else UNIFORM_BYTES) + 8)
     initialising = data + trained + drawn_weights
     order = "whole_epochs" if p.last_batch == "smaller" else p.batch_order
-    peak, rows = memory.drawn_bytes(
+    draw = partial(
+        memory.drawn_bytes,
         models,
-        steps=steps,
         horizon=p.horizon,
         batch=batch,
         used=p.used,
         order=order,
         weights=order == "whole_epochs",
     )
+    peak, rows = draw(steps=steps)
     apart = own or subset
+    rounded = models * memory.rounded_bytes(p.matmul_precision, device, *_products(sizes, batch))
     if batch < p.used:
         # Rows, their places in order of the models, and targets; those of a chunk are there while the next is drawn.
-        training = peak + (rows + 16.0 * models * steps * batch if longest > steps else 0.0)
+        chunk = rows + 16.0 * models * steps * batch
+        later = draw(steps=min(steps, longest - steps))[0] if longest > steps else 0.0
+        training = max(peak, chunk + max(later, rounded))
     else:
-        training = peak + label * models * batch + apart * 8.0 * models * batch * steps
+        training = peak + label * models * batch + apart * 8.0 * models * batch * steps + rounded
     room = evaluation_bytes(MLP_EVALUATION_BYTES, device) // (4 * widest)
     layers = [a + b for a, b in pairwise(sizes)][1:] or [outputs]
     unit = 4.0 * (max(*layers, 2 * outputs + 4) + inputs * apart)
-    measuring = unit * max(min(room, examples * models) for examples in (p.used, p.test_count))
-    measuring = max(measuring, unit * 64 * models)
+    measuring = unit * min(max(room, 64 * models), max(p.used, p.test_count) * models)
     return BlockBytes(
         held=held, setup=max(drawing, labelling, subsetting, initialising, held), work=max(training, measuring)
     )
+
+
+def _products(sizes: tuple[int, ...], batch: int) -> Iterator[tuple[float, float]]:
+    """Numbers of the operands of the products of a model's step."""
+    for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        last = layer == len(sizes) - 2
+        yield (fan_in * fan_out, batch * fan_in) if last else (batch * fan_in, fan_in * fan_out)
+        yield (batch * fan_out, batch * fan_in) if last else (batch * fan_in, batch * fan_out)
+        if layer:
+            yield batch * fan_out, fan_in * fan_out
 
 
 def image_bytes(params: ImageParams, schedule: NDArray[np.int64], *, width: int, models: int, device: str) -> float:
@@ -118,6 +136,7 @@ def _images(p: ImageParams, width: int, models: int, steps: int, pixels: int) ->
     saved, piece = _activations(p, width)
     # A step has its images; augmented ones are gathered by places of 8 bytes.
     cropping = batch * models * (16.0 * pixels + framed + 2.0 * pixels) if p.augment else 8.0 * batch * models * pixels
+    # Where operands are rounded (`matmul_precision`), fewer activations are there than at the peak.
     training = max(cropping, 4.0 * models * batch * (pixels + saved) + trained)
     measured = min(p.train_evaluated or p.used, p.used), p.tested
     place = sides[0] * sides[1]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from jobs.data.images import SOURCES, first_images
 from jobs.data.labels import noisy_labels
@@ -15,6 +16,7 @@ from jobs.double_descent.block import MLPBlock, PackData
 from jobs.double_descent.gaussian import gaussian_linear, gaussian_teacher
 from jobs.double_descent.params import DoubleDescentParams
 from jobs.job import Member, Report, log_spaced_steps
+from jobs.packed import random
 from jobs.packed.batches import subset_rows
 from jobs.packed.cost import layer_sizes, models_per_block, padded_width, step_bytes
 from jobs.packed.loop import neighbours, run_blocks
@@ -22,7 +24,7 @@ from jobs.packed.loop import neighbours, run_blocks
 
 def train(pack: Sequence[Member[DoubleDescentParams]], device: str) -> Iterator[Report]:
     """Reports of all members; see `jobs.job.Job.train`."""
-    schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
+    schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points, m.params.curve_until) for m in pack]
     saved = [m.state for m in pack]
     yield from run_blocks(
         blocks_of(pack, device), schedules, watch="train_loss", precision=pack[0].params.matmul_precision, saved=saved
@@ -65,6 +67,8 @@ def _data(params: Sequence[DoubleDescentParams], seeds: Sequence[int], device: s
             x, y, x_test, y_test = gaussian_linear(own, train, test, first.inputs, noise, device)
         else:
             x, y, x_test, y_test = gaussian_teacher(own, train, test, first.inputs, device)
+    if first.pixels == "random":
+        x, x_test = _reordered(x, own, "train"), _reordered(x_test, own, "test")
     labels = y[source]
     if first.data != "gaussian_linear":
         rates = [p.label_noise for p in params]
@@ -81,6 +85,13 @@ def _data_seed(params: DoubleDescentParams, seed: int) -> int:
     if params.data in SOURCES:
         return 0
     return params.data_seed if params.data_seed > 0 else seed
+
+
+def _reordered(x_SND: Tensor, seeds: Sequence[int], part: str) -> Tensor:
+    """The inputs of each example in an order of its own, drawn from the seed of the data."""
+    keys = random.stream_keys(seeds, f"pixels/{part}", x_SND.device)
+    counter = torch.arange(x_SND[0].numel(), device=x_SND.device)
+    return x_SND.gather(2, random.bits(keys, counter).reshape(x_SND.shape).argsort(dim=2, stable=True))
 
 
 def _pixels(

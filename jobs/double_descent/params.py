@@ -34,6 +34,13 @@ class DoubleDescentParams(Params):
         meaning="an image data set's file or folder on the worker's disk; empty: the standard one in the data folder",
     )
     data_seed: int = fields.data_seed()
+    pixels: str = param(
+        "original",
+        added=True,
+        choices=("original", "random"),
+        meaning="inputs of each training and test example: in their order, or each example's in a random order of its"
+        " own (Zhang et al. 2017), the same for all trials on a data set",
+    )
     inputs: int = param(
         40, low=1, high=10_000, meaning="input features (40 for mnist1d, 784 for mnist, 3072 for cifar10)"
     )
@@ -92,6 +99,7 @@ class DoubleDescentParams(Params):
     epochs: int = fields.epochs()
     curve_points: int = fields.curve_points(100)
     matmul_precision: str = fields.matmul_precision()
+    curve_until: int = fields.curve_until()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -89,7 +89,7 @@ def vertices(params: GrokkingParams) -> int:
 
 def _repeated_steps(params: GrokkingParams) -> float:
     """Steps that a model is trained twice: at each level half of a report interval, here the last and longest."""
-    schedule = log_spaced_steps(params.steps, params.curve_points)
+    schedule = log_spaced_steps(params.steps, params.curve_points, params.curve_until)
     before = schedule[-2] if len(schedule) > 1 else 0
     return params.levels * float(schedule[-1] - before) / 2
 
@@ -113,9 +113,11 @@ def pack_cost(
     step_macs, measured_macs = 3 * (rows * macs + tables), measured * (pairs * macs + tables)
     bent = corners * 6 * width * params.layers
     measured_macs += repeated * (pairs * macs + tables)
+    of_block = steps * launches + measured * 30 + (reports * 60 if corners else 0)
+    searching = models * repeated * (launches + 30)
     return Cost(
-        launches=blocks * (steps * launches + measured * 30 + (reports * 60 if corners else 0))
-        + models * repeated * (launches + 30),
+        launches=blocks * of_block + searching,
+        gpu_launches=of_block + searching,
         matmul_flop=2.0 * models * ((steps + repeated) * step_macs + measured_macs + corners * macs),
         element_visits=models
         * ((steps + repeated) * (rows * elements + 14 * size) + (measured + repeated) * pairs * elements + bent),

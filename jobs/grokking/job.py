@@ -44,6 +44,7 @@ _PER_MODEL = {
     "weight_decay",
     "steps",
     "curve_points",
+    "curve_until",
     "batch_fraction",
     "embedding_scale",
     "embedding_learning_rate",
@@ -66,9 +67,12 @@ class Grokking(Job[GrokkingParams]):
     Params: ClassVar[type[AnyParams]] = GrokkingParams
     Thresholds: ClassVar[type[AnyParams]] = GrokkingThresholds
     metrics: ClassVar[tuple[str, ...]] = BASE_METRICS
+    shares: ClassVar[tuple[str, ...]] = ("train_accuracy", "test_accuracy")
     phases: ClassVar[tuple[str, ...]] = (*reductions.LEARNING_PHASES, "diverged")
     headline: ClassVar[tuple[str, ...]] = ("generalisation_step", "final_test_accuracy", "memorisation_step")
     crossings: ClassVar[tuple[str, ...]] = (*_GAP, "diverged_step", "blow_up_step")
+
+    horizon_params: ClassVar[tuple[str, ...]] = ("steps", "curve_points", "curve_until")
 
     def analyses(self, thresholds: Any) -> Sequence[Mapping[str, Scalar]]:
         return ({"kind": "times", "of": "generalisation_step"},)
@@ -88,7 +92,7 @@ class Grokking(Job[GrokkingParams]):
         return (*width, params.train_pairs) if params.batch == params.train_pairs else width
 
     def schedule(self, params: GrokkingParams) -> NDArray[np.int64]:
-        return log_spaced_steps(params.steps, params.curve_points)
+        return log_spaced_steps(params.steps, params.curve_points, params.curve_until)
 
     def report_steps(self, params: GrokkingParams) -> int:
         # A crossing is reported with the step before it.

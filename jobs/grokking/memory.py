@@ -6,6 +6,9 @@ set-up: see `jobs.packed.memory`. Of a batch, B, a row is one pair of one model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +16,7 @@ from jobs.grokking.cost import padded_outputs, parameters, step_bytes
 from jobs.grokking.params import GrokkingParams
 from jobs.packed import memory
 from jobs.packed.cost import evaluation_bytes, models_per_block, padded_width
-from jobs.packed.memory import NORMAL_BYTES, PERMUTED_BYTES, UNIFORM_BYTES, BlockBytes
+from jobs.packed.memory import NORMAL_BYTES, PERMUTED_BYTES, UNIFORM_BYTES, BlockBytes, rounded_bytes
 
 CHUNK_STEPS = 32
 """Steps whose batches are drawn at once."""
@@ -66,19 +69,22 @@ class _Block:
         setup = examples + self.weights + (models * drawing + 8.0) * self._largest()
         splitting = max(PERMUTED_BYTES, 8.0 + 29.0) * models * p.table_size
         order = "whole_epochs" if p.last_batch == "smaller" else "shuffled"
-        peak, rows = memory.drawn_bytes(
+        steps = min(CHUNK_STEPS, self.longest)
+        draw = partial(
+            memory.drawn_bytes,
             models,
-            steps=min(CHUNK_STEPS, self.longest),
             horizon=p.steps,
             batch=self.batch,
             used=self.pairs,
             order=order,
             weights=order == "whole_epochs",
         )
-        kept = rows if self.longest > CHUNK_STEPS else 0.0
+        peak, rows = draw(steps=steps)
+        if self.longest > steps:  # the rows of a chunk are there while the next is drawn
+            peak = max(peak, rows + draw(steps=min(steps, self.longest - steps))[0])
         training = rows + 56.0 * models * self.batch * (rows > 0) + self._step(self.batch, own=True)
         return BlockBytes(
-            held=held, setup=max(setup, splitting, held), work=searching + max(peak + kept, training, self._measuring())
+            held=held, setup=max(setup, splitting, held), work=searching + max(peak, training, self._measuring())
         )
 
     def _largest(self) -> int:
@@ -116,19 +122,38 @@ class _Block:
         """
         p, models, width = self.p, self.models, self.width
         out = 4.0 * self.outputs * p.read_positions
+        rounded = models * rounded_bytes(p.matmul_precision, self.device, *self._products(rows)) if own else 0.0
         if p.model == "quadratic_mlp":
             if own:
                 gradient = 8.0 * models * p.elements * width
-                return models * rows * 4.0 * width + max(gradient, models * rows * (self._loss() - out))
+                return models * rows * 4.0 * width + max(gradient, models * rows * (self._loss() - out), rounded)
             return models * rows * (5 * 4.0 * width + out) + 2 * self.weights
         if p.model == "transformer":
-            return max(models * rows * (4.0 * width * self._transformer_step() + 2 * out), 2 * self.weights)
+            return max(models * rows * (4.0 * width * self._transformer_step() + 2 * out) + rounded, 2 * self.weights)
         layers = p.layers + (p.layers if p.activation == "gelu" else 0)
         live = max(p.layers + layers, layers + 2) * 4.0 * width
         tables = 4.0 * models * p.tables * p.elements * width * (p.embedding > 0 and not p.pixels)
         pixels = 0.0 if own and self.batch >= self.pairs else 4.0 * p.pixels
         backward = models * rows * (layers * 4.0 * width + 2 * out + self._loss())
-        return max(models * rows * (live + out + pixels), backward) + 2 * tables
+        return max(models * rows * (live + out + pixels), backward) + 2 * tables + rounded
+
+    def _products(self, rows: float) -> Iterator[tuple[float, float]]:
+        """Numbers of the operands of the largest products of a model's step on these rows."""
+        p, width, outputs = self.p, self.width, self.outputs
+        read = rows * p.read_positions
+        yield outputs * width, read * width
+        yield read * outputs, read * width
+        if p.model == "transformer":
+            whole = read if p.layers == 1 else rows * p.sequence_length
+            yield whole * 4 * width, 4 * width * width
+            yield whole * 4 * width, whole * width
+        elif p.model != "quadratic_mlp":
+            if p.layers > 1:
+                yield rows * width, width * width
+                yield rows * width, rows * width
+            first, inputs = (rows, p.pixels) if p.pixels else (p.elements, p.embedding)
+            yield first * inputs, inputs * width
+            yield first * inputs, first * width
 
     def _transformer_step(self) -> float:
         """Numbers of one row, in units of the width, that are alive at the peak of a step."""

@@ -39,7 +39,7 @@ def train(pack: Sequence[Member[GrokkingParams]], device: str) -> Iterator[Repor
     size = models_per_block(step_bytes(first, width, max(m.params.batch for m in pack)), device)
     groups = neighbours(pack, size, lambda params: (params.width, params.train_pairs))
     blocks = [(make_block([pack[i] for i in positions], device), positions) for positions in groups]
-    schedules = [log_spaced_steps(m.params.steps, m.params.curve_points) for m in pack]
+    schedules = [log_spaced_steps(m.params.steps, m.params.curve_points, m.params.curve_until) for m in pack]
     level = first.stop_accuracy
     stop = {"train_accuracy": level, "test_accuracy": level} if level else None
     levels = {"train_accuracy": first.train_level, "test_accuracy": first.test_level}

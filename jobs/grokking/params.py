@@ -79,6 +79,7 @@ class GrokkingParams(Params):
     )
     curve_points: int = fields.curve_points(150)
     matmul_precision: str = fields.matmul_precision()
+    curve_until: int = fields.curve_until()
     batch_fraction: float = _added(
         1.0, above=0, high=1, meaning="largest share of the train set in a batch (Power et al.: batch_size 512 and 0.5)"
     )

@@ -16,7 +16,7 @@ from torch.func import vmap
 
 from jobs.job import Member
 from jobs.module.base import ModuleScience
-from jobs.module.cost import CHUNK_STEPS, EVALUATION_BYTES
+from jobs.module.cost import CHUNK_STEPS, evaluated_rows
 from jobs.module.data import Data, Inputs
 from jobs.module.examples import Examples, train_examples
 from jobs.module.graph import Graphs, Recorded
@@ -25,7 +25,6 @@ from jobs.module.shared import shared_params
 from jobs.packed import random
 from jobs.packed.batches import Batches
 from jobs.packed.block import Block, weakly
-from jobs.packed.cost import evaluation_bytes
 from jobs.packed.optim import FlatParameters, OptimiserSettings, make_optimiser
 from jobs.packed.state import fill
 from jobs.state import TrialState
@@ -199,8 +198,8 @@ class ModuleBlock(Block):
         return {name: value[self._live.to(value.device)] for name, value in measured.items()}
 
     def _means(self, name: str, examples: Examples) -> dict[str, Tensor]:
-        held = evaluation_bytes(EVALUATION_BYTES, self._device.type)
-        rows = max(1, int(held / (self._parameters.models * self._row_bytes)))
+        batch = self._shared.batch_size or len(self._train)
+        rows = evaluated_rows(self._parameters.models, self._row_bytes, batch, self._device.type)
         totals: dict[str, Tensor] = {}
         for start in range(0, len(examples), rows):
             for key, value in self._sums(examples, examples.part(start, min(start + rows, len(examples)))).items():

@@ -34,6 +34,19 @@ class ModuleJob(ModuleScience):
         "diverged",
     )
     crossings: ClassVar[tuple[str, ...]] = (*_GAP, "interpolation_step", "diverged_step")
+    shares: ClassVar[tuple[str, ...]] = ("train_accuracy", "test_accuracy")
+    reporting_advice: ClassVar[str] = "A metric of your own is what the job's `probe` returns, under its name."
+
+    def possible_metrics(self, params: Any, *, measure: bool = False) -> Sequence[tuple[str, ...]]:
+        if type(self).train is not ModuleJob.train:
+            return ()
+        if measure:
+            from jobs.module.fit import reported
+
+            names = reported(self, params)
+            return (names,) if names else ()
+        losses = ("train_loss", "test_loss")
+        return () if self.defines("probe") else (losses, (*losses, *self.shares))
 
     def cost(self, params: Any, *, extent: tuple[int, ...], models: int) -> Cost:
         from jobs.module.cost import pack_cost

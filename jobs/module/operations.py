@@ -141,3 +141,15 @@ def replaced(random: Random | None, *, stacked: bool) -> Iterator[None]:
             setattr(functional, name, function)
         for name in cells:
             delattr(torch._VF, name)
+
+
+@contextlib.contextmanager
+def without_fallback() -> Iterator[None]:
+    """An operation without a rule for `torch.func.vmap`, which PyTorch would run model by model, raises an error."""
+    functorch: Any = torch._C._functorch
+    before = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_enabled(before)

@@ -6,7 +6,6 @@ of them, timed for the first pack of its kind in this process. All of them compu
 
 from __future__ import annotations
 
-import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +23,10 @@ from jobs.module.block import ModuleBlock, SingleBlock, StackedBlock
 from jobs.module.cost import models_stacked, profile_of
 from jobs.module.data import Data, Random
 from jobs.module.examples import layout
+from jobs.module.fit import check_fit
 from jobs.module.graph import Graphs
 from jobs.module.network import Network
+from jobs.module.operations import without_fallback
 from jobs.module.shared import ParamsDiffer, kind_of, shared_values
 from jobs.packed.loop import run_blocks
 from jobs.packed.precision import products
@@ -101,10 +102,16 @@ def _reports(job: ModuleScience, pack: Sequence[Member[Any]], device: str) -> It
 
 
 def trial_of(job: ModuleScience, position: int, member: Member[Any]) -> Trial:
-    """A member with its network and data."""
+    """A member with its network and data.
+
+    Raises:
+        TypeError: the job returns no module, or no data.
+        ValueError: the outputs do not fit the targets.
+    """
     data = job.data(member.params, Random.of_seed(member.seed))
     if not isinstance(data, Data):
         raise TypeError(f"{type(job).__name__}.data must return Data(train=..., test=...); got {type(data).__name__}")
+    check_fit(job, member, data)
     return Trial(position=position, member=member, network=Network.of(job, member), data=data)
 
 
@@ -262,22 +269,25 @@ def _why_alone(job: ModuleScience, params: Any) -> str:
     if job.defines("torch_optimiser"):
         return "it has an optimiser of PyTorch"
     try:
-        with _without_fallback():
-            stacked = _last_measured(job, trials, StackedBlock)
+        row_bytes = profile_of(job, params).row_bytes
+        with without_fallback():
+            stacked = _last_measured(job, trials, StackedBlock, row_bytes)
     except Exception as error:  # whatever vmap or the user's code raises under it
         lines = str(error).strip().splitlines() or [type(error).__name__]
         sentence, place = lines[0].partition(". ")[0], _place(error)
         return f"{place}: {sentence}" if place else sentence
     # Not the first: stacked models have its attributes, and a wrong rule for vmap may be right for it.
-    alone = _last_measured(job, [trial_of(job, 0, trials[-1].member)], SingleBlock)
+    alone = _last_measured(job, [trial_of(job, 0, trials[-1].member)], SingleBlock, row_bytes)
     same = all(torch.isclose(alone[name], stacked[name], rtol=1e-2, atol=1e-2, equal_nan=True) for name in alone)
     return "" if same else "it computes something else when it is stacked; does it assign to a buffer in `forward`?"
 
 
-def _last_measured(job: ModuleScience, trials: Sequence[Trial], kind: type[ModuleBlock]) -> dict[str, Tensor]:
+def _last_measured(
+    job: ModuleScience, trials: Sequence[Trial], kind: type[ModuleBlock], row_bytes: float
+) -> dict[str, Tensor]:
     """The losses of the last trial after two steps."""
     networks, data = [t.network for t in trials], [t.data for t in trials]
-    block = kind(job, [t.member for t in trials], networks, data, "cpu", 1024.0)
+    block = kind(job, [t.member for t in trials], networks, data, "cpu", row_bytes)
     block.advance(0, 1)
     before = _plain_attributes(networks[0].module)
     block.advance(1, 1)
@@ -295,18 +305,6 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
         for name, value in vars(part).items()
         if isinstance(value, bool | int | float | str)
     }
-
-
-@contextlib.contextmanager
-def _without_fallback() -> Iterator[None]:
-    """An operation without a rule for `torch.func.vmap`, which PyTorch would run model by model, raises an error."""
-    functorch: Any = torch._C._functorch
-    before = functorch._is_vmap_fallback_enabled()
-    functorch._set_vmap_fallback_enabled(False)
-    try:
-        yield
-    finally:
-        functorch._set_vmap_fallback_enabled(before)
 
 
 def _place(error: BaseException) -> str:

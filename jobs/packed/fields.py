@@ -10,6 +10,15 @@ from functools import partial
 from jobs.job import param
 
 curve_points = partial(param, low=2, high=320, meaning="log-spaced steps at which the curves are measured")
+curve_until = partial(
+    param,
+    0,
+    unit="steps",
+    low=0,
+    high=100_000_000,
+    added=True,
+    meaning="curve_points lie between 1 and this step, and go on with their spacing beyond it; 0: the last step",
+)
 steps = partial(param, unit="steps", low=1, high=100_000_000)
 epochs = partial(
     param, 0, unit="epochs", low=0, high=10_000_000, meaning="passes over the training data; 0: use the parameter steps"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.job import Member, P, Report
-from jobs.packed.block import Block
+from jobs.packed.block import Block, weakly
 from jobs.packed.crossings import CrossingSearch, RepeatableBlock
 from jobs.packed.host import to_host
 from jobs.packed.precision import products
@@ -95,7 +96,8 @@ def run_blocks(
         StateError: a state does not fit its model.
     """
     step = common_step(saved or ())
-    states = [_BlockState(block, np.asarray(positions), schedules, levels) for block, positions in blocks]
+    keeps = saved is not None and not levels  # a search for crossings depends on where the training ended
+    states = [_BlockState(block, np.asarray(positions), schedules, levels, keeps) for block, positions in blocks]
     if step and saved is not None:
         for state in states:
             state.load([given for p in state.positions if (given := saved[p]) is not None])
@@ -116,6 +118,8 @@ def run_blocks(
                 with flushed(), products("fp32"):
                     reports = list(state.reports(step, watch, stop))
                 yield from reports
+                with flushed():
+                    state.leave(step)
         states = [state for state in states if len(state.positions)]
 
 
@@ -171,10 +175,13 @@ class _BlockState:
         positions: NDArray[np.int64],
         schedules: Sequence[NDArray[np.int64]],
         levels: Mapping[str, float] | None,
+        keeps: bool,
     ) -> None:
-        self.block, self.positions = block, positions
+        self.block, self.positions, self._keeps = block, positions, keeps
         self._schedules = schedules
         self._cursor = np.zeros(len(positions), dtype=np.int64)
+        self._done = np.zeros(len(positions), dtype=np.bool_)
+        """Those that finish with the reports of this step."""
         self._refresh()
         self._search: CrossingSearch | None = None
         if levels:
@@ -219,14 +226,29 @@ class _BlockState:
             yield Report(step=at, members=self.positions[models], values=values, finished=self.positions[:0])
         last = np.array([len(self._schedules[p]) - 1 for p in self.positions]) == self._cursor
         done = due & (last | ~np.isfinite(measured[watch]))
+        stopped = np.zeros(len(done), dtype=np.bool_)
         if stop:
-            done |= due & np.logical_and.reduce([measured[name] >= level for name, level in stop.items()])
+            stopped = due & np.logical_and.reduce([measured[name] >= level for name, level in stop.items()])
+            done |= stopped
+        self._done, ended = done, due & last & np.isfinite(measured[watch]) & ~stopped
         yield Report(
             step=step,
             members=self.positions[due],
             values={name: value[due] for name, value in measured.items()},
             finished=self.positions[done],
+            final=partial(weakly(self._final), step, ended) if self._keeps and ended.any() else None,
         )
+
+    def _final(self, step: int, ended: NDArray[np.bool_]) -> dict[int, TrialState]:
+        """The states of the models that end at `step`; none where the block cannot be saved."""
+        if not self.block.save():
+            return {}
+        wanted = set(self.positions[ended].tolist())
+        return {position: state for position, state in self.save(step) if position in wanted}
+
+    def leave(self, step: int) -> None:
+        """Go on after the reports of `step`, without the models that finished."""
+        done, due = self._done, self._due == step
         self._cursor[due] += 1
         if done.any():
             live = np.flatnonzero(~done)

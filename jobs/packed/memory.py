@@ -54,6 +54,21 @@ def pack_bytes(models: int, per_block: int, block_bytes: Callable[[int], BlockBy
     return max(peak, held + full.work)
 
 
+def rounded_bytes(precision: str, device: str, *products: tuple[float, float]) -> float:
+    """Peak bytes of the operands of one product that are rounded before it; see `jobs.packed.precision`.
+
+    Args:
+        precision: fp32, tf32 or bf16.
+        device: a GPU rounds to TF32 within the product.
+        products: numbers of the first and of the second operand, which is rounded last, of each product.
+    """
+    if precision == "fp32" or (precision == "tf32" and device.startswith("cuda")):
+        return 0.0
+    # While it is rounded, an operand is there twice more to TF32 (it is made contiguous), one and a half times to bf16.
+    each = {"tf32": 8.0, "bf16": 6.0}[precision]
+    return max(max(each * first, 4.0 * first + each * second) for first, second in products)
+
+
 def longest_gap(schedule: NDArray[np.int64]) -> int:
     """The largest number of steps between two reports."""
     return int(np.diff(schedule, prepend=0).max())

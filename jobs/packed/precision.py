@@ -4,7 +4,8 @@
 float32, as tensor cores do. Parameters, gradients, moments and everything that is computed element by element stay
 float32, and so do the measurements. A GPU with TF32 rounds in the product itself; elsewhere the operands are rounded
 before it, which is slower, and equal but for the order of the sums and how the GPU rounds. Products that PyTorch
-computes within other operations (`nn.LSTM`, `nn.Bilinear`) are not rounded.
+computes within other operations (`nn.LSTM`, `nn.Bilinear`) are not rounded before them: a GPU rounds those of
+`nn.LSTM` in trials of "tf32", and of no other format.
 
 The formats of PyTorch's backends are switches of the whole process, which a user's module may have set: they are set
 for each piece of a training, and restored after it.
@@ -56,7 +57,10 @@ def products(precision: str) -> Iterator[None]:
     """Within it, float32 matrix products and convolutions have this precision: fp32, tf32 or bf16."""
     with contextlib.ExitStack() as stack:
         # The operands of "bf16" are rounded before the product, and TF32 holds them exactly.
-        stack.enter_context(_backends("ieee" if precision == "fp32" else "tf32"))
+        # It must not round those of recurrent layers, which nothing else rounds.
+        stack.enter_context(
+            _backends("ieee" if precision == "fp32" else "tf32", "tf32" if precision == "tf32" else "ieee")
+        )
         if precision != "fp32":
             # The other kernels of attention hide their products.
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -68,24 +72,41 @@ _SINCE_2_9 = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 """Whether PyTorch names the formats; before 2.9 it has a switch for TF32, and none for a CPU's libraries."""
 
 
+class _Matmul:
+    """PyTorch's older switch of matrix products, as an attribute."""
+
+    precision = property(
+        lambda _: torch.get_float32_matmul_precision(), lambda _, value: torch.set_float32_matmul_precision(value)
+    )
+
+
 @contextlib.contextmanager
-def _backends(cuda: str) -> Iterator[None]:
-    """Set the formats in which PyTorch's libraries may compute with float32."""
+def _backends(cuda: str, recurrent: str) -> Iterator[None]:
+    """Set the formats in which PyTorch's libraries may compute with float32, and cuDNN's recurrent layers."""
     backends: Any = torch.backends
-    formats: dict[Any, str | bool]
+    allowed = cuda == "tf32"
+    switches: list[tuple[Any, str, Any]] = [(backends.cudnn, "allow_tf32", allowed)]
     if _SINCE_2_9:
-        switch, formats = "fp32_precision", {backends.cuda.matmul: cuda, backends.cudnn.conv: cuda}
-        formats |= dict.fromkeys((backends.mkldnn.matmul, backends.mkldnn.conv), "ieee")
+        # The older switches too, and first, as they set formats: PyTorch lets nobody read one that contradicts them,
+        # not even `torch.backends.cudnn.flags`, which a user's module may call.
+        switches.append((_Matmul(), "precision", "high" if allowed else "highest"))
+        exact = (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn)
+        formats = {backends.cuda.matmul: cuda, backends.cudnn.conv: cuda, backends.cudnn.rnn: recurrent}
+        formats |= dict.fromkeys(exact, "ieee")
+        switches += [(library, "fp32_precision", value) for library, value in formats.items()]
     else:
-        switch, formats = "allow_tf32", dict.fromkeys((backends.cuda.matmul, backends.cudnn), cuda == "tf32")
-    before = {library: getattr(library, switch) for library in formats}
+        switches.append((backends.cuda.matmul, "allow_tf32", allowed))
+    before = []
+    for place, name, _ in switches:
+        with contextlib.suppress(RuntimeError):  # of a user's switches that contradict each other
+            before.append((place, name, getattr(place, name)))
     try:
-        for library, value in formats.items():
-            setattr(library, switch, value)
+        for place, name, value in switches:
+            setattr(place, name, value)
         yield
     finally:
-        for library, value in before.items():
-            setattr(library, switch, value)
+        for place, name, value in before:
+            setattr(place, name, value)
 
 
 class _Rounded(TorchDispatchMode):

@@ -8,6 +8,9 @@ from jobs.job import Cost
 from jobs.packed.cost import CACHE_BYTES
 from jobs.ridge.params import RidgeParams
 
+GPU_BLOCK_BYTES = 4 << 30
+"""Size of the problems of one block on a GPU."""
+
 
 def problem_bytes(examples: int, features: int, *, dense: bool, wide: bool) -> int:
     """Bytes of one problem that a step of gradient descent touches.
@@ -29,19 +32,19 @@ def pack_cost(params: RidgeParams, *, extent: tuple[int, ...], models: int, repo
     measure = 4.0 * n * p + (2.0 * p * p if dense else 0.0)
     flop = 2.0 * n * p * (params.inputs if dense else 1) + solve + moments + reports * measure
     elements = 30.0 * n * params.drawn + 8.0 * n * p + (20.0 * p * p if dense else 0.0) + reports * 12.0 * (n + p)
-    launches = 150.0
+    launches = gpu_launches = 150.0 * math.ceil(models / 16)
     if params.iterative:
         tracked = bool(params.train_level or params.test_level)
         flop += 2.0 * params.steps * ((2 * n * p if wide else p * p) + (p * p if tracked and dense else 0))
         # One model's product with a vector is bound by reading the matrix, not by arithmetic.
         elements += params.steps * ((n * p if wide else p * p) + (8 + 6 * tracked) * p)
-        per_block = max(1, CACHE_BYTES // problem_bytes(n, p, dense=dense, wide=wide))
-        blocks = math.ceil(models / per_block)
-        launches = blocks * (150.0 + params.steps * (6 + 12 * tracked) + reports * 60)
-    else:
-        launches *= math.ceil(models / 16)
+        size = problem_bytes(n, p, dense=dense, wide=wide)
+        blocks, gpu_blocks = (math.ceil(models / max(1, room // size)) for room in (CACHE_BYTES, GPU_BLOCK_BYTES))
+        of_block = 150.0 + params.steps * (6 + 12 * tracked) + reports * 60
+        launches, gpu_launches = blocks * of_block, gpu_blocks * of_block
     return Cost(
         launches=launches,
+        gpu_launches=gpu_launches,
         matmul_flop=models * flop,
         element_visits=models * elements,
         memory_bytes=memory_bytes,

@@ -31,6 +31,7 @@ _TRAINING = {
     "init_scale",
     "steps",
     "curve_points",
+    "curve_until",
     "train_level",
     "test_level",
     "stop_at_levels",

@@ -40,6 +40,7 @@ class Ridge(Job[RidgeParams]):
 
     Params: ClassVar[type[AnyParams]] = RidgeParams
     Thresholds: ClassVar[type[AnyParams]] = RidgeThresholds
+    horizon_params: ClassVar[tuple[str, ...]] = ("steps", "curve_points", "curve_until")
     metrics: ClassVar[tuple[str, ...]] = (
         "train_loss",
         "test_loss",
@@ -83,7 +84,7 @@ class Ridge(Job[RidgeParams]):
         return float(params.fitted) if name == "features" else super().amount(params, name)
 
     def schedule(self, params: RidgeParams) -> NDArray[np.int64]:
-        return log_spaced_steps(params.horizon, params.curve_points)
+        return log_spaced_steps(params.horizon, params.curve_points, params.curve_until)
 
     def cost(self, params: RidgeParams, *, extent: tuple[int, ...], models: int) -> Cost:
         memory_bytes = self.memory_bytes(params, extent=extent, models=models, device="cpu")

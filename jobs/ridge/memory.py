@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from jobs.packed.cost import CACHE_BYTES
 from jobs.packed.memory import NORMAL_BYTES, BlockBytes, pack_bytes
-from jobs.ridge.cost import problem_bytes
+from jobs.ridge.cost import GPU_BLOCK_BYTES, problem_bytes
 from jobs.ridge.params import RidgeParams
 
 DRAWN_BYTES = 64 << 20
 """Size of the problems that are drawn and decomposed at once."""
-GPU_BLOCK_BYTES = 4 << 30
-"""Size of the problems of one block on a GPU."""
 
 
 def drawn_at_once(params: RidgeParams, examples: int, features: int) -> int:
@@ -33,9 +31,9 @@ def ridge_bytes(params: RidgeParams, *, extent: tuple[int, ...], models: int, de
     at_once = drawn_at_once(params, n, p)
     if not params.iterative:
         first = min(models, at_once)
-        peak = first * max(sizes.drawing, sizes.solving)
+        peak = max(sizes.drawing(first), first * sizes.solving)
         if models > at_once:  # the problems before are there while the next are drawn
-            peak = max(peak, at_once * sizes.problem + min(models - at_once, at_once) * sizes.drawing)
+            peak = max(peak, at_once * sizes.problem + sizes.drawing(min(models - at_once, at_once)))
         return peak
     dense, wide = params.design in ("relu", "fourier"), params.fitted > params.sample_count
     room = CACHE_BYTES if device.startswith("cpu") else GPU_BLOCK_BYTES
@@ -43,7 +41,7 @@ def ridge_bytes(params: RidgeParams, *, extent: tuple[int, ...], models: int, de
 
     def block(count: int) -> BlockBytes:
         last = min(count, at_once)
-        setup = max((count - last) * sizes.problem + last * sizes.drawing, count * sizes.joining)
+        setup = max((count - last) * sizes.problem + sizes.drawing(last), count * sizes.joining)
         held = count * sizes.held(wide=wide)
         return BlockBytes(held=held, setup=max(setup, held), work=count * sizes.work(dense=dense))
 
@@ -64,15 +62,15 @@ class _Sizes:
         self.moment = moment = p * p if dense else p
         self.problem = number * (n * p + vectors + moment + 2 * p + n)
         """Kept of a problem that was drawn."""
-        normal = NORMAL_BYTES * n * params.drawn
+        self.inputs, self.weights = n * params.drawn, p * d * dense
         features = 8.0 * n * p if own else 0.0
         weights = {"relu": 16.0, "fourier": 8.0}.get(params.design, 0.0) * p * d
         moments = inputs + features + weights + {"relu": 5, "fourier": 6}.get(params.design, 0) * 8.0 * p * p
         decomposed = (features if own else inputs) + 8.0 * (vectors + moment * dense)
         if number == 4:
             decomposed += self.problem
-        self.drawing = max(normal, inputs + NORMAL_BYTES * p * d * dense, moments, decomposed)
-        """At the peak of drawing and decomposing it."""
+        self.decomposing = max(moments, decomposed)
+        """At its peak after its inputs and the weights of its features were drawn."""
         first = number * (n * p + vectors + moment)
         if not own and number == 8:
             first = inputs + 8.0 * vectors
@@ -81,6 +79,12 @@ class _Sizes:
         """While problems are put into common tensors, divided by the root of N."""
         self.solving = first + joined + number * max(n * p + (moment if dense else 0), p * r) + number * 3 * (n + p)
         """While the solution and its metrics are computed."""
+
+    def drawing(self, count: int) -> float:
+        """At the peak of drawing and decomposing so many problems, whose entries have common places."""
+        inputs = (NORMAL_BYTES * count + 8.0) * self.inputs
+        weights = 8.0 * count * self.inputs + (NORMAL_BYTES * count + 8.0) * self.weights
+        return max(inputs, weights, count * self.decomposing)
 
     def held(self, *, wide: bool) -> float:
         """Bytes that a block holds of it."""

@@ -16,9 +16,9 @@ from jobs.packed.cost import CACHE_BYTES
 from jobs.packed.host import to_host
 from jobs.packed.loop import run_blocks
 from jobs.ridge.block import PaddedProblems, RidgeBlock, RidgeHyperparameters, effective_parameters
-from jobs.ridge.cost import problem_bytes
+from jobs.ridge.cost import GPU_BLOCK_BYTES, problem_bytes
 from jobs.ridge.designs import Problems, data_key, make_problems
-from jobs.ridge.memory import GPU_BLOCK_BYTES, drawn_at_once
+from jobs.ridge.memory import drawn_at_once
 from jobs.ridge.params import RidgeParams
 
 Groups = list[list[int]]
@@ -34,7 +34,7 @@ def train(pack: Sequence[Member[RidgeParams]], device: str) -> Iterator[Report]:
     if not first.iterative:
         yield from _solve_all(pack, groups, device)
         return
-    schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points) for m in pack]
+    schedules = [log_spaced_steps(m.params.horizon, m.params.curve_points, m.params.curve_until) for m in pack]
     stop = {"train_level_step": 0.0, "test_level_step": 0.0} if first.stop_at_levels else None
     blocks = [_block(pack, part, device) for part in _blocks(pack, groups, device)]
     yield from run_blocks(blocks, schedules, watch="train_loss", stop=stop, saved=[m.state for m in pack])

@@ -65,6 +65,7 @@ class RidgeParams(Params):
     init_scale: float = param(0.0, low=0, high=1e6, meaning="norm of the initial coefficients (gradient_descent)")
     steps: int = fields.steps(1000, meaning="steps of gradient descent")
     curve_points: int = fields.curve_points(100)
+    curve_until: int = fields.curve_until()
     train_level: float = param(
         0.0,
         low=0,

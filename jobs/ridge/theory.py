@@ -136,7 +136,7 @@ def _course(params: RidgeParams) -> Mapping[str, Prediction]:
     n, p = params.sample_count, params.fitted
     if params.teacher == "row_space" or n * params.inputs > LARGEST:
         return {}
-    steps = log_spaced_steps(params.horizon, params.curve_points)
+    steps = log_spaced_steps(params.horizon, params.curve_points, params.curve_until)
     problem = _problem(params)
     left = float((problem.variances * problem.squares)[p:].sum())
     # Unused Gaussian inputs are noise; unused orthogonal ones do not affect the fit.

@@ -116,10 +116,13 @@ class PeakAnalysis(Analysis):
         count, left_out = len(whole.replicates), len(sample.replicates) - len(whole.replicates)
         row: dict[str, Cell] = {**group.setting, "replicates": count, "left_out": left_out}
         window = self.window or (WINDOW if self.along == STEP else 1.0)
+        reason = "fewer than two replicates" if count < 2 else "fewer than three values" if len(whole.x) < 3 else ""
+        if window > 1 and (whole.x < 0).any():
+            reason = f"a window of {window:g} smooths in the logarithm, and {self.along} has negative values"
+            window = 1.0
         marks = []
-        if count < 2 or len(whole.x) < 3:
-            few = "fewer than two replicates" if count < 2 else "fewer than three values"
-            row |= {"peak": f"not tested: {few}", **dict.fromkeys(_ESTIMATES)}
+        if reason:
+            row |= {"peak": f"not tested: {reason}", **dict.fromkeys(_ESTIMATES)}
             row |= dict.fromkeys(("prominence", "standard_error", "ratio", "threshold", "p_value"), math.nan)
         else:
             search = find_peak(whole.x, whole.values, window=window, level=self.level)

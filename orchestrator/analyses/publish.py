@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator.analyses.base import Analysis
 from orchestrator.analyses.result import Result, write_json
 from orchestrator.analyses.source import Source
-from orchestrator.phases.publish import replaced
+from orchestrator.phases.publish import formats, replaced
 from orchestrator.phases.style import FigureStyle, drawn_as, look
 
 TABLES = "analysis.json"
@@ -53,6 +53,7 @@ def analyse(
     figures: Sequence[str] = (),
     style: FigureStyle | None = None,
     also: Path | None = None,
+    width: str | float | None = None,
 ) -> Analysed:
     """Compute the analyses one after another, and write their tables and figures into a folder.
 
@@ -68,12 +69,13 @@ def analyse(
         figures: formats in which the figures are written beside PNG: "svg", "pdf".
         style: how the figures look.
         also: where the figure is written too, for a page; of several, each with its name added.
+        width: that of `also`, instead of the style's.
 
     Raises:
         OSError: a file cannot be written.
     """
     with drawn_as(style or FigureStyle()):
-        return _analyse(sweep, analyses, source, folder, sweep_id, thresholds, figures, also)
+        return _analyse(sweep, analyses, source, folder, sweep_id, thresholds, figures, also, width)
 
 
 def _analyse(
@@ -85,6 +87,7 @@ def _analyse(
     thresholds: str,
     figures: Sequence[str],
     also: Path | None,
+    width: str | float | None,
 ) -> Analysed:
     results = tuple(analysis.compute(source) for analysis in analyses)
     files: dict[str, Path] = {}
@@ -104,11 +107,11 @@ def _analyse(
         picture = pictures[result.name]
         if picture is not None and also is not None:
             page = also if len(pages) == 1 else also.with_stem(f"{also.stem}_{result.name}")
-            with drawn_as(look().style.for_page()):
+            with drawn_as(look().style.for_page(width)):
                 page.parent.mkdir(parents=True, exist_ok=True)
                 beside.append(replaced(page, picture))
         if picture is not None:
-            for kind in dict.fromkeys(("png", *figures)):
+            for kind in formats(folder, f"analysis_{result.name}.png", ("png", *figures)):
                 write(f"analysis_{result.name}.{kind}", picture)
     done = Analysed(results=results, files=files)
     if results:

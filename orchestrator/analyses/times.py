@@ -69,11 +69,13 @@ class TimesAnalysis(Analysis):
         used = (self.between, *self.tune) if self.between else ()
         groups = source.groups(*used)
         drawn = spread(len(groups), MOST_PANELS)
+        negative = False
         rows: list[dict[str, Cell]] = []
         panels: list[Panel] = []
         tunings: list[tuple[Group, Tuning]] = []
         for g, group in enumerate(groups):
             parts: Mapping[Scalar | None, Times] = self._parts(source, group)
+            negative = negative or any((times.above < 0).any() for times in parts.values())
             texts: dict[Scalar | None, str] = {}
             if self.tune:
                 tunings.append((group, tuning := tune(parts)))
@@ -95,16 +97,20 @@ class TimesAnalysis(Analysis):
             main=(*between, *(("tuned",) if self.tune else ()), "trials", "not_reached", "median", *tests),
             estimates=("median", "ratio"),
             level=self.level,
-            notes=(*self._notes(), *self._notes_of_tuning(tunings)),
-            figure=Figure(x_label="step", y_label="share that has not reached it", x_log=True, panels=tuple(panels)),
+            notes=(*self._notes(negative=negative), *self._notes_of_tuning(tunings)),
+            figure=Figure(
+                x_label="step", y_label="share that has not reached it", x_log=not negative, panels=tuple(panels)
+            ),
         )
 
-    def _notes(self) -> tuple[str, ...]:
+    def _notes(self, *, negative: bool) -> tuple[str, ...]:
         notes = [
             "inf: too few trials have reached it to limit the median on that side; a step lies between two reports"
         ]
         if self.between:
             notes.append("ratio: median over common replicates of the time of `of` / that of `against`")
+            if negative:
+                notes.append("a pair in which a value is negative has no ratio")
             notes.append("p values are two-sided permutation tests, and not corrected for the number of comparisons")
         return tuple(notes)
 
@@ -199,8 +205,9 @@ class TimesAnalysis(Analysis):
             if len(common) >= 2:
                 first, second = of.of(common), against.of(common)
                 pair = paired(first.above, first.to, second.above, second.to, level=self.level)
-                ratio = Estimate(value=pair.ratio.to, low=pair.ratio.low, high=pair.ratio.high, level=self.level)
-                row |= {"ratio": ratio, "excess": pair.excess, "p_value": pair.p_value, "test": "paired log-rank"}
+                if (found := pair.ratio) is not None:
+                    row["ratio"] = Estimate(value=found.to, low=found.low, high=found.high, level=self.level)
+                row |= {"excess": pair.excess, "p_value": pair.p_value, "test": "paired log-rank"}
                 both = np.concatenate([first.to, second.to])
             else:
                 both = np.concatenate([of.to, against.to])

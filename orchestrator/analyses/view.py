@@ -76,6 +76,16 @@ def draw(sweep: str, result: Result, path: png.Output) -> None:
         png.draw_legend(fig.add_subplot(grid[rows, :]), handles, per_row, handlelength=2.2)
 
 
+def _extent(figure: Figure) -> tuple[float, float]:
+    """The places of all panels, with a margin; a panel has a line."""
+    x = np.concatenate([line.x for panel in figure.panels for line in panel.lines])
+    at = np.log10(x[x > 0]) if figure.x_log else x
+    low, high = float(at.min()), float(at.max())
+    margin = 0.05 * (high - low) or 0.5
+    ends = low - margin, high + margin
+    return (10 ** ends[0], 10 ** ends[1]) if figure.x_log else ends
+
+
 def caption(result: Result, figure: Figure) -> str:
     """What the figure shows, and how many of the settings; a setting may have several rows."""
     settings, panels = len({tuple(row[name] for name in result.setting) for row in result.rows}), len(figure.panels)
@@ -88,6 +98,8 @@ def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
         ax.set_xscale("log")
     if figure.y_log:
         ax.set_yscale("log")
+    if panel.lines and all(line.points and len(line.x) == 1 for line in panel.lines):
+        ax.set_xlim(*_extent(figure))  # one place has no extent of its own
     for k, line in enumerate(panel.lines):
         place = k if line.colour is None else line.colour
         colour = (text.INK, *text.PALETTE)[place % (1 + len(text.PALETTE))]

@@ -142,6 +142,8 @@ def threshold(
     critical, width = (curve.profile(best, parameter, level) for parameter in (0, 1))
     if not rising:
         critical = (-critical[0], -critical[2], -critical[1])
+    if not 0 < k.sum() < n.sum():  # all beyond, more likely the farther; where the search ended says nothing
+        critical = (math.inf if (k.sum() == 0) == rising else -math.inf, *critical[1:])
     return Threshold(
         critical=Estimate(value=critical[0], low=critical[1], high=critical[2], level=level),
         width=Estimate(value=width[0], low=width[1], high=width[2], level=level),

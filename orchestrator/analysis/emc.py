@@ -31,6 +31,8 @@ from orchestrator.analysis.estimate import (
 
 EPSILON: Final = 0.1
 """The training error of Nakkiran et al."""
+ROUNDING: Final = 1e-12
+"""Relative: a mean that equals epsilon but for rounding (three times 0.1 has a mean above 0.1) is at most epsilon."""
 
 
 class Edge(StrEnum):
@@ -110,7 +112,7 @@ def effective_complexity(
 
 def _crossing(n: Floats, mean_BN: Floats, epsilon: float) -> tuple[Floats, np.ndarray]:
     """(B,) the interpolated value, or the edge of the grid; (B,) index of the largest fitted size, -1 for none."""
-    fits: Booleans = mean_BN <= epsilon
+    fits: Booleans = mean_BN <= epsilon + ROUNDING * abs(epsilon)
     last = np.where(fits.any(1), len(n) - 1 - np.argmax(fits[:, ::-1], axis=1), -1)
     left = np.clip(last, 0, max(len(n) - 2, 0))
     right = np.minimum(left + 1, len(n) - 1)
@@ -118,5 +120,5 @@ def _crossing(n: Floats, mean_BN: Floats, epsilon: float) -> tuple[Floats, np.nd
     rise = mean_BN[row, right] - mean_BN[row, left]
     inside = (last >= 0) & (last < len(n) - 1)
     share = np.divide(epsilon - mean_BN[row, left], rise, out=np.zeros(len(row)), where=inside)
-    value = np.exp(np.log(n[left]) + share * np.log(n[right] / n[left]))
+    value = np.exp(np.log(n[left]) + np.clip(share, 0, 1) * np.log(n[right] / n[left]))
     return np.where(last < 0, n[0], np.where(last == len(n) - 1, n[-1], value)), last

@@ -45,8 +45,9 @@ class LogRank:
 class Paired:
     """A comparison of two settings A and B over common seeds."""
 
-    ratio: Median
-    """Median over seeds of time A / time B, with its interval; its bounds are 0 and inf where neither was reached."""
+    ratio: Median | None
+    """Median over seeds of time A / time B, with its interval; its bounds are 0 and inf where neither was reached. None
+    where a time is negative, so that the larger ratio is not that of the slower one."""
     excess: float
     """Sum over seeds of the difference of scores: positive if A is faster."""
     p_value: float
@@ -123,15 +124,15 @@ def paired(
     (O'Brien and Fleming 1987, Biometrics 43, 169, with log-rank scores).
 
     Args:
-        above_a, to_a, above_b, to_b: (N,) observations of A and of B; row i has the same seed in both. Not negative.
+        above_a, to_a, above_b, to_b: (N,) observations of A and of B; row i has the same seed in both.
         level: confidence level of the interval of the ratio.
 
     Raises:
-        ValueError: see `survival.intervals`; two lengths, or a negative time.
+        ValueError: see `survival.intervals`; two lengths.
     """
     a, b = intervals(above_a, to_a), intervals(above_b, to_b)
-    if a[0].shape != b[0].shape or min(a[0].min(), b[0].min()) < 0:
-        raise ValueError("a and b: one observation of each seed in both, not negative")
+    if a[0].shape != b[0].shape:
+        raise ValueError("a and b: one observation of each seed in both")
     pairs = len(a[0])
     values = scores(np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]]))
     difference = values[:pairs] - values[pairs:]
@@ -143,7 +144,7 @@ def paired(
     sums, observed = signs @ difference, float(difference.sum())
     extreme = int((np.abs(sums) >= abs(observed) - 1e-9).sum())
     return Paired(
-        ratio=median_time(*_ratios(a, b), level=level),
+        ratio=median_time(*_ratios(a, b), level=level) if min(a[0].min(), b[0].min()) >= 0 else None,
         excess=observed,
         p_value=extreme / len(sums) if exact else (1 + extreme) / (1 + len(sums)),
         exact=exact,

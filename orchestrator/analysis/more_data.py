@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from orchestrator.analysis.emc import Complexity, effective_complexity
+from orchestrator.analysis.emc import ROUNDING, Complexity, effective_complexity
 from orchestrator.analysis.estimate import LEVEL, RESAMPLES, Estimate, Floats, increasing, rows
 from orchestrator.analysis.means import means_of
 
@@ -144,6 +144,6 @@ def interpolation_threshold(
     Raises:
         ValueError: as `effective_complexity`.
     """
-    # An error of epsilon itself interpolates.
-    above = -float(np.nextafter(epsilon, np.inf))
+    # An error of epsilon itself interpolates, also after rounding.
+    above = -float(np.nextafter(epsilon * (1 + 2 * ROUNDING), np.inf))
     return effective_complexity(size, -rows(train_error, len(size)), epsilon=above, level=level, resamples=resamples)

@@ -87,7 +87,7 @@ def find_peak(
     """The peak of the mean over replicates, with bootstrap intervals of its place and height, or none.
 
     Args:
-        x: (N,) steps, widths or samples, at least 0 and increasing.
+        x: (N,) steps, widths or samples, increasing; at least 0 unless the window is 1.
         values: (R, N) the metric of each replicate. Without NaN: a replicate that diverged has no curve to average.
         window: half-width of the smoothing window as a factor of x. Along steps leave it; along an axis of few widths
             pass 1, no smoothing.
@@ -95,7 +95,8 @@ def find_peak(
         resamples: bootstrap resamples of the replicates.
 
     Raises:
-        ValueError: fewer than two replicates (one curve has no standard error), a NaN, or an x that does not increase.
+        ValueError: fewer than two replicates (one curve has no standard error), a NaN, or an x that does not increase
+            or is negative and smoothed.
     """
     position = increasing("x", x, least=1)
     curves = rows(values, len(position), least=2)

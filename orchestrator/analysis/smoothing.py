@@ -25,20 +25,24 @@ def smooth(step: Any, values: Any, *, window: float = WINDOW) -> Floats:
     """Curves smoothed in log-step; NaN is left out, and stays NaN where a window has no value.
 
     Args:
-        step: (N,) steps (or widths, samples), at least 0 and increasing.
+        step: (N,) steps (or widths, samples), increasing; at least 0 unless the window is 1.
         values: (..., N) curves at these steps.
         window: half-width of the window as a factor, at least 1; 1 does not smooth.
 
     Raises:
-        ValueError: the steps are negative or do not increase, the shapes differ, or the window is below 1.
+        ValueError: the steps do not increase, or are negative and smoothed; the shapes differ; the window is below 1.
     """
     steps = increasing("step", step)
     curves = np.asarray(values, dtype=np.float64)
-    if steps[0] < 0 or curves.shape[-1:] != steps.shape:
-        raise ValueError(f"values: as many as steps ({len(steps)}, from 0 on), not {curves.shape}")
+    if curves.shape[-1:] != steps.shape:
+        raise ValueError(f"values: as many as steps ({len(steps)}), not {curves.shape}")
     if not window >= 1:
         raise ValueError(f"window: a factor of at least 1, not {window}")
-    if window == 1 or len(steps) < 2:
+    if window == 1:
+        return curves.copy()
+    if steps[0] < 0:
+        raise ValueError(f"step: from 0 on for a window of {window}, not {steps[0]:g}")
+    if len(steps) < 2:
         return curves.copy()
     position, half = np.log1p(steps), float(np.log(window))
     flat = curves.reshape(-1, len(steps))

@@ -76,7 +76,8 @@ class Median:
     """The estimate lies in (above, to]; to = inf: not reached by enough trials."""
     low: float
     high: float
-    """Confidence interval; 0 and inf where there are too few trials, or too many did not reach the event."""
+    """Confidence interval; 0 (or -inf, of negative ones) and inf where there are too few trials, or too many did not
+    reach the event."""
     level: float
     count: int
     not_reached: int
@@ -142,7 +143,7 @@ def median_time(above: Any, to: Any, *, share: float = 0.5, level: float = LEVEL
     return Median(
         above=estimate[0],
         to=estimate[1],
-        low=float(np.sort(a)[first - 1]) if first else 0.0,
+        low=float(np.sort(a)[first - 1]) if first else 0.0 if a.min() >= 0 else -np.inf,
         high=float(np.sort(b)[last - 1]) if last <= len(b) else np.inf,
         level=level,
         count=len(a),

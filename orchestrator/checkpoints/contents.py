@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.job import LARGEST_STEP
+from jobs.job import LARGEST_STEP, Scalar
 from jobs.state import TrialState
 
 FORMAT = "1"
@@ -49,12 +49,22 @@ class SavedCurve:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What a trial is, beside its job."""
+
+    params: Mapping[str, Scalar]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SavedTrial:
     """One trial of a checkpoint."""
 
     trial_id: str
     state: TrialState
     curve: SavedCurve
+    setting: Setting | None = None
+    """Of a final state, from which a longer training may continue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +75,8 @@ class TableOfContents:
     """Of the job that trained (`Source.text`)."""
     steps: Mapping[str, int]
     """Trial -> the step of its state."""
+    settings: Mapping[str, Setting]
+    """Trial -> its setting, where the file has it."""
 
 
 def encoded(trials: Iterable[SavedTrial], *, source: str) -> bytes:
@@ -75,7 +87,10 @@ def encoded(trials: Iterable[SavedTrial], *, source: str) -> bytes:
     table = []
     for number, trial in enumerate(trials):
         curve = trial.curve
-        table.append({"id": trial.trial_id, "step": trial.state.step, "metrics": list(curve.metrics)})
+        entry: dict[str, Any] = {"id": trial.trial_id, "step": trial.state.step, "metrics": list(curve.metrics)}
+        if trial.setting is not None:
+            entry["setting"] = {"params": dict(trial.setting.params), "seed": trial.setting.seed}
+        table.append(entry)
         arrays |= {f"{number}/state/{name}": np.asarray(a, order="C") for name, a in trial.state.arrays.items()}
         for name, array in (("step", curve.step), ("values", curve.values), ("present", curve.present)):
             arrays[f"{number}/curve/{name}"] = np.asarray(array, order="C")
@@ -111,7 +126,11 @@ def table_of(beginning: bytes) -> TableOfContents:
         BadCheckpoint: it is not a checkpoint, or one of another version.
     """
     table = _table(beginning)[1]
-    return TableOfContents(source=table["source"], steps={trial["id"]: trial["step"] for trial in table["trials"]})
+    return TableOfContents(
+        source=table["source"],
+        steps={trial["id"]: trial["step"] for trial in table["trials"]},
+        settings={trial["id"]: Setting(**trial["setting"]) for trial in table["trials"] if "setting" in trial},
+    )
 
 
 def _table(data: bytes) -> tuple[Mapping[str, str], dict[str, Any]]:
@@ -130,11 +149,18 @@ def _table(data: bytes) -> tuple[Mapping[str, str], dict[str, Any]]:
         steps = [trial["step"] for trial in table["trials"]]
         texts = [table["source"], about["digest"], *(trial["id"] for trial in table["trials"])]
         texts += [name for trial in table["trials"] for name in trial["metrics"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        settings = [trial["setting"] for trial in table["trials"] if "setting" in trial]
+        params = [value for each in settings for value in each["params"].values()]
+        numbers = [each["seed"] for each in settings]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadCheckpoint("its table of contents is damaged") from None
     if not all(type(step) is int and 0 <= step <= LARGEST_STEP for step in steps):
         raise BadCheckpoint("its table of contents is damaged")
     if not all(type(text) is str for text in texts):
+        raise BadCheckpoint("its table of contents is damaged")
+    if not all(isinstance(v, Scalar) for v in params) or not all(type(n) is int for n in numbers):
+        raise BadCheckpoint("its table of contents is damaged")
+    if not all(set(each) == {"params", "seed"} for each in settings):
         raise BadCheckpoint("its table of contents is damaged")
     return about, table
 

@@ -46,15 +46,20 @@ class Rhythm:
     fixed_s: float | None = None
     life_s: float | None = None
     cost_s: float = ASSUMED_COST_S
+    not_before: float = -math.inf
+    """After an attempt that failed: a store that does not answer must not hold the training up again and again."""
 
     def due(self, now: float) -> bool:
         """Whether to save now."""
+        if now < self.not_before:
+            return False
         wanted_s = self.fixed_s if self.fixed_s is not None else interval_s(self.cost_s, self.life_s)
         return now - self.began >= wanted_s
 
-    def saved(self, now: float, *, cost_s: float) -> None:
+    def saved(self, now: float, *, cost_s: float, failed: bool = False) -> None:
         """The pack was saved, or could not be."""
         self.began, self.cost_s = now, cost_s
+        self.not_before = now + cost_s / MOST_COST if failed else -math.inf
 
 
 class NodeLives:

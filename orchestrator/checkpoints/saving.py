@@ -10,15 +10,15 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.job import Member, Report
+from jobs.job import Member, Report, Scalar
 from jobs.state import StateError, TrialState
-from orchestrator.checkpoints.contents import BadCheckpoint, SavedCurve, SavedTrial, decoded, encoded
+from orchestrator.checkpoints.contents import BadCheckpoint, SavedCurve, SavedTrial, Setting, decoded, encoded
 from orchestrator.checkpoints.interval import Rhythm
 from orchestrator.checkpoints.store import SUFFIX, Store, StoreError, open_store
 from orchestrator.printable import printable
@@ -35,6 +35,18 @@ be four events behind (`orchestrator.dispatch.ray_engine.EVENTS_AHEAD`), and the
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Extension:
+    """The final state of a shorter trial, from which a longer one continues."""
+
+    file: str
+    trial: str
+    """The shorter one."""
+    step: int
+    through: int
+    """The last step whose rows belong to the longer one, too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Saving:
     """How a pack is saved: plain data on its way to a worker."""
 
@@ -48,6 +60,17 @@ class Saving:
     """Between two checkpoints; None: chosen from their cost and the life of nodes."""
     life_s: float | None = None
     """The mean life of a node; None while none was lost."""
+    kept: str = ""
+    """The address of the store of final states; empty for none."""
+    keeps: bool = False
+    """Whether final states are kept there."""
+    extends: Mapping[str, Extension] = field(default_factory=dict)
+    """Trial -> the final state that it continues from, of those without a state of their own."""
+
+    @property
+    def resumes(self) -> bool:
+        """Whether any trial of the pack continues: then it takes less time than a whole training."""
+        return bool(self.continues or self.extends)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +98,12 @@ class _Curves(Protocol):
 
 def new_file(trial_ids: Sequence[str]) -> str:
     """A name for a pack's next checkpoint, which no other has."""
-    pack = hashlib.blake2b(",".join(trial_ids).encode(), digest_size=12).hexdigest()
-    return f"{pack}-{uuid.uuid4().hex[:12]}{SUFFIX}"
+    return f"{files_of(trial_ids)}{uuid.uuid4().hex[:12]}{SUFFIX}"
+
+
+def files_of(trial_ids: Sequence[str]) -> str:
+    """The beginning of the names of a pack's checkpoints; its length is that of any other pack's."""
+    return hashlib.blake2b(",".join(trial_ids).encode(), digest_size=12).hexdigest() + "-"
 
 
 class PackSaver:
@@ -87,7 +114,8 @@ class PackSaver:
         trial_ids: of its members, in order.
         source: the source of the job; states of another one are not continued.
         clock: seconds, monotonic.
-        asked: whether it should be saved now, because the worker may end soon.
+        asked: 0 where it should be saved now, because the worker may end soon; the mean life of a node, where the
+            driver has learnt of it since the pack began; or None.
     """
 
     def __init__(
@@ -96,7 +124,7 @@ class PackSaver:
         trial_ids: Sequence[str],
         source: str,
         clock: Callable[[], float],
-        asked: Callable[[], bool],
+        asked: Callable[[], float | None],
     ) -> None:
         self._saving, self._trial_ids, self._source, self._clock, self._asked = saving, trial_ids, source, clock, asked
         self._rhythm = Rhythm(began=clock(), fixed_s=saving.interval_s, life_s=saving.life_s)
@@ -108,7 +136,8 @@ class PackSaver:
         self._waiting: set[int] = set()
         """Those of them that have not begun."""
         self._notices: list[str] = []
-        self._broken = False
+        self._failing = False
+        """Whether the last attempt failed, which was said."""
         self._offers_later = False
         """Whether it is due, and the job will offer states soon."""
         self._began = self._looked = clock()
@@ -122,7 +151,7 @@ class PackSaver:
 
     def reports(self, train: _Train, members: Sequence[Member[Any]], curves: _Curves) -> Iterator[Report]:
         """The reports of the pack; what continues at the same step trains together, one group after another."""
-        if not self._saving.continues:
+        if not self._saving.continues and not self._saving.extends:
             yield from train(members)
             return
         self._continued = self._read()
@@ -137,15 +166,15 @@ class PackSaver:
 
     def _read(self) -> dict[int, SavedTrial]:
         found: dict[int, SavedTrial] = {}
-        files: dict[str, list[int]] = {}
+        files: dict[tuple[str, str], list[int]] = {}
         for position, trial in enumerate(self._trial_ids):
-            if trial in self._saving.continues:
-                files.setdefault(self._saving.continues[trial], []).append(position)
-        for file, positions in files.items():
+            if (place := self._place(trial)) is not None:
+                files.setdefault(place, []).append(position)
+        for (folder, file), positions in files.items():
             why = "it does not hold this trial"
             trials: Mapping[str, SavedTrial] = {}
             try:
-                data = self._open().read(file)
+                data = (self._open() if folder == self._saving.folder else open_store(folder)).read(file)
                 if data is None and self._saving.earlier:
                     data = open_store(self._saving.earlier).read(file)
                 if data is None:
@@ -154,11 +183,29 @@ class PackSaver:
                     trials = decoded(data, source=self._source)
             except Exception as error:  # of any library or file: a checkpoint that cannot be read costs no trial
                 why = _why(error)
-            here = {p: trials[self._trial_ids[p]] for p in positions if self._trial_ids[p] in trials}
+            here = {p: saved for p in positions if (saved := self._of(p, trials)) is not None}
             if len(here) < len(positions):
                 self._notices.append(unusable(file, why))
             found |= here
         return found
+
+    def _place(self, trial: str) -> tuple[str, str] | None:
+        """The store and the file that hold the state of a trial; None where it starts."""
+        if trial in self._saving.continues:
+            return self._saving.folder, self._saving.continues[trial]
+        extension = self._saving.extends.get(trial)
+        return None if extension is None else (self._saving.kept, extension.file)
+
+    def _of(self, position: int, trials: Mapping[str, SavedTrial]) -> SavedTrial | None:
+        """The state of a member in a file."""
+        trial = self._trial_ids[position]
+        if trial in self._saving.continues:
+            return trials.get(trial)
+        extension = self._saving.extends[trial]
+        shorter = trials.get(extension.trial)
+        if shorter is None:
+            return None
+        return SavedTrial(trial_id=trial, state=shorter.state, curve=shorter.curve.through(extension.through))
 
     def _group(
         self, train: _Train, members: Sequence[Member[Any]], positions: Positions, curves: _Curves
@@ -172,8 +219,9 @@ class PackSaver:
             except StopIteration:
                 first = None
             except StateError as error:
-                file = self._saving.continues[self._trial_ids[next(iter(saved))]]
-                self._notices.append(unusable(file, str(error)))
+                place = self._place(self._trial_ids[next(iter(saved))])
+                assert place is not None
+                self._notices.append(unusable(place[1], str(error)))
                 saved = {}
             self._waiting.difference_update(positions.tolist())
             if saved and first is not None:
@@ -193,7 +241,7 @@ class PackSaver:
         """Whether to save the pack with this report; also where something is to be said."""
         if self._notices:
             return True
-        if report.state is None or self._broken:
+        if report.state is None:
             return False
         now = self._clock()
         if self._offers_later or self._rhythm.due(now):
@@ -201,7 +249,12 @@ class PackSaver:
         if now - self._began < ASK_AFTER_S or now - self._looked < ASK_S:
             return False
         self._looked = now
-        return now - self._rhythm.began >= ASK_AFTER_S and self._asked()
+        if (life_s := self._asked()) is None:
+            return False
+        if life_s > 0:
+            self._rhythm.life_s = life_s
+            return self._rhythm.due(now)
+        return now - self._rhythm.began >= ASK_AFTER_S and now >= self._rhythm.not_before
 
     def save(self, report: Report, so_far: Callable[[int], SavedCurve]) -> tuple[Saved | None, str]:
         """Write a checkpoint; returns what was written, and lines of notices."""
@@ -221,14 +274,44 @@ class PackSaver:
             saved = Saved(file=file, steps={trial.trial_id: trial.state.step for trial in trials})
             self._keep(file, store)
         except Exception as error:  # of the job's states, of any library or of the store: training goes on
-            self._broken = True
-            notice = (
-                f"checkpoints cannot be written ({printable(_why(error))}); training goes on without them, and trials "
-                "whose worker or node is lost start again"
-            )
-        now = self._clock()
-        self._rhythm.saved(now, cost_s=now - began)
+            if not self._failing:
+                notice = (
+                    f"checkpoints cannot be written ({printable(_why(error))}); training goes on without them, and "
+                    "trials whose worker or node is lost have only those that were written before; it is tried again"
+                )
+        now, self._failing = self._clock(), saved is None
+        self._rhythm.saved(now, cost_s=now - began, failed=self._failing)
         return saved, notice
+
+    def end(
+        self,
+        report: Report,
+        *,
+        so_far: Callable[[int], SavedCurve],
+        params: Sequence[Mapping[str, Scalar]],
+        seeds: Sequence[int],
+    ) -> None:
+        """Keep the states of the trials that end with this report, if that was asked for; before their curves close."""
+        if report.final is None or not self._saving.keeps:
+            return
+        try:
+            trials = [
+                SavedTrial(
+                    trial_id=self._trial_ids[p],
+                    state=state,
+                    curve=so_far(p),
+                    setting=Setting(params=params[p], seed=seeds[p]),
+                )
+                for p, state in sorted(report.final().items())
+            ]
+            if trials:
+                file = new_file([trial.trial_id for trial in trials])
+                open_store(self._saving.kept).write(file, encoded(trials, source=self._source))
+        except Exception as error:  # as above
+            self._notices.append(
+                f"final states cannot be kept ({printable(_why(error))}); longer trainings of these trials will start "
+                "again"
+            )
 
     def _keep(self, file: str, store: Store) -> None:
         """The driver deletes what it has replaced; where it is busy for long, files would become many."""
@@ -262,7 +345,7 @@ def _why(error: Exception) -> str:
 
 def _placed(report: Report, positions: Positions) -> Report:
     """A report of some members, with their positions in the whole pack."""
-    places, state = positions.tolist(), report.state
+    places = positions.tolist()
     return replace(
         report,
         members=positions[report.members],
@@ -270,5 +353,13 @@ def _placed(report: Report, positions: Positions) -> Report:
         failed={places[p]: error for p, error in report.failed.items()},
         running=None if report.running is None else places[report.running],
         unread={places[p]: names for p, names in report.unread.items()},
-        state=None if state is None else lambda: {places[p]: held for p, held in state().items()},
+        state=_at(places, report.state),
+        final=_at(places, report.final),
     )
+
+
+_States = Callable[[], Mapping[int, TrialState]]
+
+
+def _at(places: Sequence[int], states: _States | None) -> _States | None:
+    return None if states is None else lambda: {places[p]: held for p, held in states().items()}

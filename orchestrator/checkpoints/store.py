@@ -178,7 +178,8 @@ class FolderStore(Store):
 
     def names(self) -> list[str]:
         try:
-            return sorted(path.name for path in self._folder.iterdir() if path.name.endswith(SUFFIX))
+            names = [path for path in self._folder.iterdir() if path.name.endswith(SUFFIX)]
+            return sorted(path.name for path in names if not path.is_fifo())  # to open one waits for a writer
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:

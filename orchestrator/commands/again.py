@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 from collections.abc import Mapping
 
 from orchestrator.secrets import secrets_in, secrets_of
 
+SUBMITTED_BY = "phasefront_again"
+"""In the metadata of a job of Ray: the command by which it was submitted."""
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""In the environment of a job of Ray: its metadata, as JSON. The name is Ray's."""
+SBATCH = "PHASEFRONT_SBATCH"
+"""In the environment of a driver that cluster/slurm/sweep.sbatch has started: the beginning of what its user typed."""
 _STANDS_FOR = "PASSWORD"
 _OPTIONS = {
     "run": ("inline", "workers", "quiet", "allow_failures", "no_map", "figures"),
@@ -36,6 +43,23 @@ def command_line(arguments: argparse.Namespace, command: str) -> str:
             text = ",".join(value) if isinstance(value, tuple) else str(value)
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [text])]
     return " ".join([*given, shlex.join(words)])
+
+
+def to_resume(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> str:
+    """How to go on with a run, by the way that the user came: its command or, of a job, how it was submitted."""
+    return as_job(arguments, environ) or command_line(arguments, "run")
+
+
+def as_job(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> str:
+    """How a run was submitted, where it is a job of Ray or of Slurm; empty where it is none."""
+    command = command_line(arguments, "run")
+    if SBATCH in environ:
+        command = command.replace("phasefront run", environ[SBATCH], 1)
+        return f"submit the same job again, as with {command}"
+    if _JOB not in environ:
+        return ""
+    metadata = json.loads(environ[_JOB]).get("metadata") or {}
+    return metadata.get(SUBMITTED_BY) or f"submit the same job again, as with ray job submit ... -- {command}"
 
 
 def _referring(override: str, environ: Mapping[str, str], missing: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ from orchestrator.commands.again import command_line
 from orchestrator.commands.earlier import keep_earlier
 from orchestrator.commands.picture import output_of, writing
 from orchestrator.commands.searching import known_trials
-from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, relabelled, sweep_record
+from orchestrator.commands.wiring import load_sweep, open_tracker, relabelled, sweep_record
 from orchestrator.phases.style import FORMATS
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def analysed(
     tracker: Tracker,
     figures: Sequence[str] = (),
     also: Path | None = None,
+    width: str | float | None = None,
 ) -> Analysed:
     """Compute the sweep's analyses from what is recorded, and write their files into its output folder.
 
@@ -40,6 +41,7 @@ def analysed(
         tracker: Its record, to read curves.
         figures: Formats of the figures beside PNG.
         also: Where the figures are written too, for a page.
+        width: That of `also`, instead of the file's.
     """
     from orchestrator.analyses.publish import analyse
     from orchestrator.analyses.source import Source
@@ -62,6 +64,7 @@ def analysed(
         figures=figures,
         style=sweep.figure,
         also=also,
+        width=width,
     )
 
 
@@ -74,7 +77,7 @@ def analyse(arguments: argparse.Namespace) -> int:
     with contextlib.closing(open_tracker(sweep)) as tracker:
         trials = known_trials(sweep, tracker)
         if not tracker.index([trial.id for trial in trials]):
-            raise nothing_recorded(sweep, str(arguments.file), command_line(arguments, "run"))
+            raise sweep.nothing_recorded(command_line(arguments, "run"))
         tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
         tracker.complete(trials)
         count = relabelled(sweep, trials, tracker)
@@ -82,7 +85,7 @@ def analyse(arguments: argparse.Namespace) -> int:
         moved = keep_earlier(sweep, {row.run_id for row in rows.values()})
         table = collect(trials, rows, sweep.job_object())
         with writing(also):
-            done = analysed(sweep, trials, table, tracker, arguments.figures, also)
+            done = analysed(sweep, trials, table, tracker, arguments.figures, also, arguments.width)
         tracker.attach(done.files)
         left = tracker.detach(done.gone)
         tracker.annotate(done.metrics)

@@ -158,7 +158,7 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[Side, FigureStyle | Non
 def _of_sweep(path: Path, overrides: Sequence[str]) -> tuple[Side, FigureStyle]:
     """From the record alone, as `map` draws it."""
     from orchestrator.commands.searching import known_trials
-    from orchestrator.commands.wiring import nothing_recorded, open_tracker
+    from orchestrator.commands.wiring import open_tracker
     from orchestrator.phases.compare import side
     from orchestrator.phases.table import collect, note_of
     from orchestrator.records import Status
@@ -169,7 +169,7 @@ def _of_sweep(path: Path, overrides: Sequence[str]) -> tuple[Side, FigureStyle]:
         trials = known_trials(sweep, tracker)
         rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
     if not rows:
-        raise nothing_recorded(sweep, str(path), f"phasefront run {path}")
+        raise sweep.nothing_recorded(f"phasefront run {path}")
     table, fingerprint = collect(trials, rows, sweep.job_object()), sweep.thresholds_fingerprint()
     finished = [row.recorded for row in rows.values() if row.recorded.status is Status.FINISHED]
     stale = sum(recorded.thresholds != fingerprint for recorded in finished)

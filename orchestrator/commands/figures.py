@@ -47,6 +47,11 @@ def check_figures(sweep: Sweep, arguments: argparse.Namespace) -> None:
         )
 
 
+def is_further(arguments: argparse.Namespace) -> bool:
+    """Whether the options ask for figures besides the phase diagram."""
+    return bool(arguments.step or arguments.against or arguments.more_data)
+
+
 def draw_figures(
     sweep: Sweep, trials: Sequence[Trial], tracker: Tracker, arguments: argparse.Namespace
 ) -> list[Figures]:
@@ -55,9 +60,9 @@ def draw_figures(
     Raises:
         UserError: a name is unknown.
     """
-    pairs = _pairs(arguments)
-    if not (arguments.step or pairs or arguments.more_data):
+    if not is_further(arguments):
         return []
+    pairs = _pairs(arguments)
     from orchestrator.phases.diagram import phase_diagram
     from orchestrator.phases.steps import MOST_CELLS
     from orchestrator.phases.table import collect

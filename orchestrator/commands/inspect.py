@@ -7,13 +7,16 @@ import contextlib
 import heapq
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator.axes import Axis
 from orchestrator.commands.advising import caution_lines, cautions, cost_line
 from orchestrator.commands.extending import ancestors, extended
 from orchestrator.commands.rehearsing import SAMPLE, rehearsed, say_rehearsal
-from orchestrator.commands.searching import known_trials
+from orchestrator.commands.reported import check_reported
+from orchestrator.commands.searching import first_asked, known_trials
 from orchestrator.commands.wiring import (
+    kept_states,
     load_now,
     load_sweep,
     make_planner,
@@ -24,7 +27,7 @@ from orchestrator.commands.wiring import (
 from orchestrator.plan.grid_picture import FAILED, FINISHED, grid_picture
 from orchestrator.plan.pack import Pack
 from orchestrator.plan.planner import Planner
-from orchestrator.progress import amount_of_bytes, duration
+from orchestrator.progress import amount_of_bytes, counted, duration
 from orchestrator.records import Status
 from orchestrator.sweep.sweep import Sweep
 
@@ -38,13 +41,17 @@ def check(arguments: argparse.Namespace) -> int:
     axes = " x ".join(f"{axis.name} {_extent(axis)}" for axis in sweep.axes) or "no axes"
     most = "at most " if sweep.is_search else ""
     count = f"{sweep.most_trials} trial{'s' * (sweep.most_trials != 1)}"
-    trials = f"{most}{count} of {sweep.job} ({axes}; replicates {sweep.replicates})"
+    # A search without points gives its settings 64 numbers in turn, which is no count of trials.
+    is_default = sweep.is_open and "replicates" not in sweep.written.model_fields_set
+    replicates = "" if is_default else f"; replicates {sweep.replicates}"
+    trials = f"{most}{count} of {sweep.job} ({axes}{replicates})"
     trials += f"; extends {sweep.extends}" if sweep.extends else ""
     print("\n".join([f"{arguments.file}: valid. {trials}", *search_lines(sweep)]))
-    some = sweep.sample(SAMPLE) if sweep.is_search else sweep.trials()
+    some = sweep.sample(min(SAMPLE, sweep.most_trials)) if sweep.is_search else sweep.trials()
     for line in caution_lines(cautions(sweep, some, {})):
         print(line)
     if arguments.rehearse:
+        check_reported(sweep, some)
         shape = resources_at_hand(sweep, inline=True)
         planner = make_planner(sweep, measured(sweep, some, shape.device), shape=shape)
         say_rehearsal(rehearsed(planner, sweep, some, shape=shape, known=True), sweep, str(arguments.file))
@@ -73,7 +80,7 @@ def search_lines(sweep: Sweep) -> list[str]:
     area = sweep.uncertain_area
     until = "stops " if area is None else f"stops when the uncertain area is {area:g} of the map, or "
     slices = f", in {len(sweep.slices)} slices" if len(sweep.slices) > 1 else ""
-    return [f"search    {sweep.search.target.description}{slices}; {until}after {sweep.most_trials} trials"]
+    return [f"search    {sweep.search.target.description}{slices}; {until}after {counted(sweep.most_trials, 'trial')}"]
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -81,34 +88,49 @@ def plan(arguments: argparse.Namespace) -> int:
     sweep = load_sweep(arguments)
     with contextlib.closing(open_tracker(sweep)) as tracker:
         trials = known_trials(sweep, tracker)
+        bases = ancestors(sweep)
+        if sweep.is_search and not trials and not bases:
+            trials = first_asked(sweep)  # other sweeps may have run them
         recorded = tracker.index([trial.id for trial in trials])
         finished = {trial_id for trial_id, state in recorded.items() if state.status is Status.FINISHED}
-        before = extended(sweep, ancestors(sweep), tracker, trials, finished)
+        before = extended(sweep, bases, tracker, trials, finished)
     taken = {trial.id: trial for each in before for trial in each.trials}
     trials = list({**{trial.id: trial for trial in trials}, **taken}.values())
     todo = [t for t in trials if t.id not in finished and t.id not in taken]
     if sweep.is_search:
         todo += sweep.sample(max(0, sweep.most_trials - len(trials)))
         print("\n".join(search_lines(sweep)))
-    states = [f"{len(each.trials)} already finished in {each.text}" for each in before if each.trials]
+    said = [f"{len(each.trials)} already finished in {each.text}" for each in before if each.trials]
     own = len(finished - taken.keys())
-    if own or not states:
-        states.insert(0, f"{own} finished")
-    print(f"trials    {len(todo) + len(finished | taken.keys())}: {', '.join(states)}, {len(todo)} to run")
+    if own or not said:
+        said.insert(0, f"{own} finished")
+    print(f"trials    {len(todo) + len(finished | taken.keys())}: {', '.join(said)}, {len(todo)} to run")
     failed = {i: FAILED for i, state in recorded.items() if state.status is Status.FAILED}
     marks = {**failed, **dict.fromkeys((*finished, *taken), FINISHED)}
-    for line in grid_picture(sweep.axes, trials, marks):
+    for line in grid_picture(sweep.axes, trials if marks or not sweep.is_search else [], marks):
         print(line)
     if not todo:
         print("nothing to run")
         return 0
+    check_reported(sweep, todo)
     shape = resources_at_hand(sweep, inline=arguments.inline)
     planner = make_planner(sweep, measured(sweep, todo, shape.device), shape=shape)
     rehearsal = rehearsed(planner, sweep, todo, shape=shape)
     planner = make_planner(sweep, rehearsal.calibration, shape=shape)
+    states = kept_states(sweep, say=print)
+    kept = None if states is None else states.extend(todo)
     packs = planner.plan(todo, workers=shape.workers)
+    if kept is not None and kept.left:
+        packs = [
+            replace(pack, seconds=pack.seconds * sum(kept.left.get(t.id, 1.0) for t in pack.trials) / len(pack.trials))
+            for pack in packs
+        ]
     slowdown = load_now(planner)
     print("\n".join(plan_lines(planner, packs, workers=shape.workers, inline=arguments.inline, slowdown=slowdown)))
+    if shape.lacking:
+        print(f"waiting   {shape.lacking}; the run waits until a node has it")
+    for line in kept.lines if kept is not None else ():
+        print(f"kept      {line}")
     seconds = planner.estimate_s(packs, workers=shape.workers, slowdown=slowdown)
     if arguments.price is not None and seconds is not None:
         early_s, _ = planner.early_s(packs, workers=shape.workers, slowdown=slowdown)
@@ -126,9 +148,9 @@ def plan_lines(planner: Planner, packs: Sequence[Pack], *, workers: int, inline:
     """A plan in words."""
     estimate = time_estimate(planner, packs, workers=workers, slowdown=slowdown)
     sizes = [len(pack.trials) for pack in packs]
-    size = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    size = f"{min(sizes)} to " * (min(sizes) < max(sizes)) + counted(max(sizes), "trial")
     lines = [
-        f"packs     {len(packs)}, of {size} trials",
+        f"packs     {len(packs)}, of {size}",
         f"workers   {workers} on {planner.calibration.machine.device}",
         f"time      {estimate}",
     ]

@@ -16,7 +16,7 @@ from typing import Any
 
 from orchestrator.commands.searching import known_trials
 from orchestrator.commands.wiring import open_tracker, reading_patience
-from orchestrator.errors import UserError
+from orchestrator.errors import Mistake, UserError
 from orchestrator.results.sweep_results import Access, SweepResults
 from orchestrator.secrets import learn
 from orchestrator.sweep.sweep import Sweep
@@ -84,6 +84,7 @@ def run(
     else:
         sweep = load_sweep(loaded, overrides=overrides)
         file = sweep.source if sweep.source.is_file() else None
+    sweep.stop_if_refused()
     texts = _override_texts(overrides) if file is not None else []
     if workers is not None:
         if workers < 1:
@@ -178,10 +179,13 @@ def _of_text(text: str, overrides: Sequence[str], *, called: str, check: Callabl
                 check(path)
             sweep = Sweep.load(path, overrides)
         except UserError as error:
-            places = [called if m.place.startswith(str(path)) else m.place for m in error.mistakes]
-            named = [replace(m, place=place) for m, place in zip(error.mistakes, places, strict=True)]
-            raise UserError.of(named) from None
-    return replace(sweep, source=Path(called))
+            raise UserError.of(_called(called, path, error.mistakes)) from None
+    return replace(sweep, source=Path(called), refusals=tuple(_called(called, path, sweep.refusals)))
+
+
+def _called(called: str, path: Path, mistakes: Sequence[Mistake]) -> list[Mistake]:
+    """The mistakes of a temporary file with the name of what it was made from."""
+    return [replace(m, place=called if m.place.startswith(str(path)) else m.place) for m in mistakes]
 
 
 def _of_run(run_id: str, uri: str, overrides: Sequence[str], *, place: str) -> Sweep:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from orchestrator.commands.again import command_line
 from orchestrator.commands.analysing import analysed
 from orchestrator.commands.earlier import ON_REQUEST, held_by_another, keep_earlier
-from orchestrator.commands.figures import check_figures, draw_figures
+from orchestrator.commands.figures import check_figures, draw_figures, is_further
 from orchestrator.commands.picture import output_of, writing
 from orchestrator.commands.searching import history, known_trials
-from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, relabelled, sweep_record
-from orchestrator.phases.style import FORMATS, drawn_as
+from orchestrator.commands.wiring import load_sweep, open_tracker, relabelled, sweep_record
+from orchestrator.phases.style import FORMATS, PHASE, drawn_as
 from orchestrator.records import Status, Summary, phase_metric
 from orchestrator.sanity import MARK_STEP, marked, unreported
+from orchestrator.sweep.check_search import unobserved
 from orchestrator.sweep.file import MOST_BUDGET
 from orchestrator.tracking.base import Tracker
 from orchestrator.trial import Trial, digest
@@ -41,6 +42,7 @@ def publish_record(
     analyses: bool = False,
     figures: Sequence[str] = (),
     also: Path | None = None,
+    width: str | float | None = None,
 ) -> Published:
     """Draw what is recorded of these trials, and keep the files and the search's curve with the parent run.
 
@@ -53,6 +55,7 @@ def publish_record(
         analyses: Whether what the sweep file names under `analysis:` is computed too.
         figures: formats of the figures beside PNG, see `publish`.
         also: where the phase diagram is written too, for a page.
+        width: that of `also`, instead of the style's.
 
     Returns:
         The files, notes and metrics; the last value of a curve is the metric `map/<name>`.
@@ -75,6 +78,7 @@ def publish_record(
         figures=figures,
         style=sweep.figure,
         also=also,
+        width=width,
     )
     done = analysed(sweep, trials, published.table, tracker, figures) if analyses else None
     if done is not None:
@@ -89,7 +93,7 @@ def publish_record(
     published = replace(published, files={**published.files, explained.name: explained})
     tracker.attach(published.files)
     left = tracker.detach(published.gone)
-    _describe(sweep, tracker, published.notes)
+    _describe(sweep, tracker, [note for note in published.notes if not note.startswith("  next:")])
     for name, points in published.curves.items():
         tracker.trace(name, points)
     # The last point of a curve is the search's own; this map may be drawn under other thresholds.
@@ -102,6 +106,7 @@ def publish_record(
     ]
     warnings += tuple(f"doubtful curves: {line}" for line in doubt_lines(doubts(sweep.job_object(), finished)))
     warnings += warnings_of(sweep, finished)
+    warnings += _left_out(sweep, dict.fromkeys(name for _, observations in finished for name in observations))
     if moved:
         warnings += (moved,)
     if left:
@@ -126,7 +131,18 @@ def warnings_of(sweep: Sweep, finished: Sequence[tuple[Params, Observations]]) -
     names = job.labelled_by(thresholds)
     observed = dict.fromkeys(name for _, observations in finished for name in observations)
     if names and observed and not any(name in observed for name in names):
-        warnings.append(unreported(names, observed, place=sweep.label_place, trials=len(finished)).text)
+        warnings.append(unreported(names, observed, job=job, place=sweep.label_place, trials=len(finished)).text)
+    return tuple(warnings)
+
+
+def _left_out(sweep: Sweep, observed: Collection[str]) -> tuple[str, ...]:
+    """Warnings about panels that no finished trial has, but for those that the sweep file was refused for."""
+    warnings = []
+    for name in sweep.figure.panels:
+        mistake = unobserved((name,), sweep.job, (PHASE, *observed)) if observed else None
+        if mistake is not None and all(name != refusal.value for refusal in sweep.refusals):
+            rule = f"figure.panels: no finished trial has the observation '{name}', and it is left out"
+            warnings.append(replace(mistake, place=str(sweep.source), rule=rule).text)
     return tuple(warnings)
 
 
@@ -210,13 +226,15 @@ def counts_of(sweep: Sweep, summary: Summary) -> dict[str, float]:
 
 
 def print_files(published: Published) -> None:
-    """Print the notes, files and warnings of a map; of figures on request that an earlier map has drawn, the names."""
+    """Print the notes, files and warnings of a map, and which figures on request are older than the record's table."""
     for note in (*published.notes, *published.analysis):
         print(note)
     for name, path in sorted(published.files.items()):
         print(f"{name:<25} {path}")
     folders = {path.parent for path in published.files.values()}
-    found = {path.name for folder in folders for pattern in ON_REQUEST for path in folder.glob(pattern)}
+    made = published.files["trials.parquet"].stat().st_mtime_ns  # kept while the table stays the same
+    old = (p for folder in folders for pattern in ON_REQUEST for p in folder.glob(pattern))
+    found = {path.name for path in old if path.stat().st_mtime_ns < made}
     earlier = sorted(name for name in found - published.files.keys() if not name.startswith("analysis_"))
     warnings = [*published.warnings]
     if earlier:
@@ -240,7 +258,7 @@ def map_(arguments: argparse.Namespace) -> int:
         trials = known_trials(sweep, tracker)
         recorded = tracker.index([trial.id for trial in trials])
         if not recorded:
-            raise nothing_recorded(sweep, str(arguments.file), command_line(arguments, "run"))
+            raise sweep.nothing_recorded(command_line(arguments, "run"))
         tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
         finished = sum(state.status is Status.FINISHED for state in recorded.values())
         tracker.complete(trials)
@@ -253,11 +271,17 @@ def map_(arguments: argparse.Namespace) -> int:
                 classifier=arguments.classifier,
                 history=history(sweep, tracker),
                 figures=arguments.figures,
-                also=also,
+                also=None if is_further(arguments) else also,
+                width=arguments.width,
             )
         tracker.annotate(published.metrics)
-        with drawn_as(sweep.figure, sweep.job_object().phases):
+        phases = sweep.job_object().phases
+        with drawn_as(sweep.figure, phases):
             further = draw_figures(sweep, trials, tracker, arguments)
+        pages = [] if also is None or further else [also]
+        if also is not None and further:
+            with writing(also), drawn_as(sweep.figure.for_page(arguments.width), phases):
+                pages = [p for figures in further for p in figures.write_page(also, alone=len(further) == 1)]
         for figures in further:
             published = published.beside(figures.files, figures.notes, figures.warnings)
         if further:
@@ -267,6 +291,6 @@ def map_(arguments: argparse.Namespace) -> int:
     if count:
         print(f"{count} were relabelled under the thresholds (`phases:`) of {arguments.file}")
     print_files(published)
-    if also is not None:
-        print(f"{'figure':<25} {also}")
+    for page in pages:
+        print(f"{'figure':<25} {page}")
     return 0

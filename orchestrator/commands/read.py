@@ -7,7 +7,7 @@ import argparse
 from jobs.job import Scalar
 from orchestrator.commands.again import command_line
 from orchestrator.commands.notebook import results_of
-from orchestrator.commands.wiring import load_sweep, nothing_recorded
+from orchestrator.commands.wiring import load_sweep
 from orchestrator.errors import UserError
 from orchestrator.results.reading import lines_of
 
@@ -23,7 +23,7 @@ def read(arguments: argparse.Namespace) -> int:
     sweep = load_sweep(arguments)
     results = results_of(sweep)
     if not results.is_recorded:
-        raise nothing_recorded(sweep, str(arguments.file), command_line(arguments, "run"))
+        raise sweep.nothing_recorded(command_line(arguments, "run"))
     lines = lines_of(results.readings(at, arguments.along))
     where = f" at {', '.join(arguments.at)}" if arguments.at else ""
     print(f"{sweep.name}{where}")

@@ -13,7 +13,7 @@ from jobs.catalogue import BUILT_IN, load_job
 from jobs.function import described
 from jobs.job import Job, JobNotFound
 from orchestrator.errors import UserError
-from orchestrator.output import kept_streams
+from orchestrator.output import importing
 from orchestrator.printable import last_line
 
 FOLDER = "run the command in the folder of the job's module, with the code that trained the trial"
@@ -33,7 +33,7 @@ def recorded_job(spec: str, *, place: str) -> tuple[Job[Any], str]:
     """
     where = _checked(spec, place)
     try:
-        with kept_streams():
+        with importing():
             return load_job(spec), where
     except JobNotFound as error:
         raise UserError(str(error), place=place, value=spec, next_step=FOLDER) from error

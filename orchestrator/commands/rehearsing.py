@@ -13,6 +13,7 @@ from jobs.job import as_dict
 from orchestrator.commands.wiring import on_cluster
 from orchestrator.errors import UserError
 from orchestrator.host import visible_gpus
+from orchestrator.printable import last_line
 from orchestrator.records import Status
 from orchestrator.sanity import TrialFacts, awaited, explained, report, unreported
 
@@ -31,6 +32,10 @@ _NOT_THE_USERS = (
     sysconfig.get_path("purelib"),
 )
 """Where no line of a user's job is."""
+_NO_GPU = ("Torch not compiled with CUDA", "No CUDA GPUs are available", "Found no NVIDIA driver")
+"""In torch's errors where CUDA_VISIBLE_DEVICES, or the sweep, names a GPU that is not there."""
+_NAMED = re.compile(r"\((\S+\.py:\d+)\)")
+"""The user's line in an error that this program raises (`jobs.module.fit`)."""
 _FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+)')
 
 
@@ -76,12 +81,20 @@ def say_rehearsal(rehearsal: Rehearsal, sweep: Sweep, place: str) -> None:
     finished = [facts for facts in others if facts.status == Status.FINISHED.value]
     observed = dict.fromkeys(name for facts in finished for name in facts.observed)
     if names and observed and not any(name in observed for name in names):
-        raise unreported(names, observed, place=sweep.label_place, trials=len(finished))
+        raise unreported(names, observed, job=job, place=sweep.label_place, trials=len(finished))
+
+
+def users_line(error: str) -> str:
+    """The last line of a user's job in a traceback; "the job" if it has none."""
+    frames = [frame for frame in _FRAME.findall(error) if not frame[0].startswith(_NOT_THE_USERS)]
+    named = _NAMED.search(last_line(error))
+    return ":".join(frames[-1]) if frames else named[1] if named else "the job"
 
 
 def _failure(trial: Trial, facts: TrialFacts, sweep: Sweep, place: str, *, of: int, failed: int) -> UserError:
-    frames = [frame for frame in _FRAME.findall(facts.error) if not frame[0].startswith(_NOT_THE_USERS)]
-    step = f"correct {':'.join(frames[-1])}, or the values" if frames else "correct the job, or the values"
+    step = f"correct {users_line(facts.error)}, or the values"
+    if any(text in facts.error for text in _NO_GPU):
+        step = "set resources.device to cpu; or install a torch with CUDA and its driver, if this machine has a GPU"
     share = f" in {failed} of {of} trials" if of > 1 else ""
     return UserError(
         f"rehearsal failed{share}: {explained(facts.error, trial.settings())}",

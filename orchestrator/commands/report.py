@@ -16,7 +16,7 @@ from orchestrator.commands.browse import browse_lines
 from orchestrator.commands.inspect import search_lines
 from orchestrator.commands.publishing import SUMMARY, publish_record
 from orchestrator.commands.searching import history, known_trials
-from orchestrator.commands.wiring import load_sweep, nothing_recorded, open_tracker, relabelled, sweep_record
+from orchestrator.commands.wiring import load_sweep, open_tracker, relabelled, sweep_record
 from orchestrator.failures import signature
 from orchestrator.phases.text import label_colour, plain, words
 from orchestrator.records import Status
@@ -63,7 +63,7 @@ def report(arguments: argparse.Namespace) -> int:
     with contextlib.closing(open_tracker(sweep)) as tracker:
         trials = known_trials(sweep, tracker)
         if not tracker.index([trial.id for trial in trials]):
-            raise nothing_recorded(sweep, str(arguments.file), command_line(arguments, "run"))
+            raise sweep.nothing_recorded(command_line(arguments, "run"))
         parent = tracker.open_sweep(sweep_record(sweep), running=False)  # beside a run, which keeps its status
         tracker.complete(trials)
         relabelled(sweep, trials, tracker)

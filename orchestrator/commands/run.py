@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.commands.again import command_line
+from orchestrator.commands.again import as_job, command_line, to_resume
 from orchestrator.commands.browse import browse_lines
 from orchestrator.commands.extending import take_over
 from orchestrator.commands.publishing import counts_of, is_published, keep_summary, print_files, publish_record
@@ -30,7 +31,7 @@ from orchestrator.commands.wiring import (
     sweep_record,
 )
 from orchestrator.dispatch.base import Dispatcher
-from orchestrator.progress import ProgressDisplay, duration, for_stream, phase_counts, still
+from orchestrator.progress import ProgressDisplay, counted, duration, for_stream, phase_counts, still
 from orchestrator.records import Status, Summary
 from orchestrator.runner import Runner
 from orchestrator.sanity import FirstTrials
@@ -181,7 +182,7 @@ def run_sweep(sweep: Sweep, arguments: argparse.Namespace, *, began: float, embe
             return _run(arguments, sweep, stopper, began)
         except Interrupted:
             if not stopper.recorded.is_set():  # otherwise said
-                print(f"stopped. To resume: {command_line(arguments, 'run')}", file=sys.stderr)
+                print(f"stopped. To resume: {to_resume(arguments)}", file=sys.stderr)
             return 128 + stopper.signal
 
 
@@ -190,10 +191,10 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
     progress = for_stream(sys.stdout, quiet=arguments.quiet)
     try:
         with still("opening the record", progress.say) as tracker.say:
-            parent = tracker.open_sweep(sweep_record(sweep))
+            parent = tracker.open_sweep(replace(sweep_record(sweep), again=as_job(arguments)))
         tracker.say = progress.say
         try:
-            most = f"at most {sweep.most_trials} trials" if sweep.is_search else f"{sweep.most_trials} trials"
+            most = "at most " * sweep.is_search + counted(sweep.most_trials, "trial")
             progress.say(f"sweep {sweep.name}: {most}, recorded in {sweep.record_shown} (run {parent})")
             shape = resources_at_hand(sweep, inline=arguments.inline)
             trials = sweep.sample(SAMPLE) if sweep.is_search else sweep.trials()
@@ -218,7 +219,12 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
                     stopped=lambda summary: _say_stopped(arguments, summary, stopper),
                     starting="trials run in this process" if arguments.inline else "starting workers",
                     first=FirstTrials(
-                        sweep.job_object(), sweep.thresholds(), place=sweep.label_place, say=progress.say
+                        sweep.job_object(),
+                        sweep.thresholds(),
+                        place=sweep.label_place,
+                        say=progress.say,
+                        grid=0 if sweep.is_search else sweep.most_trials,
+                        target=sweep.search.target if sweep.is_search else None,
                     ),
                     checkpoints=make_checkpoints(sweep, parent=parent, say=progress.say),
                     save_s=lambda: stopper.leave_after_s,
@@ -306,8 +312,9 @@ def _learn(planner: Planner, summary: Summary, *, inline: bool) -> None:
 
 def _say_stopped(arguments: argparse.Namespace, summary: Summary, stopper: Stopper) -> None:
     kept = summary.done + summary.skipped
-    interrupted = f", {summary.killed} were interrupted" if summary.killed else ""
-    print(f"stopped: {kept} trials are finished{interrupted}. To resume: {command_line(arguments, 'run')}")
+    interrupted = f", {summary.handed_out} were handed out" if summary.handed_out else ""
+    interrupted += f" ({summary.killed} of them running)" if summary.killed else ""
+    print(f"stopped: {counted(kept, 'trial')} finished{interrupted}. To resume: {to_resume(arguments)}")
     stopper.recorded.set()
 
 
@@ -315,7 +322,8 @@ def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, pages
     """Print the result of a run that took `seconds` in all."""
     took = f" in {duration(seconds)} ({duration(summary.seconds)} of it training and recording)"
     print(
-        f"{summary.done} trials finished"
+        counted(summary.done, "trial")
+        + " finished"
         + (took if summary.done else "")
         + (f", {summary.skipped} were finished before" if summary.skipped else "")
         + (f" ({summary.relabelled} of them relabelled)" if summary.relabelled else "")
@@ -326,11 +334,12 @@ def _report(arguments: argparse.Namespace, sweep: Sweep, summary: Summary, pages
     if summary.done and not summary.measured:
         print(f"warning: {_not_measured(sweep)}")
     print("\n".join([f"curves    {sweep.record_shown}", *pages]))
-    again = command_line(arguments, "run")
+    again = to_resume(arguments)
     lines = [failure_line(trial, result.error, sweep) for trial, result in summary.failures[:FAILURES_SHOWN]]
     if summary.failed:
         lines.append(
-            f"{summary.failed} trials failed; their tracebacks: {command_line(arguments, 'status')}\nto retry: {again}"
+            f"{counted(summary.failed, 'trial')} failed; tracebacks: {command_line(arguments, 'status')}\n"
+            f"to retry: {again}"
         )
     if summary.gave_up:
         lines.append(f"stopped early: {summary.gave_up}\ncorrect the job or the sweep, then: {again}")

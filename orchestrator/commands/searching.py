@@ -137,6 +137,29 @@ def known_trials(sweep: Sweep, tracker: Tracker, *, finished: bool = False) -> l
     return list({trial.id: trial for trial_id, trial in asked if trial is not None and trial.id == trial_id}.values())
 
 
+def first_asked(sweep: Sweep) -> list[Trial]:
+    """The trials that a new search asks for before any has ended: they are spread evenly, and need no study."""
+    from orchestrator.search.boundary import BATCH
+    from orchestrator.search.proposals import Proposer
+
+    search, most = sweep.search, sweep.most_trials
+    phases = sweep.job_object().phases
+    start = min(search.start, max(1, most // 2))
+    proposer = Proposer(
+        sweep.slices,
+        lambda part: search.target.surrogate(
+            len(search.target.classes(phases)), [c.names for c in part.coordinates], sweep.replicates
+        ),
+        start=start,
+        seed=sweep.search_seed,
+        replicates=sweep.replicates,
+        accept=lambda setting, replicate: sweep.trial(setting, replicate) is not None,
+    )
+    count = min(most, max(search.batch or BATCH, start))
+    asked = [sweep.trial(each.setting, each.replicate) for each in proposer.propose(count)]
+    return list({trial.id: trial for trial in asked if trial is not None}.values())
+
+
 def history(sweep: Sweep, tracker: Tracker) -> list[tuple[int, float]]:
     """(trials, uncertain area) in the course of the sweep's search, as far as its study has it; empty for a grid."""
     if not sweep.is_search:

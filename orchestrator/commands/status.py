@@ -22,6 +22,7 @@ from orchestrator.reduce import doubt_lines, doubts, without_bounds_lines
 from orchestrator.sanity import explained
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.tracking.base import Tracker, TrialRow
+from orchestrator.tracking.facts import RecordReader
 from orchestrator.tracking.lease import Lease, Process, described, is_held
 from orchestrator.trial import Trial
 
@@ -29,8 +30,8 @@ FAILURES_SHOWN = 10
 """Failed trials that are listed one by one."""
 TRACEBACKS_SHOWN = 3
 """Different errors whose traceback is printed."""
-LONGEST_TRACEBACK = 40
-"""Lines of a traceback that are printed, the last ones."""
+FIRST_LINES, LAST_LINES = 10, 30
+"""Lines of a traceback that are printed: it begins with what the text is, and ends with the error."""
 LABELLED_ANEW = 500
 """The most trials whose curves `status` reads, to label them under the sweep's own thresholds."""
 LEAST_REST = 9
@@ -84,7 +85,8 @@ def _state(sweep: Sweep, arguments: argparse.Namespace) -> _State:
         by_id = {trial.id: trial for trial in known_trials(sweep, tracker)}
         study = used_study(sweep, tracker)
         parent = tracker.find_sweep(sweep.id)
-        pages = browse_lines(sweep.tracking.uri, tracker.experiment_id, parent)
+        experiment_id = tracker.experiment_id
+        pages = browse_lines(sweep.tracking.uri, experiment_id, parent)
         for row in tracker.rows(by_id, settings=False):
             counts[row.recorded.status] += 1
             if row.recorded.status is Status.FINISHED:
@@ -102,18 +104,22 @@ def _state(sweep: Sweep, arguments: argparse.Namespace) -> _State:
         relabelled = _relabelled(sweep, tracker, {trial_id: by_id[trial_id] for trial_id in stale})
     phases.update(relabelled.values())
     lines = [f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}"]
-    lines += [f"parent    {parent or 'no run yet'}", *pages, *search_lines(sweep)]
+    lines += [f"parent    {parent or f'no run yet: {_absence(sweep, experiment_id)}'}", *pages, *search_lines(sweep)]
     if study:
         lines.append(f"study     {study!r} in {sweep.storage_shown}: {len(by_id)} trials asked for")
-    lease = None if parent is None else _lease(sweep)
-    words = {s: s.value.lower() for s in (Status.FINISHED, Status.RUNNING, Status.FAILED, Status.KILLED)}
-    if counts[Status.RUNNING] and (ended := _ended(lease)):
-        words[Status.RUNNING] = f"running {ended}"
+    driver = Driver() if parent is None else _driver(sweep, parent)
+    running = " ".join(filter(None, ["handed out", driver.ended])) if counts[Status.RUNNING] else "handed out"
+    words = {
+        Status.FINISHED: "finished",
+        Status.RUNNING: running,
+        Status.FAILED: "failed",
+        Status.KILLED: "stopped",
+    }
     missing = len(by_id) - counts.total()
     numbers = ", ".join(f"{counts[s]} {text}" for s, text in words.items())
     lines.append(f"trials    {len(by_id)}: {numbers}, {missing} missing")
     if parent is not None:
-        lines += driver_lines(lease, counts, missing, command_line(arguments, "run"))
+        lines += driver.lines(counts, missing, command_line(arguments, "run"))
     else:
         count = f"{missing}: " if missing else ""  # a search has not chosen its trials
         lines.append(f"to run    {count}{command_line(arguments, 'run')}")
@@ -129,60 +135,112 @@ def _state(sweep: Sweep, arguments: argparse.Namespace) -> _State:
     lines += [f"marked    {count} finished: {mark}" for mark, count in marks.items()]
     lines += [f"doubtful  {line}" for line in doubt_lines(doubted)]
     lines += [f"steps     {line}" for line in without_bounds_lines(without_bounds)]
-    driven = lease is not None and is_held(lease, Process.this()) is not False
-    return _State(lines=[*lines, *failures.lines()], driven=driven)
+    return _State(lines=[*lines, *failures.lines()], driven=driver.may_run)
 
 
-def _lease(sweep: Sweep) -> Lease | None:
-    """The lease of the sweep's experiment; None where there is none to read."""
+def _absence(sweep: Sweep, experiment_id: str | None) -> str:
+    """Why a sweep has no parent run: there is no record, or it has no run of this sweep."""
+    from orchestrator.tracking.factory import absence
+
+    experiment, has = f"experiment {sweep.tracking.experiment!r}", "has another record"
+    if experiment_id is not None:
+        why = f"{experiment} of this record has no run of this sweep, as its file is now"
+    elif none := absence(sweep.tracking.uri, place=sweep.address_place):
+        why, has = none, "has one"
+    else:
+        why = f"the record has no {experiment}"
+    there = sweep.record_beside
+    return why if there is None else f"{why}; {there}, the folder of the sweep file, {has}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driver:
+    """Who writes to the experiment of a sweep.
+
+    Args:
+        lease: of the experiment; None where there is none to read.
+        runs_another: whether its holder runs another sweep of the experiment, and not this one.
+        again: how the sweep was submitted, where its last driver was a job of a cluster.
+    """
+
+    lease: Lease | None = None
+    runs_another: bool = False
+    again: str = ""
+
+    @classmethod
+    def of(cls, reader: RecordReader, parent: str | None) -> Driver:
+        """The driver of the sweep with this parent run."""
+        lease = reader.lease()
+        if parent is None:
+            return cls(lease=lease)
+        opened = reader.opened(parent)
+        runs_another = lease is not None and lease.holder is not None and opened.process not in ("", lease.holder.text)
+        return cls(lease=lease, runs_another=runs_another, again=opened.again)
+
+    @property
+    def _held(self) -> bool | None:
+        return None if self.lease is None else is_held(self.lease, Process.this())
+
+    @property
+    def runs(self) -> bool | None:
+        """Whether a driver runs the sweep; None if that is not known."""
+        return False if self.runs_another else self._held
+
+    @property
+    def may_run(self) -> bool:
+        """Whether trials of the sweep may be running."""
+        return self.lease is not None and self.runs is not False
+
+    @property
+    def ended(self) -> str:
+        """When trials were handed out that are recorded as running; empty where a driver has them now."""
+        if self.lease is None:
+            return "with no driver"
+        if self.runs is False:
+            return "when their driver ended"
+        return "" if self._held else "at its last sign of life"
+
+    def lines(self, counts: Mapping[Status, int], missing: int, run: str) -> list[str]:
+        """Whether a driver writes to the experiment, and what runs when it is started again.
+
+        Args:
+            counts: the recorded trials by status.
+            missing: trials that are not recorded.
+            run: the command that runs them where no job of a cluster did.
+        """
+        lines = []
+        if self._held and self.lease is not None:
+            another = ", for another sweep" * self.runs_another
+            lines.append(f"driver    {described(self.lease)} writes to this experiment{another}")
+            if not self.runs_another:
+                return lines
+        elif self._held is False and self.lease is not None:
+            lines.append("driver    none: nothing runs")
+        elif self.lease is not None:
+            silent = duration(abs(self.lease.silent_ms) / 1000)
+            lines.append(f"driver    not known: {described(self.lease)} gave its last sign of life {silent} ago")
+        parts = {
+            f"handed out {self.ended}": counts.get(Status.RUNNING, 0),
+            "failed": counts.get(Status.FAILED, 0),
+            "handed out when a run was stopped": counts.get(Status.KILLED, 0),
+            "not begun": missing,
+        }
+        left = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+        if left:
+            when = ", when that run has ended" if self._held else ""
+            lines.append(f"to run    {sum(parts.values())}: {left}. To resume{when}: {self.again or run}")
+        return lines
+
+
+def _driver(sweep: Sweep, parent: str) -> Driver:
     from orchestrator.tracking.factory import MEMORY, open_reader
 
     tracking = sweep.tracking
     if tracking.uri == MEMORY:
-        return None
+        return Driver()
     patience = reading_patience(f"the record ({sweep.record_shown})")
-    reader = open_reader(tracking.uri, experiment=tracking.experiment, patience=patience)
-    with contextlib.closing(reader):
-        return reader.lease()
-
-
-def _ended(lease: Lease | None) -> str:
-    """When trials ran that are recorded as running; empty where a driver runs them now."""
-    if lease is None:
-        return "with no driver"
-    held = is_held(lease, Process.this())
-    return "" if held else "when their driver ended" if held is False else "at its last sign of life"
-
-
-def driver_lines(lease: Lease | None, counts: Mapping[Status, int], missing: int, run: str) -> list[str]:
-    """Whether a driver writes to the experiment, and what runs when it is started again.
-
-    Args:
-        lease: of the experiment.
-        counts: the recorded trials by status.
-        missing: trials that are not recorded.
-        run: the command that runs them.
-    """
-    running = counts.get(Status.RUNNING, 0)
-    held = None if lease is None else is_held(lease, Process.this())
-    if held and lease is not None:
-        return [f"driver    {described(lease)} writes to this experiment"]
-    lines = []
-    if held is False:
-        lines.append("driver    none: nothing runs")
-    elif lease is not None:
-        silent = duration(abs(lease.silent_ms) / 1000)
-        lines.append(f"driver    not known: {described(lease)} gave its last sign of life {silent} ago")
-    parts = {
-        f"were running {_ended(lease)}": running,
-        "failed": counts.get(Status.FAILED, 0),
-        "were interrupted": counts.get(Status.KILLED, 0),
-        "not begun": missing,
-    }
-    left = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
-    if left:
-        lines.append(f"to run    {sum(parts.values())}: {left}. To resume: {run}")
-    return lines
+    with contextlib.closing(open_reader(tracking.uri, experiment=tracking.experiment, patience=patience)) as reader:
+        return Driver.of(reader, parent)
 
 
 @dataclass(kw_only=True)
@@ -225,9 +283,10 @@ class _Failures:
             others = f", the first of {kind.count} with this error" if kind.count > 1 else ""
             lines.append(f"traceback {_name(kind.first, self.sweep)}{others}")
             text = (kind.row.error or "").rstrip().splitlines()
-            cut = len(text) - LONGEST_TRACEBACK
-            lines += [f"          [... {cut} lines ...]"] if cut > 0 else []
-            lines += [f"          {line}".rstrip() for line in text[-LONGEST_TRACEBACK:]]
+            cut = len(text) - FIRST_LINES - LAST_LINES
+            if cut > 0:
+                text[FIRST_LINES:-LAST_LINES] = [f"[... {cut} lines ...]"]
+            lines += [f"          {line}".rstrip() for line in text]
         return lines
 
 

@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from orchestrator.commands.again import command_line
+from orchestrator.commands.again import SUBMITTED_BY, command_line
 from orchestrator.commands.wiring import load_sweep, say
 from orchestrator.dispatch.job_server import Attempt, JobServer
 from orchestrator.errors import Outage, UserError
@@ -36,7 +36,7 @@ def submit(arguments: argparse.Namespace) -> int:
     command = f"python -m orchestrator run {shlex.quote(file)}" + "".join(
         f" {shlex.quote(word)}" for word in _options(arguments)
     )
-    server = JobServer(arguments.address)
+    server = _server(arguments)
     prefix = _prefix(sweep)
     attempts = server.attempts(prefix)
     content = digest(sweep.id, sweep.resolved_yaml(), command).hex()[:16]
@@ -61,7 +61,11 @@ def submit(arguments: argparse.Namespace) -> int:
             folder=folder,
             excludes=(*_LEFT_OUT, *_files_of(sweep, folder)),
             variables=variables,
-            metadata={"phasefront_sweep": sweep.name, "phasefront_content": content},
+            metadata={
+                "phasefront_sweep": sweep.name,
+                "phasefront_content": content,
+                SUBMITTED_BY: shown(_submit_again(arguments)),
+            },
         )
         say(f"submitted {job} to {server.address}: {command}")
         if server.ray_here != server.ray_there:
@@ -78,6 +82,12 @@ def stop(arguments: argparse.Namespace) -> int:
     server, prefix, attempt = _latest(arguments)
     if attempt.is_over:
         say(f"{attempt.id} is not running: {_state(attempt)}")
+        if others := [
+            job for job in server.running(f"phasefront-{_name(load_sweep(arguments))}-") if job != attempt.id
+        ]:
+            say(
+                f"of this name run {', '.join(others)}: of another record. The same --set options belong to the command"
+            )
         return 0
     server.stop(attempt.id)
     say(f"asked {attempt.id} to stop")
@@ -136,21 +146,42 @@ def _state(attempt: Attempt) -> str:
 
 def _latest(arguments: argparse.Namespace) -> tuple[JobServer, str, Attempt]:
     sweep = load_sweep(arguments)
-    server, prefix = JobServer(arguments.address), _prefix(sweep)
+    server, prefix = _server(arguments), _prefix(sweep)
     attempts = server.attempts(prefix)
     if not attempts:
         raise UserError(
-            f"this sweep was not submitted to {server.address} with `phasefront submit`",
+            f"this sweep was not submitted to {server.address} with `phasefront submit` since that head was started",
             place=str(arguments.file),
-            next_step="`ray job list` shows all jobs of the cluster. The same --set options belong to the command",
+            next_step="`ray job list` shows all jobs of the cluster. The same --set options belong to the command. "
+            "What `phasefront run` or Slurm drives is no such job: it prints, and is stopped, where it was started",
         )
     return server, prefix, attempts[-1]
 
 
+def _server(arguments: argparse.Namespace) -> JobServer:
+    """The jobs API that the user names, unless the address is that of another port of Ray, for which Ray waits long."""
+    names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+    address = arguments.address or next(filter(None, map(os.environ.get, names)), "")
+    scheme, _, place = address.rpartition("://")
+    if scheme == "ray" or (not scheme and place.endswith(":8265")):
+        raise UserError(
+            "is not an address of Ray's jobs API, which begins with http://",
+            place="--address",
+            value=address,
+            next_step="name that of the head's dashboard: "
+            f"--address http://{place.rpartition(':')[0] or place}:8265 (or RAY_API_SERVER_ADDRESS)",
+        )
+    return JobServer(arguments.address)
+
+
 def _prefix(sweep: Sweep) -> str:
     """Of the ids of a sweep's jobs: the same for the same name and record."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", sweep.name)[:60]
-    return f"phasefront-{name}-{digest(shown(sweep.tracking.uri), sweep.tracking.experiment).hex()[:8]}"
+    return f"phasefront-{_name(sweep)}-{digest(shown(sweep.tracking.uri), sweep.tracking.experiment).hex()[:8]}"
+
+
+def _name(sweep: Sweep) -> str:
+    """As it stands in the ids of its jobs."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", sweep.name)[:60]
 
 
 def _inside(file: str, folder: Path) -> str:

@@ -18,7 +18,7 @@ from orchestrator.commands.browse import LOCAL_UI, browse_lines
 from orchestrator.commands.inspect import search_lines
 from orchestrator.commands.report import failures_of
 from orchestrator.commands.searching import known_trials
-from orchestrator.commands.status import driver_lines
+from orchestrator.commands.status import Driver
 from orchestrator.commands.wiring import load_sweep, open_tracker, reading_patience
 from orchestrator.errors import Outage, UserError
 from orchestrator.phases.style import drawn_as
@@ -26,7 +26,6 @@ from orchestrator.phases.text import label_colour, plain
 from orchestrator.secrets import secrets_in
 from orchestrator.tracking.address import PREFIX
 from orchestrator.tracking.factory import MEMORY, open_reader
-from orchestrator.tracking.lease import Lease, Process, is_held
 
 if TYPE_CHECKING:
     from orchestrator.live.app import Document
@@ -40,6 +39,8 @@ EVERY_S = 2.0
 """Time between two readings of the record, while the page is open."""
 LEAST_REST = 99
 """The time between two readings, or two drawings, is at least so many times the processor time that one takes."""
+LONGEST_REST_S = 60.0
+"""While the record cannot be read, each time between two attempts is twice the one before, and at most this."""
 UNWATCHED_S = 20.0
 """The record is not read while no browser has asked for so long."""
 
@@ -107,7 +108,7 @@ class _Live:
         self._picture: tuple[str, Interactive] | None = None
         self._colours: dict[str, str] = {}
         self._asked_at = time.monotonic()
-        self._rest_s = EVERY_S
+        self._rest_s, self._has_read = EVERY_S, False
         self._drawn_version, self._draw_at, self._readings = -1, 0.0, 0
 
     # --- read by the server's threads ---
@@ -156,27 +157,31 @@ class _Live:
         if time.monotonic() - self._asked_at > UNWATCHED_S:
             self._rest_s = EVERY_S / 4  # so that a browser that comes back sees something new soon
             return
-        began, trouble, lease, first = self._spent(), "", None, self._watch is None
+        began, trouble, driver = self._spent(), "", Driver()
         try:
-            lease = self._read()
+            driver = self._read()
         except (Outage, UserError) as error:
             trouble = error.text
             _close(self._tracker)
             _close(self._reader)
             self._tracker = self._reader = None
-        # The first reading also imports libraries, connects and reads all that has ended: no measure of the next one.
-        self._rest_s = EVERY_S if first else max(EVERY_S, LEAST_REST * (self._spent() - began))
+        if trouble:
+            self._rest_s = min(2 * max(self._rest_s, EVERY_S), LONGEST_REST_S)
+        else:
+            # The first reading also imports libraries, connects and reads all that has ended: no measure of the next.
+            self._rest_s = max(EVERY_S, LEAST_REST * (self._spent() - began)) if self._has_read else EVERY_S
+            self._has_read = True
         if self._watch is not None:
             self._draw()
-        self._say(trouble, lease)
+        self._say(trouble, driver)
 
     def _spent(self) -> float:
         """Seconds of processor time; over HTTP of any time, as it is the server's that a reading costs."""
         over_http = self._sweep.tracking.uri.startswith(("http://", "https://"))
         return time.monotonic() if over_http else time.thread_time()
 
-    def _read(self) -> Lease | None:
-        """Read what has changed; the lease of the experiment.
+    def _read(self) -> Driver:
+        """Read what has changed; who writes to the experiment.
 
         Raises:
             Outage: The record does not answer.
@@ -197,7 +202,7 @@ class _Live:
             self._parent = self._tracker.find_sweep(self._sweep.id)
             if self._parent is not None:
                 self._link(self._tracker.experiment_id, self._parent)
-        return self._reader.lease()
+        return Driver.of(self._reader, self._parent)
 
     def _link(self, experiment_id: str | None, parent: str) -> None:
         """Find or start the server of MLflow's pages."""
@@ -243,14 +248,13 @@ class _Live:
         self._drawn_version = watch.version
         self._draw_at = time.monotonic() + LEAST_REST * (time.thread_time() - began)
 
-    def _say(self, trouble: str, lease: Lease | None) -> None:
+    def _say(self, trouble: str, driver: Driver) -> None:
         from collections import Counter
 
         from orchestrator.live.app import Document
         from orchestrator.live.content import state_of
 
         watch, sweep = self._watch, self._sweep
-        driven = lease is not None and is_held(lease, Process.this()) is not False
         counts, failed = (watch.counts, watch.failed) if watch is not None else (Counter(), [])
         known = len(watch.trials) if watch is not None else 0
         lines = [("record", sweep.record_shown)]
@@ -258,7 +262,7 @@ class _Live:
             lines.append(("driver", "no run yet: " + command_line(self._arguments, "run")))
         else:
             missing = known - counts.total()
-            said = driver_lines(lease, counts, missing, command_line(self._arguments, "run"))
+            said = driver.lines(counts, missing, command_line(self._arguments, "run"))
             lines += [(line[:10].strip(), line[10:]) for line in said]
         lines += [(line[:10].strip(), line[10:]) for line in search_lines(sweep)]
         if watch is not None and (others := watch.under_others(sweep.thresholds_fingerprint())):
@@ -280,7 +284,7 @@ class _Live:
             lines=lines,
             failures=failures_of(sweep, [trial for trial in failed if trial.id in errors], errors),
             failed=len(failed),
-            driven=driven,
+            driven=driver.may_run,
             map_version=self._map.version,
             mlflow=self._mlflow,
             trouble=trouble,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,19 @@ import yaml
 from numpy.typing import NDArray
 
 from jobs.catalogue import load_job
+from jobs.function import described
 from jobs.job import Job, JobNotFound, Member, ParamError, as_dict
+from orchestrator.commands.rehearsing import users_line
 from orchestrator.commands.varying import Variation, members_of, variation
 from orchestrator.errors import UserError
 from orchestrator.host import visible_gpus
+from orchestrator.output import importing
+from orchestrator.printable import last_line
+from orchestrator.sanity import explained
+from orchestrator.sweep.check import where_raised
 
 REPORTS = 6
+_FAILED = "a trial failed: "
 TOLERANCE = 1e-3
 """Largest difference of two values, plus this share of the value; rounding stays below it for some dozens of steps."""
 
@@ -63,19 +69,34 @@ def _end(good: bool) -> int:
 
 def _job(arguments: argparse.Namespace) -> tuple[Job[Any], Any]:
     try:
-        job = load_job(arguments.job)
+        with importing():
+            job = load_job(arguments.job)
     except JobNotFound as error:
-        raise UserError(str(error), place="JOB", choices=error.choices, next_step=error.next_step) from error
+        raise UserError(
+            str(error), place="JOB", value=arguments.job, choices=error.choices, next_step=error.next_step
+        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the module raises at import, SystemExit included
+        rule, step = f"cannot be loaded: {last_line(described(error))}", f"correct {where_raised(error, arguments.job)}"
+        raise UserError(rule, place="JOB", value=arguments.job, next_step=step) from error
     values = {}
     for text in arguments.values:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError("must be NAME=VALUE", place="--set", value=text)
-        values[name] = yaml.safe_load(value)
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            step = "quote the value, for the shell and for YAML"
+            raise UserError("does not read as YAML", place=f"--set {name}", value=value, next_step=step) from error
     try:
         return job, job.params_for(values)
     except ParamError as error:
         raise UserError(str(error), place="--set", next_step="give it by --set NAME=VALUE") from error
+    except Exception as error:  # the job's own check may raise anything
+        rule, step = f"the job refuses these values: {last_line(described(error))}", where_raised(error, arguments.job)
+        raise UserError(rule, place="--set", value=values, next_step=f"change them, or correct {step}") from error
 
 
 def _trials(job: Job[Any], params: Any) -> tuple[list[Member[Any]], list[Curve], Variation]:
@@ -108,14 +129,17 @@ def _alone(job: Job[Any], params: Any, seed: int) -> Curve:
     except UserError:
         raise
     except Exception as error:
-        rule = f"a trial failed:\n{traceback.format_exc()}".rstrip()
-        raise UserError(rule, place="JOB", value=_text(as_dict(params)), next_step="correct the job") from error
+        raise _failure(described(error), params) from error
+
+
+def _failure(error: str, params: Any) -> UserError:
+    rule, step = _FAILED + explained(error, as_dict(params)), f"correct {users_line(error)}, or the values"
+    return UserError(rule, place="JOB", value=_text(as_dict(params)), next_step=step)
 
 
 def _cause(error: Exception) -> str:
     """The last line of what the job's code raised, or of the traceback that it reported."""
-    text = error.mistakes[0].rule if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return text.rstrip().rpartition("\n")[2]
+    return error.mistakes[0].rule.removeprefix(_FAILED) if isinstance(error, UserError) else last_line(described(error))
 
 
 def _describe(varies: Variation, params: Any) -> None:
@@ -144,8 +168,8 @@ def _curves(job: Job[Any], members: Sequence[Member[Any]], device: str) -> list[
     curves: list[Curve] = [{} for _ in members]
     for report in job.train(members, device=device):
         if report.failed:
-            rule = f"a trial failed:\n{next(iter(report.failed.values()))}"
-            raise UserError(rule, place="JOB", next_step="correct the job")
+            position, error = next(iter(report.failed.items()))
+            raise _failure(error, members[position].params)
         for k, position in enumerate(report.members.tolist()):
             for name, values in report.values.items():
                 curves[position].setdefault(name, []).append((report.step, float(values[k])))

@@ -23,6 +23,7 @@ from orchestrator.tracking.address import check_address
 if TYPE_CHECKING:
     import argparse
 
+    from orchestrator.checkpoints.kept import KeptStates
     from orchestrator.checkpoints.known import Checkpoints
     from orchestrator.plan.planner import Planner
     from orchestrator.sweep.sweep import Sweep
@@ -41,21 +42,29 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # the stream of now: tests and notebooks replace it
 
 
+NEW_TRIALS = ("check", "plan", "run", "submit")
+"""The commands for sweeps whose trials are to run; the others look at what is recorded."""
+
+
 def load_sweep(arguments: argparse.Namespace) -> Sweep:
     """The sweep that the arguments name.
 
     Raises:
-        UserError: see `Sweep.load`.
+        UserError: see `Sweep.load`; and, of a command that is in `NEW_TRIALS`, `Sweep.stop_if_refused`.
     """
     from orchestrator.sweep.sweep import Sweep
 
     overrides = list(arguments.overrides)
     if getattr(arguments, "workers", None) is not None:
         overrides.append(f"resources.workers={arguments.workers}")
-    if getattr(arguments, "width", None) is not None:
+    if getattr(arguments, "width", None) is not None and arguments.output is None:  # else it is that of the file
         overrides.append(f"figure.width={arguments.width}")
     sweep = lasting(Sweep.load(Path(arguments.file), overrides), Path.cwd())
-    check_address(sweep.tracking.uri)
+    if getattr(arguments, "command", "") in NEW_TRIALS:
+        sweep.stop_if_refused()
+    for mistake in sweep.refusals:
+        say(f"warning: {mistake.place}: {mistake.rule}; recorded trials are shown, and no further ones can be run")
+    check_address(sweep.tracking.uri, place=sweep.address_place)
     for name in sweep.retired:
         say(
             f"warning: {sweep.metric_place}: '{name}' is read off a single trial's curve, where bumps count as peaks; "
@@ -133,12 +142,6 @@ def reading_patience(what: str) -> Patience:
     return Patience(what, limit_s=READING_PATIENCE_S, say=say)
 
 
-def nothing_recorded(sweep: Sweep, place: str, run: str) -> UserError:
-    """The error of a command that needs a record where there is none; `run` is the command that makes one."""
-    rule = "nothing is recorded of this sweep yet"
-    return UserError(rule, place=place, value=sweep.record_shown, next_step=run)
-
-
 def relabelled(sweep: Sweep, trials: Sequence[Trial], tracker: Tracker) -> int:
     """Label the finished trials again that have labels under other thresholds; how many were."""
     from orchestrator.records import Status
@@ -166,6 +169,9 @@ def request(sweep: Sweep) -> Request:
         cpus_per_worker=wanted.cpus_per_worker,
         gpus_per_worker=wanted.gpus_per_worker,
         pack_bytes=(wanted.memory_gb or 0.0) * 1e9,
+        max_share=wanted.max_share,
+        accelerator_type=wanted.accelerator_type or "",
+        custom=wanted.custom,
     )
 
 
@@ -239,19 +245,52 @@ def make_checkpoints(sweep: Sweep, *, parent: str, say: Callable[[str], None]) -
     from orchestrator.checkpoints.known import Checkpoints
     from orchestrator.checkpoints.store import below
 
-    address, name = sweep.resources.checkpoints, f"{sweep.name}-{sweep.id[:8]}"
-    if address is None or (address == "auto" and on_cluster()):
+    address, states = _checkpoint_address(sweep), kept_states(sweep, say=say)
+    if address is None:
         return None
-    if address == "auto":
-        address, name = str(sweep.output.absolute()), f"checkpoints-{sweep.id[:8]}"
-    elif "://" not in address:
-        address = str(Path(address).expanduser().absolute())
+    name = f"{'checkpoints' if sweep.resources.checkpoints == 'auto' else sweep.name}-{sweep.id[:8]}"
+    keeps = sweep.resources.keep == "final"
     return Checkpoints(
         below(address, f"{name}-{parent[:8]}"),
         earlier=below(address, name),
         interval_s=sweep.resources.checkpoint_interval,
         say=say,
+        kept="" if states is None else states.address,
+        keeps=keeps,
+        states=states,
     )
+
+
+def kept_states(sweep: Sweep, *, say: Callable[[str], None]) -> KeptStates | None:
+    """The final states of trials of this job, which sweeps that keep checkpoints at one place share; None without one.
+
+    Raises:
+        UserError: they are to be kept, and cannot be.
+    """
+    from orchestrator.checkpoints.kept import KeptStates
+    from orchestrator.checkpoints.store import below
+    from orchestrator.dispatch.source import source_of
+
+    address, job = _checkpoint_address(sweep), sweep.job_object()
+    why = "" if job.horizon_params else "the job does not state which parameters only make a training longer"
+    if address is None:
+        why = "there is no place for checkpoints"
+    if why and sweep.resources.keep is not None:
+        step = "remove it" if address is not None else "set resources.checkpoints to a folder that all workers share"
+        raise UserError(f"final states cannot be kept: {why}", place="resources.keep", value="final", next_step=step)
+    if why or address is None:
+        return None
+    return KeptStates(below(address, "final"), job=job, source=source_of(sweep.job).text, say=say)
+
+
+def _checkpoint_address(sweep: Sweep) -> str | None:
+    """Where checkpoints are; None where there are none."""
+    address = sweep.resources.checkpoints
+    if address is None or (address == "auto" and on_cluster()):
+        return None
+    if address == "auto":
+        return str(sweep.output.absolute())
+    return address if "://" in address else str(Path(address).expanduser().absolute())
 
 
 def make_planner(sweep: Sweep, calibration: Calibration, *, shape: Shape) -> Planner:

@@ -106,6 +106,9 @@ class PackFailed:
         object.__setattr__(self, "error", printable(self.error))
 
 
+PACKS_AHEAD = 2
+"""Packs handed to the dispatcher per worker: the running one and the next."""
+
 Event = PackProgress | PackEnded | PackFailed
 
 
@@ -116,6 +119,16 @@ class Dispatcher(ABC):
     @abstractmethod
     def workers(self) -> int:
         """How many packs can run at the same time now."""
+
+    @property
+    def planned_workers(self) -> int:
+        """For how many workers to make packs: those that may join are among them."""
+        return self.workers
+
+    @property
+    def packs_ahead(self) -> int:
+        """Packs for each worker that it should have: the running one and those that wait."""
+        return PACKS_AHEAD
 
     @abstractmethod
     def submit(self, tasks: Sequence[PackTask]) -> None:

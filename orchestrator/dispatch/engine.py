@@ -31,6 +31,8 @@ class WorkerReady:
     """A worker has started."""
 
     worker: int
+    gpu: str = ""
+    """Its GPU, GPUs or slice, as the node calls it; empty if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +64,11 @@ class Engine(ABC):
     @abstractmethod
     def worker_needs(self) -> str:
         """What one worker takes, for messages: "4 CPUs", "1 CPU and 0.5 GPUs"."""
+
+    @property
+    def lacking(self) -> str:
+        """What a worker needs and no node has, for messages; empty if that is not why there is no room."""
+        return ""
 
     @abstractmethod
     def nodes(self) -> Mapping[str, NodeRoom]:
@@ -103,8 +110,13 @@ class Engine(ABC):
         """The nodes that will go away soon, by id, as far as the cluster says so. Cheap, never blocks."""
         return ()
 
-    def ask_to_save(self, worker: int) -> None:
-        """Ask a worker to save its pack soon, and from time to time as long as it lives."""
+    def ask_to_save(self, worker: int, *, life_s: float = 0.0) -> None:
+        """Ask a worker to save its pack soon, and from time to time as long as it lives.
+
+        Args:
+            worker: which one.
+            life_s: the mean life of a node, where it should save as often as that requires; 0 where it may end soon.
+        """
         return
 
     @abstractmethod

@@ -5,7 +5,7 @@ Free of engines and clocks: every method that needs the time takes it.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 STILLBORN_LIMIT = 3
@@ -26,6 +26,9 @@ REFUTED_BEFORE_EXCLUSION = 3
 OUTCOMES = 20
 """Latest outcomes of a node that are kept."""
 EXCLUDED_S = 1800.0
+"""How long a node holds no worker, or a GPU gets no packs."""
+DEVICE_ERRORS_BEFORE_EXCLUSION = 3
+"""Workers in a row that met an error of one GPU before it gets no packs for `EXCLUDED_S`."""
 
 
 @dataclass(slots=True)
@@ -47,6 +50,9 @@ class _Standing:
     excluded_until: float = 0.0
     outcomes: deque[bool] = field(default_factory=lambda: deque(maxlen=OUTCOMES))
     """True: a trial finished; False: a failure that succeeded elsewhere."""
+    gpu_errors: Counter[str] = field(default_factory=Counter)
+    """Of each GPU since a trial has last finished on it."""
+    gpu_paused_until: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -145,3 +151,30 @@ class NodeHealth:
     def excluded(self, node: str, now: float) -> bool:
         """Whether it should hold no worker now, if another node can."""
         return node in self._nodes and now < self._nodes[node].excluded_until
+
+    def gpu_works(self, node: str, gpu: str) -> None:
+        """A trial finished on this GPU."""
+        standing = self._of(node)
+        standing.gpu_errors.pop(gpu, None)
+        standing.gpu_paused_until.pop(gpu, None)
+
+    def pause_gpu(self, node: str, gpu: str, now: float) -> None:
+        """It gets no packs for a while."""
+        self._of(node).gpu_paused_until[gpu] = now + EXCLUDED_S
+
+    def gpu_paused(self, node: str, gpu: str, now: float) -> bool:
+        """Whether it should get no packs now, if another one can take them."""
+        return node in self._nodes and now < self._nodes[node].gpu_paused_until.get(gpu, float("-inf"))
+
+    def gpu_failed(self, node: str, gpu: str) -> None:
+        """A worker met an error of this GPU; "" where it is not known which."""
+        if gpu:
+            self._of(node).gpu_errors[gpu] += 1
+
+    def gpu_errors(self, node: str, gpu: str) -> int:
+        """Workers that met an error of this GPU since a trial has last finished on it."""
+        return self._nodes[node].gpu_errors[gpu] if node in self._nodes else 0
+
+    def is_bad_gpu(self, node: str, gpu: str) -> bool:
+        """Whether so many workers in a row met an error of this GPU that it should get no packs."""
+        return self.gpu_errors(node, gpu) >= DEVICE_ERRORS_BEFORE_EXCLUSION

@@ -112,6 +112,13 @@ class JobServer:
                 )
         return sorted(found, key=lambda attempt: attempt.number)
 
+    def running(self, start: str) -> list[str]:
+        """The ids that begin so of jobs that have not ended."""
+        with self._explained():
+            jobs = self._client.list_jobs()
+        ids = [job.submission_id or "" for job in jobs if not job.status.is_terminal()]
+        return sorted(each for each in ids if each.startswith(start))
+
     def submit(
         self,
         command: str,
@@ -198,7 +205,7 @@ class JobServer:
             except _Away as error:
                 if away is None:
                     away = time.monotonic()
-                    say(f"the connection to the head is lost ({error}); the job goes on without it, trying again")
+                    say(f"the connection to the head is lost ({error}); trying again. The job goes on if the head does")
                 if time.monotonic() - away > PATIENCE_S:
                     raise Outage(
                         f"the head at {self.address} has not answered for {PATIENCE_S / 60:.0f} minutes",

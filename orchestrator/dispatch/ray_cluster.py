@@ -16,10 +16,11 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.dispatch.capacity import Need, fits
+from orchestrator.dispatch.capacity import Need, fits, lacking
 from orchestrator.dispatch.engine import NodeRoom
 from orchestrator.dispatch.ray_connection import disconnect
 from orchestrator.dispatch.ray_nodes import AliveNode, alive_nodes, draining_nodes
+from orchestrator.dispatch.ray_requests import ask, withdraw_left
 from orchestrator.errors import Outage
 
 T = TypeVar("T")
@@ -58,7 +59,9 @@ class RayCluster:
         """The nodes that are going away, such as preempted ones, while they still live."""
         self._answered_at = time.monotonic()
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._kept: list[str] = []
+        if not self.local:
+            self._calls.put(withdraw_left)
+        self._kept: set[str] = set()
         self._dead = ""
         self._thread = threading.Thread(target=self._serve, name="phasefront ray", daemon=True)
         self._thread.start()
@@ -164,23 +167,24 @@ class RayCluster:
             for node, known in self._nodes.items()
         }
 
+    def lacking(self, need: Need) -> str:
+        """What a worker needs and no node has."""
+        return lacking([known.total for known in self._nodes.values()], need)
+
     def withdrawn_key(self, worker: int) -> str:
         """Prefix of the keys that withdraw packs of a worker."""
         return f"{self._prefix}{worker}/"
 
-    def keep_key(self, key: str) -> None:
+    def keep_key(self, key: str, value: float = 1.0) -> None:
         """Set a key in Ray's internal store, in the background; removed by `close`."""
         from ray.experimental.internal_kv import _internal_kv_put
 
-        self._kept.append(key)
-        self._calls.put(lambda: _internal_kv_put(key.encode(), b"1"))
+        self._kept.add(key)
+        self._calls.put(lambda: _internal_kv_put(key.encode(), str(value).encode(), overwrite=True))
 
     def request(self, workers: int, need: Need) -> None:
         """Tell the autoscaler, in the background, that the cluster should have room for so many workers."""
-        from ray.autoscaler.sdk import request_resources
-
-        bundles = [need.bundle] * workers
-        self._calls.put(lambda: request_resources(bundles=bundles))
+        self._calls.put(lambda: ask([need.bundle] * workers))
 
     def close(self) -> None:
         """Disconnect, if this process made the connection. Idempotent."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections import deque
@@ -35,7 +36,7 @@ EVENTS_AHEAD = 4
 """Events of a pack that wait for the driver; then its worker blocks, so that a slow record fills no memory. A short
 pack has fewer, so its worker goes on to the next pack at once."""
 SAVE = "save"
-"""The end of a key of Ray's internal store that asks a worker to save its pack."""
+"""The end of a key of Ray's internal store that asks a worker to save its pack; its value is `life_s`."""
 _FOREIGN = (
     "RuntimeError: the worker sent an event that this driver does not know: a trial has removed modules of phasefront "
     "from sys.modules, or loaded them again"
@@ -64,16 +65,17 @@ class WorkerActor:
         output.keep_bounded(self._output)
         reaper.guard_children()
 
-    def warm(self, job: str | None) -> tuple[int, tuple[str, ...]]:
-        """Load what `job` needs; the process id, and the files that hold the output."""
+    def warm(self, job: str | None) -> tuple[int, tuple[str, ...], str]:
+        """Load what `job` needs; the process id, the files that hold the output, and the GPU."""
         with contextlib.suppress(Exception):  # a job that cannot be loaded is reported by its packs
             prepare(threads=self._threads, job=job)
-        return os.getpid(), self._output
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self._device.startswith("cuda") else ""
+        return os.getpid(), self._output, gpu
 
     def run(self, task: PackTask) -> Iterator[Event]:
         """Train one pack and stream what it measures; nothing if it was withdrawn while it waited here."""
         # A pack is withdrawn only after it has waited for a while, that is behind a pack that took as long.
-        if self._last_s >= TAKE_BACK_S and _is_set(self._withdrawn + task.pack_id):
+        if self._last_s >= TAKE_BACK_S and _value(self._withdrawn + task.pack_id) is not None:
             return
         began = time.monotonic()
         try:
@@ -81,17 +83,19 @@ class WorkerActor:
         finally:
             self._last_s = time.monotonic() - began
 
-    def _asked(self) -> bool:
-        return _is_set(self._withdrawn + SAVE)
+    def _asked(self) -> float | None:
+        return _value(self._withdrawn + SAVE)
 
 
-def _is_set(key: str) -> bool:
-    from ray.experimental.internal_kv import _internal_kv_exists
+def _value(key: str) -> float | None:
+    """The number at a key; None if it is not set."""
+    from ray.experimental.internal_kv import _internal_kv_get
 
     try:
-        return bool(_internal_kv_exists(key.encode()))
+        text = _internal_kv_get(key.encode())
+        return None if text is None else float(text)
     except Exception:  # of Ray, such as a head that does not answer: a question must not fail a training
-        return False
+        return None
 
 
 @dataclass(eq=False)
@@ -142,7 +146,12 @@ class RayEngine(Engine):
         import ray
 
         answers = ray.get([actor.handle.warm.remote(self._job) for actor in self._actors.values()])
-        return [int(pid) for pid, _ in answers]
+        return [int(pid) for pid, *_ in answers]
+
+    @property
+    def lacking(self) -> str:
+        """By the total resources of the nodes that are alive."""
+        return self._cluster.lacking(self._need)
 
     def nodes(self) -> Mapping[str, NodeRoom]:
         """The nodes that are alive, with their room by total resources."""
@@ -157,6 +166,7 @@ class RayEngine(Engine):
             num_cpus=self._need.cpus,
             num_gpus=self._need.gpus,
             memory=int(self._need.memory_bytes),
+            resources=self._need.resources,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False),
@@ -195,9 +205,9 @@ class RayEngine(Engine):
         """As Ray said when it was last asked."""
         return self._cluster.draining
 
-    def ask_to_save(self, worker: int) -> None:
+    def ask_to_save(self, worker: int, *, life_s: float = 0.0) -> None:
         """A worker looks for this key while it trains a long pack."""
-        self._cluster.keep_key(self._cluster.withdrawn_key(worker) + SAVE)
+        self._cluster.keep_key(self._cluster.withdrawn_key(worker) + SAVE, life_s)
 
     def request(self, workers: int) -> None:
         """Ask Ray's autoscaler."""
@@ -232,9 +242,9 @@ class RayEngine(Engine):
         event: Any
         try:
             if actor.ready is not None:
-                _, actor.output = ray.get(actor.ready)
+                _, actor.output, gpu = ray.get(actor.ready)
                 actor.ready = None
-                happened.append(WorkerReady(worker=actor.number))
+                happened.append(WorkerReady(worker=actor.number, gpu=gpu))
                 return
             pack_id, stream = actor.streams[0]
             event = ray.get(next(stream))
@@ -321,6 +331,9 @@ def worker_died(error: BaseException) -> bool:
     return isinstance(error, (e.RayActorError, e.WorkerCrashedError, e.NodeDiedError, e.OutOfMemoryError))
 
 
+_MEMORY = re.compile(r"was ([\d.]+) ?GB(?: used)? / ([\d.]+) ?GB")
+
+
 def explain(error: BaseException) -> tuple[Cause, str]:
     """The cause of an exception that a call on a worker ended with, and its text."""
     import ray.exceptions as e
@@ -328,7 +341,9 @@ def explain(error: BaseException) -> tuple[Cause, str]:
     # Ray appends general advice to every death of a process.
     text = str(error).partition(" Some common causes include")[0]
     if isinstance(error, e.OutOfMemoryError) or (isinstance(error, e.RayActorError) and "OutOfMemory" in text):
-        return Cause.OUT_OF_MEMORY, text
+        used = _MEMORY.search(text)
+        what = f"{used[1]} GB of the node's {used[2]} GB were in use" if used else "the node ran out of memory"
+        return Cause.OUT_OF_MEMORY, f"{text.rstrip()}\n{what} when Ray ended the worker"
     lost = (
         e.RayActorError,
         e.WorkerCrashedError,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.dispatch.capacity import Node
+from orchestrator.dispatch.capacity import OWN_NAMES, Node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,12 @@ def names_of(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _offer(resources: Mapping[str, float], memory_bytes: float) -> Node:
-    return Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), memory_bytes=memory_bytes)
+    return Node(
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+        memory_bytes=memory_bytes,
+        resources={name: amount for name, amount in resources.items() if name not in OWN_NAMES},
+    )
 
 
 def _free(node: Mapping[str, Any], available: Mapping[str, float]) -> Node:

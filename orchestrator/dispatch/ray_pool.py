@@ -54,7 +54,9 @@ class RayDispatcher(PooledDispatcher):
             if cluster.local and shape.workers < 1:
                 raise request.no_room(shape)
             self._ray = RayEngine(cluster, need=shape.need, device=shape.device, job=job)
-            super().__init__(self._ray, workers=request.workers, grows=not cluster.local, source=source)
+            super().__init__(
+                self._ray, workers=request.workers, grows=not cluster.local, source=source, max_share=request.max_share
+            )
             # Starting is not counted as training. On a cluster only the first worker is awaited: nodes may be joining.
             self.await_ready(timeout_s=WARM_S, all_of_them=cluster.local, stopping=stopping)
         except BaseException:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.dispatch.base import PackTask
+from orchestrator.dispatch.capacity import share_of
 from orchestrator.dispatch.engine import Engine, NodeRoom
 from orchestrator.dispatch.health import (
     STILLBORN_LIMIT,
@@ -66,6 +68,14 @@ class Worker:
     failing_since: float = 0.0
     sticky: bool = False
     """Whether its process cannot use its device any more."""
+    gpu: str = ""
+    """As its node calls it; empty if it has none."""
+    life_s: float = 0.0
+    """The mean life of a node that it was told; 0 for none."""
+    idle_since: float | None = None
+    """Since when it has been seen without a pack."""
+    shelved_on: str = ""
+    """The GPU on which it gets no packs: it lives so that no other worker gets that GPU."""
     packs: deque[Held] = field(default_factory=deque)
     """The first one runs."""
 
@@ -79,13 +89,27 @@ class Roster:
         grows: whether nodes may join that are not there yet.
         health: the standing of the nodes.
         versions: the nodes with another version of the job.
+        max_share: the share of the nodes' room that may be used.
     """
 
     def __init__(
-        self, engine: Engine, *, wanted: int | None, grows: bool, health: NodeHealth, versions: JobVersions
+        self,
+        engine: Engine,
+        *,
+        wanted: int | None,
+        grows: bool,
+        health: NodeHealth,
+        versions: JobVersions,
+        max_share: float = 1.0,
     ) -> None:
         self._engine, self._wanted, self.grows, self._health = engine, wanted, grows, health
-        self._versions = versions
+        self._versions, self._max_share = versions, max_share
+        self.surplus = 0
+        """Workers beyond the share, since nodes have left."""
+        self.resting = False
+        """Whether idle workers were released: no other ones are started until packs wait."""
+        self.draining: set[str] = set()
+        """Nodes that are going away: they get no new worker and no new pack."""
         self.workers: dict[int, Worker] = {}
         self.nodes: Mapping[str, NodeRoom] = {}
         self.alone: dict[int, str] = {}
@@ -103,6 +127,11 @@ class Roster:
         """Of every node that was there."""
 
     # --- what is there ---
+
+    @property
+    def planned(self) -> int:
+        """The workers that a growing cluster may come to have, as far as a number was set."""
+        return self._wanted or 0 if self.grows else 0
 
     def ready(self) -> int:
         """Number of workers that have started."""
@@ -122,7 +151,11 @@ class Roster:
 
     def usable(self, now: float) -> set[str]:
         """The nodes that may hold workers: excluded ones only if there is no other."""
-        with_room = {name for name, node in self.nodes.items() if node.room > 0 and not self._versions.differs(name)}
+        with_room = {
+            name
+            for name, node in self.nodes.items()
+            if node.room > 0 and name not in self.draining and not self._versions.differs(name)
+        }
         return {name for name in with_room if not self._health.excluded(name, now)} or with_room
 
     def with_returned(self, avoided: frozenset[str]) -> frozenset[str]:
@@ -201,9 +234,21 @@ class Roster:
             Outage: none can any more.
         """
         self._move_stuck(now)
+        for worker in self.workers.values():
+            if worker.shelved_on and not self._health.gpu_paused(worker.node, worker.shelved_on, now):
+                worker.shelved_on = ""  # trials may have failed there by their own fault; another error is enough
+        if self.workers and all(worker.ready and worker.shelved_on for worker in self.workers.values()):
+            for worker in list(self.workers.values()):  # a GPU that may fail again is better than none
+                self.dismiss(worker)
         usable = self.usable(now)
         capacity = sum(self.nodes[node].room for node in usable)
-        target = capacity if self._wanted is None else min(capacity, self._wanted)
+        target = share_of(capacity, self._max_share)
+        if self._wanted is not None:
+            target = min(target, self._wanted)
+        serving = sum(not worker.shelved_on for worker in self.workers.values())
+        self.surplus = max(0, serving - target) if self._max_share < 1 else 0
+        if self.resting:
+            target = min(target, max(1, len(self.workers)))
         while len(self.workers) < target:
             node = self.node_for_worker(now, among=usable)
             if node is None:
@@ -231,21 +276,32 @@ class Roster:
         chosen = None
         for name in sorted(among):
             node, failures = self.nodes[name], self._health.start_failures(name)
-            room = min(node.room, 1) if failures else node.room  # after a failed start, one worker tries
-            if self._held[name] >= room or self._health.may_start_in_s(name, now) > 0:
+            full = self._held[name] >= node.room or (failures and self._starting[name])  # after a failure, one tries
+            if full or name in self.draining or self._health.may_start_in_s(name, now) > 0:
                 continue
-            full = node.free is not None and node.free <= self._starting[name]
-            rank = (float(full), float(failures), self._held[name] / node.room)
+            in_use = node.free is not None and node.free <= self._starting[name]
+            rank = (float(in_use), float(failures), self._held[name] / node.room)
             if best is None or rank < best:
                 best, chosen = rank, name
         return chosen
 
     def request(self, packs: int, capacity: int) -> None:
-        """Announce the workers that are missing for these packs, so that an autoscaler adds nodes."""
+        """Announce the workers that are missing for these packs, so that an autoscaler adds nodes.
+
+        Nodes that have come are asked for until their workers have started: they are idle for so long. A sweep with a
+        share asks for its share of the packs. It holds the nodes that its workers are that share of as long as packs
+        wait: otherwise those that it does not use would leave, and the share would become smaller with each.
+        """
         if not self.grows:
             return
-        wanted = packs if self._wanted is None else self._wanted
-        self._request(wanted if wanted > capacity else 0)
+        wanted, there = packs if self._wanted is None else self._wanted, capacity
+        if self._max_share < 1 and packs:
+            there = sum(not worker.shelved_on for worker in self.workers.values())
+            if self._wanted is None:
+                wanted = share_of(packs, self._max_share)
+            wanted = max(wanted, min(capacity, math.ceil(there / self._max_share)))
+        missing = wanted > there or (self.requested > 0 and self._starting.total() > 0)
+        self._request(wanted if missing and not self.resting else 0)
 
     def withdraw(self) -> None:
         """Announce that no more workers are needed."""

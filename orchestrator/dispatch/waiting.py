@@ -90,6 +90,7 @@ class Waiting:
         *,
         requested: int,
         nodes: int,
+        lacking: str,
         starting: int,
         stuck: int,
         failed: Sequence[str],
@@ -101,6 +102,7 @@ class Waiting:
             now: the time.
             requested: workers that an autoscaler was asked for.
             nodes: nodes with room for a worker.
+            lacking: what a worker needs and no node has; empty if that is not known to be the reason.
             starting: workers that are starting.
             stuck: those of them on nodes whose resources are in use.
             failed: names of nodes on which workers died while starting.
@@ -110,6 +112,8 @@ class Waiting:
         if not nodes:
             asked = f" ({requested} requested)" if requested else ""
             rule = f"no node has room for a worker, which needs {self._needs}"
+            if lacking:
+                rule = f"{lacking}; a worker needs {self._needs}"
             return f"waiting for the cluster to grow: {rule}{asked}{waited}"
         if stuck:
             use = "it is in use by other programs, or by workers that start slowly"

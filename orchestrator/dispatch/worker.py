@@ -82,7 +82,7 @@ def execute(
     device: str,
     flush_s: float = FLUSH_S,
     clock: Callable[[], float] = time.monotonic,
-    asked: Callable[[], bool] = lambda: False,
+    asked: Callable[[], float | None] = lambda: None,
 ) -> Generator[Event, None, None]:
     """Run one pack. The last event is its `PackEnded` or `PackFailed`.
 
@@ -95,8 +95,8 @@ def execute(
 
     A pack that was made from another source of the job is refused (`Cause.OTHER_SOURCE`).
 
-    A pack with `task.saving` continues its trials from checkpoints, and is saved from time to time, and whenever
-    `asked` says so.
+    A pack with `task.saving` continues its trials from checkpoints, and is saved from time to time, and when `asked`
+    says so: the `life_s` of `Engine.ask_to_save`, or None.
     """
     if (refusal := _refusal(task)) is not None:
         yield refusal
@@ -116,12 +116,13 @@ def execute(
 
     curves = _OpenCurves(task, job, members, thresholds, device)
     saver = None if task.saving is None else PackSaver(task.saving, task.trial_ids, source, clock, asked)
+    ends = None if saver is None else partial(saver.end, so_far=curves.so_far, params=task.params, seeds=task.seeds)
     train = partial(job.train, device=device)
     flushed = clock()
     deadline = _Deadline(task.timeout_s, clock)
     try:
         for report in train(members) if saver is None else saver.reports(train, members, curves):
-            curves.add(report)
+            curves.add(report, ends)
             if deadline.passed(report):
                 yield from curves.flush_rest()
                 yield deadline.failure(task)
@@ -238,8 +239,8 @@ class _OpenCurves:
         self._unread: dict[str, tuple[str, ...]] = {}
         self.waiting_values = 0
 
-    def add(self, report: Report) -> None:
-        """Keep the report's values, and end the trials that finished or failed with it."""
+    def add(self, report: Report, ends: Callable[[Report], object] | None = None) -> None:
+        """Keep the report's values, and end the trials that finished or failed with it; before that call `ends`."""
         if len(report.members):
             step = _checked_step(report.step)
             block, reported = self._block(report.values, len(report.members))
@@ -255,6 +256,8 @@ class _OpenCurves:
                 curve.append((step, row, reported))
             self._blocks.append((report.members, step, block, reported))
             self.waiting_values += block.size
+        if ends is not None:
+            ends(report)
         for position, names in report.unread.items():
             self._unread[self._task.trial_ids[position]] = names
         for position, error in report.failed.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
 import re
@@ -80,6 +81,7 @@ def publish(
     figures: Sequence[str] = (),
     style: FigureStyle | None = None,
     also: Path | None = None,
+    width: str | float | None = None,
 ) -> Published:
     """Write the phase diagram (PNG, HTML), the table of trials and the sweep's metrics into `folder`.
 
@@ -96,9 +98,10 @@ def publish(
         drawing: how the map is fitted; None draws the settings as they are.
         curves: reads recorded curves, to compare with those that the job's theory predicts; None leaves them out.
         sweep_id: recorded in the table, to tell whose map the folder holds.
-        figures: formats in which every PNG is written too: "svg", "pdf".
+        figures: formats in which every PNG is written too: "svg", "pdf"; those that are there are drawn again anyway.
         style: how the figures look.
         also: where the phase diagram is written too, for a page; the suffix is its format: png, svg, pdf or html.
+        width: that of `also`, instead of the style's.
 
     Raises:
         OSError: a file cannot be written.
@@ -122,7 +125,7 @@ def publish(
         with drawn_as(style_, diagram.labels):
             files.update(write_files(folder, name, make, figures))
         if also is not None and name == f"phase_diagram{'.html' if also.suffix == '.html' else '.png'}":
-            with drawn_as(style_.for_page(), diagram.labels):
+            with drawn_as(style_.for_page(width), diagram.labels):
                 also.parent.mkdir(parents=True, exist_ok=True)
                 replaced(also, make)
 
@@ -134,7 +137,9 @@ def publish(
     without_bounds = [f"steps: {line}" for line in without_bounds_lines(int(table.bounds_from_schedule.sum()))]
     search, name = drawing is not None and drawing.search, trials[0].job if trials else ""
     note = note_of(sweep, search=search, job=name, sweep_id=sweep_id)
-    write("trials.parquet", lambda path: write_table(table, path, note))
+    # Its time tells which figures on request are of an earlier state of the record.
+    trials_file = folder / "trials.parquet"
+    files[trials_file.name] = replaced(trials_file, lambda path: write_table(table, path, note), keep_equal=True)
     text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write("sweep_metrics.json", lambda path: _write_text(path, text))
     over = theory.overlay
@@ -199,17 +204,25 @@ def sweep_metrics(
 
 
 def write_files(folder: Path, name: str, make: Callable[[Path], None], figures: Sequence[str] = ()) -> dict[str, Path]:
-    """Write a file and, if it is a PNG, the same figure in the formats `figures` ("svg", "pdf"): name -> path."""
-    others = [f"{Path(name).stem}.{kind}" for kind in figures if kind != "png"] if name.endswith(".png") else []
-    return {each: replaced(folder / each, make) for each in (name, *others)}
+    """Write a file and, if it is a PNG, the same figure in further formats (see `formats`): name -> path."""
+    stem, kinds = Path(name).stem, formats(folder, name, figures) if name.endswith(".png") else ()
+    names = [name, *(f"{stem}.{kind}" for kind in kinds if kind != "png")]
+    return {each: replaced(folder / each, make) for each in names}
 
 
-def replaced(path: Path, make: Callable[[Path], None]) -> Path:
-    """Let `make` write a file, which replaces that at `path` at once."""
+def formats(folder: Path, name: str, figures: Sequence[str]) -> tuple[str, ...]:
+    """The formats `figures` ("svg", "pdf"), and those in which the folder already has the figure `name`."""
+    there = (kind for kind in ("svg", "pdf") if (folder / name).with_suffix(f".{kind}").is_file())
+    return tuple(dict.fromkeys((*figures, *there)))
+
+
+def replaced(path: Path, make: Callable[[Path], None], *, keep_equal: bool = False) -> Path:
+    """Let `make` write a file, which replaces that at `path` at once; `keep_equal`: an equal one keeps its time."""
     aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
     try:
         make(aside)
-        aside.replace(path)
+        if not (keep_equal and path.is_file() and filecmp.cmp(aside, path, shallow=False)):
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     return path

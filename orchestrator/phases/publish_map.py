@@ -23,8 +23,9 @@ from orchestrator.phases.text import percent, plural
 from orchestrator.phases.theory.ask import has_theory
 from orchestrator.phases.theory.plane import MOST_SECONDS, SliceParams, asker, theory_plane
 from orchestrator.records import Status
+from orchestrator.sanity import extent
 from orchestrator.surface.base import Surrogate
-from orchestrator.target import MetricTarget, PhaseTarget, Target
+from orchestrator.target import LevelTarget, MetricTarget, PhaseTarget, Target
 from orchestrator.trial import Trial
 
 if TYPE_CHECKING:
@@ -100,20 +101,18 @@ def publish_map(
     if left_out:
         warnings.append("no map is fitted where fewer than two numeric axes vary: " + "; ".join(left_out))
     area = fitted.uncertain_area()
-    metrics = {"uncertain_area": area}
-    notes = [f"uncertain area {percent(area)}"]
-    summary = [_summary(target, fitted)]
+    only = _only_label(fitted)
+    # A surface that has seen one label is sure of it everywhere: its area says nothing of a boundary.
+    metrics = {"uncertain_area": area} if only is None else {}
+    notes = [f"uncertain area {percent(area)}"] if only is None else [only, f"  next:  {_other_label(target, fitted)}"]
+    summary = [_summary(target, fitted, area if only is None else None), *filter(None, [only])]
     curve: ProgressCurve | None = None
     if drawing.search:
         spent = sum(len(each.evidence) for each in fitted.fitted)
         curve = ProgressCurve.of(drawing.history).through(spent, area) if drawing.history else refitted(fitted)
         write("search_progress.csv", partial(write_csv, curve))
         write("search_progress.png", partial(draw_progress, sweep.name, curve))
-        only = _only_label(fitted)
-        if only is not None:  # without a known boundary, any grid is as good
-            summary.append(only)
-            notes.insert(0, only)
-        else:
+        if only is None:  # without a known boundary, any grid is as good
             saved = savings(fitted, read_savings(folder / SAVINGS), valued=bool(metric))
             write(SAVINGS, partial(write_savings, saved))
             summary.append(saved.beside())
@@ -159,6 +158,20 @@ def _only_label(fitted: FittedMap) -> str | None:
     return f"no boundary was found: only {fitted.labels[int(distinct[0])]!r} in {plural(len(labels), 'trial')}"
 
 
+def _other_label(target: Target, fitted: FittedMap) -> str:
+    """What may show another label than the only one."""
+    if not isinstance(target, LevelTarget):
+        return "widen the axes, or change the thresholds under 'phases:'"
+    values = np.concatenate([each.evidence.value for each in fitted.fitted])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return f"no trial has a finite value of {target.metric}: name another metric, or other settings"
+    span = extent(values.tolist())
+    if " " not in span:
+        return f"{target.metric} is {span} in all trials: widen the axes, or name another metric"
+    return f"{target.metric} is {span}: choose a level in between, or widen the axes"
+
+
 def _with_theory(
     panels: Sequence[MapPanel],
     target: Target,
@@ -183,8 +196,8 @@ def _with_theory(
     return made
 
 
-def _summary(target: Target, fitted: FittedMap) -> str:
+def _summary(target: Target, fitted: FittedMap, uncertain_area: float | None) -> str:
     counted = plural(sum(len(each.evidence) for each in fitted.fitted), "trial") + " with a result"
     by = "drawn by the classifier" if fitted.labels else "expected by the surface fitted to them"
-    area = f"uncertain area {percent(fitted.uncertain_area())}"
-    return "  ·  ".join([counted, f"{target.title}, {by}", area])
+    area = [] if uncertain_area is None else [f"uncertain area {percent(uncertain_area)}"]
+    return "  ·  ".join([counted, f"{target.title}, {by}", *area])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,20 @@ class Figures:
     """Artifact path -> local file."""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    draw: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    """Name of a picture (PNG) or page (HTML) -> what writes it."""
+
+    def write_page(self, also: Path, *, alone: bool) -> list[Path]:
+        """Write its pictures, or its page, for a page of a paper; the suffix of `also` is the format.
+
+        Where it is not `alone`, or has several pictures, each file has the name of the figure added.
+        """
+        suffix = ".html" if also.suffix == ".html" else ".png"
+        made = {Path(name).stem: draw for name, draw in self.draw.items() if name.endswith(suffix)}
+        named = len(made) > 1 or not alone
+        paths = [also.with_stem(f"{also.stem}_{stem}") if named else also for stem in made]
+        also.parent.mkdir(parents=True, exist_ok=True)
+        return [replaced(path, draw) for path, draw in zip(paths, made.values(), strict=True)]
 
 
 def step_axis_of(diagram: PhaseDiagram) -> int | None:
@@ -39,14 +53,18 @@ def publish_steps(step_map: StepMap, folder: Path, figures: Sequence[str] = ()) 
 
     folder.mkdir(parents=True, exist_ok=True)
     files, notes = dict[str, Path](), list[str]()
+    page = "step_map.html"
+    draw: dict[str, Callable[[Path], None]] = {page: partial(write_step_page, step_map)}
     for of in step_map.maps:
         name = f"step_map_{re.sub(r'[^A-Za-z0-9_.-]', '_', of.metric)}.png"
-        files |= write_files(folder, name, partial(draw_step_map, step_map, of), figures)
+        draw[name] = partial(draw_step_map, step_map, of)
+        files |= write_files(folder, name, draw[name], figures)
         notes += [f"{of.metric}: {heading(step_map, of)}", *(f"  {line}" for line in peak_lines(step_map, of))]
-    writers = {"step_map.html": write_step_page, "step_map.parquet": write_table, "step_map_peaks.json": write_peaks}
+    files[page] = replaced(folder / page, draw[page])
+    writers = {"step_map.parquet": write_table, "step_map_peaks.json": write_peaks}
     for name, write in writers.items():
         files[name] = replaced(folder / name, partial(write, step_map))
-    return Figures(files=files, notes=tuple(notes), warnings=tuple(_warnings(step_map)))
+    return Figures(files=files, notes=tuple(notes), warnings=tuple(_warnings(step_map)), draw=draw)
 
 
 def publish_points(figure: PointFigure, folder: Path, figures: Sequence[str] = ()) -> Figures:
@@ -55,13 +73,12 @@ def publish_points(figure: PointFigure, folder: Path, figures: Sequence[str] = (
     from orchestrator.phases.draw.png_points import draw_points
 
     folder.mkdir(parents=True, exist_ok=True)
-    files = write_files(folder, f"{figure.file}.png", partial(draw_points, figure), figures)
-    writers = {"html": write_points_page, "parquet": write_points}
-    files |= {
-        (name := f"{figure.file}.{ending}"): replaced(folder / name, partial(write, figure))
-        for ending, write in writers.items()
-    }
-    return Figures(files=files, notes=(figure.title, *(f"  {line}" for line in figure.lines)))
+    picture, page, table = (f"{figure.file}.{ending}" for ending in ("png", "html", "parquet"))
+    draw = {picture: partial(draw_points, figure), page: partial(write_points_page, figure)}
+    files = write_files(folder, picture, draw[picture], figures)
+    files[page] = replaced(folder / page, draw[page])
+    files[table] = replaced(folder / table, partial(write_points, figure))
+    return Figures(files=files, notes=(figure.title, *(f"  {line}" for line in figure.lines)), draw=draw)
 
 
 def _warnings(step_map: StepMap) -> Sequence[str]:

@@ -284,6 +284,6 @@ def search_rows(
     finite = np.isfinite(values)
     places = finite.any(axis=0)
     rows = finite[:, places].all(axis=1)
-    if rows.sum() < 2 or places.sum() < 3 or x[places][0] < 0:
+    if rows.sum() < 2 or places.sum() < 3 or (window > 1 and x[places][0] < 0):
         return None
     return find_peak(x[places], values[np.ix_(rows, places)], window=window, level=level)

@@ -62,9 +62,9 @@ class FigureStyle(FileModel):
         mm = COLUMNS_MM[self.width] if isinstance(self.width, str) else self.width
         return None if mm is None else mm / 25.4
 
-    def for_page(self) -> FigureStyle:
-        """The same on a page: over two columns, unless it has a width."""
-        return self if self.width is not None else self.model_copy(update={"width": "double"})
+    def for_page(self, width: str | float | None = None) -> FigureStyle:
+        """The same on a page: of this width, else of its own, else over two columns."""
+        return self.model_copy(update={"width": width or self.width or "double"})
 
 
 @dataclass(frozen=True, kw_only=True)

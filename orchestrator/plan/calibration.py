@@ -56,7 +56,7 @@ class Machine:
     def seconds(self, cost: Cost) -> float:
         """Time of a pack according to the counts alone."""
         return (
-            cost.launches * self.launch_s
+            self._launch_s(cost)
             + cost.matmul_flop / self.matmul_flop_per_s
             + cost.element_visits * self.element_s
             + cost.seconds
@@ -64,9 +64,14 @@ class Machine:
 
     def shape(self, cost: Cost) -> float:
         """The size of a pack's tensor operations: log of the time to compute them over the time to launch them."""
-        launch_s = cost.launches * self.launch_s
+        launch_s = self._launch_s(cost)
         compute_s = self.seconds(cost) - launch_s
         return math.log(compute_s / launch_s) if launch_s > 0 and compute_s > 0 else 0.0
+
+    def _launch_s(self, cost: Cost) -> float:
+        if self.device == "cpu" or cost.gpu_launches is None:
+            return cost.launches * self.launch_s
+        return cost.gpu_launches * self.launch_s
 
 
 DEFAULT_CPU = Machine()

@@ -1,9 +1,11 @@
 """Where a boundary crosses a line through the map: per seed and over seeds, in axis units.
 
-The line is given by a value of every axis but one. On a grid, each seed (replicate) is read by itself: along the line,
-the crossing from one phase to the next is the split that puts the fewest trials on the wrong side, and it lies between
-two settings. Between two values of a given axis, the crossings at both are interpolated. Of a search, whose settings
-are scattered, the fitted boundary and its bands are read.
+The line is given by a value of every axis but one. On a grid, the most frequent phases along the line are an order of
+phases, and each seed (replicate) is read by itself: the boundary A | B is where the seed leaves A, or what comes before
+it, for B, or what comes after it. It is the split that puts the fewest trials on the wrong side, and it lies between
+two settings. A seed that goes from A to C directly crosses A | B and B | C at one place. Between two values of a given
+axis, the crossings at both are interpolated. Of a search, whose settings are scattered, the fitted boundary and its
+bands are read.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +33,7 @@ from orchestrator.surface.base import ClassSurface
 Floats = NDArray[np.float64]
 LEVEL = 0.95
 BETWEEN = "between settings"
+INTERPOLATED = "interpolated between lines of settings"
 OVER_SEEDS = "95% bootstrap over seeds"
 GIVEN_BAND = "90% band given these seeds"
 SEEDS_BAND = "90% band over seeds"
@@ -44,7 +48,8 @@ COLUMNS = ("boundary", "along", "seed", "value", "low", "high", "interval")
 class Row:
     """One number: where a boundary crosses the line, with an interval; all in units of the axis `along`.
 
-    -inf and inf: it crosses below or above all settings, or the interval has no end there.
+    -inf and inf: it crosses below or above all settings, or the interval has no end there. NaN: it cannot be told where
+    the seed crosses.
     """
 
     boundary: str
@@ -148,6 +153,11 @@ def _near(axis: AxisScale, given: Scalar, *, scattered: bool) -> list[tuple[int,
                 return [(index, 1.0)]
         elif axis.text(index) == (str(given).lower() if isinstance(given, bool) else str(given)):
             return [(index, 1.0)]
+    if is_number(given) and not scattered:
+        # As settings are printed, with four digits.
+        close = [k for k, v in enumerate(axis.values) if is_number(v) and number4(v) == number4(given)]
+        if len(close) == 1:
+            return [(close[0], 1.0)]
     place = axis.to_position(float(given)) if is_number(given) and axis.numeric else None
     placed = axis.position[axis.special :]
     if place is None or not len(placed) or not placed[0] <= place <= placed[-1]:
@@ -207,31 +217,35 @@ class GridLines:
                 *corner, seed = keys[start].tolist()
                 self._rows.setdefault(tuple(corner), {})[seed] = rows
 
+    def seeds(self, line: Line) -> list[int]:
+        """Those that have trials with a phase on a line."""
+        return sorted({seed for corner, _ in line.corners for seed in self._rows.get(corner, {})})
+
     def brackets(self, line: Line) -> list[tuple[str, dict[int, Bracket]]]:
         """For each boundary along a line, between which settings each seed crosses it."""
         corners = [(self._rows.get(corner, {}), weight) for corner, weight in line.corners]
-        seeds = sorted({seed for of_seed, _ in corners for seed in of_seed})
+        seeds = self.seeds(line)
         every = [rows for of_seed, _ in corners for rows in of_seed.values()]
         pooled = np.concatenate([np.zeros(0, dtype=np.int64), *every])
         made: list[tuple[str, dict[int, Bracket]]] = []
-        for below, above, low, high in _steps(self._u[pooled], self._code[pooled], len(self._labels)):
+        for step in _steps(self._u[pooled], self._code[pooled], len(self._labels)):
             crossed: dict[int, Bracket] = {}
             for seed in seeds:
                 parts = [
-                    (weight, self._split(of_seed[seed], below, above, low, high) if seed in of_seed else None)
+                    (weight, self._split(of_seed[seed], step) if seed in of_seed else None)
                     for of_seed, weight in corners
                 ]
                 found = _joined(parts)
                 if found is not None:
                     crossed[seed] = found
-            made.append((f"{self._labels[below]} | {self._labels[above]}", crossed))
+            made.append((f"{self._labels[step.below]} | {self._labels[step.above]}", crossed))
         return made
 
-    def _split(self, rows: NDArray[np.int64], below: int, above: int, low: float, high: float) -> Bracket | None:
-        """Where some trials change from one label to another, on a part of the axis."""
+    def _split(self, rows: NDArray[np.int64], step: Step) -> Bracket | None:
+        """Where some trials make a step, on its part of the axis."""
         u, code = self._u[rows], self._code[rows]
-        own = (u >= low) & (u <= high) & ((code == below) | (code == above))
-        return _split(u[own], code[own] == above)
+        own = (u >= step.low) & (u <= step.high) & np.isin(code, step.before + step.after)
+        return _split(u[own], np.isin(code[own], step.after))
 
 
 def _of_grid(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[Row]:
@@ -242,11 +256,15 @@ def _of_grid(diagram: PhaseDiagram, table: TrialTable, line: Line) -> list[Row]:
         value, low, high = (_value(axis, u) for u in (middle, *ends))
         return Row(boundary=name, along=axis.name, seed=seed, value=value, low=low, high=high, interval=interval)
 
-    for name, of_seed in GridLines(diagram, table, line.along).brackets(line):
+    lines = GridLines(diagram, table, line.along)
+    for name, of_seed in lines.brackets(line):
         if of_seed:
             middle, left, right = _over_seeds(np.array(list(of_seed.values()), dtype=np.float64))
             rows.append(row(name, None, middle, (left, right), OVER_SEEDS))
-        rows += [row(name, seed, (ends[0] + ends[1]) / 2, ends, BETWEEN) for seed, ends in of_seed.items()]
+        how = BETWEEN if len(line.corners) == 1 else INTERPOLATED
+        for seed in lines.seeds(line):
+            ends = of_seed.get(seed, (math.nan, math.nan))
+            rows.append(row(name, seed, (ends[0] + ends[1]) / 2, ends, how))
     return rows
 
 
@@ -259,10 +277,25 @@ def _value(axis: AxisScale, u: float) -> float:
     return u if not math.isfinite(u) else float(axis.to_value(np.array([u]))[0])
 
 
-def _steps(u: Floats, code: NDArray[np.int64], labels: int) -> list[tuple[int, int, float, float]]:
-    """The changes of the most frequent label along u: (label below, label above, and the ends of both runs).
+class Step(NamedTuple):
+    """A change of the most frequent label along a line."""
 
-    Where two labels change into each other once, the ends are infinite: a seed may change anywhere.
+    below: int
+    above: int
+    """The two labels."""
+    low: float
+    high: float
+    """The part of the line on which a seed may make it."""
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    """The labels that a seed has before and after it."""
+
+
+def _steps(u: Floats, code: NDArray[np.int64], labels: int) -> list[Step]:
+    """The changes of the most frequent label along u.
+
+    Where two labels change into each other once, a seed may do so anywhere, and it may skip labels: all that come
+    earlier on the line are before the change, all that come later are after it. Otherwise only both runs count.
     """
     if not len(u):
         return []
@@ -276,26 +309,31 @@ def _steps(u: Floats, code: NDArray[np.int64], labels: int) -> list[tuple[int, i
         else:
             runs.append([label, k, k])
     pairs = [frozenset((a[0], b[0])) for a, b in itertools.pairwise(runs)]
-    return [
-        (a[0], b[0], -math.inf, math.inf)
-        if pairs.count(frozenset((a[0], b[0]))) == 1
-        else (a[0], b[0], float(places[a[1]]) - 1e-9, float(places[b[2]]) + 1e-9)
-        for a, b in itertools.pairwise(runs)
-    ]
+    order, steps = [run[0] for run in runs], list[Step]()
+    for k, (a, b) in enumerate(itertools.pairwise(runs), start=1):
+        below, above = a[0], b[0]
+        if pairs.count(pairs[k - 1]) == 1:
+            earlier, later = set(order[:k]), set(order[k:])
+            before, after = earlier - later | {below}, later - earlier | {above}
+            steps.append(Step(below, above, -math.inf, math.inf, tuple(sorted(before)), tuple(sorted(after))))
+        else:
+            low, high = float(places[a[1]]) - 1e-9, float(places[b[2]]) + 1e-9
+            steps.append(Step(below, above, low, high, (below,), (above,)))
+    return steps
 
 
 def _split(u: Floats, above: NDArray[np.bool_]) -> Bracket | None:
     """The settings between which the fewest trials are on the wrong side; an infinite end where all are on one side.
 
-    Of several equally good splits, from the first to the last. None without trials.
+    Of several equally good splits, from the first to the last. None where that is everywhere, as without trials.
     """
-    if not len(u):
-        return None
     places, member = np.unique(u, return_inverse=True)
     ones = np.bincount(member.reshape(-1), above, minlength=len(places))
     zeros = np.bincount(member.reshape(-1), ~above, minlength=len(places))
     wrong = np.concatenate([[0.0], np.cumsum(ones)]) + np.concatenate([np.cumsum(zeros[::-1])[::-1], [0.0]])
     best = np.flatnonzero(wrong == wrong.min())
+    if best[0] == 0 and best[-1] == len(places):
+        return None
     ends = np.concatenate([[-math.inf], places, [math.inf]])
     return float(ends[best[0]]), float(ends[best[-1] + 1])
 
@@ -317,25 +355,24 @@ def _over_seeds(ends: Floats) -> tuple[float, float, float]:
     """
     middle = ends.mean(axis=1)
     crossed = bool(np.isfinite(ends).all())
-    value = float(middle.mean()) if crossed else _median(np.sort(middle))
+    value = float(middle.mean()) if crossed else float(_median(middle))
     if len(ends) < 2:
         return value, -math.inf, math.inf
     random = np.random.default_rng(SEED)
     share = random.random((RESAMPLES, 1))
     chosen = ends[random.integers(len(ends), size=(RESAMPLES, len(ends)))]
-    if crossed:
-        resampled = ((1 - share) * chosen[..., 0] + share * chosen[..., 1]).mean(axis=1)
-    else:
-        resampled = np.array([_median(row) for row in np.sort(chosen.mean(axis=2), axis=1)])
+    placed = (1 - share) * chosen[..., 0] + share * chosen[..., 1]
+    resampled = placed.mean(axis=1) if crossed else _median(placed)
     # Of two seeds, the expanded level is nearly 1: all that the seeds allow.
     level = min(expanded_level(LEVEL, len(ends), len(ends), 1), 1 - 1e-9)
     low, high = percentile_interval(resampled, level)
     return value, low, high
 
 
-def _median(ordered: Floats) -> float:
-    """The middle one of sorted values, the lower of two middle ones: they may be infinite."""
-    return float(ordered[(len(ordered) - 1) // 2])
+def _median(values: Floats) -> Floats:
+    """The middle value along the last axis, the lower of two middle ones: they may be infinite."""
+    ordered: Floats = np.sort(values, axis=-1)[..., (values.shape[-1] - 1) // 2]
+    return ordered
 
 
 def _of_surface(diagram: PhaseDiagram, fitted: FittedMap, at: Mapping[str, Scalar], axis: AxisScale) -> list[Row]:
@@ -408,19 +445,18 @@ def lines_of(rows: Sequence[Row]) -> list[str]:
     lines: list[str] = []
     for (boundary, along), group in itertools.groupby(rows, key=lambda row: (row.boundary, row.along)):
         own = list(group)
-        seeds = sum(row.seed is not None for row in own)
-        lines.append(f"{boundary} (below | above, along {along})")
+        crossed = [row for row in own if row.seed is not None and not math.isnan(row.value)]
+        below, _, above = boundary.partition(" | ")
+        lines.append(f"{boundary}: from '{below}' to '{above}' as {along} rises")
         for row in own:
-            if row.seed is not None:
-                lines.append(f"  seed {row.seed:<4} {_bound(row.value, row)}{_between(row)}")
-            elif row.interval == OVER_SEEDS:
-                extent = (
-                    "one seed has no interval" if seeds < 2 else f"[{_end(row.low)}, {_end(row.high)}], {row.interval}"
-                )
-                what = f"mean over {seeds} seeds" if math.isfinite(row.value) else f"median over {seeds} seeds"
-                lines.append(f"  {'seed' if seeds < 2 else what}: {_bound(row.value, row)}  {extent}")
+            if row.interval == OVER_SEEDS:
+                lines.append(f"  {_over_seeds_text(row, crossed)}")
+            elif row.seed is None:
+                lines.append(f"  {FITTED}: {number4(row.value)}  {_extent(row)}")
+            elif math.isnan(row.value):
+                lines.append(f"  seed {row.seed:<4} no crossing can be told")
             else:
-                lines.append(f"  {FITTED}: {number4(row.value)}  [{_end(row.low)}, {_end(row.high)}], {row.interval}")
+                lines.append(f"  seed {row.seed:<4} {_bound(row)}{_between(row)}{_skipping(row, rows)}")
     return lines
 
 
@@ -429,19 +465,41 @@ def number4(value: float) -> str:
     return number(float(f"{value:.4g}"))
 
 
-def _end(value: float) -> str:
-    return number4(value) if math.isfinite(value) else "beyond the axis"
+def _over_seeds_text(row: Row, seeds: Sequence[Row]) -> str:
+    if len(seeds) < 2:
+        return f"seed: {_bound(seeds[0])}  one seed has no interval"
+    crossed = all(math.isfinite(each.value) for each in seeds)
+    what = f"{'mean' if crossed else 'median'} over {len(seeds)} seeds"
+    if math.isfinite(row.value):
+        return f"{what}: {number4(row.value)}  {_extent(row)}"
+    # All that is known of an infinite median is the bound that half of the seeds have.
+    low, high = (float(_median(np.array([getattr(each, end) for each in seeds]))) for end in ("low", "high"))
+    extent = "too few seeds cross for an interval" if row.low == row.high else _extent(row)
+    return f"{what}: {_bound(replace(row, low=low, high=high))}  {extent}"
 
 
-def _bound(value: float, row: Row) -> str:
-    if math.isfinite(value):
-        return number4(value)
-    edge = row.high if value < 0 else row.low
-    side = "below" if value < 0 else "above"
-    return f"{side} {number4(edge)}" if math.isfinite(edge) else f"{side} all settings"
+def _extent(row: Row) -> str:
+    low = number4(row.low) if math.isfinite(row.low) else "no lower end"
+    high = number4(row.high) if math.isfinite(row.high) else "no upper end"
+    return f"[{low}, {high}], {row.interval}"
+
+
+def _bound(row: Row) -> str:
+    if math.isfinite(row.value):
+        return number4(row.value)
+    return f"below {number4(row.high)}" if row.value < 0 else f"above {number4(row.low)}"
 
 
 def _between(row: Row) -> str:
+    between = row.interval == BETWEEN
     if not math.isfinite(row.value):
-        return ", not crossed on the grid"
-    return f", between {number4(row.low)} and {number4(row.high)}"
+        return ", not crossed on the grid" if between else ", interpolated: not crossed on every neighbouring line"
+    return f", between {number4(row.low)} and {number4(row.high)}" + ("" if between else ", interpolated")
+
+
+def _skipping(row: Row, rows: Sequence[Row]) -> str:
+    """That a seed has nothing between two phases: it crosses several boundaries at one place."""
+    at = [each for each in rows if each.seed == row.seed and (each.low, each.high) == (row.low, row.high)]
+    if len(at) < 2 or not math.isfinite(row.value):
+        return ""
+    return f", directly from '{at[0].boundary.partition(' | ')[0]}' to '{at[-1].boundary.partition(' | ')[2]}'"

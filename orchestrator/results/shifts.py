@@ -1,7 +1,8 @@
 """How far a boundary has moved between two sweeps: along an axis, on lines that both have, with an interval.
 
 On grids, each seed is read by itself, as by `reading`. Where both sweeps have a seed, its two crossings are compared
-with each other (common random numbers); otherwise the seeds of both are resampled apart. A crossing lies anywhere
+with each other (common random numbers); otherwise the seeds of both are resampled apart. So they are where both sweeps
+have the same runs, as one that refines the other: in pairs, these would differ by nothing. A crossing lies anywhere
 between its two settings: each resample takes one random share of every distance for each sweep, so that the interval is
 not narrower than the two grids. On a logarithmic axis the shift is a ratio, else a difference.
 
@@ -27,7 +28,7 @@ from orchestrator.analysis.fits import expanded_level
 from orchestrator.errors import UserError
 from orchestrator.phases.compare import Side
 from orchestrator.phases.diagram import PhaseDiagram
-from orchestrator.phases.text import is_number, named, number
+from orchestrator.phases.text import is_number, named, number, plural
 from orchestrator.results.reading import GIVEN_BAND, LEVEL, Bracket, GridLines, line_at, read
 
 Floats = NDArray[np.float64]
@@ -35,6 +36,7 @@ BAND_LEVEL = 0.9
 LINES = 9
 """Lines on which fitted boundaries are compared, along each other axis."""
 MEAN = "mean over lines"
+MOST_NAMED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +82,8 @@ class Shift:
     how: str
     """How the intervals were made."""
     level: float
-    left_out: int = 0
-    """Lines on which a seed of one of the sweeps does not cross within the axis."""
+    left_out: tuple[str, ...] = ()
+    """What is left out, and why."""
     others: tuple[tuple[str, bool], ...] = field(default=())
     """The other axes, and whether they are logarithmic."""
 
@@ -167,10 +169,46 @@ def _on_grids(first: Side, second: Side, along: str) -> list[Shift]:
         for name in dict.fromkeys((*crossed[0], *crossed[1])):
             line = _Line(at=at, ends=(crossed[0].get(name, {}), crossed[1].get(name, {})))
             known.setdefault(name, []).append(line)
+    if not known:
+        return []
     others = _others(first, along)
     same = first.note.job == second.note.job and first.note.seed is not None and first.note.seed == second.note.seed
-    made = [_shift(name, along, own, is_ratio=is_ratio, same_seeds=same, others=others) for name, own in known.items()]
+    runs = _same_runs(first, second)
+    only = _only_in_second(first, second, along)
+    made = [
+        _shift(name, along, own, is_ratio=is_ratio, same_seeds=same, same_runs=runs, only=only, others=others)
+        for name, own in known.items()
+    ]
     return [shift for shift in made if shift is not None]
+
+
+def _same_runs(first: Side, second: Side) -> int:
+    """How many runs with a phase are in both sweeps; 0 where labels differ, as by other thresholds."""
+    phases = [dict(zip(side.table.trial_id, side.table.phase, strict=True)) for side in (first, second)]
+    both = [trial for trial in phases[0].keys() & phases[1].keys() if phases[0][trial] is not None]
+    return len(both) if all(phases[0][trial] == phases[1][trial] for trial in both) else 0
+
+
+def _only_in_second(first: Side, second: Side, along: str) -> tuple[str, ...]:
+    """The values of the other axes at which the second sweep has lines and the first one has not."""
+    said = []
+    for axis in second.diagram.axes:
+        if axis.name != along:
+            own = {
+                _text(value)
+                for value in first.diagram.axes[first.diagram.axis_index(axis.name)].values
+                if value is not None
+            }
+            further = [_text(value) for value in axis.values if value is not None and _text(value) not in own]
+            if further:
+                said.append(f"its lines at {axis.name} {_listed(further)}, which the first sweep does not have")
+    return tuple(said)
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """At most so many that they can be read."""
+    more = len(texts) - MOST_NAMED
+    return ", ".join(texts[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _valued(bracket: Bracket) -> Bracket:
@@ -185,11 +223,13 @@ def _shift(
     *,
     is_ratio: bool,
     same_seeds: bool,
+    same_runs: int,
+    only: tuple[str, ...],
     others: tuple[tuple[str, bool], ...],
 ) -> Shift | None:
     """One boundary over all lines on which all seeds cross it."""
     seeds = [{seed for line in lines for seed in line.ends[which]} for which in (0, 1)]
-    both = sorted(seeds[0] & seeds[1]) if same_seeds else []
+    both = sorted(seeds[0] & seeds[1]) if same_seeds and not same_runs else []
     wanted = (both, both) if both else (sorted(seeds[0]), sorted(seeds[1]))
     complete = [line for line in lines if all(line.crosses(w, wanted[w]) for w in (0, 1))]
     if not complete or not all(wanted):
@@ -226,6 +266,20 @@ def _shift(
         for k, line in enumerate(complete)
     )
     what = f"{fewest} common seeds, paired" if both else f"{sizes[0]} and {sizes[1]} seeds, not paired"
+    if same_runs:
+        what += (
+            f", because {plural(same_runs, 'trial')} of both are the same runs: the shift is that of the further seeds"
+            " and settings, and the interval takes the sweeps as independent, so that it is too wide"
+        )
+    apart = sorted(seeds[0] ^ seeds[1]) if both else []
+    uncrossed = [_where(line.at) or "the line" for line in lines if line not in complete]
+    left_out = [*only]
+    if apart:
+        left_out.append(f"{plural(len(apart), 'seed')} of one of them only ({_listed([str(seed) for seed in apart])})")
+    if uncrossed:
+        left_out.append(
+            f"{plural(len(uncrossed), 'line')} on which a seed of one of them does not cross ({_listed(uncrossed)})"
+        )
     return Shift(
         boundary=name,
         along=along,
@@ -238,7 +292,7 @@ def _shift(
         ),
         how=f"bootstrap over {what}" if fewest > 1 else f"{what}: one seed has no interval",
         level=LEVEL,
-        left_out=len(lines) - len(complete),
+        left_out=tuple(left_out),
         others=others,
     )
 
@@ -360,11 +414,7 @@ def shift_table(compared: Sequence[tuple[str, Sequence[Shift]]], first: str) -> 
             for _, each in made
         )
     )
-    notes += [
-        f"{name}, {each.boundary}: {each.left_out} lines are left out, on which a seed of one of them does not cross"
-        for name, each in made
-        if each.left_out
-    ]
+    notes += [f"{name}, {each.boundary}: left out: {what}" for name, each in made for what in each.left_out]
     what, other = ("ratio", "difference") if shift.is_ratio else ("difference", "ratio")
     shown, found_in = {name for name, _ in made}, {name for name, _ in every}
     notes += [
@@ -404,13 +454,16 @@ def _figure(made: Sequence[tuple[str, Shift]], first: str) -> Figure | None:
                 own = [_in_units(line.shift, each) for line in each.lines]
                 order = np.argsort(x)
                 columns = [np.array([getattr(e, end) for e in own])[order] for end in ("value", "low", "high")]
-                curves.append(Curve(x=x[order], y=columns[0], label=name, low=columns[1], high=columns[2]))
+                # A line through one point is not seen.
+                low, high = columns[1:]
+                curves.append(Curve(x=x[order], y=columns[0], label=name, low=low, high=high, points=len(x) == 1))
         panels.append(Panel(title=_called(boundary), lines=tuple(curves), level=1.0 if shift.is_ratio else 0.0))
     what = "ratio" if shift.is_ratio else "difference"
     return Figure(
         x_label=named(other),
         y_label=f"{named(shift.along)}, {what} to {first}",
         x_log=log,
+        y_log=shift.is_ratio,
         band=f"{100 * shift.level:g}% interval",
         panels=tuple(panels),
     )

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,9 @@ class SweepResults:
             trials = self.access.trials(tracker)
             rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
             table = collect(trials, rows, self.sweep.job_object())
+        if not rows and (there := self.sweep.record_beside) is not None:
+            text = f"nothing is recorded of {self.name} in the current folder; {there} has a record"
+            warnings.warn(f"{text}, beside the sweep file", stacklevel=3)
         own = self.sweep.thresholds_fingerprint()
         recorded = [row.recorded for row in rows.values() if row.recorded.status is Status.FINISHED]
         stale = sum(each.thresholds != own for each in recorded)
@@ -246,8 +249,7 @@ class SweepResults:
         with self.reading() as tracker:
             trials, table = self.access.trials(tracker), self.table(tracker)
         if set(table.status) <= {MISSING}:
-            step = f"phasefront run {self.sweep.source}"
-            raise UserError("nothing is recorded of this sweep yet", value=self.sweep.record_shown, next_step=step)
+            raise self.sweep.nothing_recorded(f"phasefront run {self.sweep.source}")
         return PhaseMap.of(self.sweep, trials, table, classifier=classifier)
 
     def read(
@@ -271,7 +273,10 @@ class SweepResults:
         """
         check_format(format)
         pa = library("pyarrow", what="read()")
-        rows = self.readings(at or {}, along)
+        try:
+            rows = self.readings(at or {}, along)
+        except UserError as error:
+            raise _without_options(error) from None
         kinds = {"seed": pa.int64(), "value": pa.float64(), "low": pa.float64(), "high": pa.float64()}
         columns = {
             name: pa.array([getattr(row, name) for row in rows], kinds.get(name, pa.string())) for name in COLUMNS
@@ -374,3 +379,13 @@ class SweepResults:
         """What each column means, for an Arrow table of the trials, and curves with these metrics."""
         trials = self.sweep.trials() or self.sweep.sample(64)
         return [*trial_entries(table, trials), *curve_entries(metrics, self.sweep.axes, trials)]
+
+
+def _without_options(error: UserError) -> UserError:
+    """The mistake of a command's option as that of an argument: `at` for `--at`."""
+    return UserError.of(
+        [
+            replace(each, place=each.place.removeprefix("--"), next_step=each.next_step.replace("--", ""))
+            for each in error.mistakes
+        ]
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping
@@ -25,12 +27,13 @@ from orchestrator.axes import (
     points_of,
 )
 from orchestrator.checkpoints.store import SCHEMES
+from orchestrator.dispatch.capacity import ACCELERATOR, DEVICES, OWN_NAMES, TPUS, WHOLE_DEVICES
 from orchestrator.errors import NOTHING, did_you_mean, show
-from orchestrator.output import kept_streams
+from orchestrator.output import importing
 from orchestrator.printable import last_line
 from orchestrator.secrets import shown
 from orchestrator.sweep.document import Document, Keys
-from orchestrator.sweep.file import parse_axis, unknown, valid_values
+from orchestrator.sweep.file import number_advice, parse_axis, unknown, valid_values
 from orchestrator.trial import Trial
 
 _JOBS = Path(jobs.__file__).parent
@@ -61,7 +64,7 @@ def find_job(document: Document) -> Vocabulary | None:
     if not isinstance(spec, str) or not spec or keys in document.broken:
         return None
     try:
-        with kept_streams():
+        with importing():
             job = load_job(spec)
         params = {} if job.open_params else specs(job.Params)
         return Vocabulary(job=job, spec=spec, params=params, thresholds=specs(job.Thresholds))
@@ -73,7 +76,7 @@ def find_job(document: Document) -> Vocabulary | None:
         raise
     except BaseException as error:  # whatever the user's module raises at import, SystemExit included
         rule = f"job {spec!r} cannot be loaded: {last_line(described(error))}"
-        document.add(keys, rule, value=spec, next_step=f"correct {_where(error, spec)}")
+        document.add(keys, rule, value=spec, next_step=f"correct {where_raised(error, spec)}")
     return None
 
 
@@ -95,7 +98,38 @@ def check_checkpoints(document: Document) -> None:
     )
 
 
-def _where(error: BaseException, spec: str) -> str:
+_OWN_KEYS = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker", "memory": "memory_gb"}
+
+
+def check_custom(document: Document) -> None:
+    """Note custom resources for which there are other keys, and those of which Ray takes no such amount."""
+    keys: Keys = ("resources", "custom")
+    custom = document.get(keys)
+    for name, amount in custom.items() if isinstance(custom, dict) else ():
+        if not name or name in OWN_NAMES or str(name).startswith(ACCELERATOR):
+            step = "name a resource that nodes were started with (`ray start --resources`)"
+            if name in _OWN_KEYS:
+                step = f"write resources.{_OWN_KEYS[name]}"
+            elif name and name not in OWN_NAMES:
+                step = "write resources.accelerator_type"
+            document.add((*keys, name), f"'{name}' is no custom resource", key=True, next_step=step)
+        elif name in DEVICES and isinstance(amount, float | int) and 0 < amount < math.inf:
+            _check_devices(document, (*keys, name), name, amount)
+
+
+def _check_devices(document: Document, keys: Keys, name: str, amount: float) -> None:
+    """Note an amount of devices that Ray refuses when a worker is started."""
+    if name == "TPU":
+        if amount not in TPUS:
+            rule = "'custom.TPU' must be a number of chips that Ray gives"
+            document.add(keys, rule, value=amount, choices=TPUS, next_step="name one of these")
+    elif amount % 1 and (name in WHOLE_DEVICES or amount > 1):
+        part = "" if name in WHOLE_DEVICES else ", or a part of one"
+        rule = f"'custom.{name}' must be a whole number of devices{part}"
+        document.add(keys, rule, value=amount, next_step=f"for example {max(1, int(amount))}")
+
+
+def where_raised(error: BaseException, spec: str) -> str:
     """The last place outside of libraries and of this program: what they raise is rarely their mistake."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
@@ -165,6 +199,10 @@ def _section(
     return values
 
 
+_SWITCHES = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
+"""What is written for a boolean, and what YAML 1.2 has."""
+
+
 def _checked(document: Document, spec: ParamSpec | None, keys: Keys, value: Any, next_step: str = "") -> Scalar:
     """The value in the parameter's type; unchanged, with a mistake noted, where it breaks the rule."""
     try:
@@ -178,7 +216,11 @@ def _checked(document: Document, spec: ParamSpec | None, keys: Keys, value: Any,
         elif isinstance(value, str) and error.choices:
             next_step = did_you_mean(value, map(str, error.choices))
         elif isinstance(value, str) and spec and spec.type is not str and value[:1].isdecimal():
-            next_step = "write it without quotes"
+            next_step = number_advice(value)
+        elif spec and spec.type is bool and str(value).lower() in _SWITCHES:
+            next_step = f"write {_SWITCHES[str(value).lower()]}"
+        elif spec and not isinstance(value, str) and 1 in (spec.high, spec.below) and 2 <= value <= 100:
+            next_step = f"it is a share, not a percentage: did you mean {value / 100:g}?"
         rule = f"'{error.name}' {error.rule}" + (f" ({spec.meaning})" if spec else "")
         document.add(keys, rule, value=value, choices=error.choices, next_step=next_step)
     except OverflowError:
@@ -197,7 +239,8 @@ def _axis_values(
         rule = f"'{spec.name}' must be {spec.describe_range()}, and a scale makes numbers"
         document.add((*keys, "scale"), rule, value=written.scale, next_step="list its values: [...]")
         return []
-    if written.points is None and document.get(("search", "kind")) != "boundary":
+    is_search = document.get(("search", "kind")) == "boundary" or document.wrong_under(("search",))
+    if written.points is None and not is_search:
         rule = f"'points' is missing: {valid_values(type(written), 'points')}"
         document.add(keys, rule, key=True, next_step="add 'points: ...'")
         return []
@@ -314,7 +357,7 @@ def check_thresholds(document: Document, known: Vocabulary, phases: Mapping[str,
 
 def _refused(document: Document, known: Vocabulary, keys: Keys, error: Exception, values: Mapping[str, Scalar]) -> None:
     rule = f"job {known.spec!r} refuses these values: {type(error).__name__}: {error}"
-    step = f"change the values, or correct {_where(error, known.spec)}"
+    step = f"change the values, or correct {where_raised(error, known.spec)}"
     document.add(keys, rule, key=True, value=dict(values), next_step=step)
 
 
@@ -349,7 +392,9 @@ def combinations(
         document.add(("axes", names[0], "when"), rule, key=True, next_step="remove one of the conditions")
         return []
     except TooManyTrials as error:
-        document.add(("axes",), f"a sweep has at most 2,000,000 trials; this one has {error.args[0]:,}", key=True)
+        rule = f"a sweep has at most 2,000,000 trials; this one has {error.args[0]:,}"
+        step = "lower 'points', or let a search choose trials: 'search: {kind: boundary, budget: 500}'"
+        document.add(("axes",), rule, key=True, next_step=step)
         return []
     for name in sorted(never):
         keys: Keys = ("axes", name, "when")
@@ -373,6 +418,23 @@ def combinations(
             trials += [trial.with_replicate(number) for number in range(1, replicates)]
     for cases in wrong.values():
         _wrong_combination(document, known, cases, len(settings))
+    return trials
+
+
+def likely(document: Document, known: Vocabulary, axes: Iterable[Axis], fixed: Mapping[str, Scalar]) -> list[Trial]:
+    """Trials that show what a sweep observes whose settings have mistakes: those of what is right in it.
+
+    With every choice of words in turn, as an option may add observations: no name is then refused that the sweep has
+    once its settings are corrected.
+    """
+    setting = {axis.name: axis.values[0] for axis in axes if axis.values}
+    setting |= {name: value for name, value in fixed.items() if not document.wrong_under(("fixed", name))}
+    choices = [{name: choice} for name, spec in known.params.items() for choice in spec.choices]
+    trials = []
+    for other in ({}, *choices):
+        with contextlib.suppress(Exception):  # the job's own check may raise anything
+            params = known.job.params_for({**setting, **other})
+            trials.append(Trial(job=known.spec, job_version=known.job.version, params=params, replicate=0, base_seed=0))
     return trials
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.catalogue import is_built_in
-from jobs.job import Params
-from orchestrator.axes import Axis
+from jobs.function import FunctionJob
+from jobs.job import FINAL, Params
 from orchestrator.errors import did_you_mean
 from orchestrator.phases.style import PHASE, FigureStyle, formula_error
 from orchestrator.sweep.check import Vocabulary
-from orchestrator.sweep.check_search import observations
+from orchestrator.sweep.check_search import check_observed, observations
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.trial import Trial
 
@@ -18,14 +18,13 @@ from orchestrator.trial import Trial
 def check_figure(
     document: Document,
     style: FigureStyle,
-    axes: Sequence[Axis],
     known: Vocabulary,
     first: Sequence[Trial],
     thresholds: Params | None,
 ) -> None:
     """Note names that the sweep does not have, and formulas that cannot be drawn.
 
-    What a user's own job observes is not known before it runs: its names are not checked, except those of phases.
+    Of a user's own job, phases are checked, and panels where it is known what it observes before it runs.
     """
     phases = known.job.phases
     for name in style.colours:
@@ -35,10 +34,18 @@ def check_figure(
         if error is not None:
             step = r"write formulas between dollar signs, for example '$\lambda$' or '$\alpha_{c}$'"
             document.add(("figure", "labels", name), f"cannot be drawn: {error}", value=text, next_step=step)
-    if not is_built_in(known.spec) or thresholds is None:
+    if thresholds is None or not first:
         return
     observed = observations(known, first, thresholds) if style.panels or style.labels else ()
-    varying = tuple(axis.name for axis in axes)
+    if not is_built_in(known.spec):
+        if isinstance(known.job, FunctionJob):
+            observed = tuple(f"{FINAL}{metric}" for metric in known.job.named_metrics)
+        valid = (PHASE, *observed) if observed else ()
+        for position, name in enumerate(style.panels):
+            check_observed(document, ("figure", "panels", position), (name,), known, valid)
+        return
+    written = document.data.get("axes")
+    varying = tuple(written) if isinstance(written, dict) else ()
     metrics = tuple(dict.fromkeys(name for trial in first[:1] for name in known.job.metrics_of(trial.params)))
     for position, name in enumerate(style.panels):
         _named(

@@ -9,28 +9,26 @@ import numpy as np
 
 from jobs.catalogue import is_built_in
 from jobs.function import FunctionJob
-from jobs.job import FINAL, Curves, Params, Scalar
+from jobs.job import BEST, FINAL, Curves, Params, Scalar, bounded
 from orchestrator.axes import Axis, Cycle, TooManyTrials
-from orchestrator.errors import did_you_mean, nearest
+from orchestrator.errors import Mistake, did_you_mean, nearest
 from orchestrator.search.space import MOST_COORDINATES, Slice, SpaceError, slices_of
 from orchestrator.surface.base import lattice
 from orchestrator.sweep.check import Vocabulary
 from orchestrator.sweep.document import Document, Keys
 from orchestrator.sweep.file import SearchKeys
-from orchestrator.target import MetricTarget, PhaseTarget
+from orchestrator.target import LevelTarget, MetricTarget, PhaseTarget
 from orchestrator.trial import Trial
 
 INTERIOR = 64
 """Settings inside every slice that the job checks before anything runs."""
 
 
-def check_search(
-    document: Document, search: SearchKeys, axes: Sequence[Axis], fixed: Mapping[str, Scalar], known: Vocabulary
-) -> tuple[Slice, ...]:
-    """The slices of a boundary search; none for a grid, or for axes that cannot be searched. Mistakes are noted."""
+def check_rules(document: Document, search: SearchKeys) -> None:
+    """Note what is wrong in the section whatever the job and the axes are."""
     if search.kind != "boundary":
         _check_unused(document)
-        return ()
+        return
     if search.budget is None and search.until is None:
         document.add(
             ("search",),
@@ -39,6 +37,14 @@ def check_search(
             next_step="add 'budget: 400', or 'until: {uncertain_area: 0.01}'",
         )
     _check_storage(document)
+
+
+def check_search(
+    document: Document, search: SearchKeys, axes: Sequence[Axis], fixed: Mapping[str, Scalar], known: Vocabulary
+) -> tuple[Slice, ...]:
+    """The slices of a boundary search; none for a grid, or for axes that cannot be searched. Mistakes are noted."""
+    if search.kind != "boundary":
+        return ()
     try:
         slices = slices_of(axes, fixed, known.defaults)
     except SpaceError as error:
@@ -124,8 +130,8 @@ def named_metric(
 ) -> SearchKeys:
     """The search with the observation that its target means: the name of a metric stands for its last value.
 
-    A metric that no trial of a built-in job observes, or that a function does not name, is noted. What another class of
-    a user's observes is not known before the search runs.
+    A metric that no trial of a built-in job or of a module observes, or that a function does not name, is noted. What
+    another class of a user's observes is not known before the search runs.
     """
     keys = metric_keys(search)
     if keys is None:
@@ -141,20 +147,65 @@ def named_metric(
         meant = full if name not in valid and full in valid else name
         rule = f"job {known.spec!r} has no observation '{name}'"
     else:
+        check_observed(document, keys, (name,), known, observations(known, first, thresholds))
         return search
     if valid and meant not in (*valid, *known.job.retired):
-        next_step = did_you_mean(name, valid, "name one of these")
-        stems = [full.removeprefix(FINAL) for full in valid if full.startswith(FINAL)]
-        if (near := nearest(name.removeprefix(FINAL), stems)) and not name.startswith("best_"):
-            next_step = f"did you mean '{FINAL}{near}'?"
-        document.add(keys, rule, value=name, choices=valid, next_step=next_step)
+        document.add(keys, rule, value=name, choices=valid, next_step=_meant(name, valid))
     if meant == name:
         return search
     return search.model_copy(update={"target": search.target.model_copy(update={str(keys[-1]): meant})})
 
 
-def check_labels(document: Document, search: SearchKeys, known: Vocabulary, thresholds: Params) -> None:
-    """Note a metric of `phases` that a function does not name, and a search in which all trials have one label.
+def check_level(document: Document, search: SearchKeys, known: Vocabulary, thresholds: Params) -> None:
+    """Note a level, of a search or of `phases`, that no trial passes: of a metric that the job has from 0 to 1."""
+    target, level = search.target, getattr(thresholds, "level", None)
+    if search.kind == "boundary" and isinstance(target, LevelTarget):
+        _check_share(document, ("search", "target", "level"), target.metric, target.level, known)
+    if isinstance(level, float) and (names := known.job.labelled_by(thresholds)):
+        _check_share(document, ("phases", "level"), names[0], level, known)
+
+
+def _check_share(document: Document, keys: Keys, observation: str, level: float, known: Vocabulary) -> None:
+    metric = observation.removeprefix(FINAL).removeprefix(BEST)
+    if metric not in known.job.shares or 0 <= level <= 1:
+        return
+    step = "write a level between 0 and 1"
+    if 1 < level <= 100:
+        step = f"if it is a percentage, write 'level: {level / 100:g}'"
+    rule = f"'{metric}' is from 0 to 1 in every trial, and the level is outside"
+    document.add(keys, rule, value=level, next_step=step, new_trials=True)
+
+
+def check_observed(
+    document: Document, keys: Keys, names: Sequence[str], known: Vocabulary, valid: Sequence[str]
+) -> None:
+    """Note an observation of a user's job, under all its names, that is none of the valid ones, if these are known."""
+    if mistake := unobserved(names, known.spec, valid):
+        step = mistake.next_step
+        document.add(keys, mistake.rule, value=names[-1], choices=valid, next_step=step, new_trials=True)
+
+
+def unobserved(names: Sequence[str], job: str, valid: Sequence[str]) -> Mistake | None:
+    """The mistake of an observation, under all its names, that is none of the valid ones; None if none are known."""
+    name = names[-1]
+    if not valid or {*names} & {*valid} or bounded(name, valid):
+        return None
+    rule = f"job {job!r} has no observation '{name}'"
+    return Mistake(rule=rule, value=name, choices=valid, next_step=_meant(name, valid))
+
+
+def _meant(name: str, valid: Sequence[str]) -> str:
+    """The next step for a name of a metric or an observation: first the last value of the nearest metric."""
+    stems = [full.removeprefix(FINAL) for full in valid if full.startswith(FINAL)]
+    if (near := nearest(name.removeprefix(FINAL), stems)) and not name.startswith(BEST):
+        return f"did you mean '{FINAL}{near}'?"
+    return did_you_mean(name, valid, "name one of these")
+
+
+def check_labels(
+    document: Document, search: SearchKeys, known: Vocabulary, first: Iterable[Trial], thresholds: Params
+) -> None:
+    """Note a metric of `phases` that trials do not report, and a search in which all trials have one label.
 
     A function without `phases` has finished or diverged trials only. Whoever looks for where it diverges writes
     `target: phase`.
@@ -170,7 +221,10 @@ def check_labels(document: Document, search: SearchKeys, known: Vocabulary, thre
                 value=written,
                 choices=valid,
                 next_step=did_you_mean(written, valid, "name one of these"),
+                new_trials=True,
             )
+    elif not is_built_in(known.spec) and (names := job.labelled_by(thresholds)):
+        check_observed(document, ("phases", "metric"), names, known, observations(known, first, thresholds))
     if search.kind != "boundary" or not isinstance(search.target, PhaseTarget):
         return
     labels = job.labels(thresholds)
@@ -185,19 +239,34 @@ def check_labels(document: Document, search: SearchKeys, known: Vocabulary, thre
             "add 'phases: {metric: NAME, level: NUMBER}', or 'target: {metric: NAME, level: NUMBER}' under 'search:'; "
             "to search for where it diverges, write 'target: phase'"
         )
-    document.add(("search",), rule, key=True, next_step=step)
+    document.add(("search",), rule, key=True, next_step=step, new_trials=True)
 
 
-def observations(known: Vocabulary, first: Iterable[Trial], thresholds: Params) -> tuple[str, ...]:
-    """Names of the observations that a built-in job makes of any of these trials, from curves of one row, in order."""
+def observations(
+    known: Vocabulary, first: Iterable[Trial], thresholds: Params, *, measure: bool = False
+) -> tuple[str, ...]:
+    """Names of the observations that a job makes of any of these trials, from curves of one row, in order.
+
+    Empty where they are not known before trials run, as of a user's job that is no module. `measure`: see
+    `Job.possible_metrics`.
+    """
+    job, is_own = known.job, not is_built_in(known.spec)
     names: dict[str, None] = {}
     seen: set[tuple[str, ...]] = set()
     for trial in first:
-        metrics = known.job.metrics_of(trial.params)
-        if metrics not in seen:
-            seen.add(metrics)
-            row = Curves(step=np.ones(1, dtype=np.int64), values={metric: np.zeros(1) for metric in metrics})
-            names.update(dict.fromkeys(known.job.observe(trial.params, row, thresholds)))
+        possible = job.possible_metrics(trial.params, measure=measure) if is_own else [job.metrics_of(trial.params)]
+        if not possible:
+            return ()
+        for metrics in possible:
+            if metrics not in seen:
+                seen.add(metrics)
+                row = Curves(step=np.ones(1, dtype=np.int64), values={metric: np.zeros(1) for metric in metrics})
+                try:
+                    names.update(dict.fromkeys(job.observe(trial.params, row, thresholds)))
+                except Exception:
+                    if is_own:  # the user's own `observe`, of a curve that is none
+                        return ()
+                    raise
     return tuple(names)
 
 

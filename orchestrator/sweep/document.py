@@ -37,6 +37,8 @@ class Document:
     broken: set[Keys] = field(default_factory=set)
     """Nodes whose value could not be read: other mistakes there follow from that and are not noted."""
     noted: list[tuple[Place, Keys, Mistake]] = field(default_factory=list)
+    noted_of_new: list[tuple[Place, Keys, Mistake]] = field(default_factory=list)
+    """Mistakes that forbid new trials only: recorded ones stay readable."""
 
     def place(self, keys: Keys, *, key: bool = False) -> Place:
         """The place of a node's value, or of its key; where it has none, of its nearest ancestor that has one."""
@@ -68,13 +70,18 @@ class Document:
         value: object = NOTHING,
         choices: Sequence[object] = (),
         next_step: str = "",
+        new_trials: bool = False,
     ) -> None:
-        """Note a mistake at a node's value, at its key, or `at` a place, unless the node could not be read."""
+        """Note a mistake at a node's value, at its key, or `at` a place, unless the node could not be read.
+
+        `new_trials`: it is a mistake where trials are to run. An earlier version did not know the rule, and what it has
+        recorded is read.
+        """
         if any(keys[:n] in self.broken for n in range(len(keys) + (not key))):
             return
         place = at or self.place(keys, key=key)
         mistake = Mistake(rule=rule, place=place.text, value=value, choices=choices, next_step=next_step)
-        self.noted.append((place, keys, mistake))
+        (self.noted_of_new if new_trials else self.noted).append((place, keys, mistake))
 
     def wrong_under(self, keys: Keys) -> bool:
         """Whether a mistake was noted at this node or below it."""
@@ -98,8 +105,16 @@ class Document:
         """Raise the mistakes noted so far, in the order of their places.
 
         Raises:
-            UserError: there is one.
+            UserError: there is one that forbids to read the sweep.
         """
         if self.noted:
-            ordered = sorted(self.noted, key=lambda item: item[0][:3])
-            raise UserError.of(list({mistake.text: mistake for _, _, mistake in ordered}.values()))
+            raise UserError.of(_ordered([*self.noted, *self.noted_of_new]))
+
+    def of_new_trials(self) -> tuple[Mistake, ...]:
+        """The mistakes that forbid new trials only, in the order of their places."""
+        return tuple(_ordered(self.noted_of_new))
+
+
+def _ordered(noted: Sequence[tuple[Place, Keys, Mistake]]) -> list[Mistake]:
+    ordered = sorted(noted, key=lambda item: item[0][:3])
+    return list({mistake.text: mistake for _, _, mistake in ordered}.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -57,6 +58,9 @@ class Resources(FileModel):
     workers: Annotated[int, Field(ge=1)] | Auto = key(
         None, "Worker processes; auto is one per core, or per GPU.", "a whole number >= 1, or auto"
     )
+    max_share: float = key(
+        1.0, "The share of a cluster, or of this machine, that workers may take.", "a number > 0 and <= 1", gt=0, le=1
+    )
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", "Where models train; auto is cuda where there is one.", "one of auto, cpu, cuda"
     )
@@ -68,6 +72,17 @@ class Resources(FileModel):
     )
     memory_gb: Annotated[float, Field(gt=0)] | Auto = key(
         None, "Memory that a worker's pack may take, in GB, beyond libraries.", "a number > 0, or auto"
+    )
+    accelerator_type: str | None = key(
+        None,
+        "The accelerator that the node of a worker must have, as Ray calls it; null is any.",
+        "text such as L4, H100 or GeForce-RTX-5090, or null",
+        pattern=r"^[^\s:]+$",
+    )
+    custom: dict[str, Annotated[float, Field(ge=0.0001)]] = key(
+        {},
+        "Custom resources of the cluster's nodes that a worker takes.",
+        "a mapping of name to amount such as {licence: 1}",
     )
     trial_timeout: Duration | None = key(
         None,
@@ -85,6 +100,12 @@ class Resources(FileModel):
         None,
         "Time between two checkpoints of a pack; auto is 5 minutes, and less where nodes are lost.",
         "a number of seconds > 0, a duration such as 90s, 10m or 1.5h, or auto",
+    )
+    keep: Literal["final"] | None = key(
+        None,
+        "Which states stay where checkpoints are: final is those at the end of trials, so that a sweep with more steps "
+        "continues from them; null is none.",
+        "final, or null",
     )
 
 
@@ -231,7 +252,10 @@ def parse_axis(written: Any) -> AxisModel:
 
 
 def check_form(document: Document) -> SweepFile | None:
-    """The document as a model; None, with the mistakes noted, where it is not well formed."""
+    """The document as a model, with the mistakes noted.
+
+    Sections that are not well formed are left out, so that the others are checked further; None where that is no help.
+    """
     for section in SECTIONS:
         if document.data.get(section, NOTHING) is None and (section,) not in document.broken:
             del document.data[section]
@@ -239,6 +263,9 @@ def check_form(document: Document) -> SweepFile | None:
         return SweepFile.model_validate(document.data)
     except ValidationError as error:
         _note(document, error)
+    sound = {section: value for section, value in document.data.items() if not document.wrong_under((section,))}
+    with contextlib.suppress(ValidationError):
+        return SweepFile.model_validate({"job": "not named", **sound})
     return None
 
 
@@ -268,7 +295,8 @@ def _note(document: Document, error: ValidationError) -> None:
 
 def _meant(document: Document, keys: Keys) -> Keys | None:
     """The key that an unknown one most likely means."""
-    near = nearest(str(keys[-1]), names_of(model_at(document, keys[:-1])))
+    names = names_of(model_at(document, keys[:-1]))
+    near = _without_colon(str(keys[-1]), names)[0] or nearest(str(keys[-1]), names)
     return (*keys[:-1], near) if near else None
 
 
@@ -316,11 +344,31 @@ def valid_values(model: type[BaseModel] | None, name: str) -> str:
     return ""
 
 
+_OWN_KEYS = {
+    "seed": "for several seeds of each setting write 'replicates: 3' beside 'axes:'; their first one is 'seed:'",
+    "replicate": "write 'replicates: 3' beside 'axes:'",
+}
+"""Names of what is no parameter, because the sweep file has a key of its own for it."""
+
+
 def unknown(document: Document, keys: Keys, kind: str, valid: Iterable[str], *, where: str = "") -> None:
     """Note that the key at `keys` is not one of the valid ones."""
     name, valid = str(keys[-1]), tuple(valid)
     rule, next_step = f"unknown {kind} '{name}'{where}", did_you_mean(name, valid)
+    if kind == "parameter":
+        next_step = _OWN_KEYS.get(name.rstrip("s"), next_step)
+    if hidden := re.findall(r"[^\S ]|[\u200b-\u200f\ufeff]", name):
+        next_step = f"remove the invisible U+{ord(hidden[0]):04X} from the line: type the blanks anew"
+    meant, value = _without_colon(str(keys[-1]), valid)
+    if meant:
+        rule, next_step = f"a colon is missing in '{name}'", f"write '{meant}: {value}'"
     document.add(keys, rule, key=True, choices=valid, next_step=next_step)
+
+
+def _without_colon(written: str, valid: Iterable[str]) -> tuple[str, str]:
+    """The key and the value in a name that is both, as in {scale: log, from: 1, to 10}; else two empty ones."""
+    name, _, value = written.partition(" ")
+    return (name, value.strip()) if value and name in valid else ("", "")
 
 
 def _bad_axis(document: Document, keys: Keys) -> None:
@@ -380,6 +428,7 @@ _ITEMS = {
     "labels": "text",
     "colours": "'#RRGGBB', for example '#4477AA'",
     "panels": "phase or the name of an observation",
+    "custom": "a number >= 0.0001",
 }
 """The valid values in a list, where it is not one of plain values."""
 
@@ -431,6 +480,8 @@ _EXAMPLES = {
     "to": "10",
     "include": "[1]",
     "workers": "2",
+    "accelerator_type": "L4",
+    "custom": "{licence: 1}",
     "cpus_per_worker": "1",
     "gpus_per_worker": "1",
     "memory_gb": "4",
@@ -448,6 +499,15 @@ _EXAMPLES = {
 """An example of a valid value for each key that takes more than a choice of words."""
 
 
+def number_advice(text: str) -> str:
+    """What to write in place of text that begins like a number."""
+    if re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text.strip(), re.IGNORECASE):
+        return "write it without quotes"
+    if re.fullmatch(r"\d+(\.\d+)? ?%", text):
+        return f"did you mean {float(text.rstrip(' %')) / 100:g}?"
+    return "write a plain number, such as 0.001 or 10000: with a decimal point, and without a unit"
+
+
 def _advice(keys: Keys, written: object, valid: str) -> str:
     """What to write as the value of `keys`, the first of which is a key of a model."""
     name = str(keys[0])
@@ -459,17 +519,20 @@ def _advice(keys: Keys, written: object, valid: str) -> str:
     if valid.startswith("text") and isinstance(written, int | float):
         return "put it in quotes"
     if isinstance(written, str):
+        if name == "device" and "gpu" in written.lower():
+            return "write 'device: cuda'"
         if valid.startswith("one of") and (
             step := did_you_mean(written, re.split(r", |; ", valid.removeprefix("one of ")))
         ):
             return step
         if "number" in valid and "duration" not in valid and written.strip().lstrip("+-")[:1].isdecimal():
-            return "write it without quotes"
+            return number_advice(written)
         words = [word for word in ("phase", "auto", "null", "single", "double") if re.search(rf"\b{word}\b", valid)]
         if step := did_you_mean(written, words):
             return step
         if name == "target":
-            return f"for a metric write 'target: {{metric: {written}, level: 0.5}}'"
+            metric = f"for a metric 'target: {{metric: {written}, level: 0.5}}'"
+            return f"for where phases change, '{written}' among them, write 'target: phase'; {metric}"
     if name == "gpus_per_worker" and written == 0:
         return "to train without a GPU write 'device: cpu'"
     if len(keys) > 1 or name not in _EXAMPLES:

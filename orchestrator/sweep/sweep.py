@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,14 +15,31 @@ from jobs.job import Job, ParamError, Params, Scalar, as_dict
 from orchestrator.analyses.base import Analysis
 from orchestrator.analyses.kinds import defaults
 from orchestrator.axes import Axis, AxisWritten
-from orchestrator.errors import UserError
+from orchestrator.errors import Mistake, UserError
 from orchestrator.phases.style import FigureStyle
 from orchestrator.search.space import Slice, setting_of
 from orchestrator.secrets import learn, secrets_in, shown
-from orchestrator.sweep.check import check_checkpoints, check_thresholds, check_values, combinations, find_job
+from orchestrator.sweep.check import (
+    check_checkpoints,
+    check_custom,
+    check_thresholds,
+    check_values,
+    combinations,
+    find_job,
+    likely,
+)
 from orchestrator.sweep.check_analysis import check_analyses
 from orchestrator.sweep.check_figure import check_figure
-from orchestrator.sweep.check_search import check_labels, check_search, interior, metric_keys, named_metric, spread
+from orchestrator.sweep.check_search import (
+    check_labels,
+    check_level,
+    check_rules,
+    check_search,
+    interior,
+    metric_keys,
+    named_metric,
+    spread,
+)
 from orchestrator.sweep.check_secrets import check_secrets
 from orchestrator.sweep.document import Keys
 from orchestrator.sweep.extends import read
@@ -30,6 +48,8 @@ from orchestrator.sweep.yaml import Reference, dump, without_defaults
 from orchestrator.target import MetricTarget
 from orchestrator.trial import Trial, digest
 
+SETTINGS = ("job", "axes", "zip", "fixed")
+"""The sections on which the settings of its trials depend."""
 FORMAT = 1
 """Part of a sweep's id: raise it when the same file no longer means the same trials."""
 OPEN_REPLICATES = 64
@@ -75,8 +95,12 @@ class Sweep:
     """Where the file names the metric of the search target."""
     label_place: str = field(default="", repr=False, compare=False)
     """Where the file names the metric by which trials are labelled, or would name it."""
+    address_place: str = field(default="tracking.uri", repr=False, compare=False)
+    """Where the tracking address is written."""
     extends: Path | None = field(default=None, repr=False, compare=False)
     """The sweep file that it extends; `resolved_yaml` does not name it."""
+    refusals: tuple[Mistake, ...] = field(default=(), repr=False, compare=False)
+    """Why no trials of it may be run; recorded ones can be looked at."""
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Sweep:
@@ -88,44 +112,57 @@ class Sweep:
             environ: For `${NAME}`; the environment of the process by default.
 
         Raises:
-            UserError: all mistakes, with their places.
+            UserError: all mistakes, with their places. Those that forbid new trials only are kept as `refusals`.
         """
         path, environ = Path(path), os.environ if environ is None else environ
         document, base = read(path, overrides, environ)
         check_secrets(document, environ)
         written = check_form(document)
         check_checkpoints(document)
+        check_custom(document)
+        if written is not None and not document.wrong_under(("search",)):
+            check_rules(document, written.search)
         known = find_job(document)
         if known is None:
             document.stop_if_wrong()
             raise UserError("names no job", place=str(path))
         axes, fixed, phases = check_values(document, known)
         thresholds = None if document.wrong_under(("phases",)) else check_thresholds(document, known, phases)
-        document.stop_if_wrong()
         if written is None:
+            document.stop_if_wrong()
             raise UserError("is no sweep file", place=str(path))
-        slices = check_search(document, written.search, axes, fixed, known)
+        # What depends on a part with mistakes is not checked; all else is, so that all is told at once.
+        sound = not any(document.wrong_under((section,)) for section in SETTINGS)
+        slices = check_search(document, written.search, axes, fixed, known) if sound else ()
         is_open = any(axis.between for axis in axes)
         also = interior(slices) if is_open and not document.wrong_under(("search",)) else ()
         replicates = 1 if slices else written.replicates
-        grid = combinations(document, known, axes, fixed, replicates=replicates, seed=written.seed, also=also)
-        first = grid[::replicates]
+        if sound:
+            grid = combinations(document, known, axes, fixed, replicates=replicates, seed=written.seed, also=also)
+            first = grid[::replicates]
+        else:
+            grid, first = [], likely(document, known, axes, fixed)
         search = written.search
         if thresholds is not None:
-            check_labels(document, search, known, thresholds)
+            check_labels(document, search, known, first, thresholds)
             if search.kind == "boundary":
                 search = named_metric(document, search, known, first, thresholds)
-        if thresholds is not None and not document.wrong_under(("axes",)):
-            check_analyses(document, written.analysis or (), axes, known, first, thresholds)
-        if not document.wrong_under(("axes",)):
-            check_figure(document, written.figure, axes, known, first, thresholds)
+            check_level(document, search, known, thresholds)
+        if thresholds is not None and first:
+            sure = axes if sound and not document.wrong_under(("axes",)) else None
+            check_analyses(document, written.analysis or (), sure, known, first, thresholds)
+        check_figure(document, written.figure, known, first, thresholds)
+        if written.output and Path(written.output).is_file():
+            rule = "'output' must be a folder; this is a file"
+            document.add(("output",), rule, value=written.output, next_step="name another one, or remove the file")
         document.stop_if_wrong()
         name = written.name or path.stem
         metric = metric_keys(written.search)
         tracking, address = written.tracking, environ.get("MLFLOW_TRACKING_URI")
+        address_place = document.place(("tracking", "uri")).text
         secret_texts = dict(document.secret)
         if address and "uri" not in tracking.model_fields_set:
-            tracking = tracking.model_copy(update={"uri": address})
+            tracking, address_place = tracking.model_copy(update={"uri": address}), "MLFLOW_TRACKING_URI"
             if secrets_in(address):
                 secret_texts["tracking", "uri"] = "${MLFLOW_TRACKING_URI}"
         learn(tracking.uri, written.search.storage, written.resources.checkpoints or "")
@@ -151,8 +188,19 @@ class Sweep:
             secret_texts=secret_texts,
             metric_place=document.place(metric).text if metric else "",
             label_place=document.place(("phases", "metric")).text,
+            address_place=address_place,
             extends=base,
+            refusals=document.of_new_trials(),
         )
+
+    def stop_if_refused(self) -> None:
+        """To be called before trials are run.
+
+        Raises:
+            UserError: `refusals`.
+        """
+        if self.refusals:
+            raise UserError.of(self.refusals)
 
     @property
     def id(self) -> str:
@@ -311,8 +359,9 @@ class Sweep:
         written = self.written.resources
         plain = {k: "auto" if v is None else v for k, v in written.model_dump().items()}
         plain["trial_timeout"] = written.trial_timeout
-        if written.checkpoint_interval is None:
-            del plain["checkpoint_interval"]
+        for name in ("checkpoint_interval", "keep", "max_share", "accelerator_type", "custom"):
+            if getattr(written, name) == type(written).model_fields[name].default:
+                del plain[name]
         if written.checkpoints == "auto":
             del plain["checkpoints"]
         else:
@@ -329,6 +378,29 @@ class Sweep:
     def record_shown(self) -> str:
         """Where the sweep is recorded, without a password."""
         return f"{shown(self.tracking.uri)}, experiment {self.tracking.experiment}"
+
+    def nothing_recorded(self, run: str) -> UserError:
+        """The error where nothing is recorded of the sweep; `run` is the command that records it.
+
+        A relative SQLite path is of the current folder: a record beside the sweep file is named, as it may be meant.
+        """
+        rule, step, there = "nothing is recorded of this sweep yet", run, self.record_beside
+        if there is not None:
+            rule += f" in the current folder; {there}, beside the sweep file, has a record"
+            step = f"cd {shlex.quote(str(there))}, and the same command there for {shlex.quote(self.source.name)}"
+        return UserError(rule, place=str(self.source), value=self.record_shown, next_step=step)
+
+    @property
+    def record_beside(self) -> Path | None:
+        """The folder of the sweep file, if another SQLite file of that name is there than in the current folder."""
+        path, folder = self._sqlite_path, self.source.parent.resolve()
+        if not path or Path(path).is_absolute() or folder == Path.cwd():
+            return None
+        return folder if (folder / path).is_file() else None
+
+    @property
+    def _sqlite_path(self) -> str:
+        return self.tracking.uri.removeprefix("phasefront-").partition("sqlite:///")[2].partition("?")[0]
 
     @property
     def storage_shown(self) -> str:

@@ -404,6 +404,8 @@ _CONVERT: Mapping[str, Callable[[str], Any]] = {
 def _advice(problem: str) -> str:
     if "'\\t'" in problem:
         return "indent with spaces; YAML allows no tabs there"
+    if "another document" in problem:
+        return "a file holds one sweep: remove '---' and what follows, or make a file of each"
     if "mapping values are not allowed" in problem:
         return "one 'key: value' a line, equally indented; quote text that holds ': '"
     if "alias" in problem or "anchor" in problem or "directive" in problem or "cannot start" in problem:

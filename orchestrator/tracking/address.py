@@ -6,12 +6,13 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, did_you_mean
 from orchestrator.secrets import shown as shown
 
 PREFIX = "phasefront-"
@@ -150,12 +151,18 @@ def record_digest(uri: str, experiment: str) -> str:
 
 def unknown_address(uri: str, place: str) -> UserError:
     """No tracker supports the address."""
+    step = "MLflow's file store (a folder) is not supported: use sqlite:///mlflow.db"
+    scheme, separator, _ = uri.partition("://")
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
+        step = f"did you mean http://{uri}?"
+    elif separator and scheme != "file":
+        step = did_you_mean(scheme, ("http", "https", "sqlite", "postgresql"), "name one of these")
     return UserError(
         "is not the address of a tracking database or an MLflow server",
         place=place,
         value=shown(uri),
         choices=CHOICES,
-        next_step="MLflow's file store (a folder) is not supported: use sqlite:///mlflow.db",
+        next_step=step,
     )
 
 

@@ -39,6 +39,8 @@ class SweepRecord:
     """Fingerprint of the thresholds in force: written with every phase (see `Recorded`)."""
     axes: tuple[str, ...] = ()
     """Names of the swept parameters: the run of a trial is named after its values of these."""
+    again: str = ""
+    """How to go on with the sweep where it runs as a job of a cluster; empty where `phasefront run` does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

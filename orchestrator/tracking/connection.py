@@ -316,6 +316,34 @@ def find_experiment(bulk: Bulk, name: str) -> Experiment | None:
     return None
 
 
+_TABLES_SHOWN = 3
+"""Tables of a database that is not MLflow's that a message names."""
+
+
+def absence(address: DatabaseAddress, place: str) -> str:
+    """Why a database is no record: it does not exist, is empty or is another program's; "" where it is MLflow's.
+
+    Raises:
+        Unreachable: The database does not answer.
+        WrongAddress: The address is wrong, or the file is not a database.
+    """
+    bulk = connect(address, write=False, place=place)
+    if bulk is None:
+        return f"the file {address.file} does not exist"
+    in_sqlite = "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"
+    in_postgres = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() ORDER BY 1"
+    try:
+        tables = [str(name) for (name,) in bulk.query(in_sqlite if isinstance(bulk, SqliteBulk) else in_postgres)]
+    finally:
+        bulk.close()
+    if "experiments" in tables:
+        return ""
+    if not tables:
+        return "the database is empty"
+    more = f" and {len(tables) - _TABLES_SHOWN} more" if len(tables) > _TABLES_SHOWN else ""
+    return f"the database is not MLflow's: its tables are {', '.join(tables[:_TABLES_SHOWN])}{more}"
+
+
 def mlflow_store(address: DatabaseAddress, place: str) -> BulkSqlAlchemyStore:
     """MLflow's own store over this database; its constructor creates the schema if it is missing.
 

@@ -82,6 +82,7 @@ class DatabaseTracker(RecordTracker):
         table = self._database.create()
         if running:
             self._database.take(self.say)
+            table.refresh()  # a driver over HTTP may have begun trials until it let go of the lease
             self._database.check_tables()
         bulk, now, name = table.bulk, layout.now_ms(), sweep.name[: layout.LONGEST_NAME]
         with bulk.transaction():
@@ -98,7 +99,7 @@ class DatabaseTracker(RecordTracker):
                 bulk.tags([(layout.DESCRIPTION, text, self._parent.run_id)])
                 if not running:
                     self._set_status(Status.FINISHED, now)
-            bulk.tags([(key, value, self._parent.run_id) for key, value in layout.sweep_tags(sweep)])
+            bulk.tags([(key, value, self._parent.run_id) for key, value in layout.sweep_tags(sweep, running=running)])
         return self._parent.run_id
 
     def find_sweep(self, sweep_id: str) -> str | None:
@@ -133,8 +134,8 @@ class DatabaseTracker(RecordTracker):
         self, trial_ids: Iterable[str], keys: Sequence[str], *, errors: bool = False
     ) -> Iterator[tuple[str, OpenRun, dict[str, str], Recorded]]:
         """Run, tags and state of the recorded ones of these trials, with the errors of those that have not finished."""
-        for chunk in chunked(trial_ids, CHUNK):
-            table = self._existing()
+        for number, chunk in enumerate(chunked(trial_ids, CHUNK)):
+            table = self._existing(refresh=not number)
             if table is None:
                 return
             found, _ = table.locate(chunk)
@@ -490,11 +491,17 @@ class DatabaseTracker(RecordTracker):
         artifacts, experiment = self._database.artifacts_of(run.run_id), self._database.create().experiment_id
         return run_row(run.run_id, name, layout.user(), run.start_time, artifacts, experiment)
 
-    def _existing(self) -> RunTable | None:
-        """The experiment's runs for reading, with all that this tracker has written; None if there are none."""
+    def _existing(self, *, refresh: bool = True) -> RunTable | None:
+        """The experiment's runs for reading, with all that this tracker has written; None if there are none.
+
+        Without `refresh`, those of a driver over HTTP are known as of the last time: it reads the table of all runs.
+        """
         self._check_open()
         self._write_all()
-        return self._database.existing()
+        table = self._database.existing()
+        if table is not None and refresh and not self._running:  # this driver's lease keeps others out
+            table.refresh()
+        return table
 
     def _check_there(self, run_ids: Sequence[str]) -> None:
         missing = self._database.create().bulk.missing_runs(run_ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.outages import Patience
 from orchestrator.tracking.address import MEMORY as MEMORY
-from orchestrator.tracking.address import PREFIX, unknown_address
+from orchestrator.tracking.address import PREFIX, database_address, unknown_address
 from orchestrator.tracking.base import Tracker
 from orchestrator.tracking.facts import RecordReader
 
@@ -32,11 +32,24 @@ def open_tracker(uri: str, *, experiment: str, artifacts: str | None = None, pla
         from orchestrator.tracking.http import HttpTracker
 
         return HttpTracker(uri, experiment=experiment, artifacts=artifacts, place=place)
-    if scheme.partition("+")[0] in ("sqlite", "postgresql"):
+    if _is_database(uri):
         from orchestrator.tracking.database import DatabaseTracker
 
         return DatabaseTracker(uri, experiment=experiment, artifacts=artifacts, place=place)
     raise unknown_address(uri, place)
+
+
+def absence(uri: str, *, place: str = "tracking.uri") -> str:
+    """Why there is no record at an address that answers; "" where there is one, and of a server."""
+    if not _is_database(uri):
+        return ""
+    from orchestrator.tracking.connection import absence as of_database
+
+    return of_database(database_address(uri, place=place), place)
+
+
+def _is_database(uri: str) -> bool:
+    return uri.partition(":")[0].removeprefix(PREFIX).partition("+")[0] in ("sqlite", "postgresql")
 
 
 def open_reader(uri: str, *, experiment: str, patience: Patience, place: str = "tracking.uri") -> RecordReader:
@@ -56,7 +69,7 @@ def open_reader(uri: str, *, experiment: str, patience: Patience, place: str = "
         from orchestrator.tracking.facts_http import HttpReader
 
         return HttpReader(uri, experiment=experiment, place=place, patience=patience)
-    if scheme.partition("+")[0] in ("sqlite", "postgresql"):
+    if _is_database(uri):
         from orchestrator.tracking.facts_sql import DatabaseReader
 
         return DatabaseReader(uri, experiment=experiment, place=place, patience=patience)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 from orchestrator.outages import Patience
-from orchestrator.tracking.lease import Lease, Process, is_held
+from orchestrator.tracking import layout
+from orchestrator.tracking.lease import Lease
 
 RUNS_A_PAGE = 2_000
 
@@ -57,6 +59,20 @@ class RunFacts:
     """Metrics whose latest value is missing, or not the newest row."""
 
 
+class Opened(NamedTuple):
+    """How a sweep was last opened to be run; empty texts where that is not recorded."""
+
+    process: str = ""
+    """`Process.text` of the driver."""
+    again: str = ""
+    """See `SweepRecord.again`."""
+
+    @classmethod
+    def of(cls, tags: Mapping[str, str]) -> Self:
+        """From the tags of the parent run."""
+        return cls(process=tags.get(layout.DRIVER, ""), again=tags.get(layout.AGAIN, ""))
+
+
 class RecordReader(ABC):
     """Reads the runs of one experiment; a request that fails because the record is away is repeated, with patience."""
 
@@ -71,10 +87,13 @@ class RecordReader(ABC):
     def lease(self) -> Lease | None:
         """The lease of the experiment; None if no driver of this version has taken it."""
 
-    def has_driver(self) -> bool | None:
-        """Whether a driver holds the experiment now; None where the record does not tell."""
-        lease = self.lease()
-        return None if lease is None else is_held(lease, Process.this())
+    @abstractmethod
+    def opened(self, run_id: str) -> Opened:
+        """How a sweep was last opened to be run.
+
+        Args:
+            run_id: the parent run of the sweep.
+        """
 
     @abstractmethod
     def close(self) -> None:

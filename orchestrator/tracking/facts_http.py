@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.outages import Patience
 from orchestrator.tracking import layout
-from orchestrator.tracking.facts import CurveFacts, RecordReader, RunFacts
+from orchestrator.tracking.facts import CurveFacts, Opened, RecordReader, RunFacts
 from orchestrator.tracking.http_api import HISTORY_RUNS, MlflowApi, ServerRun
 from orchestrator.tracking.lease import Lease
 from orchestrator.tracking.lease_tag import KEY, Tag
@@ -33,6 +33,13 @@ class HttpReader(RecordReader):
             return None
         tag = Tag.parse(self._patience.call(lambda: self._api.experiment_tags(experiment_id)).get(KEY))
         return None if tag is None else tag.lease()
+
+    def opened(self, run_id: str) -> Opened:
+        experiment_id = self._experiment_id()
+        if experiment_id is None:
+            return Opened()
+        runs = self._patience.call(lambda: self._api.runs(experiment_id, [run_id]))
+        return Opened.of(runs[run_id].tags) if run_id in runs else Opened()
 
     def runs(self) -> Iterator[RunFacts]:
         experiment_id = self._experiment_id()

@@ -12,7 +12,7 @@ from orchestrator.tracking import layout, lease_table
 from orchestrator.tracking.address import database_address
 from orchestrator.tracking.bulk_sql import Row
 from orchestrator.tracking.connection import Database
-from orchestrator.tracking.facts import RUNS_A_PAGE, CurveFacts, RecordReader, RunFacts
+from orchestrator.tracking.facts import RUNS_A_PAGE, CurveFacts, Opened, RecordReader, RunFacts
 from orchestrator.tracking.lease import Lease
 from orchestrator.tracking.lease_tag import SqlTag
 from orchestrator.tracking.run_table import RunTable
@@ -81,6 +81,9 @@ class DatabaseReader(RecordReader):
             return over_http or lease_table.find(table.bulk, table.experiment_id)
 
         return self._ask(read)
+
+    def opened(self, run_id: str) -> Opened:
+        return Opened.of(self._ask(lambda table: table.tags([run_id], [layout.DRIVER, layout.AGAIN])[run_id]) or {})
 
     def close(self) -> None:
         self._database.close()

@@ -64,7 +64,7 @@ class HttpTracker(RecordTracker):
         experiment = self._find_experiment() or self._create_experiment()
         if running:
             self._take(experiment)
-        tags = layout.sweep_tags(sweep)
+        tags = layout.sweep_tags(sweep, running=running)
         existing = next(self._api.search(experiment, _is_sweep(sweep.sweep_id)), None)
         if existing is not None:
             self._parent = existing.opened()

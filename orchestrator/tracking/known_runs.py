@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from orchestrator.tracking import layout
 from orchestrator.tracking.http_api import MlflowApi, ServerRun
+from orchestrator.tracking.run_table import CLOCKS_MS
 
-CLOCKS_MS = 60_000
-"""How far the clocks of an experiment's drivers may differ."""
 _OF_TRIALS = f"tags.`{layout.TRIAL_ID}` LIKE '%'"
 
 
@@ -51,18 +50,21 @@ class KnownRuns:
         return runs
 
     def refresh(self) -> None:
-        """Read what has changed: two requests, and one for 500 runs that are neither running nor ended any more."""
+        """Read what has changed: two requests, and one for 500 runs that are gone or were replaced."""
         if self._read >= len(self.of_trial):
             self.scan()
             return
-        running_before = {trial: run.run_id for trial, run in self.of_trial.items() if run.status == "RUNNING"}
+        before = {trial: run.run_id for trial, run in self.of_trial.items() if run.status == "RUNNING"}
         changed = [
             run
             for condition in ("status = 'RUNNING'", f"end_time >= {self._ended_ms - CLOCKS_MS}")
             for run in self._api.search(self._experiment_id, f"{_OF_TRIALS} AND attributes.{condition}")
         ]
+        # A trial with a finished run is begun again where that run was deleted.
+        new = {run.tags[layout.TRIAL_ID] for run in changed if run.status != "FINISHED"}
+        before |= {trial: self.of_trial[trial].run_id for trial in new & self.of_trial.keys()}
         found = {run.run_id for run in changed}
-        lost = {trial: run for trial, run in running_before.items() if run not in found}
+        lost = {trial: run for trial, run in before.items() if run not in found}
         still = self._api.runs(self._experiment_id, list(lost.values()))
         for trial, run in lost.items():
             if run not in still:  # deleted

@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from jobs.job import Censored, Observations, Scalar, is_metric_name
 from orchestrator.errors import UserError
+from orchestrator.process import Process
 from orchestrator.records import Recorded, Status, TrialResult, observations_text
 from orchestrator.tracking.base import SweepRecord, TrialRow, check_metric_names
 from orchestrator.trial import Trial
@@ -30,6 +31,10 @@ from orchestrator.trial import Trial
 TRIAL_ID = "phasefront.trial_id"
 SWEEP_ID = "phasefront.sweep_id"
 JOB = "phasefront.job"
+DRIVER = "phasefront.driver"
+"""Of a parent run: the last process that opened the sweep to run it."""
+AGAIN = "phasefront.again"
+"""Of a parent run: `SweepRecord.again` of that process."""
 REPLICATE = "phasefront.replicate"
 PARAMS = "phasefront.params"
 PHASE = "phasefront.phase"
@@ -150,8 +155,10 @@ def trial_tags(trial: Trial, sweep: SweepRecord, parent: str) -> list[tuple[str,
     ]
 
 
-def sweep_tags(sweep: SweepRecord) -> list[tuple[str, str]]:
-    """The tags of a sweep's parent run, without its description."""
+def sweep_tags(sweep: SweepRecord, *, running: bool) -> list[tuple[str, str]]:
+    """The tags of a sweep's parent run, without its description; `running`: whether this process runs the sweep."""
+    again = sweep.again if len(sweep.again) <= LONGEST_TAG else ""
+    driver = [(DRIVER, Process.this().text), (AGAIN, again)] if running else []
     return [
         (RUN_NAME, sweep.name[:LONGEST_NAME]),
         ("mlflow.user", user()),
@@ -160,6 +167,7 @@ def sweep_tags(sweep: SweepRecord) -> list[tuple[str, str]]:
         (SWEEP_ID, sweep.sweep_id),
         (JOB, sweep.job),
         (THRESHOLDS, sweep.thresholds),
+        *driver,
     ]
 
 

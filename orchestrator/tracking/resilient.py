@@ -91,7 +91,8 @@ class ResilientTracker(Tracker):
         self._refusals: list[Refusal] = []
         self._failing: list[TrialResult] = []
         """Results of refused trials that are not written yet."""
-        self._closed = False
+        self._closed = self._blocks = False
+        """Whether the tracker is closed, and whether its caller waits for the record."""
         self._asked_at: float | None = None
         """When the request began that the record has not answered yet."""
         self._warned_at = 0.0
@@ -124,6 +125,8 @@ class ResilientTracker(Tracker):
         if spool is None or not len(spool):
             return ""
         amount = f"{spool.rows:,} rows wait on disk ({amount_of_bytes(spool.size)})"
+        if self._blocks:
+            return amount
         return f"{amount}, and training waits until they are written" if spool.full else f"training goes on, {amount}"
 
     # --- writes that wait in the spool ---
@@ -322,8 +325,12 @@ class ResilientTracker(Tracker):
         """
         self._check()
         while True:
-            while not self._recovered():
-                self._patience.wait()
+            self._blocks = True
+            try:
+                while not self._recovered():
+                    self._patience.wait()
+            finally:
+                self._blocks = False
             try:
                 try:
                     with self._asking():

@@ -19,6 +19,9 @@ from orchestrator.tracking.metric_block import MetricRow
 CHUNK = 10_000
 """Trials looked up in one statement."""
 
+CLOCKS_MS = 60_000
+"""How far the clocks of an experiment's drivers may differ."""
+
 CURVE_ROWS = 200_000
 """Curve rows in memory at a time."""
 
@@ -87,17 +90,35 @@ class RunTable:
     def __init__(self, bulk: Bulk, experiment_id: int) -> None:
         self.bulk = bulk
         self.experiment_id = experiment_id
-        named_by_server = (
-            "SELECT t.value, r.run_uuid FROM tags t JOIN runs r ON r.run_uuid = t.run_uuid "
-            "WHERE t.key = ? AND r.experiment_id = ? AND r.lifecycle_stage = 'active' "
-            "AND substr(r.run_uuid, 1, 24) <> substr(t.value, 1, 24) "
-            # Finished runs come last, so that one of them is kept if a trial has several.
-            "ORDER BY CASE r.status WHEN 'FINISHED' THEN 1 ELSE 0 END, r.start_time"
-        )
-        self._elsewhere: dict[str, dict[str, str]] = {
-            key: dict(bulk.query(named_by_server, key, experiment_id)) for key in (layout.TRIAL_ID, layout.SWEEP_ID)
-        }
+        self._elsewhere: dict[str, dict[str, str]] = {layout.TRIAL_ID: {}, layout.SWEEP_ID: {}}
         """Tag -> trial or sweep id -> a run with an id from MLflow's server (the sweep was recorded over HTTP)."""
+        self._read_ms = 0
+        """When they were last looked for."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Find the runs that a driver over HTTP has begun since; cheap where there are none."""
+        since_ms, self._read_ms = max(self._read_ms - CLOCKS_MS, 0), layout.now_ms()
+        for key, known in self._elsewhere.items():
+            new = self._named_by_server(key, since_ms)
+            if any(known.get(identity, run) != run for identity, run in new.items()):  # of several, which one counts?
+                new = self._named_by_server(key, 0)
+            known.update(new)
+
+    def _named_by_server(self, key: str, since_ms: int) -> dict[str, str]:
+        return dict(
+            self.bulk.query(
+                # SQLite reads the tables of a CROSS JOIN in this order: it looks up the tags of new runs alone.
+                "SELECT t.value, r.run_uuid FROM runs r CROSS JOIN tags t WHERE t.run_uuid = r.run_uuid AND t.key = ? "
+                "AND r.experiment_id = ? AND r.lifecycle_stage = 'active' AND COALESCE(r.start_time, 0) >= ? "
+                "AND substr(r.run_uuid, 1, 24) <> substr(t.value, 1, 24) "
+                # Finished runs come last, so that one of them is kept if a trial has several.
+                "ORDER BY CASE r.status WHEN 'FINISHED' THEN 1 ELSE 0 END, r.start_time",
+                key,
+                self.experiment_id,
+                since_ms,
+            )
+        )
 
     def locate(
         self, identities: Iterable[str], *, key: str = layout.TRIAL_ID

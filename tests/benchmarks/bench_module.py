@@ -3,8 +3,8 @@
 `python -m tests.benchmarks.bench_module`. Both sides train in one thread, with the same steps and measurements;
 processor time is compared, so that the figures hold for one process per core; it contains the drawing of the data.
 Start-up is apart: how a pack trains is chosen beforehand, as for 20,000 steps, and what that takes is printed.
-`--repeats N` repeats the whole; `--models M` trains M models a pack; `--jax PYTHON` compares the perceptrons with JAX
-too.
+`--repeats N` repeats the whole; `--models M` trains M models a pack; `--steps N` trains longer (always with ten
+measurements); `--jax PYTHON` compares the perceptrons with JAX too.
 """
 
 from __future__ import annotations
@@ -119,16 +119,16 @@ def packed_s(job: Any, members: list[Member[Any]]) -> float:
     return (time.thread_time() - began) / len(members)
 
 
-def chosen(job: Bench, members: list[Member[Any]]) -> packs.Way:
+def chosen(job: Bench, members: list[Member[Any]], device: str = "cpu") -> packs.Way:
     """How these trials would train if they were long; the next pack trains so."""
     packs._CHOSEN.clear()
     longer = [packs.trial_of(job, k, replace(m, params=replace(m.params, steps=LONG))) for k, m in enumerate(members)]
-    return packs._way(job, longer, "cpu")
+    return packs._way(job, longer, device)
 
 
-def measured(kind: str, models: int) -> tuple[str, float]:
+def measured(kind: str, models: int, steps: int) -> tuple[str, float]:
     """A line of the table, and the ratio."""
-    job, steps = Bench(), STEPS[kind]
+    job = Bench()
     batch = 256 if kind.startswith("transformer") else 100
     values = {"kind": kind, "optimiser": "sgd", "learning_rate": 0.01, "batch_size": batch, "curve_points": 10}
     params = job.params_for({**values, "steps": steps})
@@ -184,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--models", type=int, default=32)
+    parser.add_argument("--steps", type=int, help="of the trainings that are compared with the plain loop")
     parser.add_argument("--kinds", nargs="*", default=list(GOALS), choices=list(GOALS))
     parser.add_argument("--jax", metavar="PYTHON", help="compare with JAX too, in the environment of this interpreter")
     arguments = parser.parse_args()
@@ -192,7 +193,7 @@ def main() -> None:
     ratios: dict[str, list[float]] = {}
     for _ in range(arguments.repeats):
         for kind in arguments.kinds:
-            line, ratio = measured(kind, arguments.models)
+            line, ratio = measured(kind, arguments.models, arguments.steps or STEPS[kind])
             ratios.setdefault(kind, []).append(ratio)
             print(line, flush=True)
         for kind in arguments.kinds if arguments.jax else ():

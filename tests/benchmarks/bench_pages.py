@@ -14,6 +14,7 @@ import contextlib
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from harness import ROOT, machine, spread, versions
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -268,7 +270,9 @@ def driving(turns: int, trials: int) -> Row:
                 spent[beside] = driver_s(folder, "driven.yaml")
         more.append(100 * (spent[True] / spent[False] - 1))
         print(f"driver: {spent[False]:.2f} s without ui, {spent[True]:.2f} s with it", flush=True)
-    return "processor time of a driver, more with ui", trials, more, "%", 1
+    mean, half = statistics.mean(more), scipy.stats.t.ppf(0.975, turns - 1) * scipy.stats.sem(more)
+    what = f"processor time of a driver, more with ui: mean [95% interval], {turns} pairs"
+    return what, trials, [mean - half, mean, mean + half], "%", 1
 
 
 def table(rows: Sequence[Row]) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import resource
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from typing import Any
 
 import phasefront
 from tests.gallery.catalogue import ROWS
-from tests.gallery.row import Finding, Row
+from tests.gallery.processor import ProcessorTime
+from tests.gallery.row import Finding, Point, Row
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -25,9 +25,13 @@ def results_of(row: Row, folder: Path, *, inline: bool = False, changes: Sequenc
     results = []
     for name in row.sweeps:
         output = [f"output={folder / Path(name).stem}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
+        search = "\nsearch:" in (CONFIGS / name).read_text("utf-8")
+        if search:
+            output.append(f"search.storage=sqlite:///{folder / 'optuna.db'}")
         overrides = [*output, *changes]
+        alone = inline or search  # a search asks for the same trials again only where they end in the same order
         with contextlib.redirect_stdout(sys.stderr):
-            run = phasefront.run(CONFIGS / name, overrides=overrides, inline=inline, progress=False, draw=False)
+            run = phasefront.run(CONFIGS / name, overrides=overrides, inline=alone, progress=False, draw=False)
         results.append(run)
     return results
 
@@ -38,7 +42,7 @@ def line(finding: Finding) -> str:
     return f"  {finding.what:<66} {finding.expected:>16}  {interval:<42} {finding.verdict}"
 
 
-def draw(row: Row, findings: Sequence[Finding], path: Path) -> None:
+def draw(points: Sequence[Point], axes: tuple[str, str], scale: str, path: Path) -> None:
     """What was found, with its intervals, over the lines that were expected."""
     import matplotlib
 
@@ -46,20 +50,22 @@ def draw(row: Row, findings: Sequence[Finding], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, ax = pyplot.subplots(figsize=(5, 3.4), layout="constrained")
-    for colour, series in enumerate(dict.fromkeys(f.series for f in findings if f.series)):
-        points = sorted((f for f in findings if f.series == series), key=lambda f: f.x)
-        x, y = [f.x for f in points], [f.found for f in points]
-        bars = [[f.found - f.low for f in points], [f.high - f.found for f in points]]
+    for colour, series in enumerate(dict.fromkeys(p.series for p in points if p.series)):
+        part = sorted((p for p in points if p.series == series), key=lambda p: p.x)
+        x, y = [p.x for p in part], [p.found for p in part]
+        bars = [[p.found - p.low for p in part], [p.high - p.found for p in part]]
         ax.errorbar(x, y, bars, fmt="o", ms=3, capsize=2, color=f"C{colour}", label=series)
-        ax.plot(x, [f.curve for f in points], color=f"C{colour}", lw=1)
-    ax.set(xscale="log", yscale=row.scale, xlabel=row.axes[0], ylabel=row.axes[1])
+        ax.plot(x, [p.curve for p in part], color=f"C{colour}", lw=1)
+    ax.set(xscale="log", yscale=scale, xlabel=axes[0], ylabel=axes[1])
     places: list[float] = []
-    for place in sorted({finding.x for finding in findings if finding.series}):
-        if not places or place > 1.2 * places[-1]:  # labels would overlap
+    at = sorted({point.x for point in points if point.series})
+    apart = max(1.2, (at[-1] / at[0]) ** (1 / 9))
+    for place in at:
+        if not places or place > apart * places[-1]:  # labels would overlap
             places.append(place)
-    ax.set_xticks(places, [f"{place:g}" for place in places])
+    ax.set_xticks(places, [f"{float(f'{place:.3g}'):g}" for place in places])
     ax.tick_params("x", which="minor", bottom=False, labelbottom=False)
-    lines = "; lines: expected" if any(math.isfinite(f.curve) for f in findings if f.series) else ""
+    lines = "; lines: expected, or its limit" if any(math.isfinite(p.curve) for p in points if p.series) else ""
     ax.set_title(f"points: 95% interval{lines}", fontsize=8)
     ax.legend(fontsize=7)
     figure.savefig(path, dpi=110)
@@ -80,19 +86,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no row is called {options.k!r}; there are: {', '.join(r.name for r in ROWS)}", file=sys.stderr)
         return 2
     off: list[str] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ProcessorTime() as processor:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         for row in rows:
             print(f"{row.number}. {row.name} ({row.source})", flush=True)
-            findings = list(row.check(results_of(row, folder, inline=options.inline)))
+            results = results_of(row, folder, inline=options.inline)
+            findings = list(row.check(results))
             print("\n".join(map(line, findings)), flush=True)
             if any(finding.series for finding in findings):
-                draw(row, findings, folder / f"{row.name.replace(' ', '_')}.png")
+                draw(findings, row.axes, row.scale, folder / f"{row.name.replace(' ', '_')}.png")
+            for name, picture in (row.pictures or {}).items():
+                draw(list(picture.points(results)), picture.axes, picture.scale, folder / f"{name}.png")
             off += [f"row {row.number}, {finding.what}: {finding.verdict}" for finding in row.off(findings)]
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    minutes = sum(use.ru_utime + use.ru_stime for use in used) / 60
-    print(f"{len(rows)} rows, {minutes:.1f} minutes of processor time: ", end="")
+    print(f"{len(rows)} rows, {processor.seconds() / 60:.1f} minutes of processor time: ", end="")
     print("every verdict is the reported one" if not off else "NOT AS REPORTED:\n" + "\n".join(off))
     return 1 if off else 0
 

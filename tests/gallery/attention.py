@@ -1,4 +1,4 @@
-"""Row 14: in-context learning by linear attention; its double descent, and the diversity of tasks."""
+"""Row 14: in-context learning by linear attention; its double descent, and the diversity of tasks, also by softmax."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from tests.gallery.row import Finding, Row, above, agrees, mean_interval
+from tests.gallery.row import Finding, Picture, Point, Row, above, agrees, below, mean_interval, within
 
 NOISE, ALPHA = 0.25, 1.0
 """The noise variance rho with tasks of norm 1, and the length of a context over d."""
+NEAR = 1.25
+"""Largest ratio of losses that are close."""
 CONTEXTS, SIZE = 200, 24
 """Fresh tasks for a draw of training tasks, and d, of the posterior mean."""
 
@@ -73,7 +75,7 @@ def posterior_mean_loss(d: int, tasks: int, draws: int) -> list[float]:
 
 def check(results: Sequence[Any]) -> Iterator[Finding]:
     """The formula at every tau and kappa, the peak at every d, and attention beside the posterior mean."""
-    contexts, diversity = (sweep.trials() for sweep in results)
+    contexts, diversity, softmax = (sweep.trials() for sweep in results)
     for trials in (contexts, diversity):
         trials["tau"] = trials.sample_count / trials.inputs**2
     diversity["kappa"] = diversity.tasks / diversity.inputs
@@ -100,6 +102,42 @@ def check(results: Sequence[Any]) -> Iterator[Finding]:
             names = "attention over posterior mean" if tau == 2 else "posterior mean over attention"
             yield ratio(f"d {SIZE}, tau {tau:g}, kappa {kappa:g}: {names}", *pair)
 
+    yield from transformers(softmax)
+
+
+def transformers(trials: Any) -> Iterator[Finding]:
+    """The softmax transformer beside ridge regression and the posterior mean given the tasks, on old and fresh ones."""
+    cells = {int(tasks): cell for tasks, cell in trials.groupby("tasks")}
+    few, *some, many = cells
+    what = f"softmax, {few} tasks, their contexts: ridge regression over transformer"
+    yield ratio(what, *losses_of(cells[few], "train", "ridge", "loss"))
+    worse = relative(*losses_of(cells[few], "test", "loss", "posterior"))
+    what = f"softmax, {few} tasks, fresh ones: transformer over posterior mean"
+    yield within(what, *worse, 1 / NEAR, NEAR, n=len(cells[few]))
+    for tasks in some:
+        what = f"softmax, {tasks} tasks, fresh ones: posterior mean over transformer"
+        yield ratio(what, *losses_of(cells[tasks], "test", "posterior", "loss"))
+    what = f"softmax, {many} tasks, their contexts: transformer over posterior mean"
+    yield ratio(what, *losses_of(cells[many], "train", "loss", "posterior"))
+    worse = relative(*losses_of(cells[many], "test", "loss", "ridge"))
+    what = f"softmax, {many} tasks, fresh ones: transformer over ridge regression"
+    yield below(what, *worse, NEAR, n=len(cells[many]))
+
+
+def diversity(results: Sequence[Any]) -> Iterator[Point]:
+    """The loss of the softmax transformer over those of the references, by the number of tasks."""
+    for tasks, cell in results[2].trials().groupby("tasks"):
+        for contexts, kind in (("train", "old"), ("test", "fresh")):
+            for reference, of in (("posterior", "the posterior mean"), ("ridge", "ridge regression")):
+                found, low, high = relative(*losses_of(cell, contexts, "loss", reference))
+                series = f"{kind} tasks, over {of}"
+                yield Point(found=found, low=low, high=high, series=series, x=float(tasks))
+
+
+def losses_of(trials: Any, contexts: str, *predictors: str) -> list[Any]:
+    """Losses of these predictors on contexts of the old tasks (train) or of fresh ones (test)."""
+    return [trials[f"final_{contexts}_{name}"] for name in predictors]
+
 
 def by_size(trials: Any) -> Any:
     """The loss of each replicate, a column for each d."""
@@ -108,15 +146,25 @@ def by_size(trials: Any) -> Any:
 
 def ratio(what: str, upper: Any, lower: Any) -> Finding:
     """The geometric mean of the ratios is above 1."""
+    return above(what, *relative(upper, lower), 1.0, n=len(upper))
+
+
+def relative(upper: Any, lower: Any) -> tuple[float, float, float]:
+    """Geometric mean of the ratios, and its interval."""
     found, low, high = map(float, np.exp(mean_interval(np.log(np.asarray(upper) / np.asarray(lower)))))
-    return above(what, found, low, high, 1.0, n=len(upper))
+    return found, low, high
 
 
 ROW = Row(
     number=14,
     name="in-context learning",
     source="Lu et al. 2024; Raventos et al. 2023",
-    sweeps=("lu2024/contexts_small.yaml", "lu2024/diversity_small.yaml"),
+    sweeps=("lu2024/contexts_small.yaml", "lu2024/diversity_small.yaml", "raventos2023/task_diversity_small.yaml"),
     check=check,
     axes=("tau: pretraining contexts over d^2", "test loss on fresh tasks"),
+    pictures={
+        "task_diversity": Picture(
+            points=diversity, axes=("tasks of pretraining", "loss of the softmax transformer, ratio")
+        )
+    },
 )

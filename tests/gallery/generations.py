@@ -1,4 +1,4 @@
-"""Row 15: least squares on its own predictions, with data that replace the earlier ones, or accumulate."""
+"""Row 15: least squares on its own predictions, with data that replace the earlier ones, or accumulate; a verifier."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tests.gallery import verifier
 from tests.gallery.row import Finding, Row, agrees, below, mean_interval
 
 INPUTS, EXAMPLES, LAST = 20, 60, 10
@@ -27,7 +28,7 @@ def expected(data: str, designs: str, generation: int, *, d: int = INPUTS, n: in
 
 
 def check(results: Sequence[Any]) -> Iterator[Finding]:
-    """Every generation along the formula, and the bound at the last one."""
+    """Every generation along the formula, and the bound at the last one; then the verifier."""
     curves = results[0].curves(["excess_risk"], axes=True)
     for (data, designs, step), group in curves.groupby(["data", "designs", "step"]):
         if step in (1, 2, 5, LAST):
@@ -38,13 +39,18 @@ def check(results: Sequence[Any]) -> Iterator[Finding]:
     for designs in ("fresh", "repeated"):
         last = curves[(curves.data == "accumulate") & (curves.designs == designs) & (curves.step == LAST)].excess_risk
         yield below(f"accumulate, {designs}: bounded", *mean_interval(last), bound, n=len(last))
+    yield from verifier.check(*results[1:])
 
 
 ROW = Row(
     number=15,
     name="synthetic data",
-    source="Dohmatob et al. 2024; Gerstgrasser et al. 2024",
-    sweeps=("gerstgrasser2024/generations_small.yaml",),
+    source="Dohmatob et al. 2024; Gerstgrasser et al. 2024; Feng et al. 2024",
+    sweeps=(
+        "gerstgrasser2024/generations_small.yaml",
+        "feng2024/breakdown_small.yaml",
+        "feng2024/level_small.yaml",
+    ),
     check=check,
     axes=("generation", "excess risk"),
 )

@@ -1,7 +1,8 @@
-"""Row 11: interpolation or extrapolation; the convex hull of a Gaussian sample."""
+"""Row 11: interpolation or extrapolation; the convex hull of a Gaussian sample, and of digits."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy import integrate, special
 
-from tests.gallery.row import DOES_NOT, LEVEL, SHOWS, UNDECIDED, Finding, Row, agrees
+from tests.gallery.row import DOES_NOT, LEVEL, SHOWS, UNDECIDED, Finding, Row, above, agrees, below, every
 
-RESAMPLES = 400
+RESAMPLES, QUANTILES = 400, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 WIDEST = 1.5
 """Largest ratio of the bounds of an interval that shows a size."""
 
@@ -71,17 +72,12 @@ def half_of(n: Any, share: Any) -> float:
 
 def check(results: Sequence[Any]) -> Iterator[Finding]:
     """The share inside along the exact probability, and the n of one half by its own fit."""
-    trials = results[0].trials()
-    random = np.random.default_rng(0)
-    for d, rows in trials.groupby("dimension"):
-        shares = rows.pivot(index="replicate", columns="sample_count", values="final_inside").dropna(axis=1)
+    for d, shares in by_dimension(results[0].trials()):
         for n in shares:
             series = f"d = {d}"
-            yield agrees(f"d {d}, n {n}", shares[n], absorbed(int(n), int(d)), series=series, x=float(n))
-        found, expected = half_of(shares.columns, shares.mean()), half(int(d))
-        drawn = [shares.iloc[random.integers(len(shares), size=len(shares))].mean() for _ in range(RESAMPLES)]
-        halves = [half_of(shares.columns, row) for row in drawn]
-        low, high = map(float, np.quantile(halves, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+            yield agrees(f"d {d}, n {n}", shares[n], absorbed(int(n), d), series=series, x=float(n))
+        found, halves, expected = half_of(shares.columns, shares.mean()), resampled(shares), half(d)
+        low, high = map(float, np.quantile(halves, QUANTILES))
         near = abs(math.log(found / expected)) <= 3 * float(np.std(np.log(halves)))
         yield Finding(
             what=f"d {d}: n of one half",
@@ -92,14 +88,50 @@ def check(results: Sequence[Any]) -> Iterator[Finding]:
             n=len(shares),
             verdict=DOES_NOT if not near else SHOWS if high < WIDEST * low else UNDECIDED,
         )
+    yield from digits(results[1].trials())
+
+
+def by_dimension(trials: Any) -> Iterator[tuple[int, Any]]:
+    """d and its shares: (seeds, n)."""
+    for d, rows in trials.groupby("dimension"):
+        yield int(d), rows.pivot(index="replicate", columns="sample_count", values="final_inside").dropna(axis=1)
+
+
+def resampled(shares: Any) -> Any:
+    """The n of one half of bootstrap samples of the seeds."""
+    random = np.random.default_rng(0)
+    drawn = (shares.iloc[random.integers(len(shares), size=len(shares))].mean() for _ in range(RESAMPLES))
+    return np.array([half_of(shares.columns, row) for row in drawn])
+
+
+def digits(trials: Any) -> Iterator[Finding]:
+    """The n of one half beside that of Gaussian points, and its growth; many dimensions have no point inside."""
+    tables = dict(by_dimension(trials))
+    far = max(tables)
+    yield every(f"digits, d {far}: no point inside", tables.pop(far).iloc[:, 0] == 0)
+    halves = {d: np.append(half_of(shares.columns, shares.mean()), resampled(shares)) for d, shares in tables.items()}
+    for d, found in halves.items():
+        what = f"digits, d {d}: n of one half over that of Gaussian points"
+        yield of_halves(what, found / half(d), below, 1.0, len(tables[d]))
+    for fewer, more in itertools.pairwise(halves):
+        what = f"digits: n of one half grows from d {fewer} to {more} (ratio)"
+        yield of_halves(what, halves[more] / halves[fewer], above, 2.0, len(tables[fewer]))
+
+
+def of_halves(what: str, ratios: Any, compare: Any, bound: float, n: int) -> Finding:
+    """A ratio, first as found and then of bootstrap samples, against a bound."""
+    low, high = map(float, np.quantile(ratios[1:], QUANTILES))
+    finding: Finding = compare(what, float(ratios[0]), low, high, bound, n=n)
+    return finding
 
 
 ROW = Row(
     number=11,
     name="interpolation or extrapolation",
     source="Balestriero et al. 2021; Kabluchko, Zaporozhets 2020",
-    sweeps=("balestriero2021/hull_small.yaml",),
+    sweeps=("balestriero2021/hull_small.yaml", "balestriero2021/digits_small.yaml"),
     check=check,
     axes=("points of the hull", "share of fresh points inside"),
     scale="linear",
+    absent={f"digits, d {d}: n of one half over that of Gaussian points": DOES_NOT for d in (4, 6, 8)},
 )

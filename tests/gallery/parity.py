@@ -1,4 +1,5 @@
-"""Row 13: sparse parity; a jump of the accuracy, a power law of its step, and a measure that moves before it."""
+"""Row 13: sparse parity; a jump of the accuracy, a power law of its step, and a measure that moves before it; grokking
+on finite data."""
 
 from __future__ import annotations
 
@@ -8,11 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from tests.gallery.row import DOES_NOT, LEVEL, UNDECIDED, Finding, Row, above, below, every, mean_interval, within
+from tests.gallery.row import (
+    DOES_NOT,
+    LEVEL,
+    UNDECIDED,
+    Finding,
+    Picture,
+    Point,
+    Row,
+    above,
+    below,
+    every,
+    mean_interval,
+    within,
+)
 
 STEP, RESAMPLES = "generalisation_step", 400
 LEFT, MOVED = 0.55, 1.05
 """The accuracy that has left chance (its standard error is 0.011), and the growth that is progress."""
+LEARNED, LONG, NEAR_CHANCE = 0.98, 2.0, 0.6
+"""On finite data: the accuracy that counts as learned, the ratio of steps that is long, and what is near chance."""
 LEAD = "step of accuracy 0.55 / step of a share grown by 5%"
 
 
@@ -39,6 +55,49 @@ def check(results: Sequence[Any]) -> Iterator[Finding]:
     ratios = [lead(curve) for curve in by_trial]
     found, low, high = np.median(ratios), *np.quantile(bootstrapped(ratios), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     yield above(LEAD, float(found), float(low), float(high), 1.0, n=len(ratios))
+    yield from finite(results[1].curves(["train_accuracy", "test_accuracy"], axes=True))
+
+
+def finite(curves: Any) -> Iterator[Finding]:
+    """Training examples are memorised long before parity is found with weight decay; without, it is not found."""
+    memorised, found, then, last = {}, {}, {}, {}
+    for decay, group in curves.groupby("weight_decay"):
+        table = group.pivot(index="replicate", columns="step")
+        memorised[decay], found[decay] = (reached(table[name]) for name in ("train_accuracy", "test_accuracy"))
+        then[decay] = [table.test_accuracy.loc[seed].get(step, math.nan) for seed, step in memorised[decay].items()]
+        last[decay] = table.test_accuracy.iloc[:, -1]
+        yield every(f"finite, decay {decay:g}: training accuracy 0.98", memorised[decay].notna())
+    none, decay = sorted(last)
+    yield every(f"finite, decay {decay:g}: test accuracy 0.98", found[decay].notna())
+    chance = mean_interval(then[decay])
+    yield below(f"finite, decay {decay:g}: test accuracy when memorised", *chance, NEAR_CHANCE, n=len(then[decay]))
+    ratio = map(float, np.exp(mean_interval(np.log(delay(memorised[decay], found[decay])))))
+    what = f"finite, decay {decay:g}: step of test / step of training accuracy 0.98"
+    yield above(what, *ratio, LONG, n=len(found[decay]))
+    yield below(
+        f"finite, decay {none:g}: last test accuracy", *mean_interval(last[none]), NEAR_CHANCE, n=len(last[none])
+    )
+
+
+def accuracies(results: Sequence[Any]) -> Iterator[Point]:
+    """On finite data: the mean accuracies of the reports, with and without weight decay."""
+    curves = results[1].curves(["train_accuracy", "test_accuracy"], axes=True)
+    for (decay, step), group in curves[curves.step > 0].groupby(["weight_decay", "step"]):
+        for name, part in (("train_accuracy", "training"), ("test_accuracy", "test")):
+            found, low, high = mean_interval(group[name])
+            series = f"weight decay {decay:g}, {part}"
+            yield Point(found=found, low=low, high=high, series=series, x=float(step))
+
+
+def reached(accuracy: Any) -> Any:
+    """Of each replicate, the first step at which the accuracy is at least 0.98; not a number: never."""
+    high = accuracy >= LEARNED
+    return high.idxmax(axis=1).where(high.any(axis=1))
+
+
+def delay(memorised: Any, found: Any) -> Any:
+    """How much later parity is found, as a ratio of steps."""
+    return found / memorised
 
 
 def slope_interval(place: Any, steps: Any) -> tuple[float, float, float]:
@@ -74,9 +133,11 @@ def bootstrapped(values: Sequence[float]) -> list[float]:
 ROW = Row(
     number=13,
     name="sparse parity",
-    source="Barak et al. 2022",
-    sweeps=("barak2022/sparse_parity_small.yaml",),
+    source="Barak et al. 2022; Merrill et al. 2023",
+    sweeps=("barak2022/sparse_parity_small.yaml", "merrill2023/finite_parity_small.yaml"),
     check=check,
     axes=("inputs", "step of accuracy 0.9"),
+    pictures={"finite_parity": Picture(points=accuracies, axes=("step", "accuracy"), scale="linear")},
     absent={"k 4: exponent above that of k 3": UNDECIDED, LEAD: DOES_NOT},
+    either={"k 4: exponent above that of k 3": DOES_NOT},
 )

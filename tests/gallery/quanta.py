@@ -133,4 +133,5 @@ ROW = Row(
         "loss at step 200": UNDECIDED,
         "exponent of the loss in steps / that of the sum of steps": DOES_NOT,
     },
+    either={"exponent of the loss in steps / that of the sum of steps": UNDECIDED},
 )

@@ -20,21 +20,36 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One comparison of a row."""
+class Point:
+    """A point of a picture: the line that it belongs to, its place, what is found there and what is expected."""
 
-    what: str
-    expected: str
     found: float
     low: float
     high: float
     """The interval of `found`; both equal to it where it is exact."""
-    n: int
-    verdict: Verdict
     series: str = ""
-    """Where the finding is a point of the picture: the line that it belongs to, its place and what is expected."""
     x: float = math.nan
     curve: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Point):
+    """One comparison of a row; a point of the row's picture where it has a series."""
+
+    what: str
+    expected: str
+    n: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A further picture of a row."""
+
+    points: Callable[[Sequence[Any]], Iterable[Point]]
+    """From the results of the row's sweeps."""
+    axes: tuple[str, str]
+    scale: Literal["log", "linear"] = "log"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +69,16 @@ class Row:
     """Of its vertical axis; the horizontal one is logarithmic."""
     absent: Mapping[str, Verdict] | None = None
     """What does not show at this size, by the name of the finding; docs/gallery.md reports it."""
+    either: Mapping[str, Verdict] | None = None
+    """A second verdict that is accepted, by the name of the finding: so little decides that rounding may, which differs
+    between processors and packs. docs/gallery.md lists these findings as not decided."""
+    pictures: Mapping[str, Picture] | None = None
+    """Further pictures, by the name of their file."""
 
     def off(self, findings: Sequence[Finding]) -> list[Finding]:
-        """The findings whose verdict is not the reported one."""
-        absent = self.absent or {}
-        return [finding for finding in findings if finding.verdict != absent.get(finding.what, SHOWS)]
+        """The findings whose verdict is not the reported one, nor the second one that is as good."""
+        absent, either = self.absent or {}, self.either or {}
+        return [f for f in findings if f.verdict not in (absent.get(f.what, SHOWS), either.get(f.what))]
 
 
 def agrees(
@@ -90,26 +110,26 @@ def agrees(
 
 def below(what: str, found: float, low: float, high: float, bound: float, *, n: int, **point: Any) -> Finding:
     """The whole interval is below the bound."""
-    verdict = SHOWS if high < bound and varies(low, high) else DOES_NOT if not low < bound else UNDECIDED
+    verdict = DOES_NOT if not (low < bound and varies(low, high)) else SHOWS if high < bound else UNDECIDED
     return Finding(what=what, expected=f"< {bound:.4g}", found=found, low=low, high=high, n=n, verdict=verdict, **point)
 
 
 def above(what: str, found: float, low: float, high: float, bound: float, *, n: int, **point: Any) -> Finding:
     """The whole interval is above the bound."""
-    verdict = SHOWS if low > bound and varies(low, high) else DOES_NOT if not high > bound else UNDECIDED
+    verdict = DOES_NOT if not (high > bound and varies(low, high)) else SHOWS if low > bound else UNDECIDED
     return Finding(what=what, expected=f"> {bound:.4g}", found=found, low=low, high=high, n=n, verdict=verdict, **point)
 
 
 def within(what: str, found: float, low: float, high: float, first: float, last: float, *, n: int) -> Finding:
     """The whole interval is between two bounds."""
-    inside, outside = first <= low and high <= last and varies(low, high), high < first or last < low
-    verdict = SHOWS if inside else DOES_NOT if outside else UNDECIDED
+    meet = first <= high and low <= last and varies(low, high)
+    verdict = DOES_NOT if not meet else SHOWS if first <= low and high <= last else UNDECIDED
     expected = f"{first:.4g} to {last:.4g}"
     return Finding(what=what, expected=expected, found=found, low=low, high=high, n=n, verdict=verdict)
 
 
 def varies(low: float, high: float) -> bool:
-    """Whether an interval has a width; without one, the replicates are no sample."""
+    """Whether an interval has a width; without one, the replicates are no sample, which shows nothing."""
     return not math.isclose(low, high, rel_tol=1e-9)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator.analysis.fits import fit, observations
 from orchestrator.analysis.laws import POWER, TWO_POWERS
 from tests.gallery.benign import expected, params_of
-from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Finding, Row, agrees, mean_interval, varies, within
+from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Finding, Row, above, agrees, mean_interval, varies, within
 
 COMPUTE, HELD_OUT = np.geomspace(1e3, 1e4, 9), (3e4, 1e5)
 """Features x steps: what the laws are fitted to, and where they are compared with the measured optimum."""
@@ -19,6 +19,8 @@ STEPS = (30, 300)
 WIDTHS = (20, 113)
 """Where the last step is that of a trained model, and inputs are left over."""
 NEIGHBOURS = 3
+NETWORK, BEYOND, INPUTS = np.geomspace(1e5, 1e6, 7), (3e6,), 10
+"""The same for the perceptrons, parameters x steps; and their inputs."""
 
 
 def exponents(a: float, t: float) -> dict[str, float]:
@@ -63,6 +65,7 @@ def check(results: Sequence[Any]) -> Iterator[Finding]:
         x, y, seeds = rows.sample_count, rows.final_excess_risk, rows.replicate
         yield from recovered(f"a {a:g}, t {t:g}: in examples", x, y, seeds, slope, exponents(a, t)["examples"])
     yield from compute(results[1])
+    yield from network(results[2])
 
 
 def compute(sweep: Any) -> Iterator[Finding]:
@@ -85,19 +88,38 @@ def compute(sweep: Any) -> Iterator[Finding]:
     places = np.append(COMPUTE, HELD_OUT)
     log_risk = np.array([log_risks(seed, widths, places) for _, seed in curves.groupby("replicate")])
     exact = np.log([[course(params, p, c / p) for p in widths] for c in places])
-    best, fitted = np.array([optima(widths, seed) for seed in log_risk]), len(COMPUTE)
+    best, fitted = np.array([optima(widths, seed[: len(COMPUTE)]) for seed in log_risk]), len(COMPUTE)
     seeds, amounts = np.repeat(np.arange(len(best)), fitted), np.tile(COMPUTE, len(best))
     slope = line(COMPUTE, optima(widths, exact[:fitted]))
-    yield from recovered(
-        "best features in compute", amounts, 1 / best[:, :fitted].ravel(), seeds, slope, known["optimum"]
-    )
-    power = np.polyfit(np.log(COMPUTE), np.log(best[:, :fitted]).mean(0), 1)
-    by_optima = np.exp(np.polyval(power, np.log(HELD_OUT)))
-    for law, predicted in (("optima", by_optima), ("risks", by_risks(widths, log_risk.mean(0)[:fitted]))):
-        for c, width, found in zip(HELD_OUT, predicted, best[:, fitted:].T, strict=True):
+    yield from recovered("best features in compute", amounts, 1 / best.ravel(), seeds, slope, known["optimum"])
+    yield from predicted("best features", widths, log_risk, COMPUTE, HELD_OUT)
+
+
+def predicted(what: str, widths: Any, log_risk: Any, compute: Any, held_out: Any) -> Iterator[Finding]:
+    """The best width of each held-out compute over those that two laws predict, fitted to smaller computes."""
+    best, fitted = np.array([optima(widths, seed) for seed in log_risk]), len(compute)
+    power = np.polyfit(np.log(compute), np.log(best[:, :fitted]).mean(0), 1)
+    by_optima = np.exp(np.polyval(power, np.log(held_out)))
+    by_law = by_risks(widths, log_risk.mean(0)[:fitted], compute, held_out)
+    for law, forecast in (("optima", by_optima), ("risks", by_law)):
+        for c, width, found in zip(held_out, forecast, best[:, fitted:].T, strict=True):
             ratio = map(float, np.exp(mean_interval(np.log(found / width))))
-            what = f"C {c:g}: best features / those predicted by {law} to {COMPUTE[-1]:g}"
-            yield within(what, *ratio, 0.8, 1.25, n=len(found))
+            name = f"C {c:g}: {what} / those predicted by {law} to {compute[-1]:g}"
+            yield within(name, *ratio, 0.8, 1.25, n=len(found))
+
+
+def network(sweep: Any) -> Iterator[Finding]:
+    """Perceptrons on a teacher's data: the exponent in the parameters, and the best number of them."""
+    trials = sweep.trials()
+    b = fit(POWER, observations(trials.parameters, trials.final_test_loss), units=trials.replicate).parameters["b"]
+    what, n = "network: exponent of the loss in parameters, 90% interval", trials.replicate.nunique()
+    yield above(what, b.value, b.low, b.high, 4 / INPUTS, n=n)
+    curves = sweep.curves(["test_loss"], axes=True).rename(
+        columns={"parameters": "features", "test_loss": "excess_risk"}
+    )
+    widths, places = np.unique(curves.features), np.append(NETWORK, BEYOND)
+    log_risk = np.array([log_risks(seed, widths, places) for _, seed in curves.groupby("replicate")])
+    yield from predicted("best parameters of the network", widths, log_risk, NETWORK, BEYOND)
 
 
 def recovered(what: str, x: Any, y: Any, seeds: Any, exact: float, known: float) -> Iterator[Finding]:
@@ -127,37 +149,44 @@ def line(x: Any, y: Any) -> float:
 
 
 def log_risks(curves: Any, widths: Any, places: Any) -> list[list[float]]:
-    """(C, P) of one seed, with C / p steps, between reports on a straight line in the logarithms."""
+    """(C, P) of one seed, with C / p steps, between reports on a line in the logarithms; NaN beyond the last."""
     by_width = {p: (np.log(curve.step), np.log(curve.excess_risk)) for p, curve in curves.groupby("features")}
-    return [[float(np.interp(np.log(c / p), *by_width[p])) for p in widths] for c in places]
+    return [[float(np.interp(np.log(c / p), *by_width[p], right=np.nan)) for p in widths] for c in places]
 
 
 def optima(widths: Any, log_risk: Any) -> list[float]:
     """(C,) the best width of each compute, by a parabola in log p through the neighbours of the lowest risk."""
     found = []
-    for row in log_risk:
-        k = np.clip(np.argmin(row), NEIGHBOURS, len(widths) - 1 - NEIGHBOURS)
+    for row in np.asarray(log_risk):
+        place, risk = np.log(widths[np.isfinite(row)]), row[np.isfinite(row)]
+        k = np.clip(np.argmin(risk), NEIGHBOURS, len(risk) - 1 - NEIGHBOURS)
         near = slice(k - NEIGHBOURS, k + NEIGHBOURS + 1)
-        square, slope, _ = np.polyfit(np.log(widths[near]), row[near], 2)
-        found.append(float(np.exp(np.clip(-slope / (2 * square), *np.log(widths[[0, -1]])))))
+        square, slope, _ = np.polyfit(place[near], risk[near], 2)
+        found.append(float(np.exp(np.clip(-slope / (2 * square), *place[[0, -1]]))))
     return found
 
 
-def by_risks(widths: Any, log_risk: Any) -> Any:
+def by_risks(widths: Any, log_risk: Any, compute: Any, held_out: Any) -> Any:
     """The best widths of the held-out computes by e + a p^-alpha + b T^-beta (Hoffmann et al. 2022, approach 3)."""
-    x = [(p, c / p) for c in COMPUTE for p in widths]
-    law = fit(TWO_POWERS, observations(x, np.exp(log_risk).ravel()), loss="huber", resamples=0).parameters
+    x, known = np.array([(p, c / p) for c in compute for p in widths]), np.isfinite(log_risk).ravel()
+    seen = observations(x[known], np.exp(log_risk).ravel()[known])
+    law = fit(TWO_POWERS, seen, loss="huber", resamples=0).parameters
     _, a, alpha, b, beta = (estimate.value for estimate in law.values())
     if min(alpha, beta) <= 0:
-        return [np.nan for _ in HELD_OUT]  # one of the risks does not fall: there is no best width
-    return [(alpha * a / (beta * b) * c**beta) ** (1 / (alpha + beta)) for c in HELD_OUT]
+        return [np.nan for _ in held_out]  # one of the risks does not fall: there is no best width
+    return [(alpha * a / (beta * b) * c**beta) ** (1 / (alpha + beta)) for c in held_out]
 
 
 ROW = Row(
     number=6,
     name="scaling laws",
     source="Hestness et al. 2017; Kaplan et al. 2020; Hoffmann et al. 2022",
-    sweeps=("hoffmann2022/data_small.yaml", "hoffmann2022/compute_small.yaml"),
+    sweeps=("hoffmann2022/data_small.yaml", "hoffmann2022/compute_small.yaml", "hoffmann2022/network_small.yaml"),
     check=check,
     axes=("examples", "excess risk"),
+    absent={
+        "C 3e+06: best parameters of the network / those predicted by optima to 1e+06": DOES_NOT,
+        "C 3e+06: best parameters of the network / those predicted by risks to 1e+06": UNDECIDED,
+    },
+    either={"C 3e+06: best parameters of the network / those predicted by optima to 1e+06": UNDECIDED},
 )

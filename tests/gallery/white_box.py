@@ -83,4 +83,5 @@ ROW = Row(
         "non-zeros: layer 6 / 5": DOES_NOT,
         "non-zeros: last / first layer, trained / untrained": DOES_NOT,
     },
+    either={"non-zeros: layer 3 / 2": UNDECIDED, "non-zeros: layer 6 / 5": UNDECIDED},
 )

@@ -6,6 +6,7 @@ import gc
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from unittest.mock import patch
 
 from jobs.packed import loop
 from jobs.state import TrialState
@@ -72,24 +73,34 @@ def _train(case: Case, mode: StandIn, outcome: Outcome) -> Mapping[int, TrialSta
     """Returns the states offered at `_SAVED_AT`."""
     states: Mapping[int, TrialState] = {}
     samples: list[tuple[int, int]] = []
-    reports, mode.answer = 0, 0.0
-    before = loop.OFFER_S, loop.FIRST_PIECE
-    loop.OFFER_S, loop.FIRST_PIECE = 0.0, 1  # states are offered, and pieces end, at every step
-    try:
+    reports, trained, mode.answer = 0, 0, 0.0
+    divided = loop._Pieces.steps
+
+    def steps(pieces: loop._Pieces, left: int) -> int:
+        """Sample the bytes before each piece, of blocks that cannot be saved too."""
+        nonlocal trained
+        if not samples:
+            gc.freeze()  # what is there by now is not searched for garbage at every step
+        samples.append((trained, mode.live_bytes()))
+        trained += (count := divided(pieces, left))
+        return count
+
+    with (
+        patch.object(loop, "OFFER_S", 0.0),  # states are offered, and pieces end, at every step
+        patch.object(loop, "FIRST_PIECE", 1),
+        patch.object(loop._Pieces, "steps", steps),
+    ):
         for report in case.job.train(case.pack, device=NAME):
-            if not samples:
-                gc.freeze()  # what is there by now is not searched for garbage at every step
             if report.state is not None:
                 if report.step == _SAVED_AT:
                     states = report.state()
-                samples.append((report.step, mode.live_bytes()))
                 continue
+            if report.final is not None:
+                report.final()
             reports += 1
             if reports == _REACHED_AFTER:
                 mode.answer = case.reached
             # A report may leave a copy of the block behind (`jobs.packed.crossings`): only steps are compared.
             outcome.saw(samples)
             samples.clear()
-    finally:
-        loop.OFFER_S, loop.FIRST_PIECE = before
     return states

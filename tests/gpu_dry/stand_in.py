@@ -70,6 +70,14 @@ class Place:
     """Whether it was in `to_host`."""
 
 
+_PUTS = (_aten.index_put_.default, _aten.index_put.default, _aten._index_put_impl_.default)
+
+
+def _places_depend_on_values(indices: Sequence[Tensor | None], values: Tensor) -> bool:
+    """Whether values are put where a mask is True: a GPU counts such places, unless they all get one value."""
+    return values.numel() != 1 and any(index is not None and index.dtype is torch.bool for index in indices)
+
+
 class StandIn(TorchDispatchMode):
     """While it is active, the device computes shapes, and what crosses its border is counted."""
 
@@ -118,6 +126,8 @@ class StandIn(TorchDispatchMode):
                 return args[0].fill_(self.answer)
             if len(there) == 1:
                 self.uploads[place()] += 1
+        elif func in _PUTS and _places_depend_on_values(args[1], args[2]):
+            self.reads[place()] += 1
         elif there and any(tensor.dim() for tensor in tensors if not isinstance(tensor, FakeTensor)):
             at = place()
             self.mixed[at] += 1

@@ -32,8 +32,9 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     if arguments.preempted:
-        print(table(range(arguments.seed, arguments.seed + arguments.preempted)))
-        return 0
+        text, well = table(range(arguments.seed, arguments.seed + arguments.preempted))
+        print(text)
+        return 0 if well else 1
     if arguments.mutations:
         return find_mutations(arguments.seed, min(arguments.schedules, MUTATION_SCHEDULES))
     if arguments.replay is not None:

@@ -142,7 +142,13 @@ class ScheduledEngine(SimulatedEngine):
         if defect is not None:
             self._met(defect)
         troubles = {str(params["trouble"]) for params in task.params}
-        run = execute(task, device="cpu", flush_s=0.0, clock=lambda: self.clock() + Drill.spent_s)
+        run = execute(
+            task,
+            device="cpu",
+            flush_s=0.0,
+            clock=lambda: self.clock() + Drill.spent_s,
+            asked=lambda: self.asked.get(worker.number),
+        )
         troubled = False
         while True:
             # Each part at its time: a worker that has died writes no checkpoint.

@@ -109,6 +109,8 @@ class SimulatedEngine(Engine):
         self.clock = clock
         self.requested = 0
         """Workers announced to the autoscaler."""
+        self.asked: dict[int, float] = {}
+        """What workers were asked with (`ask_to_save`)."""
         self._train, self._random = train, random
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -169,6 +171,10 @@ class SimulatedEngine(Engine):
         self._news.clear()
         return news
 
+    def ask_to_save(self, worker: int, *, life_s: float = 0.0) -> None:
+        """Remember it."""
+        self.asked[worker] = life_s
+
     def request(self, workers: int) -> None:
         """Remember it."""
         self.requested = workers
@@ -178,6 +184,7 @@ class SimulatedEngine(Engine):
         for number in list(self.workers):
             self.kill_worker(number)
         self._news.clear()
+        self.asked.clear()
         for node in self.machines.values():
             node.held.clear()  # a driver hears nothing of the workers of an earlier one
         self.requested = 0

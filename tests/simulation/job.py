@@ -53,8 +53,8 @@ class Drill(Job[DrillParams]):
     defect: ClassVar[tuple[type[Exception], tuple[object, ...]] | None] = None
     """What is wrong with the worker that trains now: the exception, raised at once, and its arguments."""
 
-    def report_steps(self, params: DrillParams) -> int:
-        return params.steps
+    def schedule(self, params: DrillParams) -> NDArray[np.int64]:
+        return np.arange(1, params.steps + 1)
 
     def pack_key(self, params: DrillParams) -> Hashable:
         return "drill"

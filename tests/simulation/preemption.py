@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from random import Random
+from statistics import mean, stdev
+
+from scipy.stats import t as student
 
 from tests.simulation.driver import Outcome, run_schedule
 from tests.simulation.job import HEALTHY
@@ -64,13 +67,21 @@ def preempted(*, hours: float, life_s: float, save_s: float, nodes: int = 4, see
     )
 
 
-def table(seeds: range) -> str:
-    """The overhead for some seeds."""
+def table(seeds: range) -> tuple[str, bool]:
+    """The overhead for some seeds, and whether every run kept what must hold."""
+    overheads, well = [], True
     lines = [f"{'seed':>4} {'undisturbed':>12} {'with losses':>12} {'losses':>7} {'checkpoints':>12} {'overhead':>9}"]
     for seed in seeds:
         found = preempted(hours=2.0, life_s=600.0, save_s=2.0, seed=seed)
+        overheads.append(found.overhead)
+        well &= not found.outcome.violations
         lines.append(
             f"{seed:>4} {found.undisturbed_s:>10.0f} s {found.disturbed_s:>10.0f} s {found.losses:>7} "
             f"{found.checkpoints:>12} {found.overhead:>8.1%}" + "".join(f"\n  {v}" for v in found.outcome.violations)
         )
-    return "\n".join(lines)
+    text = f"overhead: mean {mean(overheads):.1%}, most {max(overheads):.1%}, n = {len(overheads)}"
+    if len(overheads) > 1:
+        error = stdev(overheads) / len(overheads) ** 0.5
+        half = float(student.ppf(0.975, len(overheads) - 1)) * error
+        text += f"; 95% interval of the mean {mean(overheads) - half:.1%} to {mean(overheads) + half:.1%}"
+    return "\n".join([*lines, text]), well

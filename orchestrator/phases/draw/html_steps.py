@@ -72,7 +72,7 @@ def _traces(step_map: StepMap, of: MetricMap, one: StepSlice) -> list[Trace]:
         marker = {"symbol": symbol, "size": 9, "color": colour, "line": {"width": 1, "color": INK}}
         # Without a point the legend still says that there is none.
         shown = points if len(points) else np.full((1, 2), np.nan)
-        traces.append(scatter("markers", shown[:, 0], shown[:, 1], name, marker=marker))
+        traces.append(scatter("markers", shown[:, 0], shown[:, 1], on_page(name), marker=marker))
     return traces
 
 

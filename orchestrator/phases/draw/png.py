@@ -202,11 +202,15 @@ def shared_labels(axes: Sequence[Any], across: int) -> None:
             ax.set_xlabel("")
 
 
+_NARROW = 3.0
+"""Inches; panels of sheets are wider, those that a user makes may be narrower."""
+
+
 def set_axis(ax: Any, which: str, axis: AxisScale, most: int) -> None:
     """Put an axis's span, ticks and label on one side of a panel."""
     from matplotlib.ticker import FixedLocator
 
-    if on_page() and which == "x":
+    if which == "x" and (on_page() or _room(ax, "x") < _NARROW):
         at, texts = _fitting(ax, axis, most)
     else:
         at, texts = axis.ticks(_one_above_another(ax, most))
@@ -231,12 +235,17 @@ def _room(ax: Any, which: str) -> float:
 
 def _fitting(ax: Any, axis: AxisScale, most: int) -> tuple[list[float], list[str]]:
     """As many ticks as have room side by side on a page."""
-    room = _room(ax, "x") * 72 / (0.62 * points(11))  # in characters
     for count in range(most, 1, -1):
         at, texts = axis.ticks(count)
-        if len(texts) * (max(map(len, texts), default=0) + 1.2) <= room:
+        if _fit(ax, texts):
             break
     return at, texts
+
+
+def _fit(ax: Any, texts: Sequence[str]) -> bool:
+    """Whether ticks with these texts have room side by side on a page."""
+    room = _room(ax, "x") * 72 / (0.62 * points(11))  # in characters
+    return bool(len(texts) * (max(map(len, texts), default=0) + 1.2) <= room)
 
 
 def _one_above_another(ax: Any, most: int) -> int:
@@ -244,17 +253,29 @@ def _one_above_another(ax: Any, most: int) -> int:
     return max(2, min(most, int(_room(ax, "y") * 72 / (2.2 * points(11))))) if on_page() else most
 
 
-def set_round_ticks(side: Any, most: int, text: Callable[[float], str] = number) -> None:
-    """Put at most about `most` round numbers on a side of a panel (a matplotlib axis), within its limits."""
+def set_round_ticks(
+    side: Any, most: int, text: Callable[[float], str] = number, *, inset_in: Any | None = None
+) -> None:
+    """Put at most about `most` round numbers on a side of a panel (a matplotlib axis), within its limits.
+
+    A colour bar is `inset_in` a panel, which says how much room there is.
+    """
     from matplotlib.ticker import NullLocator
 
     low, high = side.get_view_interval()
+    panel = side.axes if inset_in is None else inset_in
     if side.axis_name == "y":
         most = _one_above_another(side.axes, most)
     elif on_page():
-        most = max(2, min(most, int(_room(side.axes, "x") * 72 / (4 * points(11)))))
-    at = round_values(float(low), float(high), most, log=side.get_scale() == "log")
-    side.set_ticks(at, labels=[localised(text(v)) for v in at])
+        most = max(2, min(most, int(_room(panel, "x") * 72 / (4 * points(11)))))
+    for count in range(most, 1, -1):
+        at = round_values(float(low), float(high), count, log=side.get_scale() == "log")
+        texts = [localised(text(v)) for v in at]
+        if side.axis_name == "y" or not on_page() or _fit(panel, texts):
+            break
+    else:
+        at, texts = [at[0], at[-1]][: len(at)], [texts[0], texts[-1]][: len(texts)]
+    side.set_ticks(at, labels=texts)
     side.set_minor_locator(NullLocator())
 
 
@@ -324,6 +345,16 @@ def legend_rows(labels: Sequence[str], width: float) -> tuple[int, float]:
     """How many entries a row of this width in inches holds, and the height of all rows."""
     across = max(1, int(width / (0.085 * max(map(len, labels), default=0) + 0.6)))
     return across, 0.24 * -(-len(labels) // across) + 0.2
+
+
+def legend_columns(labels: Sequence[str], width: float, most: int) -> int:
+    """In how many columns, at most `most`, these entries fit into a width in inches; columns are filled one by one."""
+    for columns in range(min(most, len(labels)), 1, -1):
+        rows = -(-len(labels) // columns)
+        longest = [max(map(len, labels[k : k + rows])) for k in range(0, len(labels), rows)]
+        if sum(0.065 * length + 0.5 for length in longest) <= width:
+            return columns
+    return 1
 
 
 def draw_legend(ax: Any, handles: Sequence[Any], columns: int, **style: Any) -> None:

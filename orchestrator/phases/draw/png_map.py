@@ -47,7 +47,8 @@ def draw_map(
     across = png.columns_for(len(panels)) if phase else 0
     columns, rows = across + len(beside), -(-len(panels) // max(across, 1))
     handles = _handles(diagram, panels, layout, theory)
-    per_row = 2 if beside else max(2, int(columns * 4.4 / 2.3))
+    labels = [str(handle.get_label()) for handle in handles]
+    per_row = png.legend_columns(labels, 4.4, 2) if beside else max(2, int(columns * 4.4 / 2.3))
     below = max(0.8 if beside else 0.3, 0.24 * -(-len(handles) // per_row) + 0.1)
     left_out = len(layout.panels) - len(panels)
     heading = summary(diagram) + (f"  ·  {plural(left_out, 'more slice')} in the HTML" if left_out else "")
@@ -157,7 +158,7 @@ def _draw_values(
     place = below.inset_axes((0.04, 0.8, 0.92, 0.16))
     bar = fig.colorbar(ScalarMappable(norm=norm, cmap=colormap), cax=place, orientation="horizontal")
     bar.outline.set_visible(False)
-    png.set_round_ticks(bar.ax.xaxis, 6)
+    png.set_round_ticks(bar.ax.xaxis, 6, inset_in=below)
     if len(unreached):
         grey = png.swatch("median not reached", NOT_REACHED, edgecolor=_HATCH_GREY, hatch="...", lw=0)
         below.legend(handles=[grey], loc="lower left", bbox_to_anchor=(0.0, -0.12), fontsize=png.points(10))

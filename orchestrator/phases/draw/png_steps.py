@@ -53,7 +53,7 @@ def _draw_slice(ax: Any, step_map: StepMap, of: MetricMap, one: StepSlice, norm:
     across, up = step_map.axis, step_map.step_axis
     png.set_axis(ax, "x", across, 7)
     png.set_axis(ax, "y", up, 8)
-    ax.set_title(one.panel.called)
+    ax.set_title(png.wrapped(ax, "x", one.panel.called, 12))
     edges_x, index_x = across.edges()
     edges_y, index_y = up.edges()
     # The last row and column, of index -1, are the gaps beside separate values.
@@ -90,7 +90,7 @@ def peak_places(step_map: StepMap, one: StepSlice) -> tuple[Any, Any]:
 
 def legend_texts(step_map: StepMap, of: MetricMap) -> tuple[str, str]:
     """What the two kinds of mark are, and how many of the tests found a peak."""
-    axis = words(step_map.axis.name)
+    axis = named(step_map.axis.name)
     texts = []
     for name, searches in (
         (f"peak along {axis}", [s for one in of.slices for s in one.along_axis.values()]),

@@ -10,7 +10,8 @@ it; and the e of the search is that of trials simulated at its own settings, so 
 Labels are the leading classes, a share `noise()` of them replaced by another class at random; the metric of a level or
 a ridge is the expected one, with normal noise. Grids grow, by as many values on every axis, until e is as small as the
 search's, or until they have `MOST` points. Between two sizes, and beyond the last, the number is read from the power
-law through the last two sizes. The map stands for the truth, so boundaries that it lacks do not count; the grid's
+law through the last two sizes. If the smallest of them is as good already, the number is that size or less, and which
+is not known. The map stands for the truth, so boundaries that it lacks do not count; the grid's
 trials are as clean near the boundary as elsewhere, and none is censored: all of that favours the grid. That the map was
 learnt at the search's own settings favours the search while the map is still poor.
 
@@ -46,6 +47,8 @@ _REPEATS = 2
 """Simulations of the same trials of a metric."""
 _OFF_BY = 0.7979 / (2 * 1.6449)
 """The mean distance of a normal number from its median, as a share of the width of its 90% interval."""
+AT_MOST = "at_most"
+"""See `Savings.method`."""
 MAP, PEAK = "map error", "error of the peak's position"
 """The error in which a grid is to be as good: of classes, and of a ridge."""
 
@@ -74,7 +77,8 @@ class Savings:
     grid: float | None = None
     """Points of the grid, in all slices; None without an estimate."""
     method: str = "none"
-    """simulated: between two simulated sizes; extrapolated: beyond the last; bound: see the module; none."""
+    """simulated: between two simulated sizes; extrapolated: beyond the last; at_most: the smallest that was simulated,
+    or fewer points, without a number; bound: see the module; none."""
     simulated: tuple[tuple[int, float], ...] = ()
     """(points, expected error) of the grids that were simulated, all slices together."""
     key: str
@@ -84,11 +88,14 @@ class Savings:
 
     def text(self) -> str:
         """In one line, for people."""
-        worse = "" if self.grid is None or self.grid >= self.trials else f": {_WORSE}"
+        grid = self.simulated[0][0] if self.method == AT_MOST else self.grid
+        worse = "" if grid is None or grid >= self.trials else f": {_WORSE}"
         return f"{plural(self.trials, 'trial')}; {self.beside()}{worse}"
 
     def beside(self) -> str:
         """What a grid needs, for people."""
+        if self.method == AT_MOST:
+            return f"a grid of {self.simulated[0][0]:,} trials or fewer is as good (estimate)"
         if self.grid is None:
             return f"what a grid of the same {self.what} needs is not estimated"
         how = {"simulated": "estimate", "extrapolated": "estimate, extrapolated"}.get(self.method, "bound")
@@ -127,9 +134,7 @@ def savings(map_: FittedMap, known: Savings | None = None, *, valued: bool = Fal
         curve.append((sides**dimensions * len(parts), float(np.mean(wrong))))
         each = max(each * _GROWTH, (sides + 1.0) ** dimensions)
     grid, method = _read_off(curve, error)
-    sizes = (
-        [boundary_size(surface) for surface in surfaces if isinstance(surface, ClassSurface)] if grid is None else []
-    )
+    sizes = [boundary_size(each) for each in surfaces if isinstance(each, ClassSurface)] if method == "none" else []
     if sizes and error > 0 and sum(sizes) > 0:
         grid, method = len(parts) * max(1.0, (float(np.mean(sizes)) / (4 * error)) ** dimensions), "bound"
     return replace(saved, expected_error=error, grid=grid, method=method, simulated=tuple(curve))
@@ -182,8 +187,8 @@ def _missed(fitted: Surface, truth: Surface) -> float:
 
 def _read_off(curve: Sequence[tuple[int, float]], error: float) -> tuple[float | None, str]:
     """The size at which the errors of growing grids reach `error`, and the method."""
-    if curve[-1][1] <= error and len(curve) == 1:
-        return float(curve[0][0]), "simulated"
+    if curve[0][1] <= error:
+        return None, AT_MOST
     if len(curve) < 2:
         return None, "none"
     (few, high), (many, low) = curve[-2:]
@@ -238,6 +243,8 @@ def read_savings(path: Path) -> Savings | None:
         content.pop("text", None)
         error = math.nan if content["expected_error"] is None else content["expected_error"]
         curve = tuple((int(n), float(e)) for n, e in content["simulated"])
+        if content["method"] == "simulated" and len(curve) == 1:  # an earlier version gave that size as the number
+            content |= {"grid": None, "method": AT_MOST}
         return Savings(**{**content, "expected_error": error, "simulated": curve})
     except (OSError, ValueError, KeyError, TypeError):
         return None
