@@ -101,8 +101,9 @@ class Slurm:
         wait_for(f"job {job} to start", lambda: waits("now") or self.state(job) == "RUNNING")
 
     def limit(self, job: str, *, minutes: int) -> None:
-        """Change the time limit of a job."""
-        self.command("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
+        """Change how many minutes are left to a running job, to the whole minute below."""
+        hours, so_far, _ = self._shown(job, "RunTime").split(":")
+        self.command("scontrol", "update", f"jobid={job}", f"timelimit={60 * int(hours) + int(so_far) + minutes}")
 
     def processes(self, job: str) -> list[int]:
         """The processes that run in a job, on whichever node."""

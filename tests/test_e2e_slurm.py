@@ -143,7 +143,7 @@ def test_a_job_that_meets_everything_has_the_record_of_the_undisturbed_sweep(nod
     for number in (2, 3):
         nodes.requeue(job)
         attempt(number)
-    nodes.limit(job, minutes=2)  # of which two are left, so that --signal=B:USR1@120 is due
+    nodes.limit(job, minutes=2)  # at most two are left, so that --signal=B:USR1@120 is due
     wait_for("the requeue", lambda: "the time limit is near" in log(folder) and "requeued" in log(folder))
     wait_for("the queue", lambda: nodes.state(job) == "PENDING")
     nodes.limit(job, minutes=60)
