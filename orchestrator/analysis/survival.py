@@ -6,7 +6,8 @@ reached by the horizon h is (h, inf). Steps are in optimiser steps, or in any ot
 
 - Interval-censored data: the nonparametric maximum-likelihood estimate of Turnbull (1976, J. R. Statist. Soc. B 38,
   290), computed by the constrained Newton method (Wang 2008, Comput. Statist. Data Anal. 52, 2388): each step is a
-  least-squares problem with nonnegative unknowns. Its convergence is certified by the derivative of the likelihood.
+  least-squares problem with nonnegative unknowns. A step of expectation maximisation follows each, which no rounding
+  of the least squares stops. Convergence is certified by the derivative of the likelihood.
 - Right-censored data: Kaplan and Meier (1958), with Greenwood's variance and a log-log interval (scipy.stats.ecdf).
 - The interval of a median: order statistics of the bounds. It holds whatever the distribution, and whatever the
   interval censoring; its coverage is at least the level.
@@ -107,7 +108,6 @@ def turnbull(above: Any, to: Any) -> IntervalCurve:
 
     Raises:
         ValueError: see `intervals`.
-        RuntimeError: the maximum was not found; no such data is known.
     """
     a, b = intervals(above, to)
     pairs, count = np.unique(np.stack([a, b], 1), axis=0, return_counts=True)
@@ -214,31 +214,48 @@ def _innermost(above: Floats, to: Floats) -> tuple[Floats, Floats, Booleans]:
 
 
 def _most_likely(member_NJ: Floats, weight_N: Floats) -> Floats:
-    """(J,) probabilities p that maximise sum_i weight_i log(member p)_i, by the constrained Newton method."""
+    """(J,) probabilities p that maximise sum_i weight_i log(member p)_i.
+
+    No iteration makes them less likely. The mean log-likelihood is below the maximum by at most the largest derivative.
+    """
     from scipy.optimize import nnls
 
     mass = np.full(member_NJ.shape[1], 1 / member_NJ.shape[1])
     root = np.sqrt(weight_N)[:, None]
-
-    def likelihood(p: Floats) -> float:
-        return float(weight_N @ np.log(np.maximum(member_NJ @ p, 1e-300)))
-
     for _ in range(_ITERATIONS):
         slope_NJ = member_NJ / (member_NJ @ mass)[:, None]
         if (weight_N @ slope_NJ).max() <= 1 + _TOLERANCE:
-            return mass
+            break
         # min |slope p - 2| over the simplex, as one problem with p >= 0 (Dax 1990): append a row of ones.
         system = np.concatenate([root * (slope_NJ - 2), np.ones((1, len(mass)))])
-        target, _ = nnls(system, np.append(np.zeros(len(weight_N)), 1.0))
-        target /= target.sum()
-        now, step = likelihood(mass), 1.0
-        gain = float(weight_N @ (slope_NJ @ (target - mass)))
-        while step > 1e-12 and likelihood(mass + step * (target - mass)) < now + 0.3 * step * gain * (step < 1):
-            step /= 2
-        mass = mass + step * (target - mass)
+        try:
+            target, _ = nnls(system, np.append(np.zeros(len(weight_N)), 1.0))
+        except RuntimeError:  # its own limit of iterations
+            target = mass
+        change = target / target.sum() - mass
+        mass = mass + _best_step(member_NJ @ mass, member_NJ @ change, weight_N) * change
         mass[mass < 1e-14] = 0.0
+        mass *= weight_N @ (member_NJ / (member_NJ @ mass)[:, None])
         mass /= mass.sum()
-    raise RuntimeError(f"the distribution of {len(weight_N)} intervals was not found in {_ITERATIONS} iterations")
+    return mass
+
+
+def _best_step(share_N: Floats, change_N: Floats, weight_N: Floats) -> float:
+    """The step in [0, 1] with the largest sum_i weight_i log(share + step change)_i, a concave function.
+
+    It is found by the sign of the derivative: near the maximum the function itself changes by less than its rounding.
+    """
+
+    def rises(step: float) -> bool:
+        return float(weight_N @ (change_N / np.maximum(share_N + step * change_N, 1e-300))) >= 0
+
+    low, high = 0.0, 1.0
+    if rises(high):
+        return high
+    while high - low > 1e-15:
+        middle = (low + high) / 2
+        low, high = (middle, high) if rises(middle) else (low, middle)
+    return low
 
 
 def contains(curve: IntervalCurve, above: Floats, to: Floats) -> Booleans:
