@@ -107,6 +107,16 @@ def test_what_cannot_be_tested_is_said_to_be_untested(replicates: int, widths: i
     assert str(result.rows[0]["peak"]).startswith("not tested: fewer than")
 
 
+@pytest.mark.parametrize(("scale", "value", "reason"), [("linear", np.nan, "finite"), ("log", -1.0, "positive")])
+def test_replicates_without_any_value_are_left_out(scale: Any, value: float, reason: str) -> None:
+    rows = [(one, row(one, final_test_error=value)) for one, _ in along_width(PEAKED, spread=0.01, replicates=5)]
+    analysis = PeakAnalysis(kind="peak", of="final_test_error", along="width", scale=scale)
+    result = analysis.compute(source(rows, WIDTHS))
+    (found,) = result.rows
+    assert (found["replicates"], found["left_out"], found["peak"]) == (0, 5, f"not tested: no {reason} value")
+    assert any("5 replicates were left out" in note for note in result.notes)
+
+
 def curves(values: np.ndarray, steps: np.ndarray = STEPS) -> Curves:
     return Curves(step=steps, values={"test_error": values})
 

@@ -117,6 +117,8 @@ class PeakAnalysis(Analysis):
         row: dict[str, Cell] = {**group.setting, "replicates": count, "left_out": left_out}
         window = self.window or (WINDOW if self.along == STEP else 1.0)
         reason = "fewer than two replicates" if count < 2 else "fewer than three values" if len(whole.x) < 3 else ""
+        if not len(whole.x):
+            reason = f"no {'positive' if log else 'finite'} value"
         if window > 1 and (whole.x < 0).any():
             reason = f"a window of {window:g} smooths in the logarithm, and {self.along} has negative values"
             window = 1.0

@@ -57,10 +57,13 @@ class Sample:
     """(R,) numbers."""
 
     def complete(self) -> Sample:
-        """The replicates that have a finite value everywhere, at the places where any replicate has one."""
+        """The replicates that have a finite value everywhere, at the places where any replicate has one.
+
+        Without any such place there are none.
+        """
         finite = np.isfinite(self.values)
         places = finite.any(0)
-        kept = finite[:, places].all(1)
+        kept = finite[:, places].all(1) & places.any()
         return Sample(
             x=self.x[places],
             values=self.values[np.ix_(kept, places)],
