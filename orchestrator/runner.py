@@ -136,8 +136,8 @@ class Runner:
         self._planned, self._planned_s = 0, 0.0
         """Trials planned so far, and the estimate for their packs."""
         self._watch = FailureWatch()
-        self._said: set[tuple[str, str]] = set()
-        """Kinds of errors whose retry was mentioned."""
+        self._said: set[tuple[str, ...]] = set()
+        """Kinds of errors whose retry was mentioned, for a trial and for a pack."""
         self._summary = Summary()
 
     def run(self) -> Summary:
@@ -477,10 +477,13 @@ class Runner:
             if event.cause in RETRIED:
                 self._say_retry(left[0], event.error, RETRIED[event.cause], key=(event.cause.value, ""))
         else:
+            key = ("pack", *signature(event.error))
+            how = "as before" if key in self._said else f"({event.cause.value}: {last_line(event.error)})"
+            if len(self._said) < FAILURES_KEPT:
+                self._said.add(key)
             self._progress.say(
-                f"a pack of {len(out.pack.trials)} trials failed ({event.cause.value}: {last_line(event.error)}); "
-                f"to retry: {counted(len(left), 'trial')}, in packs of "
-                f"{' + '.join(str(len(pack.trials)) for pack in again)}"
+                f"a pack of {len(out.pack.trials)} trials failed {how}; to retry: {counted(len(left), 'trial')}, "
+                f"in packs of {' + '.join(str(len(pack.trials)) for pack in again)}"
             )
 
     def _decide(self, cause: Cause, out: _Dispatched, left: Sequence[Trial], *, error: str, node: str) -> Decision:

@@ -336,6 +336,18 @@ def test_a_retry_is_mentioned_with_the_values_of_the_axes() -> None:
     assert said.lines == [expected]
 
 
+def test_the_error_of_a_pack_is_said_once_while_it_is_split() -> None:
+    said = Said()
+    run([ramp(COSTLY, replicate=r, trouble="raise" if r == 3 else "none") for r in range(8)], Kept(), progress=said)
+    first, *others = [line for line in said.lines if line.startswith("a pack of ")]
+    assert first.startswith("a pack of 8 trials failed (")
+    assert "ValueError: this setting is impossible); to retry: 8 trials, in packs of 4 + 4" in first
+    assert others == [
+        "a pack of 4 trials failed as before; to retry: 4 trials, in packs of 2 + 2",
+        "a pack of 2 trials failed as before; to retry: 2 trials, in packs of 1 + 1",
+    ]
+
+
 def test_a_retry_after_no_memory_is_mentioned_once_for_all_trials() -> None:
     said = Said()
     run([ramp(slope=float(s), trouble="memory") for s in (2, 3)], Kept(), progress=said)
