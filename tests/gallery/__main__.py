@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
                 draw(findings, row.axes, row.scale, folder / f"{row.name.replace(' ', '_')}.png")
             for name, picture in (row.pictures or {}).items():
                 draw(list(picture.points(results)), picture.axes, picture.scale, folder / f"{name}.png")
-            off += [f"row {row.number}, {finding.what}: {finding.verdict}" for finding in row.off(findings)]
+            off += [f"row {row.number}, {f.what}: {f.verdict} (found {f.found:.4g})" for f in row.off(findings)]
     print(f"{len(rows)} rows, {processor.seconds() / 60:.1f} minutes of processor time: ", end="")
     print("every verdict is the reported one" if not off else "NOT AS REPORTED:\n" + "\n".join(off))
     return 1 if off else 0

@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tests.gallery.row import DOES_NOT, SHOWS, UNDECIDED, Finding, Row, above, below, every, mean_interval, within
+from tests.gallery.row import (
+    DOES_NOT,
+    LEAST,
+    SHOWS,
+    UNDECIDED,
+    Finding,
+    Row,
+    above,
+    below,
+    every,
+    mean_interval,
+    within,
+)
 
 METRICS = ("train_accuracy", "test_loss", "restricted_loss", "excluded_loss", "fourier_gini", "weight_norm")
 MEMORISED = 0.9
@@ -96,4 +108,5 @@ ROW = Row(
         "memorised is reached": SHOWS,  # in 59 of 60 trials
         "decay 1: step, gini above circuit": UNDECIDED,
     },
+    least={"memorised is reached": LEAST},
 )

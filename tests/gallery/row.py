@@ -17,6 +17,8 @@ DOES_NOT: Verdict = "does not show"
 UNDECIDED: Verdict = "not shown (interval)"
 LEVEL = 0.95
 """Of every interval."""
+LEAST = 0.95
+"""Share of trials or inputs for which a finding must hold where "every" and "not every" are both accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +74,21 @@ class Row:
     either: Mapping[str, Verdict] | None = None
     """A second verdict that is accepted, by the name of the finding: so little decides that rounding may, which differs
     between processors and packs. docs/gallery.md lists these findings as not decided."""
+    least: Mapping[str, float] | None = None
+    """Below this, a finding is off whatever its verdict, by its name: of those that hold for every trial or not."""
     pictures: Mapping[str, Picture] | None = None
     """Further pictures, by the name of their file."""
 
     def off(self, findings: Sequence[Finding]) -> list[Finding]:
-        """The findings whose verdict is not the reported one, nor the second one that is as good."""
-        absent, either = self.absent or {}, self.either or {}
-        return [f for f in findings if f.verdict not in (absent.get(f.what, SHOWS), either.get(f.what))]
+        """The findings whose verdict is not the reported one, nor the second one that is as good, or that hold for too
+        few trials."""
+        absent, either, least = self.absent or {}, self.either or {}, self.least or {}
+        return [
+            f
+            for f in findings
+            if f.verdict not in (absent.get(f.what, SHOWS), either.get(f.what))
+            or (f.what in least and not f.found >= least[f.what])
+        ]
 
 
 def agrees(
