@@ -241,6 +241,42 @@ def test_a_law_that_cannot_be_fitted_says_why() -> None:
     assert "at least 2 distinct settings" in str(row["fit"]) and row["b"] is None
 
 
+@pytest.mark.parametrize(("events", "has_interval"), [(1, False), (2, False), (3, False), (4, False), (5, True)])
+def test_a_law_has_no_interval_of_too_few_events(events: int, has_interval: bool, tmp_path: Path) -> None:
+    values = [0.1, 0.2, 0.4, 0.8, 1.6]
+    noise = [1.0, 1.2, 0.9, 1.1, 0.95]
+    times = [100 / w * n for w, n in zip(values, noise, strict=True)][-events:]
+    made: list[Any] = [
+        ({"weight_decay": w}, 0, step(time))
+        for w, time in zip(values, [10 * HORIZON] * (5 - events) + times, strict=True)
+    ]
+    result = LawAnalysis(kind="law", of=EVENT, along="weight_decay").compute(
+        source(made, axis("weight_decay", *values))
+    )
+    (row,) = result.rows
+    b = row["b"]
+    assert isinstance(b, Estimate) and np.isfinite(b.value) and np.isfinite(b.low) == has_interval
+    few = f"yes, no interval: too few events, {events} event{'' if events == 1 else 's'} for 2 parameters and the scale"
+    assert row["fit"] == ("yes" if has_interval else few)
+    assert result.figure is not None and bool(result.figure.band) == has_interval
+    drawn(result, tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize(
+    ("observed", "reason"),
+    [
+        ({}, "none: no trial has a positive generalisation_step at a positive weight_decay"),
+        (step(10 * HORIZON), "none: none of 2 trials reached generalisation_step"),
+    ],
+)
+def test_a_law_without_events_says_so(observed: dict[str, float | Censored], reason: str, tmp_path: Path) -> None:
+    made: list[Any] = [({"weight_decay": w}, 0, observed) for w in (0.1, 0.2)]
+    result = LawAnalysis(kind="law", of=EVENT, along="weight_decay").compute(
+        source(made, axis("weight_decay", 0.1, 0.2))
+    )
+    assert result.rows[0]["fit"] == reason and result.rows[0]["b"] is None
+
+
 def fractions(*primes: int, shift: float = 0.0) -> Source:
     """The critical fraction is 0.43, or proportional to modulus^-shift with 0.43 at 47."""
     random = np.random.default_rng(2)

@@ -11,10 +11,12 @@ from pydantic import Discriminator, Field, Tag
 
 from orchestrator.analyses.base import Analysis, Needs
 from orchestrator.axes import key
+from orchestrator.phases.text import plural
 
 if TYPE_CHECKING:
     from orchestrator.analyses.result import Cell, Line, Panel, Result
     from orchestrator.analyses.source import Floats, Group, Source
+    from orchestrator.analysis.estimate import Booleans
     from orchestrator.analysis.fits import Fit
     from orchestrator.analysis.laws import Law
 
@@ -91,6 +93,7 @@ class LawAnalysis(Analysis):
             notes.append("difference: AICc minus the smallest; weight: exp(-difference / 2) as a share of all forms'")
         if left_out:
             notes.append(f"{left_out} trials were left out: a value or an axis that is not positive, or no observation")
+        banded = any(line.low is not None for panel in panels for line in panel.lines)
         formulas = "; ".join(law.formula for law in laws.values())
         return Result(
             name=self.label,
@@ -112,7 +115,7 @@ class LawAnalysis(Analysis):
                 y_label=self.of.replace("_", " "),
                 x_log=True,
                 y_log=True,
-                band="" if several else f"{self.level:.0%} interval of the law",
+                band=f"{self.level:.0%} interval of the law" if banded else "",
                 panels=tuple(panels),
             ),
         )
@@ -138,13 +141,22 @@ class LawAnalysis(Analysis):
         for form, law in laws.items():
             row = {**group.setting, **({"form": form} if several else {}), **shared}
             row |= {"difference": math.nan, "weight": math.nan} if several else {}
+            if absent := self._absent(reached):
+                row["fit"] = f"none: {absent}"
+                rows[form] = row
+                continue
             try:
                 found = fit(law, observations(x, above=above, to=to), units=units, level=self.level)
             except (ValueError, RuntimeError) as error:
                 row["fit"] = f"none: {error}"
             else:
                 fits[form] = found
-                row |= {"fit": "yes", **found.parameters, "scale": found.scale, "aicc": found.aicc}
+                row |= {
+                    "fit": _fitted(found, int(reached.sum())),
+                    **found.parameters,
+                    "scale": found.scale,
+                    "aicc": found.aicc,
+                }
             rows[form] = row
         compared = {each.law: each for each in compare(list(fits.values()))} if several and fits else {}
         for form, found in fits.items():
@@ -157,6 +169,20 @@ class LawAnalysis(Analysis):
         ]
         return list(rows.values()), Panel(title=group.called, lines=(points, *lines))
 
+    def _absent(self, reached: Booleans) -> str:
+        """Why these trials have no law of any form; "" if they may have one."""
+        if not len(reached):
+            return f"no trial has a positive {self.of} at a positive {self.along}"
+        return "" if reached.any() else f"none of {plural(len(reached), 'trial')} reached {self.of}"
+
+
+def _fitted(found: Fit, events: int) -> str:
+    """That there is a fit, and why it has no interval where it has none."""
+    if not math.isnan(found.percentile_level):
+        return "yes"
+    of = f"{plural(events, 'event')} for {len(found.law.parameters)} parameters and the scale"
+    return f"yes, no interval: too few events, {of}"
+
 
 def _line(found: Fit, reached: Floats, x: Floats, y: Floats, *, band: bool, best: bool) -> Line:
     """The fitted law from the first x that reached the event to the last x."""
@@ -165,6 +191,6 @@ def _line(found: Fit, reached: Floats, x: Floats, y: Floats, *, band: bool, best
     at = np.geomspace(reached.min(), x.max(), 100)
     value, low, high = found.predict(at)
     shown = np.isfinite(value) & (value < 1e3 * y.max())
-    bounds = {"low": low[shown], "high": high[shown]} if band else {}
+    bounds = {"low": low[shown], "high": high[shown]} if band and not np.isnan(low).any() else {}
     label = found.law.formula if band else found.law.name + (", smallest AICc" if best else "")
     return Line(x=at[shown], y=value[shown], label=label, **bounds)

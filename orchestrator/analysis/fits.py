@@ -102,7 +102,8 @@ class Fit:
     """(B, P) internal parameters of the resamples."""
     level: float
     percentile_level: float
-    """Level of the percentiles that have this level of confidence; above it, since resamples of few vary too little."""
+    """Level of the percentiles that have this level of confidence; above it, since resamples of few vary too little.
+    NaN where so few events are left beyond the parameters, the scale among them, that it would be 1: no interval."""
     starts: int
     """How many starts were minimised to the end."""
     best_starts: int
@@ -117,7 +118,7 @@ class Fit:
         count = len(self.law.parameters)
         values = np.exp(np.real(self.law.log_value(self.theta[None, :count], at, self.origin)))[0]
         resampled = np.exp(np.real(self.law.log_value(self.resampled[:, :count], at, self.origin)))
-        ends = [percentile_interval(column, self.percentile_level) for column in resampled.T]
+        ends = [_interval_of(column, self.percentile_level) for column in resampled.T]
         return values, np.array([low for low, _ in ends]), np.array([high for _, high in ends])
 
 
@@ -207,6 +208,7 @@ def fit(
     scale, likelihood = problem.likelihood(theta)
     free, n = count + 1, len(data.above)
     wider = expanded_level(level, size, int(np.isfinite(data.to).sum()), free)
+    wider = wider if wider < 1 else math.nan
     return Fit(
         law=law,
         loss=loss,
@@ -404,12 +406,12 @@ def expanded_level(level: float, size: float, events: int, free: int) -> float:
     371: the expanded percentile interval).
 
     A resample of n units varies with n - 1 in place of n, and the scale of errors about a fit of `free` parameters to
-    `events` observed events is too small by that of a maximum-likelihood estimate.
+    `events` observed events is too small by that of a maximum-likelihood estimate. NaN: these say nothing of an error.
     """
     from scipy.special import ndtr, stdtrit
 
     if size < 2 or events <= free:
-        return level
+        return math.nan
     quantile = float(stdtrit(events - free, (1 + level) / 2)) * math.sqrt(size / (size - 1) * events / (events - free))
     return float(2 * ndtr(quantile) - 1)
 
@@ -420,5 +422,10 @@ def _columns(x: Any, columns: int) -> Floats:
 
 
 def _estimate(value: float, resampled: Floats, level: float, percentile_level: float) -> Estimate:
-    low, high = percentile_interval(resampled, percentile_level) if len(resampled) else (math.nan, math.nan)
+    low, high = _interval_of(resampled, percentile_level) if len(resampled) else (math.nan, math.nan)
     return Estimate(value=value, low=low, high=high, level=level)
+
+
+def _interval_of(resampled: Floats, percentile_level: float) -> tuple[float, float]:
+    """NaN where there is no level."""
+    return (math.nan, math.nan) if math.isnan(percentile_level) else percentile_interval(resampled, percentile_level)
