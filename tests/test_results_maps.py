@@ -92,6 +92,7 @@ def test_figures_are_objects_of_matplotlib_and_plotly() -> None:
     ("call", "text"),
     [
         (lambda drawn: drawn.figure("phase_digram"), "did you mean 'phase_diagram'?"),
+        (lambda drawn: drawn.figure(panels=["phase", "generalisation_stp"]), "did you mean 'generalisation_step'?"),
         (lambda drawn: drawn.plotly("phas"), "did you mean 'phase'?"),
         (lambda drawn: drawn.plotly("phase", "x"), "is no slice of this map"),
     ],

@@ -54,6 +54,16 @@ def test_failed_trials_are_listed_with_the_command_that_retries(capfd: pytest.Ca
     assert "phasefront run some.yaml --set replicates=3 --inline --quiet --no-map" in capfd.readouterr().err
 
 
+def test_a_summary_of_a_metric_that_a_function_does_not_report_is_refused() -> None:
+    Path("plain.py").write_text("def train(params, seed, device, report):\n    report(1, loss=params['x'])\n")
+    sweep = phasefront.run({"name": "plain", "job": "plain:train", "axes": {"x": [1.0, 2.0]}}, inline=True)
+    assert sweep.trials(summaries=["loss"]).loss_last.tolist() == [1.0, 2.0]
+    for read in (lambda: sweep.trials(summaries=["los"]), lambda: sweep.to_xarray(["los"])):
+        with pytest.raises(UserError) as error:
+            read()
+        assert "valid: loss" in error.value.text and "did you mean 'loss'?" in error.value.text
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [

@@ -28,19 +28,19 @@ def declared_metrics(trials: Sequence[Trial], job: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for params in kinds.values() for name in job.metrics_of(params)))
 
 
-def check_metrics(given: Sequence[str], known: Sequence[str]) -> None:
+def check_metrics(given: Sequence[str], known: Sequence[str], *, place: str = "metrics") -> None:
     """Check names of metrics; `known` is empty where any name may be one.
 
     Raises:
         UserError: a name is none of them.
     """
     if isinstance(given, str):
-        rule, step = "is one text, not a list of metrics", f"metrics=[{given!r}]"
-        raise UserError(rule, place="metrics", value=given, next_step=step)
+        rule, step = "is one text, not a list of metrics", f"{place}=[{given!r}]"
+        raise UserError(rule, place=place, value=given, next_step=step)
     for name in given:
         if known and name not in known:
             step = did_you_mean(name, known)
-            raise UserError("is no metric of this sweep", place="metrics", value=name, choices=known, next_step=step)
+            raise UserError("is no metric of this sweep", place=place, value=name, choices=known, next_step=step)
 
 
 def recorded_metrics(tracker: Tracker, trials: Sequence[Trial]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,10 +12,11 @@ from orchestrator.errors import UserError, did_you_mean
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.layout import headline, lay_out, summary
 from orchestrator.phases.publish import sweep_metrics
-from orchestrator.phases.style import FigureStyle, drawn_as
+from orchestrator.phases.style import PHASE, FigureStyle, drawn_as
 from orchestrator.phases.table import TrialTable
 from orchestrator.records import Status
 from orchestrator.results.frames import Format, in_format, library
+from orchestrator.sweep.check_search import unobserved
 from orchestrator.sweep.file import valid_values
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.target import MetricTarget, PhaseTarget
@@ -235,12 +236,17 @@ class PhaseMap:
                 step = did_you_mean(name, keys)
                 raise UserError("is no key of a figure's style", value=name, choices=keys, next_step=step)
         try:
-            return FigureStyle.model_validate({**self.sweep.figure.model_dump(), **changed})
+            style = FigureStyle.model_validate({**self.sweep.figure.model_dump(), **changed})
         except ValidationError as error:
             name = str(error.errors()[0]["loc"][0])
             raise UserError(
                 f"'{name}' must be {valid_values(FigureStyle, name)}", value=changed.get(name), next_step="see figure:"
             ) from None
+        observed = self.diagram.observations
+        for name in style.panels if "panels" in changed and observed else ():
+            if mistake := unobserved((name,), self.sweep.job, (PHASE, *observed)):
+                raise UserError.of([replace(mistake, place="panels")])
+        return style
 
     @property
     def _labels(self) -> tuple[str, ...]:

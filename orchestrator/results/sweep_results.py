@@ -143,8 +143,7 @@ class SweepResults:
             arrow = self._arrow(table)
             if not metrics:
                 return arrow
-            known = curve_tables.declared_metrics(self._chosen(tracker, None), self.sweep.job_object())
-            curve_tables.check_metrics(metrics, known)
+            self._check_metrics(metrics, tracker, "summaries")
             columns = curve_tables.summaries(tracker, table.trial_id, tuple(dict.fromkeys(metrics)))
         for name, column in columns.items():
             arrow = arrow.append_column(f"summary.{name}" if name in arrow.column_names else name, column)
@@ -216,6 +215,13 @@ class SweepResults:
             names = curve_tables.recorded_metrics(tracker, wanted)
         shown = self.sweep.axes if axes else None
         return curve_tables.curve_tables(tracker, wanted, names, axes=shown, trials_a_table=at_once)
+
+    def _check_metrics(self, given: Sequence[str], tracker: Tracker, place: str = "metrics") -> None:
+        """Refuse a name that is none of the declared, else observed, else recorded metrics; any if nothing is known."""
+        trials = self.access.trials(tracker)
+        known = curve_tables.declared_metrics(trials, self.sweep.job_object())
+        known = known or self._observed_metrics(tracker, trials) or curve_tables.recorded_metrics(tracker, trials)
+        curve_tables.check_metrics(given, known, place=place)
 
     def _observed_metrics(self, tracker: Tracker, trials: Sequence[Trial]) -> tuple[str, ...]:
         """The metrics of a function's finished trials: it observes the last value of each. Empty for other jobs."""
@@ -319,8 +325,7 @@ class SweepResults:
             table = self.table(tracker)
             names = list(metrics)
             if names:
-                known = curve_tables.declared_metrics(self._chosen(tracker, None), sweep.job_object())
-                curve_tables.check_metrics(metrics, known)
+                self._check_metrics(metrics, tracker)
             return to_dataset(
                 sweep.axes,
                 table,
