@@ -24,8 +24,10 @@ from orchestrator.phases.draw.png import legend_columns, sheet
 from orchestrator.phases.draw.png_compare import draw_comparison
 from orchestrator.phases.draw.png_lines import draw_curves
 from orchestrator.phases.draw.png_map import draw_map
+from orchestrator.phases.draw.png_steps import draw_step_map
 from orchestrator.phases.interactive import Interactive
 from orchestrator.phases.layout import lay_out
+from orchestrator.phases.steps import read_step_map
 from orchestrator.phases.style import FigureStyle, drawn_as, formula_error
 from orchestrator.phases.table import collect
 from orchestrator.phases.text import on_page, plain
@@ -342,6 +344,39 @@ def test_a_comparison_on_a_page_is_legible(width: str) -> None:
     assert_legible(kept[0])
     panels = [ax for ax in kept[0].axes if ax.images]
     assert len({round(ax.get_position().x0, 2) for ax in panels}) == (1 if width == "single" else 3)
+
+
+@pytest.mark.parametrize("draw", ["map", "step map", "lines", "compare"])
+def test_long_titles_and_labels_of_a_narrow_figure_are_broken_into_lines(draw: str) -> None:
+    long = "final accuracy on the held out distribution of tasks"
+    axes = [axis("heat", 0.1, 1.0, 10.0, scale="log"), axis("load", 0.2, 0.4)]
+    trials = product(axes, replicates=2)
+    rows = [row(t, "solid", melting_step=3.0 + i, final_error=0.1 + 0.01 * i) for i, t in enumerate(trials)]
+    table = collect(trials, by_id(*rows))
+    diagram = phase_diagram("melting", axes, Melt.phases, table, specs(MeltParams))
+    names = dict.fromkeys(("final_error", "melted"), long) | {"load": "fraction of the data used for training $a b$"}
+    panels = ["final_error", "melting_step"] if draw == "map" else []
+    kept: list[Figure] = []
+    with drawn_as(FigureStyle.model_validate({"width": 89, "labels": names, "panels": panels}), diagram.labels):
+        if draw == "map":
+            draw_map(diagram, lay_out(diagram), Melt.headline, kept.append)
+        elif draw == "lines":
+            draw_curves(diagram, lay_out(diagram), ["final_error"], {"melting_heat": 1.0}, kept.append)
+        elif draw == "step map":
+            curve = Curves(step=np.array([1, 10, 100, 1000]), values={"melted": np.array([0.1, 0.4, 0.3, 0.9])})
+            made = read_step_map(diagram, table, ("melted",), lambda ids: ((i, curve) for i in ids), x=0)
+            draw_step_map(made, made.maps[0], kept.append)
+        else:
+            draw_comparison(compare(a_side(-0.1, name=long), a_side(0.1, name=f"{long}, again")), kept.append)
+    (figure,) = kept
+    assert_legible(figure)
+    titles = [
+        text.get_text()
+        for text in figure.findobj(Text)
+        if text.get_text() in {ax.get_title("left") for ax in figure.axes}
+    ]
+    assert any("\n" in title for title in titles)
+    assert draw == "compare" or all("$a b$" in title for title in titles if "fraction" in title), "a formula is whole"
 
 
 def test_a_long_line_below_the_name_is_wrapped_and_short_lines_stay() -> None:

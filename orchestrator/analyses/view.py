@@ -133,7 +133,7 @@ def _draw_panel(ax: Any, figure: Figure, panel: Panel) -> None:
         png.set_round_ticks(ax.xaxis, 7)
     if figure.y_log:
         png.set_round_ticks(ax.yaxis, 7)
-    ax.set_title(png.wrapped(ax, "x", panel.title, 12))
+    ax.set_title(panel.title)
     ax.set_xlabel(figure.x_label)
-    ax.set_ylabel(png.wrapped(ax, "y", figure.y_label, 11.5))
+    ax.set_ylabel(figure.y_label)
     ax.grid(axis="y")

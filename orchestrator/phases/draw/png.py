@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,8 @@ Output = Path | Callable[[Any], None]
 DPI = 160
 _SUMMARY = 10.5
 """Points of the lines below a figure's name."""
+_SHORTEST = 45.0
+"""Points that a line of a title or label may have beside the smallest panel."""
 PAGE_DPI = 300
 PAGE_SCALE = 8 / 11
 """Size of text on a page, of that on a screen."""
@@ -84,6 +85,8 @@ def figure(path: Output, name: str, summary: str, size: tuple[float, float]) -> 
         else:
             _head(fig, name, summary, size)
         yield fig
+        if width is not None:
+            _break_texts(fig)
         if isinstance(path, Path):
             # Without dates, so that equal figures are equal files.
             undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -104,26 +107,53 @@ def _head(fig: Any, name: str, summary: str, size: tuple[float, float]) -> None:
     fig.text(0.012, 1 - 0.46 / size[1], summary, fontsize=_SUMMARY, color=SOFT, va="top")
 
 
-def _lines(line: str, most: float) -> list[str]:
-    """A line of the summary as lines of at most so many points, where words allow it."""
+def _lines(line: str, most: float, size: float = _SUMMARY) -> list[str]:
+    """A line of text as lines of at most so many points, where words allow it; formulas are not broken."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
     font = FontProperties("DejaVu Sans")  # matplotlib's own
 
     def fits(text: str) -> bool:
-        return not text.strip() or bool(TextPath((0, 0), text, size=_SUMMARY, prop=font).get_extents().width <= most)
+        return not text.strip() or bool(TextPath((0, 0), text, size=size, prop=font).get_extents().width <= most)
 
     if fits(line):
         return [line]
     parts: list[str] = []
-    for word in line.split(" "):
+    for word in re.sub(r"\$[^$]+\$", lambda formula: formula[0].replace(" ", "\0"), line).split(" "):
+        word = word.replace("\0", " ")
         longer = f"{parts[-1]} {word}" if parts else word
         if parts and fits(longer):
             parts[-1] = longer
         else:
             parts.append(word)
     return parts
+
+
+def _break_texts(fig: Any) -> None:
+    """Break titles and labels that are longer than their side of a panel; the figure gets taller by their lines."""
+    from matplotlib.text import Text
+
+    whole: dict[Any, str] = {}
+    for times in (1.15, 0.95, 0.95):  # at first there is no layout, and breaking changes it
+        added: dict[tuple[int, bool], float] = {}  # points, by row of panels and by place: above or below it
+        for ax in [panel for outer in fig.axes for panel in (outer, *outer.child_axes)]:
+            box, spec = ax.get_window_extent(), ax.get_subplotspec()
+            row = 0 if spec is None else spec.get_topmost_subplotspec().rowspan.start
+            title = ax.get_title("left")
+            titles = [one for one in ax.get_children() if isinstance(one, Text) and one.get_text() == title]
+            for text in (*titles, ax.xaxis.label, ax.yaxis.label):
+                upright = text is ax.yaxis.label
+                most = max((box.height if upright else box.width) * times * 72 / fig.dpi, _SHORTEST)
+                before, size = text.get_text().count("\n"), text.get_fontsize()
+                lines = whole.setdefault(text, text.get_text()).split("\n")
+                text.set_text("\n".join(part for line in lines for part in _lines(line, most, size)))
+                if not upright:
+                    place, more = (row, text is ax.xaxis.label), 1.2 * size * (text.get_text().count("\n") - before)
+                    added[place] = max(added.get(place, more), more)
+        width, height = fig.get_size_inches()
+        fig.set_size_inches(width, height + sum(added.values()) / 72)
+        fig.draw_without_rendering()
 
 
 def points(size: Any) -> Any:
@@ -174,15 +204,6 @@ def most_across() -> int:
     """The most panels side by side: any on a screen, on a page as many as are wide enough to be read."""
     width = look().style.width_inches
     return 100 if width is None else max(1, int(width / NARROWEST_PANEL))
-
-
-def wrapped(ax: Any, which: str, text: str, size: float) -> str:
-    """Text along a side of a panel, on a page in as many lines as it needs; formulas are not broken."""
-    if not on_page():
-        return text
-    whole = re.sub(r"\$[^$]+\$", lambda formula: formula[0].replace(" ", "\0"), text)
-    most = max(8, int(_room(ax, which) * 72 / (0.6 * points(size))))
-    return textwrap.fill(whole, most, break_long_words=False).replace("\0", " ")
 
 
 def titles_across(titles: Sequence[str]) -> int:

@@ -47,7 +47,8 @@ def draw_curves(
     groups = alike(chosen or headline(wanted, diagram.observations)[:4])
     several = len(layout.lines) > 1
     panels = [(p, groups[0]) for p in layout.lines] if several else [(layout.lines[0], group) for group in groups[:3]]
-    columns = min(len(panels), 3, png.most_across())
+    texts = [text for panel, names in panels for text in (panel.called, shared_words(names))]
+    columns = min(len(panels), 3, png.most_across(), png.titles_across(texts))
     rows = -(-len(panels) // columns)
     marked = {panel.title: markers(metrics, diagram.axes[layout.x or 0], panel) for panel, _ in panels}
     drawn = [name for _, names in panels for name in names]

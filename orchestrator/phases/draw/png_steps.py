@@ -53,7 +53,7 @@ def _draw_slice(ax: Any, step_map: StepMap, of: MetricMap, one: StepSlice, norm:
     across, up = step_map.axis, step_map.step_axis
     png.set_axis(ax, "x", across, 7)
     png.set_axis(ax, "y", up, 8)
-    ax.set_title(png.wrapped(ax, "x", one.panel.called, 12))
+    ax.set_title(one.panel.called)
     edges_x, index_x = across.edges()
     edges_y, index_y = up.edges()
     # The last row and column, of index -1, are the gaps beside separate values.

@@ -21,7 +21,7 @@ from orchestrator.phases.draw.panels import (
 )
 from orchestrator.phases.map.box import BoxAxis
 from orchestrator.phases.map.progress_curve import ProgressCurve
-from orchestrator.phases.map.surface_map import FittedMap, Plane
+from orchestrator.phases.map.surface_map import FittedMap
 from orchestrator.phases.text import INK, SOFT, label_colour, named, number, percent, plural, rgb
 from orchestrator.phases.theory.overlay import COLOURS, DASH
 from orchestrator.phases.theory.plane import plane_caption
@@ -123,12 +123,7 @@ def draw_map_panel(ax: Any, panel: MapPanel) -> None:
     if panel.theory is not None:
         png.draw_predicted(ax, panel.theory.lines, 2.1)
     draw_trials(ax, panel)
-    ax.set_title(_titled(ax, panel.plane))
-
-
-def _titled(ax: Any, panel: Plane | RidgePanel) -> str:
-    """The title of a slice: where it is and, below, which trials it shows."""
-    return "\n".join(png.wrapped(ax, "x", text, 12) for text in (panel.called, panel.shown) if text)
+    ax.set_title("\n".join(filter(None, (panel.plane.called, panel.plane.shown))))
 
 
 def draw_fields(ax: Any, panel: MapPanel) -> None:
@@ -216,7 +211,7 @@ def draw_ridge(ax: Any, panel: RidgePanel, metric: str) -> None:
     dots = {"cmap": "viridis", "norm": drawn.norm, "edgecolors": INK, "linewidths": 0.5, "clip_on": False, "zorder": 3}
     ax.scatter(*panel.trials.T, s=float(np.clip(5200 / max(len(value), 1), 3, 18)), c=value, **dots)
     frame(ax, panel.x, panel.y)
-    ax.set_title(_titled(ax, panel))
+    ax.set_title("\n".join(filter(None, (panel.called, panel.shown))))
     bar = ax.figure.colorbar(drawn, ax=ax, pad=0.02, fraction=0.05)
     bar.outline.set_visible(False)
     png.set_round_ticks(bar.ax.yaxis, 6)
