@@ -56,6 +56,7 @@ from tests.gallery import (
     random_labels,
     scaling,
     strings,
+    summary,
     verifier,
     white_box,
 )
@@ -191,6 +192,9 @@ def mislabelled(table: Any, keys: Sequence[str]) -> Any:
 def test_a_row_is_as_reported(row: Row, results: Callable[[Row], list[Any]]) -> None:
     findings = list(row.check(results(row)))
     assert findings and row.off(findings) == []
+    assert all(part for _, part in summary.claims(row, findings))
+    assert summary.of_row(row, findings) == {int(number): said for number, *_, said, _, _ in table(SUMMARY)}[row.number]
+    assert all(note for note in (row.notes or (lambda _: ()))(results(row)))
 
 
 @pytest.mark.parametrize("change", [seedless, mislabelled])
@@ -647,7 +651,12 @@ def test_the_program_prints_the_table_and_what_is_off(
     monkeypatch.setattr(program, "ROWS", (row,))
     assert program.main(["--folder", str(tmp_path)]) == code
     said = capsys.readouterr().out
-    assert word in said and "n = 400" in said and "99. some law (nobody)" in said
+    assert (
+        word in said
+        and "n = 400" in said
+        and said.split("\n\n")[1].startswith("row ")
+        and "99. some law (nobody)" in said
+    )
     assert (tmp_path / "some_law.png").stat().st_size > 5_000
     assert program.main(["-k", "no such name"]) == 2
     assert "some law" in capsys.readouterr().err

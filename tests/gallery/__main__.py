@@ -16,6 +16,7 @@ import phasefront
 from tests.gallery.catalogue import ROWS
 from tests.gallery.processor import ProcessorTime
 from tests.gallery.row import Finding, Point, Row
+from tests.gallery.summary import table
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -86,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no row is called {options.k!r}; there are: {', '.join(r.name for r in ROWS)}", file=sys.stderr)
         return 2
     off: list[str] = []
+    checked: list[tuple[Row, list[Finding]]] = []
     with tempfile.TemporaryDirectory() as scratch, ProcessorTime() as processor:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
             results = results_of(row, folder, inline=options.inline)
             findings = list(row.check(results))
             print("\n".join(map(line, findings)), flush=True)
+            for note in row.notes(results) if row.notes else ():
+                print(f"  {note}", flush=True)
+            checked.append((row, findings))
             if any(finding.series for finding in findings):
                 draw(findings, row.axes, row.scale, folder / f"{row.name.replace(' ', '_')}.png")
             for name, picture in (row.pictures or {}).items():
@@ -101,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
             off += [f"row {row.number}, {f.what}: {f.verdict} (found {f.found:.4g})" for f in row.off(findings)]
     print(f"{len(rows)} rows, {processor.seconds() / 60:.1f} minutes of processor time: ", end="")
     print("every verdict is the reported one" if not off else "NOT AS REPORTED:\n" + "\n".join(off))
+    print("\n" + "\n".join(table(checked)))
     return 1 if off else 0
 
 

@@ -55,6 +55,15 @@ def compared(trials: Any, target: str, teacher: int, place: int) -> Any:
     return of[(of.learning_rate == losses.idxmin()) & (of.replicate >= CHOOSING)].sort_values("replicate")
 
 
+def notes(results: Sequence[Any]) -> Iterator[str]:
+    """The chosen rates."""
+    trials = results[1].trials()
+    for (target, teacher), of in trials.groupby(["target", "teacher_layers"]):
+        for place, layers in enumerate(sorted(of.layers.unique())):
+            rate = compared(trials, target, teacher, place).learning_rate.iloc[0]
+            yield f"{target}, teacher of {teacher}, {layers} layers: chosen learning rate {rate:g}"
+
+
 def ratio(trials: Any, target: str, teacher: int, more: int, less: int) -> tuple[str, float, float, float]:
     """What is compared, the geometric mean of the paired ratios of the losses, and its interval."""
     deep, wide = (compared(trials, target, teacher, place) for place in (more, less))
@@ -69,6 +78,7 @@ ROW = Row(
     source="Telgarsky 2016; Eldan, Shamir 2016; Vardi et al. 2022",
     sweeps=("telgarsky2016/pieces_small.yaml", "telgarsky2016/depth_width_small.yaml"),
     check=check,
+    notes=notes,
     axes=("layers", "linear pieces"),
     absent={"tent: loss of 6 layers / of 1": UNDECIDED},
 )

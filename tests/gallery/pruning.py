@@ -65,9 +65,22 @@ def compared(of: Any) -> Any:
     if of.empty:
         return np.full(1, np.nan)
     of = of.sort_values("replicate")
+    return 1 - of[(of.learning_rate == chosen(of)) & (of.replicate >= CHOOSING)].final_test_accuracy.to_numpy()
+
+
+def chosen(of: Any) -> float:
+    """The learning rate."""
     choosing = of[of.replicate < CHOOSING]
-    rate = choosing.groupby("learning_rate").final_test_accuracy.mean().idxmax()
-    return 1 - of[(of.learning_rate == rate) & (of.replicate >= CHOOSING)].final_test_accuracy.to_numpy()
+    return float(choosing.groupby("learning_rate").final_test_accuracy.mean().idxmax())
+
+
+def notes(results: Sequence[Any]) -> Iterator[str]:
+    """The chosen rates."""
+    trials, distilled = (sweep.trials() for sweep in results)
+    for (final, width), of in trials.groupby(["final", "width"]):
+        yield f"width {width}, {final or 'all'} parameters left: chosen learning rate {chosen(of):g}"
+    for width, of in distilled.assign(final_test_accuracy=1 - distilled.final_test_error).groupby("teacher_width"):
+        yield f"teacher of width {width or 'none'}: chosen learning rate {chosen(of):g}"
 
 
 ROW = Row(
@@ -76,6 +89,7 @@ ROW = Row(
     source="Li et al. 2020; Hinton et al. 2015",
     sweeps=("li2020/train_then_compress_small.yaml", "hinton2015/distillation_small.yaml"),
     check=check,
+    notes=notes,
     axes=("width", "test error / that of width 20"),
     scale="linear",
     absent={

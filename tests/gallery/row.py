@@ -78,6 +78,8 @@ class Row:
     """Below this, a finding is off whatever its verdict, by its name: of those that hold for every trial or not."""
     pictures: Mapping[str, Picture] | None = None
     """Further pictures, by the name of their file."""
+    notes: Callable[[Sequence[Any]], Iterable[str]] | None = None
+    """Further lines that are printed, from the results of the row's sweeps."""
 
     def off(self, findings: Sequence[Finding]) -> list[Finding]:
         """The findings whose verdict is not the reported one, nor the second one that is as good, or that hold for too

@@ -42,6 +42,18 @@ def check(results: Sequence[Any]) -> Iterator[Finding]:
     yield within("test accuracy less that of the ViT", *difference, -0.05, 0.05, n=len(crate))
 
 
+def notes(results: Sequence[Any]) -> Iterator[str]:
+    """The chosen rates, and what is measured in each layer, trained and not, with 95% intervals."""
+    trials = results[0].trials()
+    for network in ("crate", "vit"):
+        yield f"{network}: chosen learning rate {chosen(trials, trials, network).learning_rate.iloc[0]:g}"
+    layers = chosen(trials, results[0].curves([f"{name}_{k}" for name in FALLS for k in LAYERS], axes=True), "crate")
+    for name, words in FALLS.items():
+        for when, place in (("trained", TRAINED), ("untrained", UNTRAINED)):
+            cells = ("{:.3g} [{:.3g}, {:.3g}]".format(*mean_interval(of)) for of in by_layer(layers, name, place).T)
+            yield f"{f'{words}, {when}, layers 1 to {len(LAYERS)}:':<40} {' | '.join(cells)}"
+
+
 def parameters(network: str, width: int) -> int:
     """Of patches of 4 pixels, 16 positions, a norm and ten classes, and of the layers."""
     layer = 3 * width**2 + 5 * width if network == "crate" else 12 * width**2 + 13 * width
@@ -73,6 +85,7 @@ ROW = Row(
     source="Yu et al. 2023",
     sweeps=("yu2023/white_box_small.yaml",),
     check=check,
+    notes=notes,
     axes=("layer", "ratio to the layer before"),
     scale="linear",
     absent={
