@@ -19,15 +19,23 @@ fixed: {modulus: 7, steps: 60, width: 16}
 resources: {workers: 2}
 """
 # Every mount becomes read-only, except for those of the kernel and what the manifests mount: /tmp, /dev/shm, and /mnt
-# for /shared. Then all privileges are given up; the user stays the one who may read this checkout.
+# for /shared. A checkout below /tmp is mounted there again. Then all privileges are given up; the user stays the one
+# who may read this checkout.
 POD = """\
 set -e
+exec 9< "$ROOT"
 mount --bind / /
 findmnt --noheadings --list --output TARGET | while read -r target; do
     case "$target" in /proc* | /sys* | /dev*) ;; *) mount -o remount,bind,ro "$target" || exit ;; esac
 done
 mount -t tmpfs -o mode=1777 tmpfs /mnt
 mount -t tmpfs -o mode=1777 tmpfs /tmp
+if [ ! -e "$ROOT" ]; then
+    mkdir -p "$ROOT"
+    mount --no-canonicalize --bind /proc/self/fd/9 "$ROOT"
+    mount -o remount,bind,ro "$ROOT"
+fi
+exec 9<&-
 echo "$SWEEP" > /tmp/sweep.yaml
 exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all "$@"
 """
@@ -48,7 +56,7 @@ def test_a_pod_of_the_manifests_can_run_a_sweep() -> None:
     unshare = needs.program("unshare", "util-linux")
     mark = uuid.uuid4().hex
     environ = environment({MARK: mark, "SWEEP": SWEEP, "HOME": "/nonexistent", "RAY_USAGE_STATS_ENABLED": "0"})
-    environ |= {"XDG_CACHE_HOME": "/tmp/cache", "MPLCONFIGDIR": "/tmp/matplotlib", "PYTHONPATH": str(ROOT)}
+    environ |= {"ROOT": str(ROOT), "XDG_CACHE_HOME": "/tmp/cache", "MPLCONFIGDIR": "/tmp/matplotlib", "PYTHONPATH": str(ROOT)}
     environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
     inside = ["bash", "-c", POD, "pod", "bash", "-c", AS_USER, "user", str(ROOT)]
     command = [unshare, "--mount", "--propagation", "private", *inside]
