@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -25,11 +26,26 @@ START_S = 90
 MLFLOW_SERVER = (sys.executable, "-m", "mlflow", "server")
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that are not in use now.
+
+    They are above those of Ray's workers, and below those that Linux gives to whoever asks for any port: another
+    program could get one of these before the server that is to listen there has started.
+    """
+    with contextlib.ExitStack() as held:
+        ports: list[int] = []
+        for port in random.SystemRandom().sample(range(20_000, 32_768), 1_000):
+            with contextlib.suppress(OSError):
+                held.enter_context(socket.create_server(("", port)))
+                ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise RuntimeError("no free port")
+
+
 def free_port() -> int:
-    """A port of 127.0.0.1 that is not in use now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One of `free_ports`."""
+    return free_ports(1)[0]
 
 
 class PostgresServer:

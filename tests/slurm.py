@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import needs
 from driving import PATIENCE_S, wait_for
+from servers import free_ports
 
 CONFIGURATION = """\
 ClusterName=tests
@@ -159,14 +159,6 @@ def _name(pid: int) -> str:
     return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
 
 
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(server.getsockname()[1]) for server in held]
-    for server in held:
-        server.close()
-    return ports
-
-
 @contextlib.contextmanager
 def slurm(environ: Mapping[str, str], *, nodes: int = 2) -> Iterator[Slurm]:
     """Start it, and stop it at the end with everything that ran in it."""
@@ -179,7 +171,7 @@ def slurm(environ: Mapping[str, str], *, nodes: int = 2) -> Iterator[Slurm]:
         needs.program(program, package)
     folder = Path(tempfile.mkdtemp(prefix="pf-slurm-", dir="/tmp"))
     folder.chmod(0o755)  # munged refuses a socket that others cannot reach
-    controller, *ports = _free_ports(nodes + 1)
+    controller, *ports = free_ports(nodes + 1)
     lines = [
         f"NodeName=n{number} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=2000"
         for number, port in enumerate(ports, start=1)

@@ -26,6 +26,7 @@ from ray._raylet import GcsClientOptions
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from tests.driving import MARK, driver, environment, marked, record, trials, wait_for
+from tests.servers import free_port
 from tests.test_e2e_infrastructure import write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -53,8 +54,7 @@ class Autoscaled:
     """A head without CPUs, whose autoscaler adds nodes with one CPU, and nodes that have a licence too."""
 
     def __init__(self, folder: Path, mark: str, started: list[subprocess.Popen[bytes]]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self.address = f"127.0.0.1:{port}"
         self.log = folder / "head.log"
         types = {

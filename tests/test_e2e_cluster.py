@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import needs
 import pytest
 from driving import MARK, driver, environment, marked, parents, record, run, trials, wait_for
 from faults.proxy import Proxy
-from servers import mlflow_server
+from servers import free_ports, mlflow_server
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -33,14 +32,6 @@ fixed: {modulus: 7, steps: 60, width: 16}
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in held]
-    for server in held:
-        server.close()
-    return ports
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,12 @@ def test_a_pod_of_the_manifests_can_run_a_sweep() -> None:
     unshare = needs.program("unshare", "util-linux")
     mark = uuid.uuid4().hex
     environ = environment({MARK: mark, "SWEEP": SWEEP, "HOME": "/nonexistent", "RAY_USAGE_STATS_ENABLED": "0"})
-    environ |= {"ROOT": str(ROOT), "XDG_CACHE_HOME": "/tmp/cache", "MPLCONFIGDIR": "/tmp/matplotlib", "PYTHONPATH": str(ROOT)}
+    environ |= {
+        "ROOT": str(ROOT),
+        "XDG_CACHE_HOME": "/tmp/cache",
+        "MPLCONFIGDIR": "/tmp/matplotlib",
+        "PYTHONPATH": str(ROOT),
+    }
     environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
     inside = ["bash", "-c", POD, "pod", "bash", "-c", AS_USER, "user", str(ROOT)]
     command = [unshare, "--mount", "--propagation", "private", *inside]
