@@ -111,6 +111,27 @@ class Elsewhere(MemoryTracker):
             yield replace(row, run_id=f"other {row.run_id}")
 
 
+class Created(MemoryTracker):
+    """A record whose run ids are those of others; `sweep_start_ms` is 0 as where no record is stated."""
+
+    sweep_start_ms = 0
+
+
+def test_records_with_equal_run_ids_are_told_apart_by_when_the_sweep_began_there(tmp_path: Path) -> None:
+    sweep = loaded(tmp_path, GRID)
+    trials = sweep.trials()
+    tracker = Created()
+    recorded(sweep, trials, tracker=tracker)
+    nothing_new = Summary(skipped=len(trials))
+    for start, moves in ((0, False), (5, False), (5, False), (7, True), (7, False), (5, True)):
+        tracker.sweep_start_ms = start
+        if sweep.output.exists():
+            assert is_published(sweep, nothing_new, tracker, "parent") is not moves
+        said = [line for line in publish_record(sweep, trials, tracker).warnings if "were moved to" in line]
+        assert ["another record" in line for line in said] == [True] * moves
+        keep_summary(sweep, Summary(done=len(trials)), tracker, "parent")
+
+
 def test_results_of_another_record_or_a_changed_sweep_are_kept_in_a_folder_of_their_own(tmp_path: Path) -> None:
     sweep = loaded(tmp_path, GRID)
     trials = sweep.trials()
@@ -213,7 +234,7 @@ def test_the_map_of_another_sweep_is_kept_and_gives_one_warning(tmp_path: Path) 
         if sweep is one:
             keep_summary(sweep, summary, tracker, "parent")
         nothing_new = Summary(skipped=24)
-        assert is_published(one, nothing_new, "parent") is (sweep is one)
+        assert is_published(one, nothing_new, tracker, "parent") is (sweep is one)
     assert [len(each) for each in said] == [0, 1, 0]
     assert one.id[:12] in said[1][0]
     moved = Path(said[1][0].rpartition("they were moved to ")[2])

@@ -401,6 +401,16 @@ def test_a_statement_count_of_a_retry_does_not_grow_with_the_trials(tracker):
     assert statements([trial(n) for n in range(100, 300)]) == statements([trial(n) for n in range(2)])
 
 
+def test_databases_with_equal_run_ids_differ_in_when_the_sweep_was_created(tmp_path):
+    runs = []
+    for name in ("one", "two"):
+        tracker = open_tracker(f"sqlite:///{empty_sqlite(tmp_path / f'{name}.db')}", experiment="tests")
+        runs.append((tracker.open_sweep(SWEEP), tracker.sweep_start_ms))
+        tracker.close()
+    (one, start), (two, later) = runs
+    assert one == two and 0 < start < later
+
+
 def test_a_second_process_is_refused_until_the_first_has_died(uri):
     one = trial()
     with another_driver(uri, "tests") as process:

@@ -294,6 +294,14 @@ class TrackerContract(ABC):
         assert tracker.find_sweep(OTHER.sweep_id) is None and tracker.trials_of(OTHER.sweep_id) == []
         tracker.close()
 
+    def test_a_sweep_that_is_opened_again_began_when_it_was_first_opened(self):
+        tracker = self.open()
+        tracker.open_sweep(SWEEP)
+        start = tracker.sweep_start_ms
+        tracker = self.reopened(tracker, sweep=SWEEP)
+        assert tracker.sweep_start_ms == start
+        tracker.close()
+
     def test_a_second_driver_of_an_experiment_is_refused_and_readers_are_not(self, tracker):
         one = trial()
         tracker.begin([one])

@@ -82,7 +82,7 @@ def analyse(arguments: argparse.Namespace) -> int:
         tracker.complete(trials)
         count = relabelled(sweep, trials, tracker)
         rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
-        moved = keep_earlier(sweep, {row.run_id for row in rows.values()})
+        moved = keep_earlier(sweep, {row.run_id for row in rows.values()}, tracker.sweep_start_ms)
         table = collect(trials, rows, sweep.job_object())
         with writing(also):
             done = analysed(sweep, trials, table, tracker, arguments.figures, also, arguments.width)

@@ -15,14 +15,15 @@ _FURTHER = ("analysis.json", "analysis.txt", "analysis_*", "run.json", "columns.
 """What else phasefront writes into an output folder."""
 
 
-def keep_earlier(sweep: Sweep, runs: Collection[str]) -> str | None:
-    """Move results of another sweep, or of another record (without `runs`), out of the output folder; a warning.
+def keep_earlier(sweep: Sweep, runs: Collection[str], start_ms: int) -> str | None:
+    """Move results of another sweep, or of another record, out of the output folder; a warning.
 
+    Another record is one without `runs`, or one in which the run of the sweep was not created at `start_ms`.
     Only files that phasefront writes are moved, into a folder beside it that is named after their date.
     """
     from orchestrator.phases.publish import MAP_FILES
 
-    what = held_by_another(sweep, runs)
+    what = held_by_another(sweep, runs, start_ms)
     if what is None:
         return None
     made = datetime.fromtimestamp((sweep.output / "trials.parquet").stat().st_mtime)
@@ -37,8 +38,8 @@ def keep_earlier(sweep: Sweep, runs: Collection[str]) -> str | None:
     return f"{sweep.output} held the results of {what}; they were moved to {folder}"
 
 
-def held_by_another(sweep: Sweep, runs: Collection[str] = ()) -> str | None:
-    """Whose map the output folder holds: another sweep's, or that of another record (without `runs`); None: its own."""
+def held_by_another(sweep: Sweep, runs: Collection[str], start_ms: int) -> str | None:
+    """Whose map the output folder holds: another sweep's, or another record's (see `keep_earlier`); None: its own."""
     from orchestrator.phases.table import read_note, read_table
 
     file = sweep.output / "trials.parquet"
@@ -53,4 +54,6 @@ def held_by_another(sweep: Sweep, runs: Collection[str] = ()) -> str | None:
         return f"another sweep, {note.name} ({note.sweep_id[:12]})"
     if drawn and drawn.isdisjoint(runs):
         return "this sweep from another record (its trials are other runs)"
+    if 0 not in (note.sweep_start_ms, start_ms) and note.sweep_start_ms != start_ms:
+        return "this sweep from another record (its run was created there at another time)"
     return None

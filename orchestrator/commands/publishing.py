@@ -66,7 +66,7 @@ def publish_record(
 
     rows = {row.trial_id: row for row in tracker.rows([trial.id for trial in trials], settings=False)}
     drawing = drawing_of(sweep, history) if classifier or sweep.is_search else None
-    moved = keep_earlier(sweep, {row.run_id for row in rows.values()})
+    moved = keep_earlier(sweep, {row.run_id for row in rows.values()}, tracker.sweep_start_ms)
     published = publish(
         sweep,
         trials,
@@ -75,6 +75,7 @@ def publish_record(
         drawing=drawing,
         curves=tracker.curves,
         sweep_id=sweep.id,
+        sweep_start_ms=tracker.sweep_start_ms,
         figures=figures,
         style=sweep.figure,
         also=also,
@@ -188,7 +189,7 @@ def keep_summary(sweep: Sweep, summary: Summary, tracker: Tracker, parent: str) 
     tracker.attach({path.name: path})
 
 
-def is_published(sweep: Sweep, summary: Summary, parent: str, figures: Sequence[str] = ()) -> bool:
+def is_published(sweep: Sweep, summary: Summary, tracker: Tracker, parent: str, figures: Sequence[str] = ()) -> bool:
     """Whether this run changed nothing, and an earlier run has drawn the sweep as it is recorded, in these formats."""
     if summary.done or summary.failed or summary.relabelled:
         return False
@@ -196,7 +197,7 @@ def is_published(sweep: Sweep, summary: Summary, parent: str, figures: Sequence[
         last = json.loads((sweep.output / SUMMARY).read_text())
         drawn = all((sweep.output / name).exists() for name in ("phase_diagram.png", "trials.parquet"))
         drawn = drawn and all((sweep.output / f"phase_diagram.{kind}").exists() for kind in figures)
-        drawn = drawn and held_by_another(sweep) is None
+        drawn = drawn and held_by_another(sweep, (), tracker.sweep_start_ms) is None
         whole = last["done"] + last["skipped"] == summary.skipped and not last["failed"]
         same = last["parent"] == parent and last["thresholds"] == sweep.thresholds_fingerprint()
         same = same and last.get("analyses", "") == _named_analyses(sweep) and last.get("figure", "") == _style(sweep)

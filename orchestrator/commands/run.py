@@ -238,7 +238,7 @@ def _run(arguments: argparse.Namespace, sweep: Sweep, stopper: Stopper, began: f
             if summary.skipped:
                 tracker.complete(known_trials(sweep, tracker))
             metrics = counts_of(sweep, summary) if arguments.no_map else {}
-            if is_published(sweep, summary, parent, arguments.figures):
+            if is_published(sweep, summary, tracker, parent, arguments.figures):
                 print(f"nothing to do: all {summary.skipped} trials are recorded, and drawn in {sweep.output}")
             elif not arguments.no_map and (summary.done or summary.skipped):
                 # It loads what draws: a third of a second that the trials need not wait for.

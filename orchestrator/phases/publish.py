@@ -78,6 +78,7 @@ def publish(
     drawing: Drawing | None = None,
     curves: ReadCurves | None = None,
     sweep_id: str = "",
+    sweep_start_ms: int = 0,
     figures: Sequence[str] = (),
     style: FigureStyle | None = None,
     also: Path | None = None,
@@ -98,6 +99,7 @@ def publish(
         drawing: how the map is fitted; None draws the settings as they are.
         curves: reads recorded curves, to compare with those that the job's theory predicts; None leaves them out.
         sweep_id: recorded in the table, to tell whose map the folder holds.
+        sweep_start_ms: recorded there too, to tell in which record the sweep is.
         figures: formats in which every PNG is written too: "svg", "pdf"; those that are there are drawn again anyway.
         style: how the figures look.
         also: where the phase diagram is written too, for a page; the suffix is its format: png, svg, pdf or html.
@@ -136,7 +138,7 @@ def publish(
     metrics |= fitted.metrics | theory.metrics
     without_bounds = [f"steps: {line}" for line in without_bounds_lines(int(table.bounds_from_schedule.sum()))]
     search, name = drawing is not None and drawing.search, trials[0].job if trials else ""
-    note = note_of(sweep, search=search, job=name, sweep_id=sweep_id)
+    note = note_of(sweep, search=search, job=name, sweep_id=sweep_id, sweep_start_ms=sweep_start_ms)
     # Its time tells which figures on request are of an earlier state of the record.
     trials_file = folder / "trials.parquet"
     files[trials_file.name] = replaced(trials_file, lambda path: write_table(table, path, note), keep_equal=True)

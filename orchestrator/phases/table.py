@@ -212,12 +212,14 @@ class TableNote:
     """"" if unknown."""
     seed: int | None = None
     """The sweep's `seed`: with it, equal replicates are equal seeds. None if unknown."""
+    sweep_start_ms: int = 0
+    """When the sweep's run was created in the record: another in another record. 0 if unknown."""
 
 
 _AXIS_KEYS = ("name", "scale", "values", "when", "group")
 
 
-def note_of(sweep: SweepView, *, search: bool, job: str = "", sweep_id: str = "") -> TableNote:
+def note_of(sweep: SweepView, *, search: bool, job: str = "", sweep_id: str = "", sweep_start_ms: int = 0) -> TableNote:
     """What a table records about a sweep."""
     axes = (
         axis if axis.scale == "values" else replace(axis, values=(min(axis.values), max(axis.values)))
@@ -232,6 +234,7 @@ def note_of(sweep: SweepView, *, search: bool, job: str = "", sweep_id: str = ""
         thresholds=as_dict(sweep.thresholds()),
         sweep_id=sweep_id,
         seed=getattr(sweep, "seed", None),
+        sweep_start_ms=sweep_start_ms,
     )
 
 

@@ -96,6 +96,11 @@ class Tracker(ABC):
         """MLflow's id of the experiment; None if it does not exist yet, or if MLflow cannot open the record."""
         return None
 
+    @property
+    def sweep_start_ms(self) -> int:
+        """When the parent run of `open_sweep` was created; 0 if unknown. Two records may have equal run ids."""
+        return 0
+
     @abstractmethod
     def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
         """Find or create the parent run of a sweep, for all further writes; return its run id.

@@ -77,6 +77,10 @@ class DatabaseTracker(RecordTracker):
         table = self._database.existing()
         return None if table is None else str(table.experiment_id)
 
+    @property
+    def sweep_start_ms(self) -> int:
+        return self._parent.start_time
+
     def _open_parent(self, sweep: SweepRecord, running: bool) -> str:
         """What is missing is created by MLflow's own code."""
         table = self._database.create()

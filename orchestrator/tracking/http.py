@@ -59,6 +59,10 @@ class HttpTracker(RecordTracker):
         """At most one request."""
         return self._find_experiment()
 
+    @property
+    def sweep_start_ms(self) -> int:
+        return self._parent.start_time
+
     def _open_parent(self, sweep: SweepRecord, running: bool) -> str:
         """The experiment is created if it does not exist."""
         experiment = self._find_experiment() or self._create_experiment()

@@ -358,6 +358,10 @@ class ResilientTracker(Tracker):
     def experiment_id(self) -> str | None:
         return self._now(lambda: self._inner.experiment_id)
 
+    @property
+    def sweep_start_ms(self) -> int:
+        return self._inner.sweep_start_ms
+
     def open_sweep(self, sweep: SweepRecord, *, running: bool = True) -> str:
         self._inner.say = self._say
         parent = self._now(lambda: self._inner.open_sweep(sweep, running=running))
