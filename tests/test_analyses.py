@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def test_a_peak_along_an_axis_has_place_height_and_minima_with_intervals() -> No
     assert height.value == pytest.approx(0.6, abs=0.01) and first.value == pytest.approx(0.46, abs=0.01)
     assert height.low < height.value < height.high
     assert result.metrics()["analysis/peak_final_test_error_width/place"] == 64
+    assert result.figure is not None
+    assert [panel.title for panel in result.figure.panels] == ["peak at 64 [32, 128] (p < 0.005, n = 8)"]
 
 
 def test_noise_above_the_former_fixed_prominence_is_no_peak() -> None:
@@ -66,6 +69,9 @@ def test_noise_above_the_former_fixed_prominence_is_no_peak() -> None:
     assert max(inside) > 0.01
     result = peak_along_width().compute(source(rows, WIDTHS))
     assert result.rows[0]["peak"] == "none" and result.rows[0]["place"] is None
+    assert {"ratio", "threshold"} <= set(result.main)
+    (rule,) = (note for note in result.notes if "98% quantile" in note)
+    assert "ratio exceeds the threshold" in rule and "at least 3" in rule
     assert not any("place" in name for name in result.metrics())
 
 
@@ -75,7 +81,11 @@ def test_each_setting_of_the_other_axes_is_tested_on_its_own() -> None:
     result = peak_along_width().compute(source(rows, WIDTHS, axis("label_noise", 0.0, 0.15)))
     assert result.setting == ("label_noise",)
     assert {found["label_noise"]: found["peak"] for found in result.rows} == {0.0: "none", 0.15: "yes"}
-    assert "2 settings were tested" in result.notes[0]
+    assert "2 settings were tested" in " ".join(result.notes)
+    assert result.figure is not None
+    first, second = (panel.title.splitlines() for panel in result.figure.panels)
+    assert "label noise" in first[0] and re.fullmatch(r"no peak found \(p = 0\.\d+, n = 8\)", first[1])
+    assert second[1].startswith("peak at 64 [32, 128] (p < 0.005")
 
 
 def test_axes_that_are_zipped_to_it_do_not_divide_a_curve() -> None:

@@ -93,6 +93,7 @@ def test_a_step_map_has_the_peaks_along_the_axis_and_along_the_steps(tmp_path: P
     assert isinstance(place, Estimate) and place.value == 32 and place.level == 0.8
     assert [each["at"] for each in epoch_wise] == list(widths)
     assert sum(each["peak"] == "yes" for each in epoch_wise) <= 1, "of six curves without a peak, 2% each"
+    assert {"ratio", "threshold"} <= set(result.main) and any("98% quantile" in note for note in result.notes)
     assert result.picture is not None
     result.picture("sweep", tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 1000

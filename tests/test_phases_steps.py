@@ -20,6 +20,7 @@ from orchestrator.cli import main
 from orchestrator.phases import steps as module
 from orchestrator.phases.diagram import PhaseDiagram, phase_diagram
 from orchestrator.phases.publish_steps import publish_steps, step_axis_of
+from orchestrator.phases.step_text import outcome
 from orchestrator.phases.steps import NoSuchMetric, StepMap, read_step_map
 from orchestrator.phases.table import TrialTable, collect
 from orchestrator.trial import Trial
@@ -96,6 +97,8 @@ def test_peaks_are_found_where_they_are_and_nowhere_else(along_width: bool, alon
     assert (last.peak is not None) == along_width
     if last.peak is not None:
         assert last.peak.x.value == 32 and last.replicates == 8
+    else:
+        assert re.match(r"none, as falls of \S+ standard errors do not exceed \S+ \(p = ", outcome(last, "width"))
     assert set(one.along_steps) == set(range(6))
     found = [search for search in one.along_steps.values() if search.peak is not None]
     assert len(found) >= 5 if along_steps else len(found) <= 1, "of six curves without a peak, 2% each"

@@ -81,7 +81,17 @@ class PeakAnalysis(Analysis):
             title=f"peak of the {mean} {self.of} along {self.along}",
             rows=tuple(rows),
             setting=tuple(groups[0].setting) if groups else (),
-            main=("replicates", "peak", "place", "height", "prominence", "standard_error", "p_value"),
+            main=(
+                "replicates",
+                "peak",
+                "place",
+                "height",
+                "prominence",
+                "standard_error",
+                "ratio",
+                "threshold",
+                "p_value",
+            ),
             estimates=_ESTIMATES,
             level=self.level,
             notes=self._notes(rows),
@@ -106,6 +116,7 @@ class PeakAnalysis(Analysis):
         from orchestrator.analyses.result import Panel
         from orchestrator.analysis.peaks import find_peak
         from orchestrator.analysis.smoothing import WINDOW
+        from orchestrator.phases.step_text import evidence, interval_text
 
         if self.scale == "log":
             positive = sample.values > 0
@@ -122,7 +133,7 @@ class PeakAnalysis(Analysis):
         if window > 1 and (whole.x < 0).any():
             reason = f"a window of {window:g} smooths in the logarithm, and {self.along} has negative values"
             window = 1.0
-        marks = []
+        marks, found = [], "not tested"
         if reason:
             row |= {"peak": f"not tested: {reason}", **dict.fromkeys(_ESTIMATES)}
             row |= dict.fromkeys(("prominence", "standard_error", "ratio", "threshold", "p_value"), math.nan)
@@ -130,19 +141,25 @@ class PeakAnalysis(Analysis):
             search = find_peak(whole.x, whole.values, window=window, level=self.level)
             peak = search.peak
             row["peak"] = "none" if peak is None else "yes"
-            found = dict.fromkeys(_ESTIMATES) if peak is None else _estimates(peak, log=log)
-            row |= found
+            row |= dict.fromkeys(_ESTIMATES) if peak is None else _estimates(peak, log=log)
             row |= {name: getattr(search, name) for name in ("prominence", "standard_error", "ratio", "threshold")}
             row["p_value"] = search.p_value
+            found = "no peak found" if peak is None else f"peak at {interval_text(peak.x)}"
+            found += f" {evidence(search)}"
             if peak is not None:
                 marks.append((peak.x, f"peak, {self.level:.0%} interval"))
-        return row, Panel(title=group.called, lines=_lines(whole, window, log=log), marks=tuple(marks))
+        title = "\n".join(line for line in (group.called, found) if line)
+        return row, Panel(title=title, lines=_lines(whole, window, log=log), marks=tuple(marks))
 
     def _notes(self, rows: list[dict[str, Cell]]) -> tuple[str, ...]:
+        from orchestrator.analysis.peaks import RULE
+
         notes = []
         if self.scale == "log":
             notes.append("prominence and standard error are of the natural logarithm")
         tested = sum(not str(row["peak"]).startswith("not tested") for row in rows)
+        if tested:
+            notes.append(RULE)
         if tested > 1:
             notes.append(f"{tested} settings were tested, each with a share of false peaks of about 2% to 5%")
         left_out = sum(int(str(row["left_out"])) for row in rows)

@@ -44,6 +44,7 @@ class StepMapAnalysis(Analysis):
     def compute(self, source: Source) -> Result:
         """For each setting of the other axes, the peak along the axis at the last step, and those along the steps."""
         from orchestrator.analyses.result import Result
+        from orchestrator.analysis.peaks import RULE
         from orchestrator.phases.step_text import heading, peak_lines
         from orchestrator.phases.steps import NoSuchMetric, read_step_map
 
@@ -61,7 +62,7 @@ class StepMapAnalysis(Analysis):
                 )
                 (of,) = step_map.maps
                 rows = list(self._rows(step_map, of))
-                notes += [heading(step_map, of), *peak_lines(step_map, of)]
+                notes += [heading(step_map, of), *peak_lines(step_map, of), *([RULE] if rows else [])]
                 picture = partial(_draw, step_map, of)
         except NoSuchMetric:
             notes.append(f"not drawn: no finished trial has a curve of {self.of}")
@@ -73,7 +74,7 @@ class StepMapAnalysis(Analysis):
             rows=tuple(rows),
             setting=tuple(setting),
             parts=("peak_along", "at"),
-            main=("peak_along", "at", "replicates", "peak", "place", "height", "p_value"),
+            main=("peak_along", "at", "replicates", "peak", "place", "height", "ratio", "threshold", "p_value"),
             estimates=_ESTIMATES,
             level=self.level,
             notes=tuple(notes),

@@ -46,7 +46,7 @@ def draw(sweep: str, result: Result, path: png.Output) -> None:
     assert figure is not None
     panels = figure.panels
     across = png.columns_for(len(panels))
-    if png.titles_across([panel.title for panel in panels]) < across:
+    if png.titles_across([line for panel in panels for line in panel.title.splitlines()]) < across:
         across = 1
     rows = -(-len(panels) // across)
     widths = [6.4] if across == 1 else [4.6] * across

@@ -41,6 +41,12 @@ STANDARD_ERRORS: Final = 3.0
 FALSE_POSITIVES: Final = 0.02
 """Nominal share of curves without a peak on which one is reported."""
 _SIMULATIONS: Final = 400
+RULE: Final = (
+    "a maximum is reported as a peak where its ratio exceeds the threshold. The ratio is the smaller of the falls on "
+    "its two sides, each divided by its standard error over replicates. The threshold is the "
+    f"{1 - FALSE_POSITIVES:.0%} quantile of the ratio on {_SIMULATIONS} simulated curves without a peak "
+    f"(p of about {FALSE_POSITIVES:g}), and at least {STANDARD_ERRORS:g}"
+)
 _CHUNK_VALUES: Final = 4_000_000
 
 

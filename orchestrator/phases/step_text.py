@@ -86,12 +86,16 @@ def _subject(metric: str) -> str:
 def outcome(search: PeakSearch, place: str) -> str:
     """The peak with its intervals, or that there is none, and how many replicates say so."""
     if search.peak is None:
-        return f"none (p = {search.p_value:.2g}, n = {search.replicates})"
-    peak = search.peak
+        ratio, threshold = number(max(search.ratio, 0.0)), number(search.threshold)
+        return f"none, as falls of {ratio} standard errors do not exceed {threshold} {evidence(search)}"
+    at, height = interval_text(search.peak.x), interval_text(search.peak.height)
+    return f"{place} {at}, height {height} {evidence(search)}"
+
+
+def evidence(search: PeakSearch) -> str:
+    """The p value and the number of replicates."""
     least = "p < " if search.p_value < FALSE_POSITIVES / 4 else "p = "
-    p_value = f"{least}{max(search.p_value, FALSE_POSITIVES / 4):.2g}"
-    at, height = interval_text(peak.x), interval_text(peak.height)
-    return f"{place} {at}, height {height} ({p_value}, n = {search.replicates})"
+    return f"({least}{max(search.p_value, FALSE_POSITIVES / 4):.2g}, n = {search.replicates})"
 
 
 def write_table(step_map: StepMap, path: Path) -> None:
