@@ -313,6 +313,34 @@ def test_a_critical_point_beyond_the_settings_is_said_to_be_one() -> None:
     assert row["share"] == "rises; one half is beyond the settings, an extrapolation"
 
 
+@pytest.mark.parametrize(
+    ("shares", "scale", "width"),
+    [
+        ((0, 0, 8, 8), "values", 0),
+        ((0, 6, 8, 8), "values", 0),
+        ((0, 6, 8, 8), "log", 1),
+        ((0, 3, 6, 8), "values", None),
+    ],
+)
+def test_a_width_of_zero_is_that_of_a_grid_too_coarse_for_it(
+    shares: Sequence[int], scale: Any, width: float | None
+) -> None:
+    """With one mixed setting a step is the best fit too."""
+    values = (0.2, 0.3, 0.4, 0.5)
+    made: list[Any] = [
+        ({"data_fraction": fraction}, replicate, step(500 if replicate < reached else 2 * HORIZON))
+        for fraction, reached in zip(values, shares, strict=True)
+        for replicate in range(8)
+    ]
+    given = source(made, Axis(name="data_fraction", values=values, scale=scale))
+    result = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction").compute(given)
+    (found,) = (row["width"] for row in result.rows)
+    assert isinstance(found, Estimate) and (found.value == width or width is None)
+    notes = [note for note in result.notes if "too coarse for the width" in note]
+    assert [note.split(":")[0] for note in notes] == ([] if width is None else [f"width {width} in 1 row"])
+    assert all("add values of data_fraction near the critical point" in note for note in notes)
+
+
 def test_sizes_share_a_critical_point_and_have_an_exponent() -> None:
     given = fractions(23, 47, 97)
     analysis = CriticalAnalysis(kind="critical", of=EVENT, along="data_fraction", size="modulus")

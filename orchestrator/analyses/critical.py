@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from orchestrator.analyses.base import Analysis, Contradiction, Needs
+from orchestrator.analysis.estimate import Estimate
 from orchestrator.axes import key
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from orchestrator.analyses.result import Cell, Line, Panel, Result
     from orchestrator.analyses.source import Floats, Group, Source
     from orchestrator.analysis.critical import ScaledThreshold, Threshold
-    from orchestrator.analysis.estimate import Estimate
-
 
 _HALF = "half of the trials"
 
@@ -69,6 +68,7 @@ class CriticalAnalysis(Analysis):
         """A row for each setting of the other axes."""
         from orchestrator.analyses.result import Figure, Result
         from orchestrator.analyses.view import MOST_PANELS, axis_label, spread, wants_log
+        from orchestrator.phases.text import plural
 
         used = (self.along, *([self.size] if self.size else []))
         groups = source.groups(*used)
@@ -85,6 +85,13 @@ class CriticalAnalysis(Analysis):
         notes = ["trials are taken as independent; replicates that share seeds along the axis are fewer than they seem"]
         if log:
             notes.append("fitted in the logarithm of the axis: width is the factor from the share 1/4 to 3/4")
+        steps = sum(_is_step(row, 1 if log else 0) for row in rows)
+        if steps:
+            notes.append(
+                f"width {1 if log else 0} in {plural(steps, 'row')}: a step fits as well as any curve, because at most "
+                f"one value of {self.along} has both outcomes. The axis is too coarse for the width, of which only the "
+                f"upper end of the interval is known: add values of {self.along} near the critical point"
+            )
         return Result(
             name=self.label,
             kind=self.kind_name,
@@ -202,6 +209,12 @@ def _curves(found: Threshold | ScaledThreshold, sizes: Floats, x: Floats, *, log
         if np.isfinite(share).all():
             lines.append(Line(x=at, y=share, label="" if k else "fitted logistic curve", colour=k))
     return lines
+
+
+def _is_step(row: dict[str, Cell], width: float) -> bool:
+    """Whether the width is that of a step between settings, `width`."""
+    of, at = row["width"], row["critical"]
+    return isinstance(of, Estimate) and isinstance(at, Estimate) and of.value == width and math.isfinite(at.value)
 
 
 def _rising(x: Floats, share: Floats) -> bool:
