@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 
 from jobs.cautions import short_horizons
@@ -130,6 +131,13 @@ def test_replicates_that_are_too_few_for_an_interval_are_warned_of(tmp_path: Pat
     )
     said = warned(tmp_path, text)
     assert "4 replicates are too few for the 90% interval of 'peak_final_test_error_width' | replicates: 5" in said
+    (mean,) = few_replicates(sweep(tmp_path, text).written.analysis or (), 4)
+    assert "median" not in mean.source and "bootstrap interval of a mean" in mean.source
+    random = np.random.default_rng(0)
+    for n, told in ((4, mean.source.split()[-3]), (5, mean.next_step.split("(")[1].split()[0])):
+        values, picked = random.standard_normal((2_000, n)), random.integers(n, size=(1_000, n))
+        low, high = np.quantile(values[:, picked].mean(2), [0.05, 0.95], axis=1)
+        assert ((low < 0) & (high > 0)).mean() == pytest.approx(float(told[:-1]) / 100, abs=0.04)
     assert not warned(tmp_path, text.replace("replicates: 4", "replicates: 5"))
     assert "replicates: 6" in warned(tmp_path, text.replace("along: width", "along: width, level: 0.95"))
     tuned = "[{kind: times, of: generalisation_step, between: optimiser, tune: [weight_decay]}]"

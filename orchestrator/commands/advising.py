@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 CHART_POINTS = 320
 """Points of a curve that MLflow's charts ask for (the interface of 3.17.2); of more, they show a sample."""
-OVER_SEEDS = ("peak", "complexity", "threshold", "times")
+OF_MEANS = ("peak", "complexity", "threshold")
+"""Kinds of analysis whose interval is a percentile bootstrap of a mean over seeds."""
+OVER_SEEDS = (*OF_MEANS, "times")
 """Kinds of analysis whose interval comes from the seeds alone, by the bootstrap or by order statistics."""
 LEAST_BUDGET = {2: 90, 3: 105, 4: 105}
 """Searched axes -> trials of a slice at which a search has had a map error of 2% (medians, tests/benchmarks/RESULTS.md;
@@ -87,7 +89,11 @@ def few_replicates(analyses: Iterable[Analysis], replicates: int) -> list[Cautio
             continue
         halves = 2 if getattr(analysis, "tune", None) else 1  # one half of the seeds chooses, the other is compared
         needed = math.ceil(1 + math.log2(1 / (1 - analysis.level)) - 1e-9)
-        if replicates // halves < needed:
+        if replicates // halves >= needed:
+            continue
+        if analysis.kind_name in OF_MEANS:
+            found.append(_few_for_mean(analysis, replicates, needed))
+        else:
             have = (
                 f"{replicates} replicates, of which a half is compared," if halves > 1 else f"{replicates} replicates"
             )
@@ -100,6 +106,24 @@ def few_replicates(analyses: Iterable[Analysis], replicates: int) -> list[Cautio
                 )
             )
     return found
+
+
+def _few_for_mean(analysis: Analysis, replicates: int, needed: int) -> Caution:
+    """The bootstrap has the normal quantile for that of t, and a standard error with n for n - 1."""
+    from scipy.stats import norm, t
+
+    def coverage(n: int) -> str:
+        quantile = norm.ppf((1 + analysis.level) / 2) * math.sqrt((n - 1) / n)
+        return f"{2 * t.cdf(quantile, n - 1) - 1 if n > 1 else 0:.0%}"
+
+    have = f"{replicates} replicates" if replicates != 1 else "1 replicate"
+    return Caution(
+        what=f"{have} are too few for the {analysis.level:.0%} interval of '{analysis.label}'",
+        source="a bootstrap interval of a mean is too narrow for few seeds: of normal values, it holds the mean with "
+        f"probability {coverage(replicates)} for {replicates}",
+        next_step=f"replicates: {needed} or more ({coverage(needed)} for {needed}, "
+        f"{coverage(2 * needed)} for {2 * needed})",
+    )
 
 
 def many_points(points: int) -> list[Caution]:
