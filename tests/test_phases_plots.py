@@ -162,6 +162,28 @@ def test_lines_pass_through_the_medians_and_the_strip_shows_the_phases(picture: 
     assert (mark.min(axis=2) < 0.6).any()
 
 
+def test_the_range_has_no_upper_end_where_a_replicate_was_not_reached(picture: Callable[..., Picture]) -> None:
+    axes = [axis("width", 2, 8, 30, scale="integer")]
+    trials = product(axes, replicates=5)
+    steps: dict[int, Sequence[float | Censored]] = {
+        2: [433, 534, 811, Censored(1000), Censored(1000)],
+        8: [Censored(1000)] * 5,
+        30: [100, 200, 300, 400, 500],
+    }
+    rows = by_id(*(row(t, melting_step=steps[t.params.width][t.replicate]) for t in trials))  # type: ignore[attr-defined]
+    made = picture(draw_curves, drawn(axes, trials, rows), ("melting_step",), {})
+    (panel, *_), (width,) = made.figure.axes, drawn(axes, trials, rows).axes
+    (band,) = panel.collections
+    (corners,) = (path.vertices for path in band.get_paths())
+    top = panel.get_ylim()[1]
+    assert top > 1000
+    ends = [corners[corners[:, 0] == u, 1] for u in width.position]
+    assert [(end.min(), end.max()) for end in ends] == [(433, top), (1000, top), (100, 500)]
+    legends = [found for ax in made.figure.axes if (found := ax.get_legend()) is not None]
+    texts = [text.get_text() for legend in legends for text in legend.get_texts()]
+    assert "range of the replicates; no upper end where one is not reached" in texts
+
+
 def test_panels_side_by_side_share_one_scale(picture: Callable[..., Picture]) -> None:
     axes = [axis("width", 2, 8, 30, 120, scale="integer"), axis("load", 0.0, 0.5, 1.0)]
     trials = product(axes)

@@ -61,6 +61,16 @@ class CellValues:
         """(C,) whether replicates were observed and their median is not a number."""
         return np.isnan(self.median) & (self.reached + self.not_finite + self.censored > 0)
 
+    @property
+    def least(self) -> NDArray[np.float64]:
+        """(C,) the lower end of the replicates' range: one that was not reached lies anywhere above its bound."""
+        return np.fmin(self.low, self.bound)
+
+    @property
+    def is_open(self) -> NDArray[np.bool_]:
+        """(C,) whether the replicates' range has no upper end, as `median` sorts them: `high` is not the largest."""
+        return self.not_finite + self.censored > 0
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PhaseDiagram:

@@ -155,8 +155,11 @@ def _views(
         maps.append(slices_view(plain(named(name)), of_name, where))
     lines = []
     for group in [*alike(first), *alike([n for n in names if n not in first])] if layout.lines else ():
-        shape = _line_layout(diagram, x, group)
-        slices = [(plain(p.called), line_traces(diagram, p, group, x, metrics, theory), shape) for p in layout.lines]
+        top = _top(diagram, group, theory)
+        shape = _line_layout(diagram, x, group, top)
+        slices = [
+            (plain(p.called), line_traces(diagram, p, group, x, metrics, theory, top), shape) for p in layout.lines
+        ]
         lines.append(
             slices_view(
                 f"lines: {', '.join(plain(named(name)) for name in group)}",
@@ -167,10 +170,29 @@ def _views(
     return [*lines, maps[0]] if lines and y is None else [*maps, *lines]
 
 
-def _line_layout(diagram: PhaseDiagram, x: int, names: Sequence[str]) -> dict[str, Any]:
-    values = np.concatenate([diagram.observations[name].median for name in names])
-    scale = "log" if wants_log(names[0], values) else "linear"
-    up = {"domain": [0.1, 1], "zeroline": False, "gridcolor": "#E6E6E6", "type": scale}
+def _is_log(diagram: PhaseDiagram, names: Sequence[str]) -> bool:
+    return wants_log(names[0], np.concatenate([diagram.observations[name].median for name in names]))
+
+
+def _top(diagram: PhaseDiagram, names: Sequence[str], theory: Overlay | None) -> float:
+    """The upper end of line plots, to which a range without an end is drawn: a little above all that they show."""
+    shown = [np.zeros(0)]
+    for name in names:
+        of = diagram.observations[name]
+        shown += [of.least, of.high, of.bound, of.to]
+        if theory is not None and (line := theory.lines.get(name)) is not None:
+            shown += [line.value, line.mean + np.nan_to_num(line.mean_error)]
+    values, log = np.concatenate(shown), _is_log(diagram, names)
+    values = values[np.isfinite(values) & (values > (0 if log else -np.inf))]
+    low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
+    if low >= high:
+        return high + 0.5 if len(values) else 1.0
+    return high * (high / low) ** 0.05 if log else high + 0.05 * (high - low)
+
+
+def _line_layout(diagram: PhaseDiagram, x: int, names: Sequence[str], top: float) -> dict[str, Any]:
+    up = {"domain": [0.1, 1], "zeroline": False, "gridcolor": "#E6E6E6"}
+    up |= {"type": "log" if _is_log(diagram, names) else "linear", "autorangeoptions": {"clipmax": top}}
     return base_layout() | {
         "xaxis": axis_layout(diagram.axes[x]) | {"anchor": "y2"},
         "yaxis": up | {"title": {"text": on_page(shared_words(names))}},

@@ -110,7 +110,9 @@ def _median_text(values: CellValues, c: int) -> str:
     text = f"median {number(float(median))}" if np.isfinite(median) else "median not reached"
     if np.isfinite(values.to[c]):
         text += f", in ({number(float(values.above[c]))}, {number(float(values.to[c]))}]"
-    if reached > 1 and values.low[c] < values.high[c]:
+    if reached and values.is_open[c]:
+        text += f" (from {number(float(values.least[c]))})"
+    elif reached > 1 and values.low[c] < values.high[c]:
         text += f" ({number(float(values.low[c]))} to {number(float(values.high[c]))})"
     if censored:
         text += f"; {censored} of {reached + censored + odd} not reached within {number(float(values.bound[c]))}"
@@ -192,20 +194,26 @@ def line_traces(
     x: int,
     metrics: Mapping[str, float],
     theory: Overlay | None,
+    top: float,
 ) -> list[Trace]:
-    """Medians along x with the replicates' range, theory dashed; the phases as coloured bars below."""
+    """Medians along x with the replicates' range, theory dashed; the phases as coloured bars below.
+
+    A range that has no upper end is drawn up to `top`.
+    """
     axis = diagram.axes[x]
     cells, u, placed = along(diagram, panel, x)
     traces: list[Trace] = []
     for k, name in enumerate(names):
         values = diagram.observations[name].of(cells)
         colour, dash, _ = LINE_STYLES[k % len(LINE_STYLES)]
-        if (values.high > values.low).any():
-            some = np.isfinite(values.low) & placed
+        some = np.isfinite(values.least) & placed
+        if diagram.replicates > 1 and some.any():
             outline = np.concatenate([u[some], u[some][::-1]])
-            edge = np.concatenate([values.low[some], values.high[some][::-1]])
-            fill = {"fill": "toself", "fillcolor": colour, "opacity": 0.16, "line": {"width": 0}, "showlegend": False}
-            traces.append(scatter("lines", outline, edge, f"{on_page(named(name))}: range", **fill))
+            high = np.where(values.is_open, top, values.high)
+            edge = np.concatenate([values.least[some], high[some][::-1]])
+            fill = {"fill": "toself", "fillcolor": colour, "opacity": 0.16, "line": {"width": 0}}
+            text = f"{on_page(named(name))}: range" + ", no upper end if not reached" * bool(values.is_open.any())
+            traces.append(scatter("lines", outline, edge, text, **fill))
         style = {"line": {"color": colour, "dash": _DASHES[dash], "width": 2}, "marker": {"size": 6}}
         style |= _between_reports(values)
         traces.append(

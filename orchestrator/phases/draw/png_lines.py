@@ -66,6 +66,8 @@ def draw_curves(
             shared = (shared or ax) if several else None
             strip = fig.add_subplot(inner[1])
             _draw_lines(ax, strip, diagram, panel, layout.x or 0, names, marked[panel.title], theory, several=several)
+        for ax, (panel, names) in zip(drawn_in, panels, strict=True):
+            _draw_ranges(ax, diagram, panel, layout.x or 0, names)
         handles = [*png.shared_legend(drawn_in), *_handles(diagram, drawn, theory)]
         across, _ = png.legend_rows([str(h.get_label()) for h in handles], max(5.6 * columns, 9.0))
         png.draw_legend(fig.add_subplot(grid[rows, :]), handles, across, columnspacing=1.6, handlelength=2.2)
@@ -83,7 +85,7 @@ def _draw_lines(
     *,
     several: bool,
 ) -> None:
-    """Medians along x with the range of the replicates; open triangles at the bound where it was not reached."""
+    """Medians along x, with room for the replicates' range; open triangles at the bound where it was not reached."""
     axis = diagram.axes[x]
     cells, u, placed = along(diagram, panel, x)
     if wants_log(names[0], np.concatenate([diagram.observations[name].median for name in names])):
@@ -93,7 +95,8 @@ def _draw_lines(
         colour, dash, marker = LINE_STYLES[k % len(LINE_STYLES)]
         style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5}
         beside = theory is not None and name in theory.lines and diagram.replicates > 1
-        ax.fill_between(u[placed], values.low[placed], values.high[placed], color=colour, alpha=0.16, linewidth=0)
+        for edge in (values.least, values.high):
+            ax.update_datalim(np.column_stack([u, edge])[placed])
         if np.isfinite(values.median[placed]).any():
             style["label"] = named(name) + beside * " (median)"
             ax.plot(u[placed], values.median[placed], linestyle=dash, linewidth=1.8, **style)
@@ -133,6 +136,20 @@ def _draw_lines(
     strip.set_yticks([])
     strip.set_ylabel("phase", rotation=0, ha="right", va="center", fontsize=png.points(10))
     strip.spines[["left", "bottom"]].set_visible(False)
+
+
+def _draw_ranges(ax: Any, diagram: PhaseDiagram, panel: Panel, x: int, names: Sequence[str]) -> None:
+    """The range of the replicates, up to the top of a panel whose limits are final where it has no upper end."""
+    if diagram.replicates < 2:
+        return
+    cells, u, placed = along(diagram, panel, x)
+    limits = ax.get_ylim()
+    for k, name in enumerate(names):
+        values = diagram.observations[name].of(cells[placed])
+        top = np.where(values.is_open, limits[1], values.high)
+        colour = LINE_STYLES[k % len(LINE_STYLES)][0]
+        ax.fill_between(u[placed], values.least, top, color=colour, alpha=0.16, linewidth=0, zorder=0.9)
+    ax.set_ylim(limits)
 
 
 def _draw_theory(
@@ -181,7 +198,10 @@ def _handles(diagram: PhaseDiagram, drawn: Sequence[str], theory: Overlay | None
     """Legend entries for the strips, the bands, the bars, and the measured means beside theory."""
     handles = png.phase_swatches(diagram)
     if diagram.replicates > 1:
-        handles.append(png.swatch("range of the replicates about their median", INK, alpha=0.16))
+        text = "range of the replicates about their median"
+        if any(diagram.observations[name].is_open.any() for name in drawn):
+            text = "range of the replicates; no upper end where one is not reached"
+        handles.append(png.swatch(text, INK, alpha=0.16))
     if any(np.isfinite(diagram.observations[name].to).any() for name in drawn):
         handles.append(png.symbol("bars: the reports between which the median step lies", "|", INK, INK, 7))
     if theory is not None and any(np.isfinite(line.mean_error).any() for line in theory.lines.values()):
