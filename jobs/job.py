@@ -53,8 +53,10 @@ class JobNotFound(LookupError):
 class ParamError(ValueError):
     """A parameter breaks a rule; the message has its name, the rule, the given value and the valid choices."""
 
-    def __init__(self, name: str, rule: str, value: object, choices: Sequence[object] = ()) -> None:
-        self.name, self.rule, self.value, self.choices = name, rule, value, tuple(choices)
+    def __init__(
+        self, name: str, rule: str, value: object, choices: Sequence[object] = (), *, next_step: str = ""
+    ) -> None:
+        self.name, self.rule, self.value, self.choices, self.next_step = name, rule, value, tuple(choices), next_step
         text = f"{name}: {rule}; got {value!r}"
         super().__init__(text + (f"; valid: {', '.join(map(str, choices))}" if choices else ""))
 

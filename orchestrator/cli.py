@@ -73,6 +73,10 @@ class _Parser(argparse.ArgumentParser):
             step = f"name one file, and quote a value that has blanks; {self.prog} --help lists the options"
             if wrong[1].startswith("-"):
                 step = did_you_mean(f"--{wrong[1].lstrip('-')}", self._option_string_actions, step)
+            elif "=" in wrong[1]:
+                settings = (option for option in self._actions if str(option.metavar).endswith("=VALUE"))
+                again = " or ".join(f"{option.option_strings[0]} {wrong[1]}" for option in settings)
+                step = f"repeat the option before every setting: {again}" if again else step
         message += f"\n  next:  {step}" if step else ""
         super().error(_hide(message))
 

@@ -241,6 +241,16 @@ def test_after_the_first_trials_the_advice_is_for_modules(folder: Path, capsys: 
     assert "train.metrics" not in said
 
 
+def test_a_metric_or_a_rule_without_the_other_is_told_the_line_to_write(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused("check", "Net", GRID + LEVEL.replace("rule: level, ", ""), "test_loss", capsys)
+    assert "'metric' needs rule: level\n" in said
+    assert "  next:  write phases: {rule: level, metric: test_loss, level: 0.5}\n" in said
+    said = refused("check", "Net", GRID + "phases: {rule: level}\n", "", capsys)
+    assert "  next:  write phases: {rule: level, metric: test_accuracy, level: 0.7}\n" in said
+
+
 def test_a_level_outside_of_what_a_metric_can_be_is_refused_and_recorded_trials_are_shown(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,23 @@ def test_an_interval_is_not_narrower_than_the_grids(sides: dict[str, Side]) -> N
     assert same.mean.covers(0)
 
 
+def test_a_shift_that_is_the_rounding_of_its_places_is_zero() -> None:
+    loads = tuple(k / 10 for k in range(11))
+
+    def one_line(step: int, of_seed: Sequence[int], spacing: Sequence[float]) -> Side:
+        box = (axis("load", *spacing, scale="linear"),)
+        trials = [trial(seed, load=load) for seed in range(len(of_seed)) for load in spacing]
+        melts = [k > step + of_seed[seed] for seed in range(len(of_seed)) for k in range(len(spacing))]
+        rows = (row(t, "liquid" if hot else "solid") for t, hot in zip(trials, melts, strict=True))
+        note = TableNote(name="one", phases=("solid", "liquid"), axes=box, search=False, job="melt", seed=None)
+        return bare(note, collect(trials, by_id(*rows)))
+
+    first, second = one_line(4, (0, -2, 3, 1), loads), one_line(4, (3, 1, 0, -2), loads)
+    shift = only(shifts(first, second, "load"))
+    assert shift.lines[0].first.value != shift.lines[0].second.value, "the two means are to differ by rounding"
+    assert shift.lines[0].shift.value == 0 == shift.mean.value
+
+
 def test_one_seed_has_no_interval(sides: dict[str, Side]) -> None:
     one = only(shifts(sides["first"], sides["one seed"], "load"))
     assert math.isnan(one.mean.low) and "one seed has no interval" in one.how

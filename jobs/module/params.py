@@ -98,4 +98,5 @@ class ModuleThresholds(Params):
         super().__post_init__()
         if (self.rule == "level") != bool(self.metric):
             rule = "is needed with rule: level" if not self.metric else "needs rule: level"
-            raise ParamError("metric", rule, self.metric)
+            line = f"phases: {{rule: level, metric: {self.metric or 'test_accuracy'}, level: {self.level or 0.7:g}}}"
+            raise ParamError("metric", rule, self.metric, next_step=f"write {line}")

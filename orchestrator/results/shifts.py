@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ LINES = 9
 """Lines on which fitted boundaries are compared, along each other axis."""
 MEAN = "mean over lines"
 MOST_NAMED = 8
+ROUNDING = 1e-12
+"""A shift of less than this share of the places that it is the difference of is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,25 @@ def shifts(first: Side, second: Side, along: str | None = None) -> list[Shift]:
         for name in common
         if along in (None, name)
     ]
-    return max(found, key=lambda made: sum(len(shift.lines) for shift in made), default=[])
+    most = max(found, key=lambda made: sum(len(shift.lines) for shift in made), default=[])
+    return [_without_rounding(shift) for shift in most]
+
+
+def _without_rounding(shift: Shift) -> Shift:
+    """With 0 in place of what is smaller than the rounding of the places."""
+    places = [abs(place.value) for line in shift.lines for place in (line.first, line.second)]
+    least = ROUNDING * (1.0 if shift.is_ratio else max(places))
+
+    def settled(of: Estimate) -> Estimate:
+        value, low, high = (0.0 if abs(end) <= least else end for end in (of.value, of.low, of.high))
+        return replace(of, value=value, low=low, high=high)
+
+    return replace(
+        shift,
+        lines=tuple(replace(line, shift=settled(line.shift)) for line in shift.lines),
+        mean=settled(shift.mean),
+        slices=tuple((where, settled(mean)) for where, mean in shift.slices),
+    )
 
 
 def shifts_from(

@@ -349,7 +349,7 @@ def check_thresholds(document: Document, known: Vocabulary, phases: Mapping[str,
         return known.job.Thresholds(**phases)
     except ParamError as error:
         rule = f"'{error.name}' {error.rule}"
-        document.add(("phases", error.name), rule, value=error.value, choices=error.choices)
+        document.add(("phases", error.name), rule, value=error.value, choices=error.choices, next_step=error.next_step)
     except Exception as error:  # the job's own check may raise anything
         _refused(document, known, ("phases",), error, phases)
     return None
