@@ -157,17 +157,17 @@ def test_lines_have_a_point_per_value_and_a_bar_per_phase(page: Any, tmp_path: P
 
 
 def test_the_range_goes_to_the_top_where_a_replicate_was_not_reached(page: Any, tmp_path: Path) -> None:
-    axes = (axis("width", 2, 8, scale="integer"),)
+    axes = (axis("width", 2, 8, 30, scale="integer"),)
     trials = product(axes, replicates=3)
-    steps = {2: [433, 811, Censored(1000)], 8: [Censored(1000)] * 3}
+    steps = {2: [433, 811, Censored(1000)], 8: [Censored(1000)] * 3, 30: [100, 200, 300]}
     rows = by_id(*(row(t, "gas", melting_step=steps[t.params.width][t.replicate]) for t in trials))  # type: ignore[attr-defined]
     path = publish(GivenSweep(axes=axes), trials, rows, tmp_path).files["phase_diagram.html"]
     traces = {t["name"]: t for t in show(page, path, "lines: melting step")}
     band = traces["melting step: range, no upper end if not reached"]
     top = page.evaluate("document.getElementById('plot')._fullLayout.yaxis.range")[1]
     assert top > 1000
-    np.testing.assert_allclose(band["y"], [433, 1000, top, top])
-    assert "median 811 (from 433); 1 of 3 not reached within 1,000" in traces["melting step"]["text"][0]
+    np.testing.assert_allclose(band["y"], [433, 1000, 100, 300, top, top])
+    assert "median 811 (from 433); 1 of 3 not reached within 1000" in traces["melting step"]["text"][0]
 
 
 def test_the_chosen_slice_is_kept_when_the_view_changes(page: Any, tmp_path: Path) -> None:

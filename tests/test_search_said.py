@@ -50,6 +50,9 @@ def test_a_small_search_claims_no_number_and_its_trials_are_counted_by_the_next_
     assert points == 27 and error <= saved["expected_error"]
     assert "grid_of_same" not in (folder / "phasefront-out/small/sweep_metrics.json").read_text()
     assert "a grid of 27 trials or fewer is as good" in (folder / "phasefront-out/small/phase_diagram.html").read_text()
+    smaller = said(folder, "status", small, "--set", "search.budget=4")
+    assert "stops after 4 trials; it has 6 already, from a run with a larger budget\n" in smaller
+    assert "stops after 6 trials\n" in said(folder, "status", small)
     other = sweep(folder, "other", budget=8, level=0.6)
     assert "8: 6 finished, 2 to run" in said(folder, "plan", other)
     ended = said(folder, "run", other, "--inline")

@@ -101,17 +101,16 @@ def test_an_interval_is_not_narrower_than_the_grids(sides: dict[str, Side]) -> N
 
 
 def test_a_shift_that_is_the_rounding_of_its_places_is_zero() -> None:
-    loads = tuple(k / 10 for k in range(11))
-
-    def one_line(step: int, of_seed: Sequence[int], spacing: Sequence[float]) -> Side:
-        box = (axis("load", *spacing, scale="linear"),)
-        trials = [trial(seed, load=load) for seed in range(len(of_seed)) for load in spacing]
-        melts = [k > step + of_seed[seed] for seed in range(len(of_seed)) for k in range(len(spacing))]
+    def one_line(*of_seed: int) -> Side:
+        loads = tuple(k / 10 for k in range(11))
+        trials = [trial(seed, load=load) for seed in range(len(of_seed)) for load in loads]
+        melts = [k > last for last in of_seed for k in range(len(loads))]
         rows = (row(t, "liquid" if hot else "solid") for t, hot in zip(trials, melts, strict=True))
+        box = (axis("load", *loads, scale="linear"),)
         note = TableNote(name="one", phases=("solid", "liquid"), axes=box, search=False, job="melt", seed=None)
         return bare(note, collect(trials, by_id(*rows)))
 
-    first, second = one_line(4, (0, -2, 3, 1), loads), one_line(4, (3, 1, 0, -2), loads)
+    first, second = one_line(1, 2, 4), one_line(2, 4, 1)
     shift = only(shifts(first, second, "load"))
     assert shift.lines[0].first.value != shift.lines[0].second.value, "the two means are to differ by rounding"
     assert shift.lines[0].shift.value == 0 == shift.mean.value
