@@ -181,7 +181,7 @@ def test_the_range_has_no_upper_end_where_a_replicate_was_not_reached(picture: C
     assert [(end.min(), end.max()) for end in ends] == [(433, top), (1000, top), (100, 500)]
     legends = [found for ax in made.figure.axes if (found := ax.get_legend()) is not None]
     texts = [text.get_text() for legend in legends for text in legend.get_texts()]
-    assert "range of the replicates; no upper end where one is not reached" in texts
+    assert "range of the replicates; no upper end where one did not reach it" in texts
 
 
 def test_panels_side_by_side_share_one_scale(picture: Callable[..., Picture]) -> None:

@@ -73,14 +73,22 @@ def _extent(axis: Axis) -> str:
     return f"{axis.values[0]:g} to {axis.values[-1]:g}" if axis.between else str(len(axis.values))
 
 
-def search_lines(sweep: Sweep) -> list[str]:
-    """A line that says what a search looks for and when it ends; none for a grid."""
+def search_lines(sweep: Sweep, known: int = 0) -> list[str]:
+    """A line that says what a search looks for and when it ends; none for a grid.
+
+    Args:
+        sweep: the sweep.
+        known: trials that it has asked for already.
+    """
     if not sweep.is_search:
         return []
     area = sweep.uncertain_area
     until = "stops " if area is None else f"stops when the uncertain area is {area:g} of the map, or "
     slices = f", in {len(sweep.slices)} slices" if len(sweep.slices) > 1 else ""
-    return [f"search    {sweep.search.target.description}{slices}; {until}after {counted(sweep.most_trials, 'trial')}"]
+    after = counted(sweep.most_trials, "trial")
+    if known > sweep.most_trials:
+        after += f"; it has {known:,} already, from a run with a larger budget"
+    return [f"search    {sweep.search.target.description}{slices}; {until}after {after}"]
 
 
 def plan(arguments: argparse.Namespace) -> int:

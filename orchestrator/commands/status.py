@@ -104,7 +104,8 @@ def _state(sweep: Sweep, arguments: argparse.Namespace) -> _State:
         relabelled = _relabelled(sweep, tracker, {trial_id: by_id[trial_id] for trial_id in stale})
     phases.update(relabelled.values())
     lines = [f"sweep     {sweep.name} ({sweep.id})", f"record    {sweep.record_shown}"]
-    lines += [f"parent    {parent or f'no run yet: {_absence(sweep, experiment_id)}'}", *pages, *search_lines(sweep)]
+    lines += [f"parent    {parent or f'no run yet: {_absence(sweep, experiment_id)}'}", *pages]
+    lines += search_lines(sweep, len(by_id))
     if study:
         lines.append(f"study     {study!r} in {sweep.storage_shown}: {len(by_id)} trials asked for")
     driver = Driver() if parent is None else _driver(sweep, parent)

@@ -200,7 +200,7 @@ def _handles(diagram: PhaseDiagram, drawn: Sequence[str], theory: Overlay | None
     if diagram.replicates > 1:
         text = "range of the replicates about their median"
         if any(diagram.observations[name].is_open.any() for name in drawn):
-            text = "range of the replicates; no upper end where one is not reached"
+            text = "range of the replicates; no upper end where one did not reach it"
         handles.append(png.swatch(text, INK, alpha=0.16))
     if any(np.isfinite(diagram.observations[name].to).any() for name in drawn):
         handles.append(png.symbol("bars: the reports between which the median step lies", "|", INK, INK, 7))
