@@ -3,11 +3,14 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -151,6 +154,47 @@ def test_scripts_stop_only_processes_that_they_started() -> None:
 def run_script(name: str, directory: Path) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "PHASEFRONT_RAY_DIR": str(directory)}
     return subprocess.run([CLUSTER / "local" / name], capture_output=True, text=True, env=environ)
+
+
+FAKE_RAY = """\
+#!{python}
+import http.server, sys, time
+
+class Agent(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/api/local_raylet_healthz" else 404)
+        self.end_headers()
+
+if sys.argv[1] == "start":
+    print("block forever", flush=True)
+    given = dict(option.split("=") for option in sys.argv if "=" in option)
+    if {agent}:
+        http.server.HTTPServer(("127.0.0.1", int(given["--dashboard-agent-listen-port"])), Agent).serve_forever()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_a_head_runs_when_its_agent_answers_at_a_port_that_no_other_program_is_given(
+    agent: bool, tmp_path: Path
+) -> None:
+    needs.program("ps", "procps")
+    scripts = shutil.copytree(CLUSTER / "local", tmp_path / "cluster" / "local")
+    ray = tmp_path / ".venv" / "bin" / "ray"
+    ray.parent.mkdir(parents=True)
+    ray.write_text(FAKE_RAY.format(python=sys.executable, agent=agent))
+    ray.chmod(0o755)
+    environ = {**os.environ, "PHASEFRONT_RAY_DIR": str(tmp_path / "ray"), "AGENT_WAIT_S": "60" if agent else "0.1"}
+    environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
+    done = subprocess.run([scripts / "head.sh"], capture_output=True, text=True, env=environ)
+    try:
+        assert done.returncode == (0 if agent else 1), done.stderr
+        assert ("Ray head is running" in done.stdout) is agent
+        port = re.search(r"does not answer at port (\d+)", done.stderr)
+        assert agent or (port and 20_000 <= int(port[1]) < 32_768 and "head stopped" in done.stderr)
+    finally:
+        stopped = subprocess.run([scripts / "stop.sh"], capture_output=True, text=True, env=environ)
+    assert ("head stopped" in stopped.stdout) is agent
 
 
 def test_a_worker_without_an_address_reports_what_is_missing(tmp_path: Path) -> None:

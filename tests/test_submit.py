@@ -1,10 +1,15 @@
 """What `phasefront submit` refuses before anything is sent."""
 
+import http.server
+import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cli import main
+from orchestrator.dispatch.job_server import JobServer
+from orchestrator.errors import Outage
 
 SWEEP = """\
 name: refused
@@ -41,6 +46,40 @@ def test_a_mistake_in_the_file_is_told_before_anything_is_sent(
 def test_a_head_that_does_not_answer(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys, command, "sweep.yaml", "--address", "http://127.0.0.1:9")
     assert "no Ray head answers at http://127.0.0.1:9" in text
+
+
+class Agentless(http.server.BaseHTTPRequestHandler):
+    """A head without an agent, as Ray's answers."""
+
+    def do_GET(self) -> None:
+        self._answer(200, json.dumps({"version": "4", "ray_version": "2.55.0", "ray_commit": "x", "session_name": "x"}))
+
+    def do_POST(self) -> None:
+        self._answer(500, "No available agent to submit job, please try again later.")
+
+    do_PUT = do_GET
+
+    def _answer(self, status: int, text: str) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        del format, arguments
+
+
+def test_a_head_whose_agent_does_not_answer_is_to_be_restarted(folder: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Agentless) as head:
+        threading.Thread(target=head.serve_forever, daemon=True).start()
+        try:
+            server = JobServer(f"http://127.0.0.1:{head.server_port}")
+            with pytest.raises(Outage, match="cannot start jobs") as caught:
+                server.submit("x", prefix="x", number=1, folder=folder, excludes=(), variables={}, metadata={})
+        finally:
+            head.shutdown()
+    assert "restart the head" in caught.value.next_step
 
 
 def test_a_file_outside_the_folder(

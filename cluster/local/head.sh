@@ -6,6 +6,7 @@
 # PORT (6379)              port that workers connect to
 # DASHBOARD_PORT (8265)    dashboard and jobs API
 # DASHBOARD_HOST           default 127.0.0.1; 0.0.0.0 lets other machines submit jobs
+# AGENT_WAIT_S (60)        how long the agent that starts jobs may take to answer
 # PHASEFRONT_RAY_DIR       folder of sockets, logs and pid files; default /tmp/phasefront-ray-UID
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -19,23 +20,20 @@ if [ "$RAY_AUTH_MODE" = token ]; then
     ray get-auth-token --generate > /dev/null
 fi
 
+# The agent starts jobs. Where its port is in use, by another Ray for example, the head runs but refuses every job. The
+# port is above those of Ray's workers, and below those that Linux gives to whoever asks for any port.
+agent_port="$(sed -n 's/.* --dashboard-agent-listen-port[= ]\([0-9]*\).*/\1/p' <<< " $*")"
 agent=()
-case " $*" in
-    *" --dashboard-agent-listen-port"*) ;;
-    *)
-        # The agent starts jobs. Where its port is in use, by another Ray for example, the head runs but refuses every job.
-        agent_port="$(python -c '
-import socket
-with socket.socket() as probe:
-    try:
-        probe.bind(("", 52365))
-    except OSError:
-        probe.bind(("", 0))
-    print(probe.getsockname()[1])
+if [ -z "$agent_port" ]; then
+    agent_port="$(python -c '
+import contextlib, random, socket
+for port in random.sample(range(20_000, 32_768), 1_000):
+    with contextlib.suppress(OSError), socket.create_server(("", port)):
+        print(port)
+        break
 ')"
-        [ "$agent_port" = 52365 ] || agent=(--dashboard-agent-listen-port="$agent_port")
-        ;;
-esac
+    agent=(--dashboard-agent-listen-port="$agent_port")
+fi
 start_ray head "$directory" --head --port="$port" --dashboard-host="$dashboard_host" --dashboard-port="$dashboard_port" \
     ${agent[@]+"${agent[@]}"} "$@"
 
@@ -57,6 +55,27 @@ if [ "$answer" != ok ]; then
     "$(dirname "${BASH_SOURCE[0]}")/stop.sh" >&2
     exit 1
 fi
+python - "$agent_port" "${AGENT_WAIT_S:-60}" << 'PYTHON' || {
+import http.client, sys, time
+
+end = time.monotonic() + float(sys.argv[2])
+while True:
+    try:
+        agent = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=5)
+        agent.request("GET", "/api/local_raylet_healthz")
+        if agent.getresponse().status == 200:
+            break
+    except (OSError, http.client.HTTPException):
+        pass
+    if time.monotonic() > end:
+        sys.exit(1)
+    time.sleep(0.5)
+PYTHON
+    echo "the head is running, but its agent, which starts jobs, does not answer at port $agent_port: another program may" \
+        "have taken it. Run this command again, with --dashboard-agent-listen-port=PORT to name a free one" >&2
+    "$(dirname "${BASH_SOURCE[0]}")/stop.sh" >&2
+    exit 1
+}
 
 address="$(sed -n "s/.*--address='\{0,1\}\([^' ]*:$port\)'\{0,1\}.*/\1/p" "$directory/head.log" | head -n 1)"
 cat << TEXT

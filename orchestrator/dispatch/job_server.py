@@ -293,6 +293,12 @@ class JobServer:
                     next_step="name the address of the head's dashboard, --address http://HOST:8265 (or "
                     "RAY_API_SERVER_ADDRESS); cluster/local/head.sh starts a head on this machine",
                 ) from error
+            if "No available agent" in text:
+                raise Outage(
+                    f"the head at {self.address} cannot start jobs: its agent does not answer",
+                    next_step="run the same command again; if that does not help, restart the head, as another program "
+                    "may have taken the agent's port (cluster/local/stop.sh, then cluster/local/head.sh)",
+                ) from error
             raise Outage(
                 f"the head at {self.address} did not do as asked: {_first_line(error)}",
                 next_step="run the same command again",
