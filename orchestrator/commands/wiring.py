@@ -238,8 +238,8 @@ def make_pool(
 def make_checkpoints(sweep: Sweep, *, parent: str, say: Callable[[str], None]) -> Checkpoints | None:
     """The checkpoints of a sweep in its record; None where there are none.
 
-    `parent` is the id of the sweep's run: the same by whatever address the record is reached, and another in another
-    record.
+    `parent` is the id of the sweep's run: the same by whatever address the record is reached. It is another in another
+    record, unless both are SQLite files whose experiments have equal ids; a checkpoint has all rows of its curves.
     Without an address they are in the output folder, where all workers are on this machine.
     """
     from orchestrator.checkpoints.known import Checkpoints
