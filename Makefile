@@ -5,7 +5,7 @@
 #   INSTANCES=20 TRIALS=128,256,512   the searches of `make coverage`: instances of each problem, and trials
 #   SCHEDULES=5000 SEED=1    how many schedules `make simulate` runs, and the seed of the first
 #   ROW=3                    the one row of `make gallery` that is run
-#   PYTEST_ARGS='-k map'     further arguments for pytest in `make test`
+#   PYTEST_ARGS='-k map'     further arguments for pytest in `make test` and `make long`
 #   TEST_PROCESSES=3         how many processes run tests; many tests wait for servers, so one more than two cores
 
 SHELL := /bin/bash
@@ -23,7 +23,7 @@ RUN_STAMP := .venv/.installed-run-$(KEY)
 DEV_STAMP := .venv/.installed-dev-$(KEY)
 DEMOS := configs/demo_double_descent.yaml configs/demo_grokking.yaml
 
-.PHONY: help install install-dev demo docs test lint gpu-dry bench coverage kill-points simulate chaos science gallery clean
+.PHONY: help install install-dev demo docs test long lint gpu-dry bench coverage kill-points simulate chaos science gallery clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -63,8 +63,11 @@ lint: $(DEV_STAMP)  ## check format, style, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports --cache-dir .import_linter_cache
 
-test: lint  ## lint, then all tests; a test is skipped, with the reason, if its system package is missing
-	$(BIN)/python -m pytest -n $(or $(TEST_PROCESSES),3) --dist loadfile $(PYTEST_ARGS)
+test: lint  ## lint, then the tests; a test is skipped, with the reason, if its system package is missing
+	$(BIN)/python -m pytest -n $(or $(TEST_PROCESSES),3) --dist loadfile -m "not long" $(PYTEST_ARGS)
+
+long: $(DEV_STAMP)  ## the tests that `make test` leaves out, of about a minute or more each
+	$(BIN)/python -m pytest -n $(or $(TEST_PROCESSES),2) --dist loadfile -m long $(PYTEST_ARGS)
 
 gpu-dry: $(DEV_STAMP)  ## train every job on a device without values; exit code 1 if a step would wait for a GPU or mix devices
 	$(BIN)/python -m tests.gpu_dry

@@ -158,6 +158,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Autoscaled]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_a_cluster_grows_for_a_sweep_shrinks_as_it_ends_and_is_empty_afterwards(
     cluster: Autoscaled, tmp_path: Path
 ) -> None:

@@ -255,6 +255,7 @@ print(json.dumps(ratios))
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_STAND_IN, reason="torch cannot register a stand-in")
 def test_launches_on_a_gpu_are_counted_within_a_factor_of_two() -> None:

@@ -44,7 +44,9 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name.startswith("Nakkiran") else []) for name in CASES]
+)
 def test_the_job_has_the_errors_of_the_authors_training(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     if case.data != "mnist1d":

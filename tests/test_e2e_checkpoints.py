@@ -25,7 +25,12 @@ def test_a_sweep_whose_workers_and_driver_are_killed_is_the_sweep(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("number", "more"), [(signal.SIGUSR1, []), (signal.SIGTERM, ["--inline"]), (signal.SIGINT, ["--inline"])]
+    ("number", "more"),
+    [
+        pytest.param(signal.SIGUSR1, [], marks=pytest.mark.long),
+        (signal.SIGTERM, ["--inline"]),
+        pytest.param(signal.SIGINT, ["--inline"], marks=pytest.mark.long),
+    ],
 )
 def test_a_run_that_is_told_to_end_saves_first(tmp_path: Path, number: signal.Signals, more: list[str]) -> None:
     """SIGUSR1, by which Slurm announces the end of a job's time; in one process, any signal that stops the run."""

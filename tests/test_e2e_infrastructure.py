@@ -40,6 +40,7 @@ def statuses(folder: Path) -> Counter[str]:
     return Counter(trial.status for trial in trials(record(folder / "mlflow.db")))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("victim", "number"),
     [("raylet", signal.SIGKILL), ("raylet", signal.SIGTERM), ("gcs_server", signal.SIGKILL)],

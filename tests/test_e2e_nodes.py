@@ -116,6 +116,7 @@ def test_bad_nodes_cost_no_healthy_trial(nodes: Nodes, tmp_path: Path) -> None:
     assert "is excluded for 30 minutes: trials that failed there succeed on other nodes" in text
 
 
+@pytest.mark.long
 def test_a_node_with_another_version_of_phasefront_gets_no_trials(nodes: Nodes, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[1]
     for package in ("orchestrator", "jobs"):
@@ -140,6 +141,7 @@ def test_a_node_with_another_version_of_phasefront_gets_no_trials(nodes: Nodes, 
     assert "jobs/ridge/job.py" in text and "give all nodes and the driver the same one" in text
 
 
+@pytest.mark.long
 def test_only_nodes_with_the_accelerator_and_the_custom_resource_get_workers(nodes: Nodes, tmp_path: Path) -> None:
     """Accelerators that Ray is told of: there need not be one for the arithmetic."""
     folder = tmp_path / "where"
@@ -171,6 +173,7 @@ def test_only_nodes_with_the_accelerator_and_the_custom_resource_get_workers(nod
     assert len(where) <= 2, "a worker for each licence"
 
 
+@pytest.mark.long
 def test_a_cluster_without_a_node_is_waited_for_and_a_trial_that_loses_its_node_is_run_again(
     nodes: Nodes, tmp_path: Path
 ) -> None:
@@ -191,6 +194,7 @@ def test_a_cluster_without_a_node_is_waited_for_and_a_trial_that_loses_its_node_
     assert statuses(tmp_path) == {"FINISHED": 1}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_node_that_is_drained_saves_its_pack_which_goes_on_elsewhere(nodes: Nodes, tmp_path: Path) -> None:
     """Only the notice makes a checkpoint: the interval is longer than the run."""
@@ -257,6 +261,7 @@ def test_a_driver_whose_own_node_dies_ends_resumably(tmp_path: Path, monkeypatch
     assert "RUNNING" not in statuses(tmp_path)
 
 
+@pytest.mark.long
 def test_a_head_that_dies_just_after_a_worker_ends_the_run_resumably(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

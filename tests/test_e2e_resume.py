@@ -98,6 +98,7 @@ def test_three_kills_leave_the_record_of_an_undisturbed_run(
     assert_same_record(converged(folder), expected)
 
 
+@pytest.mark.long
 def test_a_stop_is_clean_and_the_same_command_resumes(
     undisturbed: tuple[dict[str, Run], float], tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def area_curve(folder: Path) -> list[tuple[int, float]]:
         ).fetchall()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kills", [2])
 def test_a_killed_search_resumes_and_study_and_record_agree(kills: int, folder: Path) -> None:
     landed = 0
@@ -149,6 +150,7 @@ def test_a_search_reuses_trials_of_a_grid(folder: Path) -> None:
     assert "were finished before" in text
 
 
+@pytest.mark.long
 def test_two_records_of_one_search_file_may_be_written_at_the_same_time(folder: Path) -> None:
     """The advice of a refused second driver: another experiment. Each search has a study of its own."""
     smaller = ("search.budget=30", "search.start=8", "search.batch=8", "fixed.wait=0.3")

@@ -123,6 +123,7 @@ def curves(folder: Path) -> dict[str, tuple[str, str, tuple[tuple[str, int, floa
     return found
 
 
+@pytest.mark.long
 def test_a_job_that_meets_everything_has_the_record_of_the_undisturbed_sweep(nodes: Slurm, tmp_path: Path) -> None:
     """Requeued twice, near its time limit once, and then one of its nodes is lost; another job beside it goes on.
 
@@ -175,6 +176,7 @@ def test_a_job_that_meets_everything_has_the_record_of_the_undisturbed_sweep(nod
     assert curves(folder) == curves(beside) == curves(undisturbed) and len(curves(folder)) == 12
 
 
+@pytest.mark.long
 def test_a_job_near_its_time_limit_is_requeued(nodes: Slurm, tmp_path: Path) -> None:
     folder = project(tmp_path, "limited")
     job = nodes.submit("--cpus-per-task=2", str(SCRIPT), "sweep.yaml", cwd=folder)
@@ -202,6 +204,7 @@ def test_a_cancelled_job_is_not_requeued_and_the_same_command_resumes(nodes: Slu
     assert finished(folder) == 12
 
 
+@pytest.mark.long
 def test_a_lost_node_is_done_without(nodes: Slurm, tmp_path: Path) -> None:
     folder = project(tmp_path, "lost")
     job = nodes.submit("--nodes=2", "--cpus-per-task=2", str(SCRIPT), "sweep.yaml", cwd=folder)
@@ -217,6 +220,7 @@ def test_a_lost_node_is_done_without(nodes: Slurm, tmp_path: Path) -> None:
         wait_for("the node", lambda: nodes.command("sinfo", "--noheader", "--format=%T %D") == "idle 2")
 
 
+@pytest.mark.long
 def test_a_lost_first_node_is_a_requeue(nodes: Slurm, tmp_path: Path) -> None:
     folder = project(tmp_path, "first")
     job = nodes.submit("--nodes=2", "--cpus-per-task=2", str(SCRIPT), "sweep.yaml", cwd=folder)
@@ -233,6 +237,7 @@ def test_a_lost_first_node_is_a_requeue(nodes: Slurm, tmp_path: Path) -> None:
     assert log(folder).count("starting Ray") == 2 and log(folder).count("the first node, n1, is lost") == 1
 
 
+@pytest.mark.long
 def test_a_head_that_ends_before_the_driver_reaches_it_is_not_a_mistake(nodes: Slurm, tmp_path: Path) -> None:
     folder = project(tmp_path, "beheaded")
     (folder / "open").touch()

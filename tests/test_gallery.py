@@ -112,6 +112,15 @@ PARTS: dict[int, list[list[str] | None]] = {
 }
 """Of each row: changes to its sweeps that leave enough for every finding, in seconds; None: the trials were recorded,
 because training them takes a minute or more."""
+LONG = (2, 6, 11, 13, 14, 15)
+"""Rows whose training and checks take half a minute or more together."""
+
+
+def marks(row: Row) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.long] if row.number in LONG else []
+
+
+EACH_ROW = [pytest.param(row, marks=marks(row), id=row.name) for row in ROWS]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +197,7 @@ def mislabelled(table: Any, keys: Sequence[str]) -> Any:
     return table
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", EACH_ROW)
 def test_a_row_is_as_reported(row: Row, results: Callable[[Row], list[Any]]) -> None:
     findings = list(row.check(results(row)))
     assert findings and row.off(findings) == []
@@ -198,12 +207,11 @@ def test_a_row_is_as_reported(row: Row, results: Callable[[Row], list[Any]]) -> 
 
 
 @pytest.mark.parametrize("change", [seedless, mislabelled])
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", EACH_ROW)
 def test_a_row_of_wrong_results_is_off(
     row: Row, change: Callable[[Any, Sequence[str]], Any], results: Callable[[Row], list[Any]]
 ) -> None:
-    findings = list(row.check([Altered(result, change) for result in results(row)]))
-    assert row.off(findings)
+    assert any(row.off([finding]) for finding in row.check([Altered(result, change) for result in results(row)]))
 
 
 ORIGINAL_RISK = equivalent.excess_risk
@@ -351,7 +359,7 @@ def memorised_when_generalised(curve: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("row", "module", "name", "wrong"),
-    [pytest.param(*m, id=f"{m[0].name}-{m[2]}-{k}") for k, m in enumerate(MUTATIONS)],
+    [pytest.param(*m, marks=marks(m[0]), id=f"{m[0].name}-{m[2]}-{k}") for k, m in enumerate(MUTATIONS)],
 )
 def test_a_wrong_formula_is_off(
     row: Row,
@@ -362,10 +370,15 @@ def test_a_wrong_formula_is_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, name, wrong)
-    findings = list(row.check(results(row)))
-    off = {finding.what for finding in row.off(findings)}
-    assert off and all(np.isfinite(finding.found) for finding in findings)
-    assert MUST_BE_OFF.get((row.number, name), set()) <= off
+    missing = set(MUST_BE_OFF.get((row.number, name), ()))
+    found_off = False
+    for finding in row.check(results(row)):
+        assert np.isfinite(finding.found)
+        found_off |= bool(off := row.off([finding]))
+        missing -= {finding.what for finding in off}
+        if found_off and not missing:
+            return  # the other findings take time and change nothing
+    pytest.fail(f"not off: {missing or 'no finding'}")
 
 
 def test_absorption_agrees_with_what_is_known_by_other_means() -> None:
@@ -717,7 +730,7 @@ def test_the_summary_counts_what_does_not_show() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "name"), [pytest.param(row, name, id=name) for row in ROWS for name in row.pictures or {}]
+    ("row", "name"), [pytest.param(row, name, marks=marks(row), id=name) for row in ROWS for name in row.pictures or {}]
 )
 def test_a_further_picture_has_what_is_found(
     row: Row, name: str, results: Callable[[Row], list[Any]], tmp_path: Path

@@ -18,6 +18,8 @@ pytestmark = [
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = ("perceptrons", "images", "quadratic", "embedding", "transformer", "ridge", "module")
+LONG = ("images", "transformer", "module")
+"""Of a minute each; `make gpu-dry` runs all of them."""
 FOUND = {
     "mixed": "mixed devices: tests/gpu_dry/faults.py",
     "read": "read in advance: tests/gpu_dry/faults.py",
@@ -35,7 +37,9 @@ def command(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in FAMILIES]
+)
 def test_no_pack_breaks_the_device_law(family: str) -> None:
     code, output = command("-k", family)
     assert code == 0, output

@@ -105,6 +105,7 @@ def bytes_in(folder: Path) -> int:
     return int(found.stdout.split()[0])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_whatever_a_trial_does_the_healthy_ones_finish(tmp_path: Path, ray_folder: Path) -> None:
     fails = {kind: BAD_REPORTS[kind] for kind in FEW} | FATAL

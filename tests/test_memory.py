@@ -42,7 +42,13 @@ def table(device: str) -> dict[str, tuple[float, int]]:
     "device",
     [
         "cpu",
-        pytest.param(NAME, marks=pytest.mark.skipif(not HAS_STAND_IN, reason="torch cannot register a stand-in")),
+        pytest.param(
+            NAME,
+            marks=[
+                pytest.mark.long,
+                pytest.mark.skipif(not HAS_STAND_IN, reason="torch cannot register a stand-in"),
+            ],
+        ),
     ],
 )
 def test_the_predicted_peak_memory_is_that_of_the_training_to_a_tenth(device: str) -> None:

@@ -114,6 +114,7 @@ def test_what_cannot_be_packed_is_named_with_its_line(folder: Path) -> None:
     assert re.search(rf"alone +all trials train one at a time: \S*my_models.py:{line}: vmap", text), text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_commands_of_the_page_run_as_they_are(folder: Path) -> None:

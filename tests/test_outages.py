@@ -477,6 +477,7 @@ def test_a_run_whose_record_stays_away_ends_resumably_and_resumes(tmp_path):
 # --- an MLflow server ---
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_mlflow_server_that_fails_is_slow_or_loses_answers_records_everything_once(tmp_path):
     said, trials = [], some_trials()

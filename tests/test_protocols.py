@@ -12,6 +12,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SEEDS = 24
 LEVEL = 0.002
 """Of each comparison. Of simulated shifts of one measure by 1.5 standard deviations, 69 of 80 are found."""
+LONG = ("nanda2023", "grokfast2024", "power2022")
+"""Of a minute or two."""
 CONTROLS = [(name, control) for name, protocol in PROTOCOLS.items() for control in protocol.controls]
 
 
@@ -32,7 +34,11 @@ def authors_measures(name: str, theirs: dict[str, np.ndarray]) -> np.ndarray:
     return theirs[name]
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.long] if name in LONG else []
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in PROTOCOLS])
 def test_the_job_learns_as_the_authors_training_does(name: str, theirs: dict[str, np.ndarray]) -> None:
     ours, other = of_the_job(PROTOCOLS[name].values, SEEDS), authors_measures(name, theirs)
     print(f"{name}: p = {chance(ours, other):.2g}", *described(ours, other), sep="\n")
@@ -40,7 +46,7 @@ def test_the_job_learns_as_the_authors_training_does(name: str, theirs: dict[str
     assert chance(ours, other) > LEVEL, "\n".join(described(ours, other))
 
 
-@pytest.mark.parametrize(("name", "control"), CONTROLS)
+@pytest.mark.parametrize(("name", "control"), [pytest.param(*control, marks=marks(control[0])) for control in CONTROLS])
 def test_a_protocol_that_differs_in_one_thing_is_told_from_the_authors(
     name: str, control: str, theirs: dict[str, np.ndarray]
 ) -> None:

@@ -107,6 +107,7 @@ def test_the_page_has_files_commands_and_what_they_print() -> None:
     assert kinds.count("sh") >= 10 and kinds.count("text") >= 9
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_tutorials_commands_print_what_the_page_says(tmp_path: Path) -> None:
