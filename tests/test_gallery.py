@@ -716,6 +716,8 @@ def test_the_gallery_lists_what_is_not_decided_and_nothing_that_is() -> None:
     }
     assert listed == rows and all(first != second for first, second in rows.values())
     for _, name, limit, found, *_ in table(UNSURE):
+        if "on another processor" in found:
+            continue  # which had this verdict
         if bounds := re.search(r"\[(.+), (.+)\]", found):
             low, high = map(float, bounds.groups())
             assert min(abs(low - float(limit)), abs(high - float(limit))) <= 0.1 * (high - low), name

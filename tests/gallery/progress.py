@@ -107,6 +107,7 @@ ROW = Row(
     either={
         "memorised is reached": SHOWS,  # in 59 of 60 trials
         "decay 1: step, gini above circuit": UNDECIDED,
+        "decay 2: step, circuit below generalised": SHOWS,  # on another processor
     },
     least={"memorised is reached": LEAST},
 )
