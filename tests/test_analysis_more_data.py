@@ -2,6 +2,7 @@
 
 import math
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ def errors(random: np.random.Generator, mean: np.ndarray, replicates: int, *, sh
     return mean + level + 0.01 * random.standard_normal((replicates, len(mean)))
 
 
+@hypothesis.settings(max_examples=25)  # of a second each
 @given(SEEDS, st.integers(2, 8), st.integers(1, 4))
 def test_tests_agree_with_scipy_and_statsmodels(seed: int, replicates: int, settings: int) -> None:
     random = np.random.default_rng(seed)
