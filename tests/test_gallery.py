@@ -243,7 +243,6 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (model_wise.ROW, model_wise, "ratio", lambda what, ratios: ORIGINAL_RATIO(what, 1 / ratios)),
     (model_wise.ROW, model_wise, "humps", lambda curves: ORIGINAL_HUMPS(monotonic(curves, "cummax"))),
     (model_wise.ROW, model_wise, "humps", lambda curves: ORIGINAL_HUMPS(monotonic(curves, "cummin"))),
-    (model_wise.ROW, model_wise, "learning", lambda trials: trials.embedding.unique()),
     (model_wise.ROW, model_wise, "exponent", lambda *of: mirrored(*ORIGINAL_EXPONENT(*of))),
     (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "examples": a + t - 1}),
     (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "steps": a + t - 1}),
