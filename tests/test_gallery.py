@@ -243,7 +243,7 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (model_wise.ROW, model_wise, "ratio", lambda what, ratios: ORIGINAL_RATIO(what, 1 / ratios)),
     (model_wise.ROW, model_wise, "humps", lambda curves: ORIGINAL_HUMPS(monotonic(curves, "cummax"))),
     (model_wise.ROW, model_wise, "humps", lambda curves: ORIGINAL_HUMPS(monotonic(curves, "cummin"))),
-    (model_wise.ROW, model_wise, "exponent", lambda *of: mirrored(*ORIGINAL_EXPONENT(*of))),
+    (model_wise.ROW, model_wise, "exponent", lambda trials, *of: ORIGINAL_EXPONENT(times(trials, *of), *of)),
     (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "examples": a + t - 1}),
     (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "steps": a + t - 1}),
     (scaling.ROW, scaling, "exponents", lambda a, t: {**ORIGINAL_EXPONENTS(a, t), "optimum": 0.5}),
@@ -309,6 +309,7 @@ MUTATIONS: list[tuple[Row, Any, str, Any]] = [
     (generations.ROW, generations, "expected", lambda *which: ORIGINAL_GENERATIONS(which[0], "repeated", which[2])),
 ]
 MUST_BE_OFF = {
+    (4, "exponent"): {"boundary: exponent of generalisation in the embedding size"},
     (6, "optima"): {"C 3e+06: best parameters of the network / those predicted by optima to 1e+06"},
     (9, "pooled"): set(chain.EITHER),
     (11, "by_dimension"): {"digits, d 8: n of one half over that of Gaussian points"},
@@ -344,6 +345,11 @@ def exchanged(trials: Any, name: str, one: Any, other: Any) -> Any:
 def monotonic(curves: Any, extremum: str) -> Any:
     """The test loss never falls again (cummax), or never rises (cummin)."""
     return curves.assign(test_loss=getattr(curves.groupby("replicate").test_loss, extremum)())
+
+
+def times(trials: Any, axis: str, step: str) -> Any:
+    """Steps in units of the axis: an exponent that is larger by 1."""
+    return trials.assign(**{name: trials[name] * trials[axis] for name in (step, f"{step}_after", "steps")})
 
 
 def mirrored(found: float, low: float, high: float) -> tuple[float, float, float]:
